@@ -1,0 +1,75 @@
+"""Every error a user can cause. Each says what was wanted, what came, where, and what to do.
+
+    ActstoreError
+    ├── SpecError            a value or key of a spec that cannot be used
+    │   └── SiteError        a site that does not exist, or has no vector per token
+    ├── ModelError           the model cannot be loaded or hooked
+    ├── CorpusError          the corpus cannot be read
+    ├── NumericsError        values that the storage dtype cannot hold
+    └── StoreError           something about a store
+        ├── NotAStoreError       there is no store at the URL
+        ├── FormatVersionError   the store is of a newer format
+        ├── UnfinishedError      a harvest that has not ended
+        ├── ExistsError          the output is already there
+        ├── ObjectError          an object that is missing
+        │   └── CorruptError     an object whose bytes are not those recorded
+        └── StorageError         the medium refuses: disk full, no permission, no network
+"""
+
+from __future__ import annotations
+
+
+class ActstoreError(Exception):
+    """The base: its message is for the user, and a command line prints it without a traceback."""
+
+
+class SpecError(ActstoreError):
+    """A value or key of a spec that cannot be used."""
+
+
+class SiteError(SpecError):
+    """A site that does not exist, or that has no single vector per token."""
+
+
+class ModelError(ActstoreError):
+    """The model cannot be loaded or hooked."""
+
+
+class CorpusError(ActstoreError):
+    """The corpus cannot be read."""
+
+
+class NumericsError(ActstoreError):
+    """Values that the storage dtype cannot hold."""
+
+
+class StoreError(ActstoreError):
+    """Something about a store."""
+
+
+class NotAStoreError(StoreError):
+    """There is no store at the URL."""
+
+
+class FormatVersionError(StoreError):
+    """The store is of a format this version does not know."""
+
+
+class UnfinishedError(StoreError):
+    """The harvest has not ended."""
+
+
+class ExistsError(StoreError):
+    """The output is already there."""
+
+
+class ObjectError(StoreError):
+    """An object of the store is missing."""
+
+
+class CorruptError(ObjectError):
+    """An object whose bytes are not those recorded."""
+
+
+class StorageError(StoreError):
+    """The medium refuses: disk full, no permission, no network."""

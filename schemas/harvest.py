@@ -1,0 +1,87 @@
+"""What to harvest, and the plan that every worker of one harvest shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Schema
+from schemas.source import CorpusSource, ModelSource, Site, StorageDtype
+
+Codec = Literal["lz4", "zstd", "raw"]
+
+
+class HarvestSpec(Schema):
+    """One harvest, as the user asked for it. Two harvests of equal specs give the same bytes on the same numerics."""
+
+    model: ModelSource
+    corpus: CorpusSource
+    sites: tuple[str, ...] = Field(min_length=1, description="hook names; `*` and `{0..5}` are patterns")
+    tokens: int = Field(gt=0, description="token positions to run (sequences = tokens / context, rounded up)")
+    context: int = Field(default=128, gt=0, description="tokens per sequence")
+    pack: bool = Field(default=True, description="fill contexts from consecutive documents, else one document each")
+    prepend_bos: bool | None = Field(default=None, description="None: as the model's tokenizer does")
+    batch: int = Field(default=32, gt=0, description="sequences per forward pass")
+    dtype: StorageDtype = "bfloat16"
+    codec: Codec = "lz4"
+    seed: int = Field(default=0, ge=0)
+    memory: int = Field(default=4 << 30, gt=0, description="bytes that units in flight may take")
+    unit_sequences: int | None = Field(default=None, gt=0, description="overrides the planned unit size")
+    chunk_rows: int | None = Field(default=None, gt=0, description="overrides the planned chunk size")
+
+
+class Layout(Schema):
+    """How rows fall into units, chunks and objects. Row id = unit * capacity + slot."""
+
+    context: int = Field(gt=0)
+    n_sequences: int = Field(gt=0, description="planned; a corpus that ends early leaves the last units absent")
+    unit_sequences: int = Field(gt=0, description="sequences per unit (S)")
+    capacity: int = Field(gt=0, description="row slots per unit: S * context rounded up to whole chunks")
+    chunk_rows: int = Field(gt=0)
+    n_units: int = Field(gt=0)
+
+    @property
+    def n_slots(self) -> int:
+        return self.n_units * self.capacity
+
+    @property
+    def unit_chunks(self) -> int:
+        return self.capacity // self.chunk_rows
+
+
+class ModelInfo(Schema):
+    """What was actually loaded."""
+
+    architecture: str
+    n_layers: int
+    d_model: int
+    vocabulary: int
+    weights_digest: str = Field(description="blake3 over parameter names and values, or of the module given")
+    tokenizer_digest: str | None = None
+    bos_token: int | None = None
+    special_tokens: tuple[int, ...] = ()
+    processed: Literal[False] = Field(default=False, description="TransformerLens' unprocessed activations")
+
+
+class Numerics(Schema):
+    """What must agree between workers for a unit done twice to be the same bytes."""
+
+    device: str
+    torch: str
+    dtype: str
+    batch: int
+    threads: int
+
+
+class Plan(Schema):
+    """`plan.json`, written first with a conditional create: what a resume or a second worker joins."""
+
+    format: Literal["actstore"] = "actstore"
+    format_version: int
+    spec: HarvestSpec
+    sites: tuple[Site, ...]
+    layout: Layout
+    model: ModelInfo
+    corpus_digest: str | None = Field(default=None, description="what identifies the corpus' contents, if known")
+    numerics: Numerics

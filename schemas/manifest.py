@@ -1,0 +1,102 @@
+"""The records of a store: blocks, units, norm statistics, manifest. `actstore/FORMAT.md` is the normative text."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from schemas.base import Schema
+from schemas.harvest import HarvestSpec, Layout, ModelInfo, Numerics
+from schemas.source import Site
+
+FORMAT_VERSION = 1
+HELD_OUT_EVERY = 20
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+Stratum = Literal["special", "rest"]
+
+
+class ObjectRecord(Schema):
+    """One object of the store: its size and the blake3 digest of its bytes (hex, 256 bit)."""
+
+    bytes: int = Field(ge=0)
+    digest: str
+
+
+class BlockRecord(Schema):
+    """`blocks/00042.json`: the token block of one unit, and where in the corpus the next one starts."""
+
+    unit: int = Field(ge=0)
+    n_sequences: int = Field(ge=0)
+    n_tokens: int = Field(ge=0, description="token positions that are not padding")
+    tokens: ObjectRecord
+    cursor: dict[str, Any] = Field(description="the corpus' own position where the next block starts")
+    last: bool = Field(description="the corpus or the budget ends with this block")
+    skipped_documents: int = Field(default=0, ge=0)
+
+
+class UnitRecord(Schema):
+    """`units/00042.json`: its presence is the commit of the unit."""
+
+    unit: int = Field(ge=0)
+    n_sequences: int = Field(ge=0)
+    n_rows: int = Field(ge=0, description="valid rows; they come first")
+    objects: dict[str, ObjectRecord] = Field(description="by key relative to the store")
+    batch: int | None = Field(default=None, description="sequences per forward where it had to be halved")
+
+
+class StratumNorms(Schema):
+    """Norm statistics of one site over one stratum of the training rows."""
+
+    count: int
+    non_finite: int = Field(description="rows with a NaN or an infinity; they are in no other figure")
+    mean_norm: float
+    mean_sq_norm: float
+    max_norm: float
+    quantiles: tuple[float, ...] = Field(description="of the norm, at QUANTILES, from fixed log bins")
+    outliers: int = Field(default=0, description="rows whose norm is above 10 times the median")
+
+
+class NormStats(Schema):
+    """Norm statistics of one site: all training rows, and its two strata."""
+
+    site: str
+    d: int
+    all: StratumNorms
+    special: StratumNorms = Field(description="position 0 and special tokens")
+    rest: StratumNorms
+
+
+class Generation(Schema):
+    """One plan and the units harvested under it. `extend` adds a generation."""
+
+    plan: str = Field(description="key of the plan")
+    units: str = Field(description="key prefix of the unit records")
+    sites: tuple[Site, ...]
+    n_units: int
+    n_sequences: int
+    n_rows: int
+    plan_digest: str
+    units_digest: str = Field(description="blake3 over the unit records' bytes in unit order")
+
+
+class StoreManifest(Schema):
+    """`manifest.json`: absent while harvesting; a store without it is unfinished."""
+
+    format: Literal["actstore"] = "actstore"
+    format_version: int = FORMAT_VERSION
+    content_id: str
+    parent: str | None = None
+    spec: HarvestSpec
+    sites: tuple[Site, ...]
+    layout: Layout
+    model: ModelInfo
+    numerics: Numerics
+    generations: tuple[Generation, ...]
+    n_units: int
+    n_sequences: int
+    n_rows: int = Field(description="valid rows per site, training and held out")
+    n_train_rows: int
+    n_bytes: int = Field(description="stored bytes of all units' objects")
+    norms: tuple[NormStats, ...]
+    files: dict[str, ObjectRecord] = Field(description="columns, merged statistics, tokenizer: everything else")
