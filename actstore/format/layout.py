@@ -81,10 +81,35 @@ def key64(*parts: int) -> np.uint64:
 
 
 def permutation(n: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of range(n) that depends on `key` only (and on no library's random generator)."""
+    """A permutation of range(n) that depends on `key` only, and on no library's random generator.
+
+    Indices are sorted by a 64-bit draw each, whose low bits are replaced by the index itself: no ties, one sort.
+    """
+    index = np.arange(n, dtype=np.uint64)
+    low = np.uint64((1 << max(1, (n - 1).bit_length())) - 1)
     with np.errstate(over="ignore"):
-        draws = mix64(np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key64(*key))
-    return np.argsort(draws, kind="stable")
+        draws = mix64(index * np.uint64(0x9E3779B97F4A7C15) + key64(*key))
+    return (np.sort((draws & ~low) | index) & low).astype(np.int64)
+
+
+def bijection(index: NDArray[np.int64], n: int, *key: int) -> NDArray[np.int64]:
+    """The images of some indices under a keyed bijection of range(n), without materialising it.
+
+    A balanced Feistel network of 6 rounds over the next even power of two, walked until it lands below n.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    rounds = [key64(*key, i) for i in range(6)]
+    x = index.astype(np.uint64)
+    todo = np.ones(len(x), bool)
+    while todo.any():
+        left, right = x[todo] >> half, x[todo] & mask
+        with np.errstate(over="ignore"):
+            for k in rounds:
+                left, right = right, left ^ (mix64(right + k) & mask)
+        x[todo] = (left << half) | right
+        todo[todo] = x[todo] >= n
+    return x.astype(np.int64)
 
 
 UNIT_STAGE = 1

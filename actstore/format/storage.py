@@ -1,0 +1,236 @@
+"""One place for bytes: any fsspec URL, its credentials, and the two ways to commit.
+
+`put` replaces an object as a whole; `create` makes it only where none is, atomically (S3: `If-None-Match`; locally: a
+temporary file, fsync and `os.link`, since fsspec's local `mode="create"` checks first and opens later). A reader never
+sees half an object. Nothing else in the project knows what kind of place a store lies in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from actstore.errors import ObjectError, StorageError
+
+Buffers = bytes | Sequence[bytes | memoryview]
+TEMPORARY = ".tmp-"
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again, it goes on where it stopped",
+    errno.EDQUOT: "the quota is used up: free some space and run the same command again, it goes on where it stopped",
+    errno.EACCES: "permission denied: check who may write there",
+    errno.EPERM: "not permitted there",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file system or a limit forbids files of that size",
+}
+
+
+class Storage:
+    """The objects under one URL. Keys are relative, with `/`. Safe to use from several threads."""
+
+    def __init__(self, url: str | os.PathLike[str], options: dict[str, Any] | None = None) -> None:
+        self.url = str(url).rstrip("/") or "/"
+        self.options = dict(options or {})
+        with self._guard(""):
+            self._fs, root = url_to_fs(self.url, **self._filesystem_options())
+        self._root = root.rstrip("/")
+        self.local: Path | None = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def child(self, key: str) -> Storage:
+        """The storage one folder down."""
+        return Storage(f"{self.url}/{key}", self.options)
+
+    def read(self, key: str) -> bytes:
+        """The whole object. Raises ObjectError where there is none."""
+        with self._guard(key):
+            if self.local is not None:
+                return (self.local / key).read_bytes()
+            data: bytes = self._fs.cat_file(self._path(key))
+            return data
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Several (offset, length) ranges of one object; a negative offset counts from its end."""
+        with self._guard(key):
+            if self.local is not None:
+                return _local_ranges(self.local / key, ranges)
+            path = self._path(key)
+            starts = [offset for offset, _ in ranges]
+            ends = [None if offset < 0 and offset + n == 0 else offset + n for offset, n in ranges]
+            parts: list[bytes] = self._fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
+            return parts
+
+    def size(self, key: str) -> int:
+        with self._guard(key):
+            return int(self._fs.size(self._path(key)))
+
+    def exists(self, key: str) -> bool:
+        with self._guard(key):
+            return bool(self._fs.isfile(self._path(key)))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys of all objects under a folder, sorted; temporary files are not objects."""
+        with self._guard(prefix):
+            try:
+                found = self._fs.find(self._path(prefix))
+            except FileNotFoundError:
+                return []
+            keys = (path[len(self._root) :].lstrip("/") for path in found)
+            return sorted(key for key in keys if not key.rsplit("/", 1)[-1].startswith(TEMPORARY))
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders directly below."""
+        with self._guard(""):
+            try:
+                entries = self._fs.ls(self._root, detail=True)
+            except FileNotFoundError:
+                return ()
+            return tuple(sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory"))
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies under the URL."""
+        if self.local is not None:
+            return not self.local.exists() or (self.local.is_dir() and not any(self.local.iterdir()))
+        return not self.list()
+
+    def put(self, key: str, data: Buffers) -> None:
+        """Write or replace an object as a whole."""
+        with self._guard(key):
+            if self.local is None:
+                self._fs.pipe_file(self._path(key), _joined(data))
+                return
+            with _temporary(self.local / key, data) as temporary:
+                temporary.replace(self.local / key)
+
+    def create(self, key: str, data: Buffers) -> bool:
+        """Write an object only if there is none of that key; False where there is one already."""
+        with self._guard(key):
+            if self.local is None:
+                return self._create_remote(self._path(key), _joined(data))
+            with _temporary(self.local / key, data) as temporary:
+                try:
+                    os.link(temporary, self.local / key)
+                except FileExistsError:
+                    return False
+            _sync_folder((self.local / key).parent)
+            return True
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+        with self._guard(key), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(key))
+
+    def zarr_store(self) -> Any:
+        """A zarr-python store over the same place, for everything cold."""
+        import zarr.storage
+
+        import actstore.format.zarr_bfloat16  # noqa: F401 (registers the data type)
+
+        if self.local is not None:
+            return zarr.storage.LocalStore(self.local)
+        return zarr.storage.FsspecStore.from_url(self.url, storage_options=self._filesystem_options())
+
+    def _create_remote(self, path: str, data: bytes) -> bool:
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if _is_precondition(error):
+                return False
+            raise
+        return True
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/") if key else self._root
+
+    def _filesystem_options(self) -> dict[str, Any]:
+        if self.url.startswith(("s3://", "s3a://")):
+            return {"use_listings_cache": False, **self.options}
+        return self.options
+
+    @contextlib.contextmanager
+    def _guard(self, key: str) -> Iterator[None]:
+        where = f"{self.url}/{key}".rstrip("/")
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise ObjectError(f"{where}: there is no such object") from error
+        except (ValueError, ImportError) as error:
+            if isinstance(error, ValueError) and "rotocol" not in str(error):
+                raise
+            raise StorageError(f"{where}: not a URL that can be opened: {error}") from error
+        except OSError as error:
+            advice = _ADVICE.get(error.errno or 0, "check the path, the network and the credentials")
+            raise StorageError(f"{where}: {error.strerror or error}; {advice}") from error
+        except Exception as error:
+            if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
+                raise StorageError(f"{where}: {error}; check the endpoint and the credentials") from error
+            raise
+
+
+def known_protocols() -> list[str]:
+    """Protocols of the URLs that fsspec can open."""
+    return sorted(fsspec.available_protocols())
+
+
+def _local_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        return [os.pread(fd, n, offset if offset >= 0 else max(0, size + offset)) for offset, n in ranges]
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: Buffers) -> Iterator[Path]:
+    """A synced file beside `path`; it is gone afterwards, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            for part in [data] if isinstance(data, bytes) else data:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _joined(data: Buffers) -> bytes:
+    return data if isinstance(data, bytes) else b"".join(data)
+
+
+def _is_precondition(error: BaseException) -> bool:
+    """s3fs reports a lost conditional PUT as OSError(EINVAL) around the service's answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict) and response.get("Error", {}).get("Code") in {
+            "PreconditionFailed",
+            "ConditionalRequestConflict",
+        }:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,64 @@
+"""Patterns over hook names: `*` stands for anything between two dots, `{0..5}` and `{1,3}` for alternatives."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from actstore.errors import SiteError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def match_sites(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The names that the patterns mean: in the order of the patterns, and by layer within one; none twice.
+
+    Raises:
+        SiteError: a pattern that no name matches; the message has the nearest names that exist.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        for plain in _expand(pattern):
+            found = _matches(plain, names)
+            if not found:
+                raise SiteError(_unknown(plain, names))
+            chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def by_layer(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that counts: `blocks.2` comes before `blocks.10`."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern] if pattern in names else []
+    expression = re.compile("[^.]*".join(re.escape(part) for part in pattern.split("*")))
+    return sorted((name for name in names if expression.fullmatch(name)), key=by_layer)
+
+
+def _expand(pattern: str) -> list[str]:
+    """`{0..2}` and `{a,b}` written out, from left to right."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    body = found.group(1)
+    span = _RANGE.fullmatch(body)
+    if span:
+        first, last = int(span.group(1)), int(span.group(2))
+        options = [str(i) for i in range(first, last + 1)]
+    else:
+        options = [part.strip() for part in body.split(",")]
+    if not options or not all(options):
+        raise SiteError(f"site pattern {pattern!r}: {{{body}}} is empty; write {{0..5}} or {{1,3}}")
+    head, tail = pattern[: found.start()], pattern[found.end() :]
+    return [full for option in options for full in _expand(head + option + tail)]
+
+
+def _unknown(pattern: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(pattern.replace("*", "0"), names, n=4, cutoff=0.5) or list(names)[:4]
+    what = "no site matches" if "*" in pattern else "there is no site"
+    return f"{what} {pattern!r}; the nearest names are {', '.join(near)} (`*` and {{0..5}} are patterns)"

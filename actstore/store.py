@@ -1,0 +1,299 @@
+"""A finished store, open for reading: its manifest, norms, rows by id, provenance, and streams.
+
+Opening reads the manifest and the rows column only, whatever the number of units. This module loads neither torch
+nor zarr; `stream` and `tokenizer` load what they need.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
+
+from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, SiteError, UnfinishedError
+from actstore.format import layout as at
+from actstore.format.dtypes import Int8Rows, decode_int8, numpy_dtype, to_float32
+from actstore.format.shard import ABSENT, ShardCodec, ShardIndex, decode_plain
+from actstore.format.storage import Storage
+from schemas.harvest import Layout
+from schemas.manifest import FORMAT_VERSION, NormStats, StoreManifest, UnitRecord
+from schemas.source import Site
+
+if TYPE_CHECKING:
+    from actstore.harvesting.norms import UnitStats
+    from actstore.stream.batches import Stream
+    from schemas.stream import StreamSpec
+
+Rows = NDArray[np.int64]
+
+
+class Provenance(NamedTuple):
+    """Where rows come from: global sequence number, position in it, token id; int64 [n] each."""
+
+    sequence: Rows
+    position: Rows
+    token: Rows
+
+
+def open(url: str | Path, options: dict[str, Any] | None = None) -> Store:  # noqa: A001 (the field's word for it)
+    """Open a finished store at any fsspec URL; `options` go to the file system.
+
+    Raises NotAStoreError, UnfinishedError (a harvest that has not ended), FormatVersionError (written by a newer
+    actstore) or CorruptError.
+    """
+    storage = Storage(str(url), options)
+    return Store(storage, read_manifest(storage))
+
+
+def read_manifest(storage: Storage) -> StoreManifest:
+    """The manifest, or the error that says why there is none."""
+    try:
+        data = storage.read(at.MANIFEST)
+    except ObjectError:
+        if storage.exists(at.PLAN):
+            raise UnfinishedError(
+                f"{storage.url}: this harvest has not ended; run the same `actstore harvest` again, it goes on"
+            ) from None
+        raise NotAStoreError(
+            f"{storage.url}: wanted a store, but there is no {at.MANIFEST}; check the URL (`actstore ls` lists stores)"
+        ) from None
+    return parse_manifest(data, storage.url)
+
+
+def parse_manifest(data: bytes, url: str) -> StoreManifest:
+    """Check format and version before anything else, so that a newer store gives the right error."""
+    import json
+
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"{url}/{at.MANIFEST}: not valid JSON: {error}") from error
+    if not isinstance(raw, dict) or raw.get("format") != "actstore":
+        raise NotAStoreError(f"{url}: its {at.MANIFEST} is not one of actstore's")
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{url}: format version {version}, this actstore reads {FORMAT_VERSION}; upgrade actstore to read it"
+        )
+    try:
+        return StoreManifest.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptError(f"{url}/{at.MANIFEST}: not a valid manifest: {error}") from error
+
+
+class Store:
+    """A finished store. Row id = unit * capacity + slot; the same id is the same token at every site."""
+
+    def __init__(self, storage: Storage, manifest: StoreManifest) -> None:
+        self.storage = storage
+        self.manifest = manifest
+        self.layout: Layout = manifest.layout
+        self.sites: tuple[str, ...] = tuple(site.name for site in manifest.sites)
+        self.norms: dict[str, NormStats] = {norms.site: norms for norms in manifest.norms}
+        self._by_name = {site.name: site for site in manifest.sites}
+        self._indexes: dict[tuple[str, int], ShardIndex] = {}
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return f"Store({self.url!r}, {len(self.sites)} sites, {m.n_rows:,} rows, {m.spec.dtype})"
+
+    @property
+    def url(self) -> str:
+        return self.storage.url
+
+    def site(self, name: str) -> Site:
+        """A site by name. Raises SiteError with the sites there are."""
+        if name not in self._by_name:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.sites, 3, 0.5) or list(self.sites[:3])
+            raise SiteError(f"{self.url}: no site {name!r} in this store; the nearest are {', '.join(near)}")
+        return self._by_name[name]
+
+    @cached_property
+    def unit_rows(self) -> NDArray[np.int32]:
+        """Valid rows of each unit, int32 [n_units]; they are its first slots."""
+        n = self.manifest.n_units
+        key = at.chunk_key("columns/rows", 0)
+        return decode_plain(self.storage.read(key), (n,), np.int32, f"{self.url}/{key}")
+
+    def units(self, split: str | None = None) -> list[int]:
+        """Units of a split ("train", "held_out"), or all of them."""
+        every = range(self.manifest.n_units)
+        return [unit for unit in every if split is None or at.held_out(unit) == (split == "held_out")]
+
+    def rows(self, split: str | None = None) -> Rows:
+        """Ids of all valid rows of a split, in store order: int64 [n]."""
+        counts, capacity = self.unit_rows, self.layout.capacity
+        parts = [np.arange(counts[unit], dtype=np.int64) + unit * capacity for unit in self.units(split)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def codec(self, site: str) -> ShardCodec:
+        """How a site's rows are stored."""
+        spec = self.manifest.spec
+        return ShardCodec(
+            spec.codec, numpy_dtype(spec.dtype), self.layout.chunk_rows, self.site(site).d, self.layout.unit_chunks
+        )
+
+    def record(self, unit: int) -> UnitRecord:
+        """A unit's commit record: its objects, their sizes and digests."""
+        return UnitRecord.model_validate_json(self.storage.read(at.unit_key(unit)))
+
+    def index(self, site: str, unit: int) -> ShardIndex:
+        """Where the chunks of a unit lie in its shard; read once."""
+        if (site, unit) not in self._indexes:
+            key, codec = at.chunk_key(at.acts_key(site), unit, 0), self.codec(site)
+            raw = self.storage.read_ranges(key, [(-codec.index_bytes, codec.index_bytes)])[0]
+            try:
+                self._indexes[site, unit] = codec.read_index(raw)
+            except CorruptError as error:
+                raise CorruptError(f"{self.url}/{key}: {error}; `actstore verify` lists every bad object") from error
+        return self._indexes[site, unit]
+
+    def read(self, site: str, rows: ArrayLike) -> NDArray[np.float32]:
+        """Activations of a site, float32 [n, d], in the order of `rows` (ids; invalid ones raise IndexError)."""
+        ids = self._checked(rows)
+        out = np.empty((len(ids), self.site(site).d), np.float32)
+        for unit, where in self._by_unit(ids):
+            slots = ids[where] - unit * self.layout.capacity
+            values = self._read_slots(site, unit, slots)
+            out[where] = self._widen(site, unit, slots, values)
+        return out
+
+    def read_unit(self, site: str, unit: int) -> NDArray[np.float32]:
+        """All valid rows of a unit in slot order, float32 [n_rows, d]."""
+        return self.read(site, np.arange(self.unit_rows[unit]) + unit * self.layout.capacity)
+
+    def read_norms(self, site: str, rows: ArrayLike) -> NDArray[np.float32]:
+        """L2 norms of stored rows, float32 [n], without decoding activations."""
+        self.site(site)
+        ids = self._checked(rows)
+        out = np.empty(len(ids), np.float32)
+        for unit, where in self._by_unit(ids):
+            key = at.chunk_key(at.norm_key(site), unit)
+            out[where] = self._plain(key, (self.layout.capacity,), np.float32)[ids[where] % self.layout.capacity]
+        return out
+
+    def provenance(self, rows: ArrayLike) -> Provenance:
+        """(sequence, position, token) of rows, the same for every site."""
+        ids = self._checked(rows)
+        pairs = np.empty((len(ids), 2), np.int64)
+        tokens = np.empty(len(ids), np.int64)
+        size = self.layout.unit_sequences
+        for unit, where in self._by_unit(ids):
+            key = at.chunk_key("rows", unit, 0)
+            here = self._plain(key, (self.layout.capacity, 2), np.int32)[ids[where] % self.layout.capacity]
+            pairs[where] = here
+            tokens[where] = self._block(unit)[here[:, 0] - unit * size, here[:, 1]]
+        return Provenance(pairs[:, 0], pairs[:, 1], tokens)
+
+    def tokens(self, sequences: ArrayLike) -> NDArray[np.int32]:
+        """Token ids of sequences, int32 [n, context]; -1 is padding."""
+        ids = np.asarray(sequences, np.int64)
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.manifest.n_sequences):
+            raise IndexError(f"sequences {ids.min()}..{ids.max()}: the store has 0..{self.manifest.n_sequences - 1}")
+        out = np.empty((len(ids), self.layout.context), np.int32)
+        units = ids // self.layout.unit_sequences
+        for unit in np.unique(units):
+            where = units == unit
+            out[where] = self._block(int(unit))[ids[where] % self.layout.unit_sequences]
+        return out
+
+    @cached_property
+    def statistics(self) -> UnitStats:
+        """The merged statistics over training units, vectors and histograms included."""
+        from actstore.harvesting.norms import UnitStats
+
+        data = self.storage.read(at.MERGED_STATS)
+        return UnitStats.from_bytes(self.manifest.sites, data, f"{self.url}/{at.MERGED_STATS}")
+
+    def mean(self, site: str) -> NDArray[np.float64]:
+        """Mean activation over training rows, float64 [d]."""
+        return self.statistics.sites[self.site(site).name].moments()[1]
+
+    def variance(self, site: str) -> NDArray[np.float64]:
+        """Variance of each channel over training rows, float64 [d]."""
+        return self.statistics.sites[self.site(site).name].moments()[2]
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer as kept in the store (transformers), or None where none was kept."""
+        from transformers import AutoTokenizer
+
+        keys = self.storage.list("tokenizer")
+        if not keys:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            for key in keys:
+                (Path(folder) / key.rsplit("/", 1)[1]).write_bytes(self.storage.read(key))
+            return AutoTokenizer.from_pretrained(folder)
+
+    def stream(self, spec: StreamSpec | None = None, **runtime: Any) -> Stream:
+        """Shuffled batches of training rows (held-out ones on request); `runtime`: device, threads, rank, world."""
+        from actstore.stream.batches import Stream
+        from schemas.stream import StreamSpec
+
+        return Stream(self, spec or StreamSpec(), **runtime)
+
+    def int8_parts(self, site: str, unit: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """A unit's row scales [capacity] and channel mean and step [2, d], of an int8 store."""
+        scale = self._plain(at.chunk_key(at.scale_key(site), unit), (self.layout.capacity,), np.float16)
+        step = self._plain(at.chunk_key(at.step_key(site), unit, 0, 0), (1, 2, self.site(site).d), np.float32)
+        return scale, step[0]
+
+    def _checked(self, rows: ArrayLike) -> Rows:
+        ids = np.asarray(rows, np.int64).reshape(-1)
+        if len(ids) == 0:
+            return ids
+        units = at.unit_of(ids, self.layout)
+        bad = (ids < 0) | (units >= self.manifest.n_units)
+        bad |= ids % self.layout.capacity >= self.unit_rows[np.where(bad, 0, units)]
+        if bad.any():
+            raise IndexError(f"{self.url}: row {ids[bad][0]} does not exist; `store.rows()` gives the ids there are")
+        return ids
+
+    def _by_unit(self, ids: Rows) -> Iterator[tuple[int, Rows]]:
+        units = at.unit_of(ids, self.layout)
+        for unit in np.unique(units):
+            yield int(unit), np.flatnonzero(units == unit)
+
+    def _read_slots(self, site: str, unit: int, slots: Rows) -> NDArray[Any]:
+        codec, index = self.codec(site), self.index(site, unit)
+        chunks = slots // codec.chunk_rows
+        wanted = np.unique(chunks)
+        key = at.chunk_key(at.acts_key(site), unit, 0)
+        if (index.offset[wanted] == ABSENT).any():
+            raise CorruptError(f"{self.url}/{key}: a chunk with valid rows is absent")
+        ranges = [(int(index.offset[c]), int(index.length[c])) for c in wanted]
+        decoded = np.empty((codec.chunk_rows, codec.d), codec.dtype)
+        out = np.empty((len(slots), codec.d), codec.dtype)
+        for chunk, raw in zip(wanted, self._ranges(key, ranges), strict=True):
+            try:
+                codec.decode_chunk(raw, decoded)
+            except CorruptError as error:
+                raise CorruptError(f"{self.url}/{key}: unit {unit}, site {site}, chunk {chunk}: {error}") from error
+            here = chunks == chunk
+            out[here] = decoded[slots[here] % codec.chunk_rows]
+        return out
+
+    def _ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        for start in range(0, len(ranges), 16):
+            yield from self.storage.read_ranges(key, ranges[start : start + 16])
+
+    def _widen(self, site: str, unit: int, slots: Rows, values: NDArray[Any]) -> NDArray[np.float32]:
+        if values.dtype != np.int8:
+            return to_float32(values)
+        scale, step = self.int8_parts(site, unit)
+        return decode_int8(Int8Rows(values, scale[slots], step))
+
+    def _block(self, unit: int) -> NDArray[np.int32]:
+        shape = (self.layout.unit_sequences, self.layout.context)
+        return self._plain(at.chunk_key("tokens", unit, 0), shape, np.int32)
+
+    def _plain(self, key: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        return decode_plain(self.storage.read(key), shape, dtype, f"{self.url}/{key}")

@@ -1,0 +1,113 @@
+"""Chunks of a store straight into buffers. numpy only: no torch, no zarr.
+
+A shard's index is read once and kept; with the `raw` codec it is arithmetic. Local bytes come by `preadv` into a
+buffer that each thread reuses (for `raw`: into the place where they are wanted), since fresh memory costs more than
+decoding.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import CorruptError, ObjectError
+from actstore.format import layout as at
+from actstore.format.dtypes import Int8Rows, decode_int8
+from actstore.format.shard import ABSENT, CRC_BYTES, ShardCodec, ShardIndex
+from actstore.store import Store
+
+KEPT_INDEXES = 1 << 14
+
+
+class ChunkReader:
+    """Reads and decodes chunks of some sites of a store; safe to use from several threads."""
+
+    def __init__(self, store: Store, sites: tuple[str, ...]) -> None:
+        self.store = store
+        self.sites = sites
+        self.codecs: list[ShardCodec] = [store.codec(site) for site in sites]
+        self.dtype = np.dtype(np.float32) if self.codecs[0].dtype == np.int8 else self.codecs[0].dtype
+        self._indexes: dict[tuple[int, int], ShardIndex] = {}
+        self._threads = threading.local()
+
+    def read(self, site: int, unit: int, chunk: int, out: NDArray[Any]) -> None:
+        """One chunk into `out`, contiguous [chunk_rows, d]; int8 stores are decoded to float32.
+
+        Raises CorruptError that names unit, site and chunk.
+        """
+        codec = self.codecs[site]
+        key = at.chunk_key(at.acts_key(self.sites[site]), unit, 0)
+        target = out if codec.dtype == out.dtype else self._buffer("decoded", codec.chunk_bytes).view(codec.dtype)
+        try:
+            if codec.codec == "raw" and self.store.storage.local is not None:
+                self._read_raw(codec, key, chunk, target)
+            else:
+                offset, length = self._place(site, unit, chunk, key)
+                codec.decode_chunk(self._bytes(key, offset, length), target)
+        except CorruptError as error:
+            raise CorruptError(
+                f"{self.store.url}/{key}: unit {unit}, site {self.sites[site]}, chunk {chunk}: {error}; "
+                "`actstore verify` lists every bad object"
+            ) from error
+        if target is not out:
+            self._widen(site, unit, chunk, target.reshape(out.shape), out)
+
+    def _read_raw(self, codec: ShardCodec, key: str, chunk: int, target: NDArray[Any]) -> None:
+        path = self.store.storage.local
+        assert path is not None
+        flat, tail = target.reshape(-1).view(np.uint8), self._buffer("tail", CRC_BYTES)
+        n = _preadv(str(path / key), [flat, tail], chunk * (codec.chunk_bytes + CRC_BYTES), key)
+        if n != len(flat) + CRC_BYTES or google_crc32c.value(flat) != int(tail.view("<u4")[0]):
+            raise CorruptError("the chunk's checksum does not match its bytes")
+
+    def _place(self, site: int, unit: int, chunk: int, key: str) -> tuple[int, int]:
+        index = self._indexes.get((site, unit))
+        if index is None:
+            codec = self.codecs[site]
+            raw = self.store.storage.read_ranges(key, [(-codec.index_bytes, codec.index_bytes)])[0]
+            index = codec.read_index(raw)
+            if len(self._indexes) >= KEPT_INDEXES:
+                self._indexes.clear()
+            self._indexes[site, unit] = index
+        if index.offset[chunk] == ABSENT:
+            raise CorruptError("the chunk is absent, but rows of it are valid")
+        return int(index.offset[chunk]), int(index.length[chunk])
+
+    def _bytes(self, key: str, offset: int, length: int) -> NDArray[np.uint8] | bytes:
+        path = self.store.storage.local
+        if path is None:
+            return self.store.storage.read_ranges(key, [(offset, length)])[0]
+        raw = self._buffer("raw", length)
+        n = _preadv(str(path / key), [raw], offset, key)
+        return raw[:n]
+
+    def _widen(self, site: int, unit: int, chunk: int, values: NDArray[Any], out: NDArray[Any]) -> None:
+        store, name, rows = self.store, self.sites[site], self.codecs[site].chunk_rows
+        scale, step = store.int8_parts(name, unit)
+        out[:] = decode_int8(Int8Rows(values, scale[chunk * rows : (chunk + 1) * rows], step))
+
+    def _buffer(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
+        """This thread's buffer of that name, grown when needed."""
+        kept: NDArray[np.uint8] | None = getattr(self._threads, name, None)
+        if kept is None or len(kept) < n_bytes:
+            kept = np.empty(n_bytes, np.uint8)
+            setattr(self._threads, name, kept)
+        return kept[:n_bytes]
+
+
+def _preadv(path: str, buffers: list[NDArray[np.uint8]], offset: int, key: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise ObjectError(
+            f"{path}: there is no such object ({key}); `actstore verify` lists what is missing"
+        ) from error
+    try:
+        return os.preadv(fd, buffers, offset)
+    finally:
+        os.close(fd)
