@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from schemas.base import Schema
+from schemas.sae import SaeSpec
+from schemas.stream import Rescale
 
 
 class StepRecord(Schema):
@@ -75,3 +77,21 @@ class BenchRecord(Schema):
     unit: str
     floor: float
     ratio: float
+
+
+class RunRecord(Schema):
+    """`sae.json` of a run: what its weights are, and what they were trained on."""
+
+    format_version: int = 1
+    sae: SaeSpec
+    d: int
+    n_latents: int
+    sites: tuple[str, ...]
+    rescale: Rescale
+    center: bool
+    store: str
+    content_id: str
+    model: str
+    steps: int
+    rows: int
+    seed: int

@@ -1,0 +1,96 @@
+"""Checkpoints: a folder of safetensors and JSON at any fsspec URL; nothing is pickled.
+
+`state.json` is written last: a folder without it is no checkpoint. Weights, optimiser, latent ages, running sums,
+random state and the stream's state are in it, so a resumed run goes on bit by bit on the same hardware.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from actstore.format.storage import Storage
+from schemas.stream import StreamState
+from trainer.training.learner import Learner
+
+FOLDER = "checkpoints"
+
+
+def key(step: int) -> str:
+    return f"{FOLDER}/step-{step:08d}"
+
+
+def steps(storage: Storage) -> list[int]:
+    """Steps of the whole checkpoints, ascending."""
+    names = [name for name in storage.list(FOLDER) if name.endswith("/state.json")]
+    return sorted(int(name.split("/")[1].removeprefix("step-")) for name in names)
+
+
+def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> None:
+    """Write a checkpoint of the learner's step, then remove all but the last `keep`."""
+    at = key(learner.step)
+    parts = {
+        "weights": _contiguous(learner.sae.state_dict()),
+        "optimiser": _optimiser_tensors(learner),
+        "latents": {"silent_rows": learner.silent_rows, "random_state": torch.get_rng_state()},
+        "sums": learner.sums,
+    }
+    for name, tensors in parts.items():
+        storage.put(f"{at}/{name}.safetensors", save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
+    state = {"step": learner.step, "stream": stream.model_dump(), "sums": list(learner.sums)}
+    storage.put(f"{at}/state.json", (json.dumps(state, indent=1) + "\n").encode())
+    for old in steps(storage)[:-keep]:
+        remove(storage, old)
+
+
+def remove(storage: Storage, step: int) -> None:
+    """Take a checkpoint away, `state.json` first."""
+    storage.delete(f"{key(step)}/state.json")
+    for name in storage.list(key(step)):
+        storage.delete(name)
+
+
+def restore(storage: Storage, learner: Learner, step: int) -> StreamState:
+    """Put a learner where it was at a step; returns where the stream was."""
+    at = key(step)
+
+    def tensors(name: str) -> dict[str, Tensor]:
+        return load_tensors(storage.read(f"{at}/{name}.safetensors"))
+
+    state: dict[str, Any] = json.loads(storage.read(f"{at}/state.json"))
+    learner.sae.load_state_dict(tensors("weights"))
+    latents, device = tensors("latents"), learner.silent_rows.device
+    learner.silent_rows.copy_(latents["silent_rows"])
+    torch.set_rng_state(latents["random_state"])
+    sums = tensors("sums")
+    learner.sums = {name: sums[name].to(device) for name in state["sums"]}
+    _restore_optimiser(learner, tensors("optimiser"))
+    learner.step = state["step"]
+    return StreamState.model_validate(state["stream"])
+
+
+def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
+    """Adam's state by parameter name: `W_dec.exp_avg`, ...; empty before the first step."""
+    out = {}
+    for name, parameter in learner.sae.named_parameters():
+        for field, value in learner.optimiser.state[parameter].items():
+            out[f"{name}.{field}"] = value
+    return out
+
+
+def _restore_optimiser(learner: Learner, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in learner.sae.named_parameters():
+        fields = {k.rpartition(".")[2]: v for k, v in tensors.items() if k.rpartition(".")[0] == name}
+        learner.optimiser.state[parameter] = {
+            field: value.to(parameter.device) if field != "step" or parameter.is_cuda else value
+            for field, value in fields.items()
+        }
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
