@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from actstore.stream.order import Chunk, Window

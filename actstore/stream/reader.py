@@ -100,7 +100,7 @@ class ChunkReader:
         return kept[:n_bytes]
 
 
-def _preadv(path: str, buffers: list[NDArray[np.uint8]], offset: int, key: str) -> int:
+def _preadv(path: str, buffers: list[Any], offset: int, key: str) -> int:
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 from actstore.store import Store
@@ -22,7 +21,7 @@ def expand(sweep: SweepSpec) -> dict[str, TrainSpec]:
     runs = {",".join(f"{path.split('.')[-1]}={value}" for path, value in row.items()): row for row in rows}
     if len(runs) != len(rows):
         raise SaeError("two runs of the sweep are the same; every run must differ in at least one field")
-    return {name: TrainSpec.model_validate(_with(sweep.base, row)) for name, row in runs.items()}
+    return {name: TrainSpec.model_validate(with_values(sweep.base, row)) for name, row in runs.items()}
 
 
 def groups(specs: dict[str, TrainSpec]) -> list[dict[str, TrainSpec]]:
@@ -40,7 +39,8 @@ def memory(specs: dict[str, TrainSpec], store: Store) -> int:
     return sum(2 * spec.sae.size(d) * d * BYTES_PER_PARAMETER for spec in specs.values())
 
 
-def _with(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def with_values(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A copy of nested keys with values put at dotted paths."""
     made = _copy(base)
     for path, value in row.items():
         *parents, last = path.split(".")
@@ -53,8 +53,3 @@ def _with(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def names(sweep: SweepSpec) -> Iterator[str]:
-    """Names of the runs, without building their specs."""
-    yield from expand(sweep)

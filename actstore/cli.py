@@ -1,0 +1,27 @@
+"""`actstore`: harvest a store, look at it, check it. Heavy imports are inside the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from actstore import boundary
+from actstore.harvesting.command import harvest_command
+from actstore.share.command import info_command, ls_command, norms_command, verify_command
+
+app = typer.Typer(
+    name="actstore",
+    help="Harvest a language model's activations once, keep them well, share them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("harvest")(harvest_command)
+app.command("info")(info_command)
+app.command("norms")(norms_command)
+app.command("verify")(verify_command)
+app.command("ls")(ls_command)
+
+
+def main() -> None:
+    """The console script."""
+    boundary.run(app)

@@ -1,0 +1,77 @@
+"""The writer's thread, and the unit buffers that go back and forth between it and the model's."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from actstore.harvesting.planning import UNITS_IN_FLIGHT
+from actstore.harvesting.rows import PendingUnit, UnitBuffer
+from actstore.harvesting.writer import StoreWriter
+from schemas.harvest import Plan
+from schemas.manifest import BlockRecord
+
+
+class Writing:
+    """Writes units in the background, in order; an error there is raised by whichever method is called next."""
+
+    def __init__(self, plan: Plan, writer: StoreWriter, device: torch.device) -> None:
+        self._plan, self._writer, self._device = plan, writer, device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._pending: deque[tuple[Future[Any], UnitBuffer]] = deque()
+        self._free: list[UnitBuffer] = []
+        self._made = 0
+        self.written = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Units captured but not committed."""
+        return len(self._pending)
+
+    def staging(self) -> UnitBuffer | None:
+        """Room for a unit on the device, where that is not the host."""
+        if self._device.type == "cpu":
+            return None
+        made = self._make()
+        made.values = [value.to(self._device) for value in made.values]
+        made.norms = made.norms.to(self._device)
+        return made
+
+    def buffer(self) -> UnitBuffer:
+        """A free buffer; waits for the oldest unit where all are in use."""
+        while self._pending and self._pending[0][0].done():
+            self._collect()
+        if not self._free and self._made < UNITS_IN_FLIGHT:
+            self._made += 1
+            return self._make(pinned=self._device.type == "cuda")
+        while not self._free:
+            self._collect()
+        return self._free.pop()
+
+    def submit(self, unit: PendingUnit, block: BlockRecord) -> None:
+        """Encode and write a unit in the background."""
+        future = self._pool.submit(lambda: self._writer.commit_unit(unit.rows(), block))
+        self._pending.append((future, unit.buffer))
+
+    def drain(self) -> None:
+        """Wait until everything is written."""
+        while self._pending:
+            self._collect()
+
+    def close(self) -> None:
+        """End the thread: the unit being written is finished, those behind it are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _collect(self) -> None:
+        future, buffer = self._pending.popleft()
+        future.result()
+        self.written += 1
+        self._free.append(buffer)
+
+    def _make(self, *, pinned: bool = False) -> UnitBuffer:
+        layout = self._plan.layout
+        rows = layout.unit_sequences * layout.context
+        return UnitBuffer.make(self._plan.sites, rows, self._plan.spec.dtype, pinned=pinned)

@@ -1,0 +1,221 @@
+"""From a forward's values to the rows of a unit: kept tokens, storage dtype, norms and statistics.
+
+All of it describes the rows *as stored* (after the cast), so that anyone who reads the store finds the same figures.
+Buffers are made once and used again. Channel sums are taken around a shift near the mean (the first rows of the
+unit), in float32 over a few hundred rows at a time and in float64 beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actstore.errors import NumericsError
+from actstore.format.dtypes import to_numpy
+from actstore.harvesting.norms import REST, SPECIAL, UnitStats
+from actstore.harvesting.writer import UnitRows
+from schemas.source import Site, StorageDtype
+
+_BLOCK = 256  # rows whose float32 copy stays in a core's cache
+_BUFFER_DTYPE = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "int8": torch.float32,  # quantised with the whole unit's channel steps, by the writer
+}
+
+
+def buffer_bytes(sites: Sequence[Site], dtype: StorageDtype) -> int:
+    """Bytes that one row of all sites takes in a unit's buffers, norms and provenance included."""
+    return sum(site.d * _BUFFER_DTYPE[dtype].itemsize + 4 for site in sites) + 8
+
+
+@dataclass(slots=True)
+class UnitBuffer:
+    """Room for one unit on the host. values: per site [capacity, d]; norms: float32 [n_sites, capacity]."""
+
+    values: list[Tensor]
+    norms: Tensor
+    rows: NDArray[np.int32]
+    special: NDArray[np.bool_]
+    ready: Any = None  # a CUDA event behind the copies to the host
+
+    @classmethod
+    def make(cls, sites: Sequence[Site], capacity: int, dtype: StorageDtype, *, pinned: bool = False) -> UnitBuffer:
+        """Buffers for units of up to `capacity` rows."""
+        kept = _BUFFER_DTYPE[dtype]
+        return cls(
+            values=[torch.empty(capacity, site.d, dtype=kept, pin_memory=pinned) for site in sites],
+            norms=torch.empty(len(sites), capacity, pin_memory=pinned),
+            rows=np.empty((capacity, 2), np.int32),
+            special=np.empty(capacity, np.bool_),
+        )
+
+
+class _Batch(NamedTuple):
+    """start, n: the rows of the unit it fills; keep: indices among [b * t], None for all; weights: float32 [2, n]."""
+
+    start: int
+    n: int
+    keep: Tensor | None
+    weights: Tensor
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Channel sums of one site around `shift`, float64 [2, d] by stratum."""
+
+    first: Tensor
+    second: Tensor
+    shift: Tensor | None = None
+
+
+@dataclass(slots=True)
+class RowCollector:
+    """Fills a UnitBuffer from forward batches. `take` is a tap's sink."""
+
+    sites: Sequence[Site]
+    special_tokens: NDArray[np.int32]
+    device: torch.device
+    staging: UnitBuffer | None = None  # on the device, where that is not the host
+    _buffer: UnitBuffer | None = None
+    _batch: _Batch | None = None
+    _sums: list[_Sums] = field(default_factory=list)
+    _overflow: dict[int, Tensor] = field(default_factory=dict)
+    _n: int = 0
+
+    def begin(self, buffer: UnitBuffer) -> None:
+        """Start a unit in `buffer`."""
+        self._buffer, self._n = buffer, 0
+        self._overflow.clear()
+        zeros = [torch.zeros(2, 2, site.d, dtype=torch.float64, device=self.device) for site in self.sites]
+        self._sums = [_Sums(pair[0], pair[1]) for pair in zeros]
+
+    def batch(self, tokens: NDArray[np.int32], first_sequence: int) -> None:
+        """Say which tokens, int32 [b, t] (-1: padding), the next values belong to."""
+        assert self._buffer is not None
+        sequence, position = np.nonzero(tokens >= 0)
+        n, start = len(sequence), self._n
+        self._buffer.rows[start : start + n, 0] = sequence + first_sequence
+        self._buffer.rows[start : start + n, 1] = position
+        special = (position == 0) | np.isin(tokens[sequence, position], self.special_tokens)
+        self._buffer.special[start : start + n] = special
+        weights = torch.from_numpy(np.stack([special, ~special]).astype(np.float32)).to(self.device)
+        keep = None
+        if n < tokens.size:
+            keep = torch.from_numpy(sequence * tokens.shape[1] + position).to(self.device)
+        self._batch = _Batch(start, n, keep, weights)
+        self._n += n
+
+    def take(self, site: int, x: Tensor) -> None:
+        """Values of one site, [b, t, d]."""
+        assert self._buffer is not None
+        assert self._batch is not None
+        batch, target = self._batch, self.staging or self._buffer
+        rows = x.flatten(0, 1)
+        if batch.keep is not None:
+            rows = rows.index_select(0, batch.keep)
+        stop = batch.start + batch.n
+        stored, norms = target.values[site][batch.start : stop], target.norms[site, batch.start : stop]
+        step = _BLOCK if self.device.type == "cpu" else max(batch.n, 1)
+        sums = torch.zeros(2, 2, stored.shape[1], device=self.device)
+        for at in range(0, batch.n, step):
+            block = slice(at, min(at + step, batch.n))
+            stored[block].copy_(rows[block])
+            self._add(site, rows[block], stored[block], norms[block], batch.weights[:, block], sums)
+        self._sums[site].first += sums[0]
+        self._sums[site].second += sums[1]
+
+    def finish(self, unit: int, n_sequences: int) -> PendingUnit:
+        """The unit's rows; on a device other than the host the copies may still be under way."""
+        assert self._buffer is not None
+        for site, overflow in self._overflow.items():
+            if bool(overflow):
+                raise NumericsError(
+                    f"site {self.sites[site].name!r}: values too large for the storage dtype in unit {unit}; "
+                    "store bfloat16 or float32 (--dtype), or leave the site out"
+                )
+        sums = [_Channels(s.first.cpu().numpy(), s.second.cpu().numpy(), _host(s.shift)) for s in self._sums]
+        if self.staging is not None:
+            self._copy_to_host(self.staging, self._buffer)
+        return PendingUnit(unit, n_sequences, self._n, self._buffer, sums, tuple(self.sites))
+
+    def _add(self, site: int, x: Tensor, stored: Tensor, norms: Tensor, weights: Tensor, sums: Tensor) -> None:
+        """Norms of some rows, and their part in the channel sums [2 (first, second), 2 (strata), d]."""
+        wide = stored if stored.dtype == torch.float32 else stored.float()
+        torch.linalg.vector_norm(wide, dim=1, out=norms)
+        finite = norms.isfinite()
+        every = self.device.type == "cpu" and bool(finite.all())
+        shift = self._shift(site, wide)
+        y = wide - shift
+        if not every:
+            y.masked_fill_(~finite[:, None], 0)
+            lost = (x.isfinite() & ~stored.isfinite()).any()
+            self._overflow[site] = self._overflow[site] | lost if site in self._overflow else lost
+        sums[0].addmm_(weights, y)
+        sums[1].addmm_(weights, y.square_())
+
+    def _shift(self, site: int, wide: Tensor) -> Tensor:
+        """About the site's mean in this unit: any vector is right, a near one keeps the digits."""
+        sums = self._sums[site]
+        if sums.shift is None:
+            mean = wide.mean(dim=0)
+            sums.shift = torch.where(mean.isfinite(), mean, torch.zeros_like(mean))
+        return sums.shift
+
+    def _copy_to_host(self, source: UnitBuffer, target: UnitBuffer) -> None:
+        for a, b in zip(source.values, target.values, strict=True):
+            b[: self._n].copy_(a[: self._n], non_blocking=True)
+        target.norms[:, : self._n].copy_(source.norms[:, : self._n], non_blocking=True)
+        target.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        target.ready.record()
+
+
+class _Channels(NamedTuple):
+    """Sums around shift on the host: float64 [2, d], [2, d], [d]."""
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUnit:
+    """A unit whose buffers are full (or about to be); `rows` does what is left, in the writer's thread."""
+
+    unit: int
+    n_sequences: int
+    n: int
+    buffer: UnitBuffer
+    channels: list[_Channels]
+    sites: tuple[Site, ...]
+
+    def rows(self) -> UnitRows:
+        """Wait for the copies and complete the statistics."""
+        if self.buffer.ready is not None:
+            self.buffer.ready.synchronize()
+        n, special = self.n, self.buffer.special[: self.n]
+        stats = UnitStats(self.sites)
+        norms: dict[str, NDArray[np.float32]] = {}
+        for i, (site, sums) in enumerate(zip(self.sites, self.channels, strict=True)):
+            norms[site.name] = self.buffer.norms[i, :n].numpy()
+            one = stats.sites[site.name]
+            finite = one.add_norms(norms[site.name], special)
+            for stratum, mine in ((SPECIAL, special), (REST, ~special)):
+                count = int(np.count_nonzero(mine & finite))
+                if count:
+                    offset = sums.first[stratum] / count
+                    m2 = np.maximum(sums.second[stratum] - count * np.square(offset), 0)
+                    one.add_channels(stratum, count, sums.shift + offset, m2)
+        values = {s.name: to_numpy(v[:n]) for s, v in zip(self.sites, self.buffer.values, strict=True)}
+        return UnitRows(self.unit, self.n_sequences, self.buffer.rows[:n], values, norms, stats)
+
+
+def _host(shift: Tensor | None) -> NDArray[Any]:
+    return np.zeros(1) if shift is None else shift.double().cpu().numpy()

@@ -1,0 +1,254 @@
+"""Documents become sequences of a fixed length, from any point of the corpus.
+
+What a context holds:
+
+* Every document begins with the model's BOS (or CLS) where its tokenizer has one, and documents follow each other
+  without a gap: `BOS doc 1 BOS doc 2 ...`, cut every `context` tokens (`pack`). A last context that is not full is
+  left out.
+* `prepend_bos=None`: besides, every context begins with BOS if the model's tokenizer itself puts BOS before a text
+  (Llama, Gemma, BERT; not GPT-2). A document that begins just there does not get a second one.
+* `prepend_bos=True`: every context begins with BOS, whatever the tokenizer does. `False`: no BOS is put in anywhere.
+* Without packing a context is one document with its BOS, cut off at `context` tokens or padded on the right.
+* Documents without a token, and those that the tokenizer refuses, are left out and counted.
+
+Padding is -1 in every array of tokens here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import CorpusError, SpecError
+from actstore.harvesting.corpora import Corpus, Cursor, Memory, Piece, open_corpus
+from schemas.harvest import HarvestSpec
+
+PAD = -1
+END: Cursor = {"end": True}
+_BATCH_PIECES, _BATCH_CHARACTERS = 64, 1 << 20
+Tokens = NDArray[np.int32]
+
+
+class Sequences(NamedTuple):
+    """tokens: int32 [n, context], PAD where there is none; cursor: where the next sequence starts."""
+
+    tokens: Tokens
+    cursor: Cursor
+    ended: bool
+    skipped: int
+
+
+class Sequencer(Protocol):
+    """Sequences one after the other."""
+
+    def seek(self, cursor: Cursor | None) -> None:
+        """Go on from a cursor that `take` gave (None: from the beginning)."""
+        ...
+
+    def take(self, n: int) -> Sequences:
+        """The next `n` sequences; fewer where the corpus ends."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bos:
+    """token: what documents begin with; every: whether each context begins with it too."""
+
+    token: int | None
+    every: bool
+
+
+def bos_of(tokenizer: Any, prepend: bool | None) -> Bos:
+    """What `prepend_bos` means for a tokenizer (None: there is none, and BOS is whatever the corpus holds)."""
+    token = None
+    if tokenizer is not None:
+        token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    if prepend is False:
+        return Bos(None, every=False)
+    if prepend and token is None:
+        raise SpecError("prepend_bos: the model's tokenizer has no BOS token; leave the option out")
+    if prepend is None and token is not None:
+        ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+        return Bos(token, every=bool(ids) and ids[0] == token and len(ids) > 1)
+    return Bos(token, every=bool(prepend))
+
+
+def sequencer(spec: HarvestSpec, tokenizer: Any, source: Any = None) -> tuple[Sequencer, Corpus | None]:
+    """The sequences of a spec's corpus, or of `source`: a 2-d array (sequences as they are), a 1-d array (a stream
+    of tokens to be cut) or an iterable of documents (texts or token ids)."""
+    if source is None:
+        corpus = open_corpus(spec.corpus)
+    else:
+        array = _integers(source)
+        if array is not None and array.ndim == 2:
+            return ArraySequencer(array, spec.context), None
+        corpus = Memory(source) if array is None else Memory([array], separate=False)
+    bos = bos_of(tokenizer, spec.prepend_bos)
+    return DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos), corpus
+
+
+class ArraySequencer:
+    """The rows of an array [n, context], as they are. Cursor: {"sequence": i}."""
+
+    def __init__(self, array: NDArray[Any], context: int) -> None:
+        if array.shape[1] != context:
+            raise SpecError(f"tokens of shape {list(array.shape)} do not fit context = {context}; make them equal")
+        self._array, self._at = array, 0
+
+    def seek(self, cursor: Cursor | None) -> None:
+        self._at = cursor["sequence"] if cursor else 0
+
+    def take(self, n: int) -> Sequences:
+        rows = np.asarray(self._array[self._at : self._at + n], dtype=np.int32)
+        self._at += len(rows)
+        return Sequences(rows, {"sequence": self._at}, self._at >= len(self._array), 0)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Tokens of one piece, and how many of them are used up."""
+
+    piece: Piece
+    ids: Tokens
+    used: int = 0
+
+
+class DocumentSequencer:
+    """Packs documents, or takes one per context. Cursor: the source's, and `token`: how many of the piece are used."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Any, context: int, *, pack: bool = True, bos: Bos) -> None:
+        self._corpus, self._tokenizer, self._context = corpus, tokenizer, context
+        self._pack, self._bos = pack, bos
+        self._pieces: Iterator[Piece] | None = None
+        self._parts: deque[_Part] = deque()
+        self._skipped = 0
+
+    def seek(self, cursor: Cursor | None) -> None:
+        self._parts.clear()
+        self._skipped = 0
+        if cursor == END:
+            self._pieces = iter(())
+            return
+        own = None if cursor is None else {k: v for k, v in cursor.items() if k != "token"}
+        self._pieces = self._corpus.pieces(own)
+        if cursor is not None and self._settle():
+            self._parts[0].used = cursor["token"]
+
+    def take(self, n: int) -> Sequences:
+        if self._pieces is None:
+            self.seek(None)
+        self._skipped = 0
+        rows = np.full((n, self._context), PAD, dtype=np.int32)
+        filled = 0
+        while filled < n and (self._packed(rows[filled]) if self._pack else self._single(rows[filled])):
+            filled += 1
+        more = filled == n and self._settle()
+        part = self._parts[0] if more else None
+        cursor = {**part.piece.cursor, "token": part.used} if part else END
+        return Sequences(rows[:filled], cursor, not more, self._skipped)
+
+    def _packed(self, row: Tokens) -> bool:
+        """Fill one row from the stream; False where the corpus ends before."""
+        at = 0
+        if self._bos.every and self._bos.token is not None and self._settle():
+            front = self._parts[0]
+            if front.used > 0 or front.ids[0] != self._bos.token:
+                row[0], at = self._bos.token, 1
+        while at < len(row):
+            if not self._settle():
+                row[:] = PAD
+                return False
+            part = self._parts[0]
+            ids = part.ids[part.used : part.used + len(row) - at]
+            row[at : at + len(ids)] = ids
+            part.used += len(ids)
+            at += len(ids)
+        return True
+
+    def _single(self, row: Tokens) -> bool:
+        """One document in one row; the later pieces of a long document are passed over."""
+        while self._settle():
+            part = self._parts.popleft()
+            if part.piece.first or isinstance(self._corpus, Memory):
+                ids = part.ids[: len(row)]
+                row[: len(ids)] = ids
+                return True
+        return False
+
+    def _settle(self) -> bool:
+        """Make the front part one with tokens left; False where the corpus has ended.
+
+        What is skipped counts when it is passed here, not when it is read ahead, so that counts do not depend on
+        where a harvest was interrupted.
+        """
+        while True:
+            while self._parts and self._parts[0].used >= len(self._parts[0].ids):
+                self._skipped += len(self._parts.popleft().ids) == 0
+            if self._parts:
+                return True
+            if not self._fill():
+                return False
+
+    def _fill(self) -> bool:
+        """Read and tokenise some more pieces."""
+        assert self._pieces is not None
+        batch: list[Piece] = []
+        characters = 0
+        for piece in self._pieces:
+            batch.append(piece)
+            characters += len(piece.content or ())
+            if len(batch) == _BATCH_PIECES or characters > _BATCH_CHARACTERS:
+                break
+        self._parts.extend(_Part(p, self._begin(p, ids)) for p, ids in zip(batch, self._encode(batch), strict=True))
+        return bool(batch)
+
+    def _begin(self, piece: Piece, ids: Tokens) -> Tokens:
+        if self._bos.token is None or not piece.first or not len(ids) or ids[0] == self._bos.token:
+            return ids
+        return np.concatenate([np.array([self._bos.token], np.int32), ids])
+
+    def _encode(self, pieces: list[Piece]) -> list[Tokens]:
+        texts = [p.content for p in pieces if isinstance(p.content, str)]
+        encoded = iter(self._tokenised(texts))
+        return [next(encoded) if isinstance(p.content, str) else _token_ids(p) for p in pieces]
+
+    def _tokenised(self, texts: list[str]) -> list[Tokens]:
+        if not texts:
+            return []
+        if self._tokenizer is None:
+            raise CorpusError("the corpus holds text, but the model has no tokenizer; give token ids instead")
+        try:
+            ids = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        except (TypeError, ValueError):  # a text with half a surrogate pair, for instance
+            if len(texts) == 1:
+                return [np.zeros(0, np.int32)]
+            return [one for text in texts for one in self._tokenised([text])]
+        return [np.asarray(one, dtype=np.int32) for one in ids]
+
+
+def _token_ids(piece: Piece) -> Tokens:
+    """The ids of a piece that is tokenised already. Raises CorpusError."""
+    if piece.content is None:
+        return np.zeros(0, np.int32)
+    array = _integers(piece.content)
+    if array is None and len(piece.content) == 0:
+        return np.zeros(0, np.int32)
+    if array is None or array.ndim != 1 or (array.size and array.min() < 0):
+        raise CorpusError(f"document {piece.cursor}: wanted a text or a list of token ids, got {type(piece.content)}")
+    return array.astype(np.int32)
+
+
+def _integers(values: Any) -> NDArray[Any] | None:
+    """An integer array, where `values` is one already or a tensor or list of such; None for anything else."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, (list, tuple)) and values and all(isinstance(v, (int, np.integer)) for v in values):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return values
+    return None

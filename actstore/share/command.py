@@ -1,0 +1,88 @@
+"""`actstore info`, `norms`, `verify` and `ls`. Importing this loads typer only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Url = Annotated[str, typer.Argument(help="A store: a folder or any fsspec URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+
+def info_command(url: Url, as_json: AsJson = False) -> None:
+    """What a store holds: model, corpus, sites, rows, bytes, content id."""
+    from actstore.share.info import describe
+    from actstore.store import open as open_store
+
+    store = open_store(url)
+    if as_json:
+        typer.echo(store.manifest.to_json(), nl=False)
+        return
+    for name, value in describe(store):
+        typer.echo(f"{name:<12} {value}")
+
+
+def norms_command(
+    url: Url,
+    as_json: AsJson = False,
+    plot: Annotated[str | None, typer.Option(help="Write the plot of mean norm by layer to this HTML file.")] = None,
+) -> None:
+    """Norms of every site: mean, quantiles, outliers and non-finite rows."""
+    from actstore.share.info import norm_table, plot_norms
+    from actstore.store import open as open_store
+
+    store = open_store(url)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([norms.model_dump() for norms in store.manifest.norms], indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(norm_table(store))
+    if plot is not None:
+        plot_norms(store, plot)
+        typer.echo(f"plot: {plot}", err=True)
+
+
+def verify_command(
+    url: Url, as_json: AsJson = False, threads: Annotated[int, typer.Option(help="Objects read at a time.")] = 4
+) -> None:
+    """Read every object and compare its digest; names each bad one. Exit code 1 if there is any."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from actstore.share.verify import verify
+    from actstore.store import open as open_store
+
+    store = open_store(url)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=None)
+        result = verify(store, threads, lambda done, total: bar.update(task, completed=done, total=total))
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result._asdict()))
+    else:
+        for problem in result.problems:
+            typer.echo(problem)
+        typer.echo(f"{result.objects} objects, {result.bytes:,} bytes: {len(result.problems)} bad")
+    if result.problems:
+        raise typer.Exit(1)
+
+
+def ls_command(url: Url, as_json: AsJson = False) -> None:
+    """The stores at a URL and directly below it, one line each."""
+    from actstore.share.catalog import stores
+
+    found = stores(url)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([one._asdict() for one in found], indent=1))
+        return
+    for one in found:
+        typer.echo(f"{one.url}  {one.text}")
+    if not found:
+        typer.echo(f"no stores at {url} or directly below it", err=True)

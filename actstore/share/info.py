@@ -1,0 +1,88 @@
+"""What a store holds, for people: lines, a table of norms, and the plot of mean norm by layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actstore.format.storage import Storage
+from actstore.store import Store
+from schemas.manifest import QUANTILES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BAR = 24
+
+
+def describe(store: Store) -> list[tuple[str, str]]:
+    """Lines of `actstore info`: (name, value)."""
+    m, layout = store.manifest, store.layout
+    raw = m.n_rows * sum(site.d for site in m.sites) * {"float32": 4, "int8": 1}.get(m.spec.dtype, 2)
+    held = m.n_rows - m.n_train_rows
+    widths = sorted({site.d for site in m.sites})
+    return [
+        ("store", store.url),
+        ("content id", m.content_id),
+        ("model", f"{m.spec.model.name} ({m.model.architecture}, {m.model.n_layers} layers, {m.spec.model.dtype})"),
+        ("corpus", f"{m.spec.corpus.name}, contexts of {layout.context}, {'packed' if m.spec.pack else 'not packed'}"),
+        ("sites", f"{len(m.sites)} of d {', '.join(map(str, widths))}: {_short(store.sites)}"),
+        ("rows", f"{m.n_rows:,} per site: {m.n_train_rows:,} training, {held:,} held out"),
+        ("units", f"{m.n_units} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
+        ("stored as", f"{m.spec.dtype}, {m.spec.codec}: {m.n_bytes / 1e6:,.1f} MB ({m.n_bytes / raw:.2f} of the values)"),
+        ("format", f"{m.format_version}"),
+    ]
+
+
+def norm_table(store: Store) -> Table:
+    """Norms by site over training rows, with a bar for the mean."""
+    from rich.table import Table
+
+    table = Table(title="L2 norms over training rows")
+    table.add_column("site", overflow="fold")
+    for name in ("rows", "mean", "", "median", "99 %", "max", "position 0 and special", "outliers", "non-finite"):
+        table.add_column(name, justify="left" if not name else "right")
+    most = max((norms.all.mean_norm for norms in store.manifest.norms), default=0.0) or 1.0
+    for norms in store.manifest.norms:
+        one = norms.all
+        at = dict(zip(QUANTILES, one.quantiles, strict=True))
+        table.add_row(
+            norms.site,
+            f"{one.count:,}",
+            f"{one.mean_norm:.3g}",
+            "█" * max(1, round(BAR * one.mean_norm / most)),
+            f"{at[0.5]:.3g}",
+            f"{at[0.99]:.3g}",
+            f"{one.max_norm:.3g}",
+            f"{norms.special.mean_norm:.3g}",
+            f"{one.outliers:,}",
+            f"{one.non_finite:,}",
+        )
+    return table
+
+
+def norms_figure(store: Store) -> Any:
+    """Mean norm by site with the band from the 5 % to the 95 % quantile: a plotly figure (methods, section 1)."""
+    import plotly.graph_objects as go
+
+    sites = list(store.sites)
+    every = [store.norms[site].all for site in sites]
+    at = [dict(zip(QUANTILES, one.quantiles, strict=True)) for one in every]
+    figure = go.Figure()
+    figure.add_scatter(x=sites, y=[q[0.95] for q in at], line={"width": 0}, showlegend=False, hoverinfo="skip")
+    figure.add_scatter(
+        x=sites, y=[q[0.05] for q in at], fill="tonexty", line={"width": 0}, name="5 % to 95 %", hoverinfo="skip"
+    )
+    figure.add_scatter(x=sites, y=[one.mean_norm for one in every], mode="lines+markers", name="mean")
+    figure.update_layout(template="plotly_white", xaxis_title="site", yaxis_title="L2 norm", yaxis_rangemode="tozero")
+    return figure
+
+
+def plot_norms(store: Store, url: str) -> None:
+    """Write the plot as a page of its own that needs no network."""
+    folder, _, name = url.rpartition("/")
+    page = norms_figure(store).to_html(include_plotlyjs=True, full_html=True)
+    Storage(folder or ".").put(name, page.encode())
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"

@@ -1,0 +1,45 @@
+"""One run as the analyses see it: its spec, its journal, its evaluation, its latents' firings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from actstore.errors import ObjectError
+from actstore.format.storage import Storage
+from schemas.records import EvalRecord, RunRecord, StepRecord
+from trainer.errors import RunError
+from trainer.training import journal
+
+
+class RunData(NamedTuple):
+    """firings: int64 [n_layers, m]; rows: int64 [n_layers]."""
+
+    name: str
+    url: str
+    record: RunRecord
+    steps: list[StepRecord]
+    evaluation: EvalRecord
+    firings: Tensor
+    rows: Tensor
+
+
+def read_run(url: str) -> RunData:
+    """An evaluated run. Raises RunError where it is none, or not evaluated yet."""
+    storage = Storage(url)
+    try:
+        record = RunRecord.model_validate_json(storage.read("sae.json"))
+        evaluation = EvalRecord.model_validate_json(storage.read("eval.json"))
+        latents = load_tensors(storage.read("latents.safetensors"))
+    except ObjectError as error:
+        raise RunError(f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})") from error
+    name = url.rstrip("/").rsplit("/", 1)[-1]
+    return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
+
+
+def short(site: str) -> str:
+    """`blocks.3.hook_mlp_out` as `3 mlp_out`, for axes."""
+    parts = site.split(".")
+    return f"{parts[1]} {'.'.join(parts[2:]).replace('hook_', '')}" if len(parts) > 2 and parts[0] == "blocks" else site

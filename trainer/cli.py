@@ -1,0 +1,27 @@
+"""`trainer`: train SAEs from a store, evaluate them, show them. Heavy imports are inside the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from actstore import boundary
+from trainer.evaluate.command import eval_command
+from trainer.report.command import report_command
+from trainer.training.command import sweep_command, train_command
+
+app = typer.Typer(
+    name="trainer",
+    help="Train sparse autoencoders from activation stores, and show what they do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train_command)
+app.command("sweep")(sweep_command)
+app.command("eval")(eval_command)
+app.command("report")(report_command)
+
+
+def main() -> None:
+    """The console script."""
+    boundary.run(app)

@@ -1,0 +1,105 @@
+"""Metrics, one definition each; pure, in float64, in original activation units, per layer and pooled.
+
+With x a row, x' its reconstruction, mu_l the store's mean of its layer and f its latents in original units (what the
+SAE gives, over the layer's scale s_l):
+
+- FVU = sum |x - x'|^2 / sum |x - mu_l|^2; pooled: the sums over all layers
+- MSE = mean |x - x'|^2 (summed over d); per element: that over d
+- L0 = mean number of latents above 0
+- L1 = mean sum_i f_i; decoder-weighted: mean sum_i f_i |W_dec,i| (equal for decoder rows of norm 1)
+- suppression = mean |x'| / |x| (below 1 is shrinkage)
+- density of a latent = share of rows on which it is above 0; dead: on none of the rows evaluated
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from schemas.records import LayerMetrics
+
+NEVER = 1e-10
+
+
+@dataclass
+class LayerSums:
+    """Running sums of one layer, or of several added up. firings: int64 [m]."""
+
+    firings: Tensor
+    rows: int = 0
+    error: float = 0.0
+    variance: float = 0.0
+    l0: float = 0.0
+    l1: float = 0.0
+    l1_decoder: float = 0.0
+    suppression: float = 0.0
+
+    def __add__(self, other: LayerSums) -> LayerSums:
+        mine = [self.rows, self.error, self.variance, self.l0, self.l1, self.l1_decoder, self.suppression]
+        theirs = [other.rows, other.error, other.variance, other.l0, other.l1, other.l1_decoder, other.suppression]
+        rows, *sums = [a + b for a, b in zip(mine, theirs, strict=True)]
+        return LayerSums(self.firings + other.firings, int(rows), *sums)
+
+    def metrics(self, site: str, d: int) -> LayerMetrics:
+        """The figures, from the sums."""
+        n = max(self.rows, 1)
+        return LayerMetrics(
+            site=site,
+            rows=self.rows,
+            fvu=self.error / self.variance if self.variance else 0.0,
+            mse=self.error / n,
+            mse_per_element=self.error / n / d,
+            l0=self.l0 / n,
+            l1=self.l1 / n,
+            l1_decoder=self.l1_decoder / n,
+            suppression=self.suppression / n,
+        )
+
+    @property
+    def density(self) -> Tensor:
+        """Share of rows on which each latent fires, float64 [m]."""
+        return self.firings.double() / max(self.rows, 1)
+
+
+def layer_sums(
+    x: Tensor, reconstruction: Tensor, latents: Tensor, mean: Tensor, scale: float, decoder_norms: Tensor
+) -> LayerSums:
+    """Sums over rows of one layer: x and reconstruction [B, d], latents [B, m], the layer's mean [d] and scale."""
+    exact, again = x.double(), reconstruction.double()
+    active = latents > 0
+    norms = exact.norm(dim=1)
+    ratio = again.norm(dim=1)[norms > 0] / norms[norms > 0]
+    return LayerSums(
+        firings=active.sum(dim=0),
+        rows=len(x),
+        error=float((exact - again).square().sum()),
+        variance=float((exact - mean.double()).square().sum()),
+        l0=float(active.sum()),
+        l1=float(latents.sum(dtype=torch.float64)) / scale,
+        l1_decoder=float((latents.sum(dim=0, dtype=torch.float64) * decoder_norms.double()).sum()) / scale,
+        suppression=float(ratio.sum()),
+    )
+
+
+def log_density(density: Tensor) -> Tensor:
+    """log10 of the density, with 1e-10 for a latent that never fires."""
+    return density.clamp_min(NEVER).log10()
+
+
+def layer_shares(firings: Tensor, rows: Tensor) -> Tensor:
+    """p_l of each latent, [n_layers, m]: proportional to firings_l / rows_l (methods, section 1); 0 where it never fires."""
+    rate = firings.double() / rows.double().clamp_min(1)[:, None]
+    return rate / rate.sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def spread(shares: Tensor) -> Tensor:
+    """Effective number of layers of each latent: exp of the entropy of its shares [n_layers, m]; 0 if it never fires."""
+    entropy = -(shares * shares.clamp_min(torch.finfo(torch.float64).tiny).log()).sum(dim=0)
+    return torch.where(shares.sum(dim=0) > 0, entropy.exp(), 0.0)
+
+
+def recovered(ablated: float, patched: float, clean: float) -> float:
+    """(CE_ablated - CE_patched) / (CE_ablated - CE_clean)."""
+    return (ablated - patched) / (ablated - clean) if ablated != clean else 0.0

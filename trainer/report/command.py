@@ -1,0 +1,26 @@
+"""`trainer report`. Importing this loads typer only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def report_command(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, evaluated (`trainer eval`) or not.")],
+    out: Annotated[str, typer.Option(help="The HTML file: a path or any fsspec URL.")] = "report.html",
+    store: Annotated[str | None, typer.Option(help="The store; default: the one the runs were trained from.")] = None,
+    latents: Annotated[int, typer.Option(help="Latents shown with their contexts.")] = 12,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Sparse autoencoders across layers",
+) -> None:
+    """One self-contained page about one or more runs."""
+    from rich.console import Console
+
+    from actstore.allocator import keep_freed_memory
+    from trainer.report.report import write_report
+
+    keep_freed_memory()
+    with Console(stderr=True).status("writing the report"):
+        write_report(runs, out, store, latents, title)
+    typer.echo(f"report: {out}")

@@ -1,0 +1,113 @@
+"""The report: what the runs' evaluations and a store say, as one page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from actstore.format.storage import Storage
+from actstore.store import Store
+from actstore.store import open as open_store
+from trainer.analysis import figures
+from trainer.analysis.examples import Example, compute_examples
+from trainer.analysis.run import RunData, read_run, short
+from trainer.errors import RunError
+from trainer.evaluate import rows as on_rows
+from trainer.evaluate.metrics import layer_shares, spread
+from trainer.report.page import Section, page
+from trainer.trained import load
+
+
+def write_report(runs: Sequence[str], out: str, store: str | None, n_latents: int, title: str) -> None:
+    """Write the page. Runs that are not evaluated yet are, on held-out rows."""
+    if not runs:
+        raise RunError("which runs? give at least one run folder")
+    data = [_evaluated(run, store) for run in runs]
+    opened = open_store(store or data[0].record.store)
+    best = min(data, key=lambda run: run.evaluation.pooled.fvu)
+    examples = compute_examples(load(best.url), opened, best.firings, best.rows, n_latents)
+    text = page(title, _lead(data, opened), _sections(data, opened, best, examples))
+    folder, _, name = out.rpartition("/")
+    Storage(folder or ("/" if out.startswith("/") else ".")).put(name, text.encode())
+
+
+def _evaluated(run: str, store: str | None) -> RunData:
+    if not Storage(run).exists("eval.json"):
+        sae = load(run)
+        on_rows.write(run, *on_rows.evaluate(sae, open_store(store or sae.record.store)))
+    return read_run(run)
+
+
+def _lead(runs: Sequence[RunData], store: Store) -> str:
+    m = store.manifest
+    return (
+        f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on {len(runs[0].record.sites)} sites of "
+        f"<b>{html.escape(m.spec.model.name)}</b> over {html.escape(m.spec.corpus.name)}: {m.n_train_rows:,} training rows "
+        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric is on held-out rows, in the units of the original "
+        f"activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>"
+    )
+
+
+def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: list[Example]) -> list[Section]:
+    width = spread(layer_shares(best.firings, best.rows)).numpy()
+    frequency = (best.firings.sum(dim=0).double() / best.rows.sum()).numpy()
+    return [
+        Section("Norm by layer", "Mean L2 norm of the activations over training rows, from the store's manifest; "
+                "the band is from the 5 % to the 95 % quantile.", figure=figures.norms(store, store.sites)),
+        Section("Runs", "Pooled over layers. FVU = Σ‖x − x̂‖² / Σ‖x − μ<sub>l</sub>‖² with μ<sub>l</sub> the layer's stored "
+                "mean; dead latents never fired on the rows evaluated.", body=_table(runs)),
+        Section("FVU against L0", "Diamonds: pooled. Dots: the layers of that run.", figure=figures.pareto(runs)),
+        Section("FVU by layer", "Averages over layers mislead: a rescaling moves error from some layers to others.",
+                figure=figures.by_layer(runs, "fvu", "FVU")),
+        Section("L0 by layer", "Mean number of latents above 0.", figure=figures.by_layer(runs, "l0", "L0")),
+        Section("L1 by layer", "Mean sum of the latents, in original units.", figure=figures.by_layer(runs, "l1", "L1")),
+        Section("MSE by layer", "Mean of ‖x − x̂‖², summed over d.", figure=figures.by_layer(runs, "mse", "MSE")),
+        Section("Density of the latents", "Share of rows on which a latent fires, over all layers; −10 stands for never.",
+                figure=figures.density(runs)),
+        Section("Training", "Each point is the mean since the one before.", figure=figures.losses(runs)),
+        Section("Latents over layers", f"Effective number of layers of each latent of <b>{html.escape(best.name)}</b> (the "
+                "run of lowest pooled FVU): exp of the entropy of its firings over layers, p<sub>l</sub> ∝ firings / rows.",
+                figure=figures.spreads(width, frequency, len(best.record.sites))),
+        Section("Cross-layer latents", "The latents of widest spread among those of middling frequency, with the held-out "
+                "contexts where they fire most and the layer they fired at.", body=_examples(examples, best)),
+    ]  # fmt: skip
+
+
+def _table(runs: Sequence[RunData]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("run", "kind", "latents", "rescale", "rows", "FVU", "FVU, mean of layers",
+                                                   "L0", "L1", "MSE", "suppression", "dead"))  # fmt: skip
+    lines = []
+    for run in runs:
+        one, spec = run.evaluation.pooled, run.record
+        figures_ = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.mse, one.suppression)
+        cells = [html.escape(run.name), spec.sae.kind, f"{spec.n_latents:,}", spec.rescale, f"{spec.rows:,}"]
+        cells += [f"{value:.4g}" for value in figures_] + [f"{run.evaluation.dead:,}"]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<div class=box><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _examples(examples: list[Example], run: RunData) -> str:
+    names = [short(site) for site in run.record.sites]
+    return "".join(_example(one, names) for one in examples) or "<p>No latent fires.</p>"
+
+
+def _example(one: Example, names: list[str]) -> str:
+    bars = "".join(
+        f"<span class=bar title='layer {html.escape(name)}: {share:.0%}'><i style='height:{100 * share / max(one.shares):.0f}%'>"
+        f"</i><b>{html.escape(name.split()[0])}</b></span>"
+        for name, share in zip(names, one.shares, strict=True)
+    )
+    contexts = "".join(
+        f"<li><span class=layer>{html.escape(short(c.site))} · {c.value:.2f}</span> "
+        f"<code>{_shown(c.before)}<mark>{_shown(c.token)}</mark>{_shown(c.after)}</code></li>"
+        for c in one.contexts
+    )
+    return (
+        f"<article><h3>Latent {one.latent}</h3><p>density {one.frequency:.2e}, {one.layers:.2f} effective layers</p>"
+        f"<div class=bars role=img aria-label='share of firings by layer'>{bars}</div><ol>{contexts}</ol></article>"
+    )
+
+
+def _shown(text: str) -> str:
+    """Text for HTML with line ends and empty tokens made visible."""
+    return html.escape(text).replace("\n", "⏎") or "␣"
