@@ -15,7 +15,7 @@ DEBUG = "ACTSTORE_DEBUG"
 
 
 def run(app: Callable[[], Any]) -> None:
-    """Run a typer app. A user's mistake gives a message and exit code 1, without a traceback (unless ACTSTORE_DEBUG)."""
+    """Run a typer app. A user's mistake gives a message and exit code 1, no traceback (unless ACTSTORE_DEBUG)."""
     from pydantic import ValidationError
 
     try:

@@ -1,19 +1,19 @@
 """Every error a user can cause. Each says what was wanted, what came, where, and what to do.
 
-    ActstoreError
-    ├── SpecError            a value or key of a spec that cannot be used
-    │   └── SiteError        a site that does not exist, or has no vector per token
-    ├── ModelError           the model cannot be loaded or hooked
-    ├── CorpusError          the corpus cannot be read
-    ├── NumericsError        values that the storage dtype cannot hold
-    └── StoreError           something about a store
-        ├── NotAStoreError       there is no store at the URL
-        ├── FormatVersionError   the store is of a newer format
-        ├── UnfinishedError      a harvest that has not ended
-        ├── ExistsError          the output is already there
-        ├── ObjectError          an object that is missing
-        │   └── CorruptError     an object whose bytes are not those recorded
-        └── StorageError         the medium refuses: disk full, no permission, no network
+ActstoreError
+├── SpecError            a value or key of a spec that cannot be used
+│   └── SiteError        a site that does not exist, or has no vector per token
+├── ModelError           the model cannot be loaded or hooked
+├── CorpusError          the corpus cannot be read
+├── NumericsError        values that the storage dtype cannot hold
+└── StoreError           something about a store
+    ├── NotAStoreError       there is no store at the URL
+    ├── FormatVersionError   the store is of a newer format
+    ├── UnfinishedError      a harvest that has not ended
+    ├── ExistsError          the output is already there
+    ├── ObjectError          an object that is missing
+    │   └── CorruptError     an object whose bytes are not those recorded
+    └── StorageError         the medium refuses: disk full, no permission, no network
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train sparse autoencoders from activation stores, and show what they do.
 
-    sae = trainer.load("runs/mixed")
-    latents = sae.encode(x, "blocks.3.hook_mlp_out")
+sae = trainer.load("runs/mixed")
+latents = sae.encode(x, "blocks.3.hook_mlp_out")
 """
 
 from __future__ import annotations

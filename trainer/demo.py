@@ -47,7 +47,9 @@ def main() -> None:
     eval_command(found)
     console.rule("5. report")
     report_command(found, out=report)
-    console.print(f"\nThe report: [bold]{Path(report).resolve()}[/]   ({time.monotonic() - began:.0f} s)", highlight=False)
+    console.print(
+        f"\nThe report: [bold]{Path(report).resolve()}[/]   ({time.monotonic() - began:.0f} s)", highlight=False
+    )
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,10 @@
 """Errors of the trainer.
 
-    ActstoreError
-    └── TrainerError
-        ├── RunError         a run folder that is none, is unfinished, or already there
-        ├── SaeError         an SAE spec that cannot be built for this store, or weights that do not fit it
-        └── DivergedError    the loss is not a number any more
+ActstoreError
+└── TrainerError
+    ├── RunError         a run folder that is none, is unfinished, or already there
+    ├── SaeError         an SAE spec that cannot be built for this store, or weights that do not fit it
+    └── DivergedError    the loss is not a number any more
 """
 
 from __future__ import annotations

@@ -152,7 +152,9 @@ def load(run: str, options: dict[str, Any] | None = None, device: str | torch.de
         record = RunRecord.model_validate_json(storage.read("sae.json"))
         tensors = load_tensors(storage.read("sae.safetensors"))
     except ObjectError:
-        what = "this run has not ended; `trainer train --resume` goes on" if storage.exists("spec.json") else "not a run"
+        what = (
+            "this run has not ended; `trainer train --resume` goes on" if storage.exists("spec.json") else "not a run"
+        )
         raise RunError(f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}") from None
     sae = build(record.sae, record.d)
     scale, mean = tensors.pop("scale"), tensors.pop("mean", None)

@@ -74,7 +74,7 @@ def to_torch(array: NDArray[Any]) -> torch.Tensor:
 
 def encode_int8(x: NDArray[np.float32]) -> Int8Rows:
     """Quantise the rows of one unit, float32 [n, d]."""
-    finite: NDArray[np.bool_] = np.isfinite(x).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(axis=1))
     kept = x[finite] if not finite.all() else x
     mean = kept.mean(axis=0, dtype=np.float64) if len(kept) else np.zeros(x.shape[1])
     step = kept.std(axis=0, dtype=np.float64) if len(kept) else np.ones(x.shape[1])

@@ -18,6 +18,7 @@ SHARD_BYTES = 128 << 20
 CHUNK_BYTES = 3 << 19  # 1.5 MiB decoded: 256-row chunks nearly halved the decode rate
 MIN_UNITS = 32
 
+_WORD = 2**64 - 1
 PLAN, MANIFEST, MERGED_STATS = "plan.json", "manifest.json", "norms.stats"
 
 
@@ -73,11 +74,17 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def key64(*parts: int) -> np.uint64:
     """One 64-bit key from several integers, order-sensitive; never by addition alone."""
-    with np.errstate(over="ignore"):
-        state = np.zeros(1, np.uint64)
-        for part in parts:
-            state = mix64(state + np.uint64(0x9E3779B97F4A7C15) + mix64(np.full(1, part & (2**64 - 1), np.uint64)))
-    return np.uint64(state[0])
+    state = 0
+    for part in parts:
+        state = _mix(state + 0x9E3779B97F4A7C15 + _mix(part & _WORD) & _WORD)
+    return np.uint64(state)
+
+
+def _mix(x: int) -> int:
+    """`mix64` of one word: thirty times faster than an array of one."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _WORD
+    return x ^ (x >> 31)
 
 
 def permutation(n: int, *key: int) -> NDArray[np.int64]:

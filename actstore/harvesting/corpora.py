@@ -70,7 +70,7 @@ def _kind(source: CorpusSource) -> str:
     if not exists(source.name):
         if "://" not in source.name and source.name.count("/") <= 1 and not source.name.startswith(("/", ".", "~")):
             return "hub"
-        raise CorpusError(f"corpus {source.name}: there is no such file or folder, and it is not a hub name either")
+        find(source.name)  # raises, with what there is instead
     paths = find(source.name).paths
     names = {PurePosixPath(path).name for path in paths}
     if names & {"dataset_dict.json", "state.json"}:

@@ -11,7 +11,6 @@ from actstore.errors import CorpusError
 from actstore.harvesting.corpora import Cursor, Piece, check_column
 from schemas.source import CorpusSource
 
-
 _TIMEOUT_S = 20.0
 
 
@@ -78,7 +77,8 @@ def _streamed(source: CorpusSource) -> Any:
         revision = f" at revision {source.revision}" if source.revision else ""
         raise CorpusError(
             f"corpus {source.name!r}: no such file or folder here, and the hub data set of that name{revision} "
-            f"(split {source.split!r}) cannot be opened: {str(error).strip()}. Check the name, the split and the network"
+            f"(split {source.split!r}) cannot be opened: {str(error).strip()}. "
+            "Check the name, the split and the network"
         ) from error
 
 

@@ -173,7 +173,7 @@ class RowCollector:
         for a, b in zip(source.values, target.values, strict=True):
             b[: self._n].copy_(a[: self._n], non_blocking=True)
         target.norms[:, : self._n].copy_(source.norms[:, : self._n], non_blocking=True)
-        target.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        target.ready = torch.cuda.Event()
         target.ready.record()
 
 

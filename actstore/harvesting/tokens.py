@@ -201,7 +201,7 @@ class DocumentSequencer:
         characters = 0
         for piece in self._pieces:
             batch.append(piece)
-            characters += len(piece.content or ())
+            characters += len(piece.content) if piece.content is not None else 0
             if len(batch) == _BATCH_PIECES or characters > _BATCH_CHARACTERS:
                 break
         self._parts.extend(_Part(p, self._begin(p, ids)) for p, ids in zip(batch, self._encode(batch), strict=True))

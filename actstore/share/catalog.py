@@ -32,5 +32,7 @@ def _entry(storage: Storage) -> Entry | None:
         m = read_manifest(storage)
     except ActstoreError as error:
         return Entry(storage.url, False, str(error))
-    text = f"{m.spec.model.name}  {len(m.sites)} sites  {m.n_rows:,} rows  {m.n_bytes / 1e6:,.1f} MB  {m.content_id[:12]}"
+    text = (
+        f"{m.spec.model.name}  {len(m.sites)} sites  {m.n_rows:,} rows  {m.n_bytes / 1e6:,.1f} MB  {m.content_id[:12]}"
+    )
     return Entry(storage.url, True, text)

@@ -11,7 +11,7 @@ from schemas.manifest import QUANTILES
 if TYPE_CHECKING:
     from rich.table import Table
 
-BAR = 24
+BAR = 10
 
 
 def describe(store: Store) -> list[tuple[str, str]]:
@@ -28,7 +28,10 @@ def describe(store: Store) -> list[tuple[str, str]]:
         ("sites", f"{len(m.sites)} of d {', '.join(map(str, widths))}: {_short(store.sites)}"),
         ("rows", f"{m.n_rows:,} per site: {m.n_train_rows:,} training, {held:,} held out"),
         ("units", f"{m.n_units} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
-        ("stored as", f"{m.spec.dtype}, {m.spec.codec}: {m.n_bytes / 1e6:,.1f} MB ({m.n_bytes / raw:.2f} of the values)"),
+        (
+            "stored as",
+            f"{m.spec.dtype}, {m.spec.codec}: {m.n_bytes / 1e6:,.1f} MB, {m.n_bytes / raw:.2f} of the values",
+        ),
         ("format", f"{m.format_version}"),
     ]
 
@@ -37,17 +40,16 @@ def norm_table(store: Store) -> Table:
     """Norms by site over training rows, with a bar for the mean."""
     from rich.table import Table
 
-    table = Table(title="L2 norms over training rows")
-    table.add_column("site", overflow="fold")
-    for name in ("rows", "mean", "", "median", "99 %", "max", "position 0 and special", "outliers", "non-finite"):
-        table.add_column(name, justify="left" if not name else "right")
+    table = Table(title="L2 norms over training rows", caption="special: position 0 and special tokens")
+    table.add_column("site", no_wrap=True)
+    for name in ("mean", "", "median", "99 %", "max", "special", "outliers", "NaN"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     most = max((norms.all.mean_norm for norms in store.manifest.norms), default=0.0) or 1.0
     for norms in store.manifest.norms:
         one = norms.all
         at = dict(zip(QUANTILES, one.quantiles, strict=True))
         table.add_row(
             norms.site,
-            f"{one.count:,}",
             f"{one.mean_norm:.3g}",
             "█" * max(1, round(BAR * one.mean_norm / most)),
             f"{at[0.5]:.3g}",

@@ -64,17 +64,23 @@ class WindowFeed:
 
     def _run(self) -> None:
         try:
-            for window, chunks in self._plan:
+            coming = next(self._plan, None)
+            while coming is not None:
                 buffer = self._free.get()
                 if buffer is None or self._stop.is_set():
                     return
-                self._load(chunks, buffer)
+                window, chunks = coming
+                futures = self._submit(chunks, buffer)
+                try:
+                    coming = next(self._plan, None)  # the next order is worked out while this window loads
+                finally:
+                    self._finish(futures)
                 self._ready.put(Loaded(window, buffer))
             self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 (it is raised again where the window is asked for)
             self._ready.put(error)
 
-    def _load(self, chunks: list[Chunk], buffer: NDArray[Any]) -> None:
+    def _submit(self, chunks: list[Chunk], buffer: NDArray[Any]) -> list[Future[None]]:
         rows = self._reader.codecs[0].chunk_rows
 
         def load(one: Chunk) -> None:
@@ -82,7 +88,9 @@ class WindowFeed:
                 out = buffer[one.site, one.place * rows : (one.place + 1) * rows]
                 self._reader.read(one.site, one.unit, one.chunk, out)
 
-        futures: list[Future[None]] = [self._pool.submit(load, chunk) for chunk in chunks]
+        return [self._pool.submit(load, chunk) for chunk in chunks]
+
+    def _finish(self, futures: list[Future[None]]) -> None:
         try:
             for future in futures:
                 future.result()

@@ -35,13 +35,14 @@ def rescaling(store: Store, sites: tuple[str, ...], kind: Rescale, center: bool 
     if kind == "log" and (norms <= 1).any():
         low = ", ".join(f"{s} ({n:.3g})" for s, n in zip(sites, norms, strict=True) if n <= 1)
         raise SpecError(f"rescale 'log' needs mean norms above 1, but there are {low}; use 'log1p' or 'sqrt'")
-    if kind == "unit":
-        scale = 1 / np.sqrt(_mean_squares(store, sites, center))
-    elif kind == "sqrt_d":
-        scale = np.sqrt(widths) / norms
-    else:
-        g = _phi(kind, norms)
-        scale = g.mean() / g
+    with np.errstate(divide="ignore", invalid="ignore"):  # a mean norm of 0 is refused below
+        if kind == "unit":
+            scale = 1 / np.sqrt(_mean_squares(store, sites, center))
+        elif kind == "sqrt_d":
+            scale = np.sqrt(widths) / norms
+        else:
+            g = _phi(kind, norms)
+            scale = g.mean() / g
     if not np.isfinite(scale).all():
         raise SpecError(f"rescale {kind!r}: a site has mean norm 0; leave it out, or use 'none'")
     return Rescaling(scale, means)

@@ -41,7 +41,7 @@ class Example(NamedTuple):
 
 
 def widest(firings: Tensor, rows: Tensor, n: int, low: float = LOW, high: float = HIGH) -> Tensor:
-    """The n latents of widest spread among those of a frequency within [low, high] (all that fire, if there are none)."""
+    """The n latents of widest spread among those of a frequency within [low, high] (of all that fire, if none is)."""
     frequency = firings.sum(dim=0).double() / rows.sum()
     width = spread(layer_shares(firings, rows))
     inside = (frequency >= low) & (frequency <= high)
@@ -63,8 +63,12 @@ def compute_examples(
     text = _Text(store)
     out = []
     for j, latent in enumerate(latents.tolist()):
-        contexts = [text.context(value, sae.sites[site], ids[row]) for value, site, row in _best(values[:, :, j], n_contexts)]
-        out.append(Example(latent, float(frequency[latent]), float(width[latent]), shares[:, latent].tolist(), contexts))
+        contexts = [
+            text.context(value, sae.sites[site], ids[row]) for value, site, row in _best(values[:, :, j], n_contexts)
+        ]
+        out.append(
+            Example(latent, float(frequency[latent]), float(width[latent]), shares[:, latent].tolist(), contexts)
+        )
     return out
 
 
@@ -82,7 +86,9 @@ def _best(values: Tensor, n: int) -> list[tuple[float, int, int]]:
     """The strongest firings [n_sites, n_rows], half of them over all layers, the rest one per further layer."""
     order = values.flatten().argsort(descending=True)[: 50 * n].tolist()
     found = [(float(values.flatten()[i]), *divmod(i, values.shape[1])) for i in order if values.flatten()[i] > 0]
-    chosen, seen_rows, seen_sites = [], set(), set()
+    chosen: list[tuple[float, int, int]] = []
+    seen_rows: set[int] = set()
+    seen_sites: set[int] = set()
     for one in found:
         if one[2] not in seen_rows and (len(chosen) < n // 2 or one[1] not in seen_sites) and len(chosen) < n:
             chosen.append(one)

@@ -34,7 +34,9 @@ def read_run(url: str) -> RunData:
         evaluation = EvalRecord.model_validate_json(storage.read("eval.json"))
         latents = load_tensors(storage.read("latents.safetensors"))
     except ObjectError as error:
-        raise RunError(f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})") from error
+        raise RunError(
+            f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})"
+        ) from error
     name = url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
 

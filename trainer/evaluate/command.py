@@ -15,8 +15,12 @@ def eval_command(
     store: Annotated[str | None, typer.Option(help="The store; default: the one the run was trained from.")] = None,
     split: Annotated[str, typer.Option(help="held_out or train.")] = "held_out",
     rows: Annotated[str | None, typer.Option(help="Rows per site at most: 50k, 1M.")] = None,
-    ce: Annotated[bool, typer.Option("--ce", help="Also run the language model: CE and KL with each site patched.")] = False,
-    model: Annotated[str | None, typer.Option(help="The model, if not where the harvest found it; implies --ce.")] = None,
+    ce: Annotated[
+        bool, typer.Option("--ce", help="Also run the language model: CE and KL with each site patched.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The model, if not where the harvest found it; implies --ce.")
+    ] = None,
     sequences: Annotated[int, typer.Option(help="Held-out sequences for CE and KL.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,

@@ -89,13 +89,13 @@ def log_density(density: Tensor) -> Tensor:
 
 
 def layer_shares(firings: Tensor, rows: Tensor) -> Tensor:
-    """p_l of each latent, [n_layers, m]: proportional to firings_l / rows_l (methods, section 1); 0 where it never fires."""
+    """p_l of each latent [n_layers, m], proportional to firings_l / rows_l (methods, section 1); 0 if it never fires."""
     rate = firings.double() / rows.double().clamp_min(1)[:, None]
     return rate / rate.sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def spread(shares: Tensor) -> Tensor:
-    """Effective number of layers of each latent: exp of the entropy of its shares [n_layers, m]; 0 if it never fires."""
+    """Effective number of layers of each latent: exp of the entropy of its shares [n_layers, m]; 0 if silent."""
     entropy = -(shares * shares.clamp_min(torch.finfo(torch.float64).tiny).log()).sum(dim=0)
     return torch.where(shares.sum(dim=0) > 0, entropy.exp(), 0.0)
 

@@ -30,10 +30,14 @@ def evaluate(
     """
     missing = [site for site in sae.sites if site not in store.sites]
     if missing:
-        raise RunError(f"{store.url}: it has no site {', '.join(missing)} of this SAE; evaluate on the store it is from")
+        raise RunError(
+            f"{store.url}: it has no site {', '.join(missing)} of this SAE; evaluate on the store it is from"
+        )
     rows = store.rows(split)[:max_rows]
     if not len(rows):
-        raise RunError(f"{store.url}: no {split} rows; a store of fewer than 20 units holds none out, use --split train")
+        raise RunError(
+            f"{store.url}: no {split} rows; a store of fewer than 20 units holds none out, use --split train"
+        )
     sums = []
     for i, site in enumerate(sae.sites):
         sums.append(_site_sums(sae, store, site, rows))

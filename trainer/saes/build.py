@@ -40,7 +40,7 @@ def build(spec: SaeSpec, d: int, seed: int = 0) -> Sae:
 
 @torch.no_grad()
 def initialise_from(sae: Sae, rows: Tensor) -> None:
-    """b_dec = mean of rows [n, d]; decoder directions = centred rows at norm 1 (methods, section 4); encoder = decoder^T.
+    """b_dec = mean of rows [n, d]; decoder = centred rows at norm 1 (methods, section 4); encoder = decoder^T.
 
     Where there are fewer rows than latents, the others keep their random directions.
     """

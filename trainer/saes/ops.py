@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import embedding_bag
 
 
 class Step(NamedTuple):
@@ -30,7 +30,8 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
 
 def unit_rows(weight: Tensor) -> Tensor:
     """Rows at norm 1."""
-    return weight / weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    unit: Tensor = weight / weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return unit
 
 
 @torch.no_grad()
@@ -48,7 +49,8 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor) -> Tensor:
     """sum_j values[b, j] * decoder[indices[b, j]]: [B, d] without a dense [B, m] product."""
-    return F.embedding_bag(indices, decoder, per_sample_weights=values.to(decoder.dtype), mode="sum")
+    decoded: Tensor = embedding_bag(indices, decoder, per_sample_weights=values.to(decoder.dtype), mode="sum")
+    return decoded
 
 
 def fired_counts(values: Tensor, indices: Tensor, n_latents: int) -> Tensor:

@@ -20,7 +20,7 @@ class TopKSae(nn.Module):
         super().__init__()
         self.spec, self.d, self.n_latents = spec, d, spec.size(d)
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, d)))
-        self.W_enc = nn.Parameter(self.W_dec.detach().T.clone())
+        self.W_enc = nn.Parameter(self.W_dec.detach().T.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(d))
 

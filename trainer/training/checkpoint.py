@@ -60,7 +60,8 @@ def restore(storage: Storage, learner: Learner, step: int) -> StreamState:
     at = key(step)
 
     def tensors(name: str) -> dict[str, Tensor]:
-        return load_tensors(storage.read(f"{at}/{name}.safetensors"))
+        found: dict[str, Tensor] = load_tensors(storage.read(f"{at}/{name}.safetensors"))
+        return found
 
     state: dict[str, Any] = json.loads(storage.read(f"{at}/state.json"))
     learner.sae.load_state_dict(tensors("weights"))
@@ -86,10 +87,9 @@ def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
 def _restore_optimiser(learner: Learner, tensors: dict[str, Tensor]) -> None:
     for name, parameter in learner.sae.named_parameters():
         fields = {k.rpartition(".")[2]: v for k, v in tensors.items() if k.rpartition(".")[0] == name}
-        learner.optimiser.state[parameter] = {
-            field: value.to(parameter.device) if field != "step" or parameter.is_cuda else value
-            for field, value in fields.items()
-        }
+        state = learner.optimiser.state[parameter]
+        for field, value in fields.items():  # in the parameter's own memory layout: the fused step goes by it
+            state[field] = torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -95,7 +95,8 @@ def load_spec(path: str | None, overrides: dict[str, Any]) -> TrainSpec:
     if "store" not in raw:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
     raw.setdefault("sae", {}).setdefault("kind", "topk")
-    return validated(TrainSpec, raw, path or "the options")
+    made: TrainSpec = validated(TrainSpec, raw, path or "the options")
+    return made
 
 
 def load_sweep(path: str, store: str | None) -> SweepSpec:
@@ -105,7 +106,8 @@ def load_sweep(path: str, store: str | None) -> SweepSpec:
     raw = _yaml(path)
     if store is not None:
         raw.setdefault("base", {})["store"] = store
-    return validated(SweepSpec, raw, path)
+    made: SweepSpec = validated(SweepSpec, raw, path)
+    return made
 
 
 def validated(schema: Any, raw: dict[str, Any], where: str) -> Any:
@@ -139,8 +141,9 @@ def run_groups(parts: list[dict[str, TrainSpec]], device: str, resume: bool) -> 
 
 @contextmanager
 def _bar() -> Iterator[Report]:
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("training"),
@@ -148,7 +151,7 @@ def _bar() -> Iterator[Report]:
         TextColumn("{task.percentage:>3.0f} %  {task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("training", total=None, figures="")
 
         def report(now: Progress) -> None:

@@ -57,7 +57,7 @@ def shared_stream(spec: TrainSpec) -> StreamSpec:
 
 
 def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
-    """The run's folder with its spec in it. Raises RunError where another run lies there."""
+    """The run's folder. Raises RunError where another run, or anything else, lies there."""
     storage = Storage(url)
     if storage.exists("spec.json"):
         if TrainSpec.model_validate_json(storage.read("spec.json")) != spec:
@@ -66,8 +66,6 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
             raise RunError(f"{url}: this run is already there; --resume goes on with it, or choose another --out")
     elif not storage.is_empty():
         raise RunError(f"{url}: it is not empty and no run; choose another --out")
-    else:
-        storage.put("spec.json", spec.to_json().encode())
     return storage
 
 
@@ -87,6 +85,8 @@ def train_group(
         common = set.intersection(*(set(checkpoint.steps(storage)) for storage in storages.values()))
         start = max(common, default=0)
         runs = [_run(store, stream, specs[u], storages[u], steps[u], start, device) for u in specs]
+        for run in runs:  # only now: a spec that cannot be used leaves nothing behind
+            run.storage.put("spec.json", run.spec.to_json().encode())
         if start:
             for run in runs:
                 stream.restore(checkpoint.restore(run.storage, run.learner, start))
@@ -103,9 +103,7 @@ def n_steps(spec: TrainSpec, stream: Stream) -> int:
     return stream.batches_per_epoch if spec.rows is None else math.ceil(spec.rows / spec.stream.batch)
 
 
-def _run(
-    store: Store, stream: Stream, spec: TrainSpec, storage: Storage, steps: int, start: int, device: str
-) -> Run:
+def _run(store: Store, stream: Stream, spec: TrainSpec, storage: Storage, steps: int, start: int, device: str) -> Run:
     sae = build(spec.sae, stream.d, spec.seed)
     factors = rescaling(store, stream.sites, spec.stream.rescale, spec.stream.center)
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.sites])

@@ -41,7 +41,7 @@ def memory(specs: dict[str, TrainSpec], store: Store) -> int:
 
 def with_values(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """A copy of nested keys with values put at dotted paths."""
-    made = _copy(base)
+    made: dict[str, Any] = _copy(base)
     for path, value in row.items():
         *parents, last = path.split(".")
         place = made
