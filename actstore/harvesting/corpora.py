@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from actstore.errors import CorpusError
@@ -88,26 +89,31 @@ def _only(files: Files, suffixes: tuple[str, ...]) -> Files:
 
 
 class Builtin:
-    """`builtin:stdlib`: the standard library of the running interpreter. Cursor: {"document": i}."""
+    """`builtin:stdlib`: the standard library of the running interpreter. Cursor: {"document": i}, i among its paths."""
 
     def __init__(self, name: str) -> None:
         if name != "builtin:stdlib":
             raise CorpusError(f"there is no corpus {name!r}; the one that ships is builtin:stdlib")
 
-    def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
-        from actstore.builtin import corpus
-
-        start = cursor["document"] if cursor else 0
-        for i, (_, text) in enumerate(itertools.islice(corpus.documents(), start, None), start):
-            yield Piece({"document": i}, text)
-
-    def digest(self) -> str | None:
+    @cached_property
+    def _files(self) -> Files:
         import fsspec
 
         from actstore.builtin import corpus
 
         root = corpus.library()
-        return Files(fsspec.filesystem("file"), tuple(str(root / path) for path in corpus.paths(root))).digest()
+        return Files(fsspec.filesystem("file"), tuple(str(root / path) for path in corpus.paths(root)))
+
+    def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
+        start = cursor["document"] if cursor else 0
+        for i, path in enumerate(itertools.islice(self._files.paths, start, None), start):
+            try:
+                yield Piece({"document": i}, Path(path).read_text(encoding="utf-8"))
+            except UnicodeDecodeError:  # the library's few files that test other encodings
+                continue
+
+    def digest(self) -> str | None:
+        return self._files.digest()
 
 
 class TextFiles:

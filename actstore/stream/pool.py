@@ -30,6 +30,7 @@ class Pool:
     def __init__(self, reader: ChunkReader, shape: tuple[int, int, int], device: torch.device, threads: int) -> None:
         """shape: of a window, (n_sites, rows, d)."""
         self._reader, self._shape, self._device, self._threads = reader, shape, device, threads
+        self._in_place = device.type == "cpu"
         self._buffers: list[NDArray[Any]] = []
         self._feed: WindowFeed | None = None
         self._loaded: Loaded | None = None
@@ -79,7 +80,7 @@ class Pool:
             began = time.perf_counter()
             self._loaded = self._feed.get()
             assert self._loaded is not None, "the plan ended before the epoch"
-            if self._device.type != "cpu":
+            if not self._in_place:
                 self._on_device = self._moved(self._loaded)
             self.stall_s += time.perf_counter() - began
         return self._loaded.window

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import subprocess
@@ -15,7 +15,7 @@ BENCHES = ("harvest.py", "stream.py", "training.py")
 
 def main() -> None:
     """Run them one after the other, so that none disturbs another."""
-    today = datetime.datetime.now(tz=datetime.UTC)
+    today = dt.datetime.now(tz=dt.UTC)
     result = HERE / "results" / f"all_{platform.machine()}-{os.cpu_count()}cores_{today:%Y%m}.jsonl"
     result.parent.mkdir(exist_ok=True)
     lines = [f'{{"date": "{today:%Y-%m-%d}", "python": "{platform.python_version()}"}}']

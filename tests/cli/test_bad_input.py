@@ -1,4 +1,4 @@
-"""A user's mistakes, through the real command lines: one clear error, exit code 1, no traceback, nothing half-written."""
+"""A user's mistakes, through the real command lines: one clear error, exit code 1, no traceback, nothing half-made."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from safetensors.torch import save as save_tensors
 
+from actstore.format.layout import permutation
 from actstore.format.storage import Storage
 from actstore.store import Store
 from actstore.stream.batches import Stream
@@ -24,6 +25,7 @@ from trainer.training.journal import Journal
 from trainer.training.learner import Interval, Learner
 
 INIT_ROWS = 1 << 15
+INIT_STAGE = 21  # of the key, so that no other draw shares it
 
 
 @dataclass
@@ -124,7 +126,8 @@ def _initialise(stream: Stream, runs: Sequence[Run]) -> None:
         layer.append(batch.layer)
         n += len(batch.x)
     for run in wanted:
-        initialise_from(run.learner.sae, run.learner.scaled(torch.cat(x), torch.cat(layer)))
+        order = torch.from_numpy(permutation(n, run.spec.seed, INIT_STAGE))
+        initialise_from(run.learner.sae, run.learner.scaled(torch.cat(x)[order], torch.cat(layer)[order]))
     stream.restore(start)
 
 

@@ -1,0 +1,103 @@
+"""A whole optimiser step against the step's matrix products alone: same process, same dtype, same allocator setting.
+
+Floor of `relu_l1`: 5 dense products (encode, decode, two weight gradients, the latents' gradient); of `topk`: the one
+product that is dense by nature, the encoder's. Rows per second; each printed line is the median of paired rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from actstore.allocator import keep_freed_memory
+from actstore.stream.rescale import Rescaling
+from schemas.records import BenchRecord
+from schemas.train import TrainSpec
+from trainer.saes.build import build, initialise_from
+from trainer.training.learner import Learner
+
+KINDS = {"relu_l1": {"kind": "relu_l1", "l1": 1e-2}, "topk": {"kind": "topk", "k": 32}}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    """Print one JSON line per case."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--d", type=int, default=768)
+    parser.add_argument("--latents", type=int, default=6144)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    keep_freed_memory()
+    for kind in KINDS:
+        for precision in DTYPES:
+            sys.stdout.write(measure(kind, precision, options).model_dump_json() + "\n")
+            sys.stdout.flush()
+
+
+def measure(kind: str, precision: str, options: argparse.Namespace) -> BenchRecord:
+    """Rows per second of a step, and of its floor, in turn."""
+    step, floor = candidate(kind, precision, options), products(kind, precision, options)
+    step()
+    floor()
+    pairs = [(options.batch / seconds(step), options.batch / seconds(floor)) for _ in range(options.rounds)]
+    value, bound = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+    ratio = statistics.median(a / b for a, b in pairs)
+    return BenchRecord(
+        bench="training", case=f"{kind} {precision}", value=value, unit="rows/s", floor=bound, ratio=ratio
+    )
+
+
+def candidate(kind: str, precision: str, options: argparse.Namespace) -> Callable[[], None]:
+    """One whole step: rescaling, forward, backward, clipping, Adam, decoder norms, running sums."""
+    spec = TrainSpec.model_validate(
+        {
+            "store": "none",
+            "sae": {**KINDS[kind], "n_latents": options.latents},
+            "precision": precision,
+            "optimiser": {"sparsity_warmup": 0.0},
+        }
+    )
+    x = torch.randn(options.batch, options.d)
+    layer = torch.randint(0, 12, (options.batch,))
+    sae = build(spec.sae, options.d)
+    initialise_from(sae, torch.randn(options.latents, options.d))
+    rescaling = Rescaling(np.linspace(0.5, 2, 12), None)
+    learner = Learner(spec, sae, rescaling, torch.ones(12), 10**6, torch.device("cpu"))
+    return lambda: learner.update(x, layer)
+
+
+def products(kind: str, precision: str, options: argparse.Namespace) -> Callable[[], None]:
+    """The matrix products alone."""
+    dtype = DTYPES[precision]
+    x = torch.randn(options.batch, options.d).to(dtype)
+    f = torch.randn(options.batch, options.latents).to(dtype)
+    w = torch.randn(options.d, options.latents).to(dtype)
+    v = torch.randn(options.latents, options.d).to(dtype)
+
+    def dense() -> None:
+        _ = x @ w, f @ v, f.T @ x, x @ v.T, x.T @ f
+
+    def one() -> None:
+        _ = x @ w
+
+    return dense if kind == "relu_l1" else one
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Mean seconds of a call over about two seconds of calls."""
+    n, began = 0, time.perf_counter()
+    while time.perf_counter() - began < 2 or n < 2:
+        call()
+        n += 1
+    return (time.perf_counter() - began) / n
+
+
+if __name__ == "__main__":
+    main()

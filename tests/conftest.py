@@ -1,0 +1,51 @@
+"""Fixtures that several folders use: an S3 server on the loopback, and a clean memory file system."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """moto's S3 server on 127.0.0.1; the environment points every client at it."""
+    from moto.server import ThreadedMotoServer
+
+    names = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    yield names["AWS_ENDPOINT_URL"]
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server: str) -> str:
+    """A bucket of its own."""
+    import s3fs
+
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem(endpoint_url=s3_server).mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def memory_url() -> str:
+    """A folder of its own in fsspec's memory file system."""
+    return f"memory://{uuid.uuid4().hex}"

@@ -1,0 +1,64 @@
+"""Numbers, sizes, patterns and specs as a user writes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from actstore.errors import SiteError, SpecError
+from actstore.harvesting.patterns import match_sites
+from actstore.harvesting.specs import parse_count, parse_size, resolve_spec
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("1M", 10**6), ("2.5B", 2_500_000_000), ("300k", 300_000), ("100_000", 100_000), ("7", 7)]
+)
+def test_counts(text: str, n: int) -> None:
+    assert parse_count(text) == n
+
+
+@pytest.mark.parametrize(("text", "n"), [("4GiB", 4 << 30), ("500MB", 500_000_000), ("1.5g", 3 << 29), ("12", 12)])
+def test_sizes(text: str, n: int) -> None:
+    assert parse_size(text) == n
+
+
+@pytest.mark.parametrize("text", ["", "many", "-5", "1M tokens"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="is not a"):
+        parse_count(text)
+    with pytest.raises(SpecError, match="is not a"):
+        parse_size(text)
+
+
+def test_a_spec_says_what_is_wrong_with_it() -> None:
+    good = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": "a", "tokens": 10}
+    assert resolve_spec(good).sites == ("a",)
+    with pytest.raises(SpecError, match=r"tokens: input should be greater than 0, got 0"):
+        resolve_spec({**good, "tokens": 0})
+    with pytest.raises(SpecError, match=r"sits: there is no such key"):
+        resolve_spec({**good, "sits": "b"})
+    with pytest.raises(SpecError, match=r"model: missing"):
+        resolve_spec({"corpus": "builtin:stdlib", "sites": "a", "tokens": 10})
+    filled = resolve_spec({"sites": "a"}, object(), np.zeros((3, 5), np.int64))
+    assert (filled.tokens, filled.context, filled.corpus.kind) == (15, 5, "memory")
+
+
+def test_patterns() -> None:
+    names = [f"blocks.{i}.hook_{end}" for i in range(12) for end in ("mlp_out", "resid_post")] + ["hook_embed"]
+    assert match_sites(["blocks.*.hook_mlp_out"], names) == [f"blocks.{i}.hook_mlp_out" for i in range(12)]
+    assert match_sites(["blocks.{9..10}.hook_*"], names)[:2] == ["blocks.9.hook_mlp_out", "blocks.9.hook_resid_post"]
+    assert match_sites(["hook_embed", "hook_embed"], names) == ["hook_embed"]
+    with pytest.raises(SiteError):
+        match_sites(["*"], ["a.b"])
+
+
+def test_the_command_is_light_to_import() -> None:
+    code = (
+        "import sys, actstore.harvesting.command, actstore.harvesting.specs, actstore.allocator\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'datasets', 'zarr', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
