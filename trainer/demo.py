@@ -27,6 +27,8 @@ RECIPE = Path(__file__).parent / "recipes" / "rescalings_tiny.yaml"
 def main() -> None:
     """Run the demo into a folder, afresh."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    if folder.name.startswith("-"):
+        sys.exit("usage: python -m trainer.demo [FOLDER]")
     console = Console()
     began = time.monotonic()
     for name in ("store", "runs", "report.html"):

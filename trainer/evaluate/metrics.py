@@ -89,7 +89,7 @@ def log_density(density: Tensor) -> Tensor:
 
 
 def layer_shares(firings: Tensor, rows: Tensor) -> Tensor:
-    """p_l of each latent [n_layers, m], proportional to firings_l / rows_l (methods, section 1); 0 if it never fires."""
+    """p_l of each latent [n_layers, m], proportional to firings_l / rows_l (methods, section 1); 0 if it is silent."""
     rate = firings.double() / rows.double().clamp_min(1)[:, None]
     return rate / rate.sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
 
