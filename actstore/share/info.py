@@ -70,11 +70,19 @@ def norms_figure(store: Store) -> Any:
     every = [store.norms[site].all for site in sites]
     at = [dict(zip(QUANTILES, one.quantiles, strict=True)) for one in every]
     figure = go.Figure()
-    figure.add_scatter(x=sites, y=[q[0.95] for q in at], line={"width": 0}, showlegend=False, hoverinfo="skip")
+    figure.add_scatter(x=sites, y=[q[0.95] for q in at], mode="lines", line={"width": 0}, showlegend=False)
     figure.add_scatter(
-        x=sites, y=[q[0.05] for q in at], fill="tonexty", line={"width": 0}, name="5 % to 95 %", hoverinfo="skip"
+        x=sites,
+        y=[q[0.05] for q in at],
+        mode="lines",
+        fill="tonexty",
+        fillcolor="#cfdcf0",
+        line={"width": 0},
+        name="5 % to 95 %",
     )
-    figure.add_scatter(x=sites, y=[one.mean_norm for one in every], mode="lines+markers", name="mean")
+    figure.add_scatter(
+        x=sites, y=[one.mean_norm for one in every], mode="lines+markers", name="mean", line={"color": "#3b6fb6"}
+    )
     figure.update_layout(template="plotly_white", xaxis_title="site", yaxis_title="L2 norm", yaxis_rangemode="tozero")
     return figure
 
