@@ -11,7 +11,7 @@ from schemas.manifest import QUANTILES
 if TYPE_CHECKING:
     from rich.table import Table
 
-BAR = 10
+BAR = 8
 
 
 def describe(store: Store) -> list[tuple[str, str]]:
@@ -38,9 +38,15 @@ def describe(store: Store) -> list[tuple[str, str]]:
 
 def norm_table(store: Store) -> Table:
     """Norms by site over training rows, with a bar for the mean."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="L2 norms over training rows", caption="special: position 0 and special tokens")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title="L2 norms over training rows",
+        caption="special: position 0 and special tokens",
+    )
     table.add_column("site", no_wrap=True)
     for name in ("mean", "", "median", "99 %", "max", "special", "outliers", "NaN"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
