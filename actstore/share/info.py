@@ -48,7 +48,7 @@ def norm_table(store: Store) -> Table:
         caption="special: position 0 and special tokens",
     )
     table.add_column("site", no_wrap=True)
-    for name in ("mean", "", "median", "99 %", "max", "special", "outliers", "NaN"):
+    for name in ("mean", "", "median", "max", "special", "outliers", "NaN"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     most = max((norms.all.mean_norm for norms in store.manifest.norms), default=0.0) or 1.0
     for norms in store.manifest.norms:
@@ -59,7 +59,6 @@ def norm_table(store: Store) -> Table:
             f"{one.mean_norm:.3g}",
             "█" * max(1, round(BAR * one.mean_norm / most)),
             f"{at[0.5]:.3g}",
-            f"{at[0.99]:.3g}",
             f"{one.max_norm:.3g}",
             f"{norms.special.mean_norm:.3g}",
             f"{one.outliers:,}",
