@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 Url = Annotated[str, typer.Argument(help="A store: a folder or any fsspec URL.")]
+WIDTH = 120
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -40,14 +41,17 @@ def norms_command(
     else:
         from rich.console import Console
 
-        Console().print(norm_table(store))
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDTH  # a pipe or a file has no width of its own, and 80 columns cut numbers off
+        console.print(norm_table(store))
     if plot is not None:
         plot_norms(store, plot)
         typer.echo(f"plot: {plot}", err=True)
 
 
 def verify_command(
-    url: Url, as_json: AsJson = False, threads: Annotated[int, typer.Option(help="Objects read at a time.")] = 4
+    url: Url, as_json: AsJson = False, threads: Annotated[int, typer.Option(min=1, help="Objects read at a time.")] = 4
 ) -> None:
     """Read every object and compare its digest; names each bad one. Exit code 1 if there is any."""
     from rich.console import Console

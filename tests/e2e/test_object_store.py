@@ -1,0 +1,43 @@
+"""The whole job with every URL in an object store: harvest, verify, train, resume refused, evaluate, report."""
+
+from __future__ import annotations
+
+import pytest
+
+import actstore
+import trainer
+from actstore.format.storage import Storage
+from actstore.share.verify import verify
+from schemas.train import TrainSpec
+from trainer.report.report import write_report
+from trainer.training.loop import train_group
+
+
+@pytest.mark.parametrize("place", ["s3_url", "memory_url"])
+def test_harvest_train_evaluate_report(request: pytest.FixtureRequest, place: str) -> None:
+    url = request.getfixturevalue(place)
+    store = actstore.harvest(
+        {
+            "model": "builtin:mini",
+            "corpus": "builtin:stdlib",
+            "sites": "blocks.{0..1}.hook_mlp_out",
+            "tokens": 4096,
+            "context": 32,
+        },
+        f"{url}/store",
+    )
+    assert verify(store).problems == []
+    spec = TrainSpec.model_validate(
+        {
+            "store": store.url,
+            "sae": {"kind": "topk", "k": 4, "expansion": 4},
+            "stream": {"batch": 128},
+            "rows": 128 * 20,
+            "checkpoint_every": 5,
+        }
+    )
+    train_group(store, {f"{url}/run": spec})
+    assert len(Storage(f"{url}/run").list("checkpoints")) == 2 * 5
+    write_report([f"{url}/run"], f"{url}/report.html", None, 2, "object store")
+    assert b"Cross-layer latents" in Storage(url).read("report.html")
+    assert trainer.load(f"{url}/run").sites == store.sites
