@@ -28,9 +28,7 @@ mark { background: var(--mark); border-radius: .2rem; padding: 0 .1rem; }
 .bars { display: flex; gap: 3px; height: 3.4rem; align-items: stretch; }
 .bar { width: 1.4rem; display: flex; flex-direction: column; justify-content: flex-end; text-align: center; }
 .bar i { background: #3b6fb6; display: block; min-height: 1px; } .bar b { font: .65rem/1.2 system-ui; color: var(--dim); }
-.bar { height: 100%; } details { margin: .4rem 0; } summary { cursor: pointer; }
-pre { font: .8rem/1.4 ui-monospace, monospace; overflow-x: auto; border: 1px solid var(--line); padding: .6rem; }
-section > p > code { overflow-wrap: anywhere; }
+.bar { height: 100%; }
 """
 
 
