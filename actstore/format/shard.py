@@ -74,9 +74,11 @@ class ShardCodec:
         mapped: Iterable[bytes] = (pool.map if pool else map)(lambda job: self._encode_chunk(source, job), jobs)
         chunks = list(mapped)
         index = np.full((self.unit_chunks, 2), ABSENT, dtype="<u8")
-        index[:n, 1] = [len(chunk) for chunk in chunks]
+        index[:n, 1] = [len(chunk) + CRC_BYTES for chunk in chunks]
         index[:n, 0] = np.concatenate([[0], np.cumsum(index[:n, 1])[:-1]]) if n else []
-        return [*chunks, with_checksum(index.tobytes())]
+        # A chunk and its checksum are two buffers: joining them would copy the whole shard once more.
+        parts = [part for chunk in chunks for part in (chunk, checksum(chunk))]
+        return [*parts, with_checksum(index.tobytes())]
 
     def read_index(self, raw: bytes) -> ShardIndex:
         """The index from the last `index_bytes` bytes of a shard. Raises CorruptError."""
@@ -134,13 +136,19 @@ class ShardCodec:
         np.take(source, order, axis=0, out=scratch[: len(order)], mode="clip")
         scratch[len(order) :] = 0
         if self.codec == "raw":
-            return with_checksum(scratch.tobytes())
-        return with_checksum(blosc.compress(scratch, self.codec.encode(), CLEVEL, blosc.BITSHUFFLE))
+            return scratch.tobytes()
+        compressed: bytes = blosc.compress(scratch, self.codec.encode(), CLEVEL, blosc.BITSHUFFLE)
+        return compressed
 
 
 def with_checksum(data: bytes) -> bytes:
     """Bytes and their crc32c, as the `crc32c` codec writes them."""
-    return data + struct.pack("<I", google_crc32c.value(data))
+    return data + checksum(data)
+
+
+def checksum(data: bytes) -> bytes:
+    """The crc32c of some bytes, as it is stored."""
+    return struct.pack("<I", google_crc32c.value(data))
 
 
 def checked(data: bytes, what: str) -> bytes:

@@ -66,7 +66,11 @@ class StoreWriter:
         self.storage = storage
         self.plan = plan
         self._dtype = numpy_dtype(plan.spec.dtype)
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="encode")
+        threads = threads or os.cpu_count() or 1
+        # Sites side by side keep both the encoder and the disk busy; a few sites alone also split into chunks.
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        few = len(plan.sites) < threads
+        self._chunk_pool = ThreadPoolExecutor(threads, thread_name_prefix="chunk") if few else None
 
     @classmethod
     def create(
@@ -94,6 +98,8 @@ class StoreWriter:
 
     def close(self) -> None:
         self._pool.shutdown()
+        if self._chunk_pool is not None:
+            self._chunk_pool.shutdown()
 
     def codec(self, d: int) -> ShardCodec:
         """How a site of width d is stored."""
@@ -142,8 +148,8 @@ class StoreWriter:
         n = len(unit.rows)
         order = at.unit_permutation(self.plan.spec.seed, unit.unit, n)
         objects = {at.chunk_key("tokens", unit.unit, 0): block.tokens}
-        for site in self.plan.sites:
-            objects |= self._write_site(site.name, unit, order)
+        for written in self._pool.map(lambda site: self._write_site(site.name, unit, order), self.plan.sites):
+            objects |= written
         rows = encode_plain(unit.rows[order].astype(np.int32), (layout.capacity, 2), -1)
         for key, data in (
             (at.chunk_key("rows", unit.unit, 0), rows),
@@ -246,7 +252,7 @@ class StoreWriter:
         if values.dtype != self._dtype:
             raise StoreError(f"{site}: rows are {values.dtype}, the plan stores {self._dtype}")
         key = at.chunk_key(at.acts_key(site), unit.unit, 0)
-        objects[key] = self._write(key, self.codec(values.shape[1]).encode(values, order, self._pool))
+        objects[key] = self._write(key, self.codec(values.shape[1]).encode(values, order, self._chunk_pool))
         key = at.chunk_key(at.norm_key(site), unit.unit)
         norms = encode_plain(unit.norms[site][order].astype(np.float32), (layout.capacity,), 0)
         objects[key] = self._write(key, norms)

@@ -31,13 +31,18 @@ class Context(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One latent: frequency over all rows, effective layers, share of firings by layer [n_layers], best contexts."""
+    """One latent: frequency over all rows, effective layers, share of firings by layer [n_layers], best contexts.
+
+    variance: of its activation over the layers of one token (rows are aligned across sites), mean over tokens, in
+    original units.
+    """
 
     latent: int
     frequency: float
     layers: float
     shares: list[float]
     contexts: list[Context]
+    variance: float
 
 
 def widest(firings: Tensor, rows: Tensor, n: int, low: float = LOW, high: float = HIGH) -> Tensor:
@@ -66,10 +71,14 @@ def compute_examples(
         contexts = [
             text.context(value, sae.sites[site], ids[row]) for value, site, row in _best(values[:, :, j], n_contexts)
         ]
-        out.append(
-            Example(latent, float(frequency[latent]), float(width[latent]), shares[:, latent].tolist(), contexts)
-        )
+        rate, by_layer = float(frequency[latent]), shares[:, latent].tolist()
+        out.append(Example(latent, rate, float(width[latent]), by_layer, contexts, layer_variance(values[:, :, j])))
     return out
+
+
+def layer_variance(values: Tensor) -> float:
+    """Population variance over layers of one latent on aligned rows [n_layers, n_rows], mean over rows."""
+    return float(values.double().var(dim=0, correction=0).mean())
 
 
 @torch.no_grad()

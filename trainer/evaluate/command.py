@@ -61,22 +61,25 @@ def eval_command(
 
 def tables(record: EvalRecord) -> list[Any]:
     """The record as rich tables."""
+    from rich.box import SIMPLE
     from rich.table import Table
+
+    from trainer.analysis.run import short
 
     head = f"{record.run}: {record.rows:,} {record.split} rows; never fired on them: {record.dead} latents"
     first = Table(title=head)
     for name in ("layer", "FVU", "MSE", "L0", "L1", "suppression"):
         first.add_column(name, justify="left" if name == "layer" else "right")
     for one in (*record.layers, record.pooled):
-        first.add_row(one.site, *(f"{v:.4g}" for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
+        first.add_row(short(one.site), *(f"{v:.4g}" for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
     if not record.model:
         return [first]
-    second = Table(title="language model, nats per token")
-    for name in ("layer", "CE clean", "CE SAE", "CE zero", "CE mean", "recovered (zero)", "recovered (mean)", "KL"):
+    second = Table(title="CE and KL in nats per token; rec: share of CE recovered", box=SIMPLE)
+    for name in ("layer", "CE clean", "CE SAE", "CE zero", "CE mean", "rec zero", "rec mean", "KL"):
         second.add_column(name, justify="left" if name == "layer" else "right")
     for row in record.model:
         values = (row.ce_clean, row.ce_sae, row.ce_zero, row.ce_mean, row.recovered_zero, row.recovered_mean, row.kl)
-        second.add_row(row.site, *(f"{v:.4f}" for v in values))
+        second.add_row(short(row.site), *(f"{v:.4f}" for v in values))
     return [first, second]
 
 

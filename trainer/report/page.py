@@ -18,7 +18,7 @@ p { margin: .3rem 0 .8rem; max-width: 46rem; } section > p, article > p { color:
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; } a { color: #2b5ea8; }
 .figure { width: 100%; min-height: 380px; overflow: hidden; }
 .box { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; margin: .8rem 0; overflow: hidden; }
 ol { margin: .6rem 0 0; padding: 0; list-style: none; } li { margin: .35rem 0; overflow-wrap: anywhere; }
@@ -28,7 +28,9 @@ mark { background: var(--mark); border-radius: .2rem; padding: 0 .1rem; }
 .bars { display: flex; gap: 3px; height: 3.4rem; align-items: stretch; }
 .bar { width: 1.4rem; display: flex; flex-direction: column; justify-content: flex-end; text-align: center; }
 .bar i { background: #3b6fb6; display: block; min-height: 1px; } .bar b { font: .65rem/1.2 system-ui; color: var(--dim); }
-.bar { height: 100%; }
+.bar { height: 100%; } details { margin: .4rem 0; } summary { cursor: pointer; }
+pre { font: .8rem/1.4 ui-monospace, monospace; overflow-x: auto; border: 1px solid var(--line); padding: .6rem; }
+section > p > code { overflow-wrap: anywhere; }
 """
 
 

@@ -15,6 +15,7 @@ from trainer.errors import RunError
 from trainer.evaluate import rows as on_rows
 from trainer.evaluate.metrics import layer_shares, spread
 from trainer.report.page import Section, page
+from trainer.report.tables import model_table, other_stores, reproduce, table
 from trainer.trained import load
 
 
@@ -22,13 +23,22 @@ def write_report(runs: Sequence[str], out: str, store: str | None, n_latents: in
     """Write the page. Runs that are not evaluated yet are, on held-out rows."""
     if not runs:
         raise RunError("which runs? give at least one run folder")
+    folder, name = _split(out)
     data = [_evaluated(run, store) for run in runs]
     opened = open_store(store or data[0].record.store)
     best = min(data, key=lambda run: run.evaluation.pooled.fvu)
     examples = compute_examples(load(best.url), opened, best.firings, best.rows, n_latents)
     text = page(title, _lead(data, opened), _sections(data, opened, best, examples))
-    folder, _, name = out.rpartition("/")
-    Storage(folder or ("/" if out.startswith("/") else ".")).put(name, text.encode())
+    Storage(folder).put(name, text.encode())
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Folder and name of a path or URL. Raises RunError where either is missing."""
+    scheme, mark, path = url.rpartition("://")
+    folder, slash, name = path.rpartition("/")
+    if not name or (mark and not folder):
+        raise RunError(f"--out {url}: wanted a file, in a folder or bucket where it is a URL: s3://bucket/report.html")
+    return scheme + mark + folder or slash or ".", name
 
 
 def _evaluated(run: str, store: str | None) -> RunData:
@@ -44,13 +54,14 @@ def _lead(runs: Sequence[RunData], store: Store) -> str:
         f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on {len(runs[0].record.sites)} sites of "
         f"<b>{html.escape(m.spec.model.name)}</b> over {html.escape(m.spec.corpus.name)}: {m.n_train_rows:,} training rows "
         f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric is on held-out rows, in the units of the original "
-        f"activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>"
+        f"activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
     )
 
 
 def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: list[Example]) -> list[Section]:
     width = spread(layer_shares(best.firings, best.rows)).numpy()
     frequency = (best.firings.sum(dim=0).double() / best.rows.sum()).numpy()
+    model = model_table(runs)
     return [
         Section("Norm by layer", "Mean L2 norm of the activations over training rows, from the store's manifest; "
                 "the band is from the 5 % to the 95 % quantile.", figure=figures.norms(store, store.sites)),
@@ -62,6 +73,9 @@ def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: li
         Section("L0 by layer", "Mean number of latents above 0.", figure=figures.by_layer(runs, "l0", "L0")),
         Section("L1 by layer", "Mean sum of the latents, in original units.", figure=figures.by_layer(runs, "l1", "L1")),
         Section("MSE by layer", "Mean of ‖x − x̂‖², summed over d.", figure=figures.by_layer(runs, "mse", "MSE")),
+        *([Section("Effect on the language model", "Cross-entropy and KL(clean ‖ patched) in nats per token, one site replaced "
+                   "at a time; special tokens keep their activations. Recovered = (CE<sub>ablated</sub> − CE<sub>SAE</sub>) / "
+                   "(CE<sub>ablated</sub> − CE<sub>clean</sub>).", body=model)] if model else []),
         Section("Density of the latents", "Share of rows on which a latent fires, over all layers; −10 stands for never.",
                 figure=figures.density(runs)),
         Section("Training", "Each point is the mean since the one before.", figure=figures.losses(runs)),
@@ -69,21 +83,22 @@ def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: li
                 "run of lowest pooled FVU): exp of the entropy of its firings over layers, p<sub>l</sub> ∝ firings / rows.",
                 figure=figures.spreads(width, frequency, len(best.record.sites))),
         Section("Cross-layer latents", "The latents of widest spread among those of middling frequency, with the held-out "
-                "contexts where they fire most and the layer they fired at.", body=_examples(examples, best)),
+                "contexts where they fire most and the layer they fired at; the variance is that of a latent over the layers "
+                "of one token, mean over tokens, in original units.", body=_examples(examples, best)),
+        Section("How to make it again", "What this page was made from.", body=reproduce(runs, store)),
     ]  # fmt: skip
 
 
 def _table(runs: Sequence[RunData]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("run", "kind", "latents", "rescale", "rows", "FVU", "FVU, mean of layers",
-                                                   "L0", "L1", "MSE", "suppression", "dead"))  # fmt: skip
+    head = ("run", "kind", "latents", "rescale", "rows", "FVU", "FVU, mean of layers", "L0", "L1", "MSE", "suppression",
+            "dead")  # fmt: skip
     lines = []
     for run in runs:
         one, spec = run.evaluation.pooled, run.record
-        figures_ = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.mse, one.suppression)
-        cells = [html.escape(run.name), spec.sae.kind, f"{spec.n_latents:,}", spec.rescale, f"{spec.rows:,}"]
-        cells += [f"{value:.4g}" for value in figures_] + [f"{run.evaluation.dead:,}"]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<div class=box><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        values = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.mse, one.suppression)
+        cells = [run.name, spec.sae.kind, f"{spec.n_latents:,}", spec.rescale, f"{spec.rows:,}"]
+        lines.append([*cells, *(f"{value:.4g}" for value in values), f"{run.evaluation.dead:,}"])
+    return table(head, lines)
 
 
 def _examples(examples: list[Example], run: RunData) -> str:
@@ -103,7 +118,8 @@ def _example(one: Example, names: list[str]) -> str:
         for c in one.contexts
     )
     return (
-        f"<article><h3>Latent {one.latent}</h3><p>density {one.frequency:.2e}, {one.layers:.2f} effective layers</p>"
+        f"<article><h3>Latent {one.latent}</h3><p>density {one.frequency:.2e}, {one.layers:.2f} effective layers, "
+        f"variance over layers {one.variance:.3g}</p>"
         f"<div class=bars role=img aria-label='share of firings by layer'>{bars}</div><ol>{contexts}</ol></article>"
     )
 

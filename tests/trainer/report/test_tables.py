@@ -1,0 +1,56 @@
+"""Parts of the page that need no browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from actstore.format.storage import Storage
+from schemas.train import TrainSpec
+from tests.support import make_store
+from trainer.errors import RunError
+from trainer.report.report import _split, write_report
+from trainer.report.tables import table
+from trainer.training.loop import train_group
+
+
+def test_cells_are_escaped() -> None:
+    assert "<td>&lt;script&gt;&amp;</td>" in table(["a"], [["<script>&"]])
+
+
+@pytest.mark.parametrize(
+    ("url", "folder", "name"),
+    [
+        ("page.html", ".", "page.html"),
+        ("/page.html", "/", "page.html"),
+        ("a/b/page.html", "a/b", "page.html"),
+        ("memory://a/page.html", "memory://a", "page.html"),
+        ("s3://bucket/a/page.html", "s3://bucket/a", "page.html"),
+        ("file:///tmp/page.html", "file:///tmp", "page.html"),
+    ],
+)
+def test_where_the_page_goes(url: str, folder: str, name: str) -> None:
+    assert _split(url) == (folder, name)
+
+
+@pytest.mark.parametrize("url", ["", "folder/", "memory://page.html", "s3://bucket/", "file:///page.html"])
+def test_a_page_without_a_place_is_refused(url: str) -> None:
+    with pytest.raises(RunError, match="wanted a file"):
+        _split(url)
+
+
+def test_a_report_of_one_run_on_memory(memory_url: str) -> None:
+    store = make_store(f"{memory_url}/store", n_units=24, unit_sequences=4)
+    spec = TrainSpec.model_validate(
+        {
+            "store": store.url,
+            "sae": {"kind": "topk", "k": 3, "expansion": 2},
+            "stream": {"batch": 128},
+            "rows": 128 * 10,
+        }
+    )
+    train_group(store, {f"{memory_url}/run": spec})
+    write_report([f"{memory_url}/run"], f"{memory_url}/report.html", None, 2, "One run")
+    text = Storage(memory_url).read("report.html").decode()
+    assert store.manifest.content_id in text
+    assert "variance over layers" in text
+    assert "Effect on the language model" not in text
