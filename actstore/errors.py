@@ -10,6 +10,7 @@ ActstoreError
     ├── NotAStoreError       there is no store at the URL
     ├── FormatVersionError   the store is of a newer format
     ├── UnfinishedError      a harvest that has not ended
+    │   └── OthersUnfinishedError  this worker's share of it has
     ├── ExistsError          the output is already there
     ├── ObjectError          an object that is missing
     │   └── CorruptError     an object whose bytes are not those recorded
@@ -57,6 +58,10 @@ class FormatVersionError(StoreError):
 
 class UnfinishedError(StoreError):
     """The harvest has not ended."""
+
+
+class OthersUnfinishedError(UnfinishedError):
+    """This worker's share of a harvest is done; other workers have units left."""
 
 
 class ExistsError(StoreError):

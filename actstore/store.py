@@ -56,7 +56,7 @@ def read_manifest(storage: Storage) -> StoreManifest:
     try:
         data = storage.read(at.MANIFEST)
     except ObjectError:
-        if storage.exists(at.PLAN):
+        if storage.exists(at.plan_key()):
             raise UnfinishedError(
                 f"{storage.url}: this harvest has not ended; run the same `actstore harvest` again, it goes on"
             ) from None
@@ -120,7 +120,7 @@ class Store:
     def unit_rows(self) -> NDArray[np.int32]:
         """Valid rows of each unit, int32 [n_units]; they are its first slots."""
         n = self.manifest.n_units
-        key = at.chunk_key("columns/rows", 0)
+        key = at.chunk_key(f"{at.columns_prefix(self._newest)}/rows", 0)
         return decode_plain(self.storage.read(key), (n,), np.int32, f"{self.url}/{key}")
 
     def units(self, split: str | None = None) -> list[int]:
@@ -142,8 +142,19 @@ class Store:
         )
 
     def record(self, unit: int) -> UnitRecord:
-        """A unit's commit record: its objects, their sizes and digests."""
-        return UnitRecord.model_validate_json(self.storage.read(at.unit_key(unit)))
+        """A unit's commit record: its objects over all generations, their sizes and digests."""
+        found = [UnitRecord.model_validate_json(self.storage.read(key)) for key in self.record_keys(unit)]
+        objects = {key: one for record in found for key, one in record.objects.items()}
+        return found[0].model_copy(update={"objects": objects})
+
+    def record_keys(self, unit: int) -> list[str]:
+        """Keys of a unit's commit records, one for each generation that has it."""
+        spans = [range(g.first_unit, g.first_unit + g.n_units) for g in self.manifest.generations]
+        return [at.unit_key(unit, i) for i, span in enumerate(spans) if unit in span]
+
+    @property
+    def _newest(self) -> int:
+        return len(self.manifest.generations) - 1
 
     def index(self, site: str, unit: int) -> ShardIndex:
         """Where the chunks of a unit lie in its shard; read once."""
@@ -196,13 +207,16 @@ class Store:
     def tokens(self, sequences: ArrayLike) -> NDArray[np.int32]:
         """Token ids of sequences, int32 [n, context]; -1 is padding."""
         ids = np.asarray(sequences, np.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() >= self.manifest.n_sequences):
-            raise IndexError(f"sequences {ids.min()}..{ids.max()}: the store has 0..{self.manifest.n_sequences - 1}")
+        end = self.manifest.n_units * self.layout.unit_sequences
+        if len(ids) and (ids.min() < 0 or ids.max() >= end):
+            raise IndexError(f"sequences {ids.min()}..{ids.max()}: the store's units hold 0..{end - 1}")
         out = np.empty((len(ids), self.layout.context), np.int32)
         units = ids // self.layout.unit_sequences
         for unit in np.unique(units):
             where = units == unit
             out[where] = self._block(int(unit))[ids[where] % self.layout.unit_sequences]
+        if len(out) and (out < 0).all(axis=1).any():
+            raise IndexError(f"sequence {ids[(out < 0).all(axis=1)][0]}: its unit ends before it")
         return out
 
     @cached_property
@@ -210,8 +224,8 @@ class Store:
         """The merged statistics over training units, vectors and histograms included."""
         from actstore.harvesting.norms import UnitStats
 
-        data = self.storage.read(at.MERGED_STATS)
-        return UnitStats.from_bytes(self.manifest.sites, data, f"{self.url}/{at.MERGED_STATS}")
+        key = at.merged_stats_key(self._newest)
+        return UnitStats.from_bytes(self.manifest.sites, self.storage.read(key), f"{self.url}/{key}")
 
     def mean(self, site: str) -> NDArray[np.float64]:
         """Mean activation over training rows, float64 [d]."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.base import Schema
-from schemas.source import CorpusSource, ModelSource, Site, StorageDtype
+from schemas.source import CorpusSource, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
 
@@ -29,6 +29,11 @@ class HarvestSpec(Schema):
     memory: int = Field(default=4 << 30, gt=0, description="bytes that units in flight may take")
     unit_sequences: int | None = Field(default=None, gt=0, description="overrides the planned unit size")
     chunk_rows: int | None = Field(default=None, gt=0, description="overrides the planned chunk size")
+    exclude_special_tokens: bool = Field(default=False, description="keep no rows of BOS, EOS and the like")
+    skip_first: int = Field(default=0, ge=0, description="keep no rows of the first positions of a context")
+    exclude_tokens: tuple[int, ...] = Field(default=(), description="keep no rows of these token ids")
+    autocast: ModelDtype | None = Field(default=None, description="run the forward under torch.autocast")
+    compile: bool = Field(default=False, description="run the forward through torch.compile")
 
 
 class Layout(Schema):
@@ -75,7 +80,10 @@ class Numerics(Schema):
 
 
 class Plan(Schema):
-    """`plan.json`, written first with a conditional create: what a resume or a second worker joins."""
+    """`plan.json`, written first with a conditional create: what a resume or a second worker joins.
+
+    `extend` adds `plan-1.json` and so on: a generation that holds more sites on the units there are, or more units.
+    """
 
     format: Literal["actstore"] = "actstore"
     format_version: int
@@ -85,3 +93,11 @@ class Plan(Schema):
     model: ModelInfo
     corpus_digest: str | None = Field(default=None, description="what identifies the corpus' contents, if known")
     numerics: Numerics
+    generation: int = Field(default=0, ge=0)
+    parent: str | None = Field(default=None, description="content id of the store that this generation extends")
+    first_unit: int = Field(default=0, ge=0, description="units before it belong to earlier generations")
+
+    @property
+    def adds_sites(self) -> bool:
+        """Whether this generation holds more sites of the units there are (else: more units)."""
+        return self.generation > 0 and self.first_unit == 0

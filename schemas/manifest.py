@@ -68,11 +68,15 @@ class NormStats(Schema):
 
 
 class Generation(Schema):
-    """One plan and the units harvested under it. `extend` adds a generation."""
+    """One plan and the units harvested under it. `extend` adds a generation.
+
+    Each site of each unit is in exactly one generation.
+    """
 
     plan: str = Field(description="key of the plan")
     units: str = Field(description="key prefix of the unit records")
     sites: tuple[Site, ...]
+    first_unit: int = 0
     n_units: int
     n_sequences: int
     n_rows: int

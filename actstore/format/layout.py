@@ -19,7 +19,7 @@ CHUNK_BYTES = 3 << 19  # 1.5 MiB decoded: 256-row chunks nearly halved the decod
 MIN_UNITS = 32
 
 _WORD = 2**64 - 1
-PLAN, MANIFEST, MERGED_STATS = "plan.json", "manifest.json", "norms.stats"
+PLAN, MANIFEST = "plan.json", "manifest.json"
 
 
 def plan_layout(
@@ -153,13 +153,38 @@ def chunk_key(array: str, *index: int) -> str:
     return "/".join([array, "c", *map(str, index)])
 
 
-def unit_key(unit: int) -> str:
-    return f"units/{unit:05d}.json"
+def plan_key(generation: int = 0) -> str:
+    return _of_generation("plan", generation) + ".json"
 
 
-def unit_stats_key(unit: int) -> str:
-    return f"units/{unit:05d}.stats"
+def units_prefix(generation: int = 0) -> str:
+    return _of_generation("units", generation)
+
+
+def unit_key(unit: int, generation: int = 0) -> str:
+    return f"{units_prefix(generation)}/{unit:05d}.json"
+
+
+def unit_stats_key(unit: int, generation: int = 0) -> str:
+    return f"{units_prefix(generation)}/{unit:05d}.stats"
+
+
+def columns_prefix(generation: int = 0) -> str:
+    return _of_generation("columns", generation)
+
+
+def merged_stats_key(generation: int = 0) -> str:
+    return _of_generation("norms", generation) + ".stats"
 
 
 def block_key(unit: int) -> str:
     return f"blocks/{unit:05d}.json"
+
+
+def claim_key(unit: int) -> str:
+    return f"claims/{unit:05d}.json"
+
+
+def _of_generation(name: str, generation: int) -> str:
+    """Generation 0 has the plain names; later ones never touch an object that an open reader may use."""
+    return f"{name}-{generation}" if generation else name

@@ -25,20 +25,18 @@ class Writing:
         self._free: list[UnitBuffer] = []
         self._made = 0
         self.written = 0
+        self.written_bytes = 0
 
     @property
     def in_flight(self) -> int:
         """Units captured but not committed."""
         return len(self._pending)
 
-    def staging(self) -> UnitBuffer | None:
-        """Room for a unit on the device, where that is not the host."""
+    def staging(self) -> tuple[UnitBuffer, ...]:
+        """Room for two units on the device, where that is not the host: one fills while the other is copied."""
         if self._device.type == "cpu":
-            return None
-        made = self._make()
-        made.values = [value.to(self._device) for value in made.values]
-        made.norms = made.norms.to(self._device)
-        return made
+            return ()
+        return self._make(device=self._device), self._make(device=self._device)
 
     def buffer(self) -> UnitBuffer:
         """A free buffer; waits for the oldest unit where all are in use."""
@@ -67,11 +65,12 @@ class Writing:
 
     def _collect(self) -> None:
         future, buffer = self._pending.popleft()
-        future.result()
+        record = future.result()
         self.written += 1
+        self.written_bytes += sum(one.bytes for one in record.objects.values())
         self._free.append(buffer)
 
-    def _make(self, *, pinned: bool = False) -> UnitBuffer:
+    def _make(self, *, pinned: bool = False, device: torch.device | None = None) -> UnitBuffer:
         layout = self._plan.layout
         rows = layout.unit_sequences * layout.context
-        return UnitBuffer.make(self._plan.sites, rows, self._plan.spec.dtype, pinned=pinned)
+        return UnitBuffer.make(self._plan.sites, rows, self._plan.spec.dtype, pinned=pinned, device=device)

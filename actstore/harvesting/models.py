@@ -46,7 +46,10 @@ def load_model(source: ModelSource, device: str = "cpu") -> LoadedModel:
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             kind = _class(config, source.name)
-            module = kind.from_pretrained(folder, dtype=getattr(torch, source.dtype))
+            spread = {"device_map": "auto"} if device == "auto" else {}
+            module = kind.from_pretrained(folder, dtype=getattr(torch, source.dtype), **spread)
+        except ImportError as error:
+            raise ModelError(f"device auto needs the package accelerate: {error}") from error
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"model {source.name!r} cannot be loaded from {folder}: {error}") from error
         tokenizer = _tokenizer(folder)
@@ -141,6 +144,8 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _placed(module: nn.Module, device: str) -> nn.Module:
+    if device == "auto":  # placed over all devices while it was loaded
+        return module
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from actstore.errors import SpecError
+from actstore.errors import SiteError, SpecError
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.rows import buffer_bytes
 from schemas.harvest import HarvestSpec, Layout, Numerics, Plan
-from schemas.manifest import FORMAT_VERSION
+from schemas.manifest import FORMAT_VERSION, StoreManifest
 
 if TYPE_CHECKING:
     from actstore.harvesting.corpora import Corpus
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from actstore.harvesting.tap import Tap
 
 UNITS_IN_FLIGHT = 3  # one that fills, one that waits, one that is written
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Worker `number` (from 0) of `of`."""
+
+    number: int = 0
+    of: int = 1
+
+    def units(self, plan: Plan) -> range:
+        """Units of a plan that are this worker's: k mod of = number."""
+        first = plan.first_unit + (self.number - plan.first_unit) % self.of
+        return range(first, plan.layout.n_units, self.of)
 
 
 def make_plan(spec: HarvestSpec, tap: Tap, model: LoadedModel, corpus: Corpus | None, tokens: Any, device: str) -> Plan:
@@ -36,9 +50,37 @@ def make_plan(spec: HarvestSpec, tap: Tap, model: LoadedModel, corpus: Corpus | 
             torch=torch.__version__,
             dtype=str(next((p.dtype for p in model.module.parameters()), torch.float32)).removeprefix("torch."),
             batch=spec.batch,
-            threads=torch.get_num_threads() if device == "cpu" else 0,
+            threads=torch.get_num_threads() if device in {"cpu", "auto"} else 0,
         ),
     )
+
+
+def extension_plan(plan: Plan, parent: StoreManifest, *, adds_sites: bool) -> Plan:
+    """The plan of a generation on top of a store: its layout is the store's, grown by units where tokens are added.
+
+    Raises SiteError where a site is there already.
+    """
+    there = {site.name for site in parent.sites}
+    if adds_sites and (twice := [site.name for site in plan.sites if site.name in there]):
+        raise SiteError(f"{', '.join(twice)}: the store has that already; name the new sites only")
+    layout, first = parent.layout, 0
+    if not adds_sites:
+        first = parent.n_units
+        n_sequences = first * layout.unit_sequences + -(-plan.spec.tokens // layout.context)
+        n_units = -(-n_sequences // layout.unit_sequences)
+        layout = layout.model_copy(update={"n_sequences": n_sequences, "n_units": n_units})
+    more = {"layout": layout, "generation": len(parent.generations), "parent": parent.content_id, "first_unit": first}
+    return plan.model_copy(update=more)
+
+
+def parse_worker(text: str | None) -> Share:
+    """`3/8` is the third of eight workers. Raises SpecError."""
+    if text is None:
+        return Share()
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise SpecError(f"worker {text!r}: wanted i/n with 1 <= i <= n, such as 3/8 for the third of eight")
+    return Share(int(index) - 1, int(count))
 
 
 def make_layout(spec: HarvestSpec, tap: Tap) -> Layout:
@@ -70,6 +112,8 @@ def _corpus_digest(corpus: Corpus | None, tokens: Any) -> str | None:
 
 
 def _device_name(device: str) -> str:
+    if device == "auto":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device)
     except RuntimeError as error:

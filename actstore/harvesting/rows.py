@@ -1,6 +1,8 @@
 """From a forward's values to the rows of a unit: kept tokens, storage dtype, norms and statistics.
 
 All of it describes the rows *as stored* (after the cast), so that anyone who reads the store finds the same figures.
+On a GPU the sums, the norms and the unit's permutation are computed there; a finished unit goes to pinned memory on a
+stream of its own while the model fills the other staging buffer.
 Buffers are made once and used again. Channel sums are taken around a shift near the mean (the first rows of the
 unit), in float32 over a few hundred rows at a time and in float64 beyond.
 """
@@ -8,8 +10,9 @@ unit), in float32 over a few hundred rows at a time and in float64 beyond.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,8 +21,10 @@ from torch import Tensor
 
 from actstore.errors import NumericsError
 from actstore.format.dtypes import to_numpy
+from actstore.format.layout import unit_permutation
 from actstore.harvesting.norms import REST, SPECIAL, UnitStats
 from actstore.harvesting.writer import UnitRows
+from schemas.harvest import HarvestSpec, ModelInfo
 from schemas.source import Site, StorageDtype
 
 _BLOCK = 256  # rows whose float32 copy stays in a core's cache
@@ -47,15 +52,45 @@ class UnitBuffer:
     ready: Any = None  # a CUDA event behind the copies to the host
 
     @classmethod
-    def make(cls, sites: Sequence[Site], capacity: int, dtype: StorageDtype, *, pinned: bool = False) -> UnitBuffer:
+    def make(
+        cls,
+        sites: Sequence[Site],
+        capacity: int,
+        dtype: StorageDtype,
+        *,
+        pinned: bool = False,
+        device: torch.device | None = None,
+    ) -> UnitBuffer:
         """Buffers for units of up to `capacity` rows."""
         kept = _BUFFER_DTYPE[dtype]
         return cls(
-            values=[torch.empty(capacity, site.d, dtype=kept, pin_memory=pinned) for site in sites],
-            norms=torch.empty(len(sites), capacity, pin_memory=pinned),
+            values=[torch.empty(capacity, site.d, dtype=kept, pin_memory=pinned, device=device) for site in sites],
+            norms=torch.empty(len(sites), capacity, pin_memory=pinned, device=device),
             rows=np.empty((capacity, 2), np.int32),
             special=np.empty(capacity, np.bool_),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFilter:
+    """Which tokens are kept: a property of the token alone, so that all sites keep the same rows."""
+
+    skip_first: int = 0
+    excluded: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, spec: HarvestSpec, model: ModelInfo) -> Self:
+        """The filter of a spec."""
+        out = {*spec.exclude_tokens, *(model.special_tokens if spec.exclude_special_tokens else ())}
+        return cls(spec.skip_first, np.array(sorted(out), np.int64) if out else None)
+
+    def keep(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Mask over tokens, int32 [b, t] with -1 for padding."""
+        kept: NDArray[np.bool_] = tokens >= 0
+        kept[:, : self.skip_first] = False
+        if self.excluded is not None:
+            kept &= ~np.isin(tokens, self.excluded)
+        return kept
 
 
 class _Batch(NamedTuple):
@@ -83,7 +118,12 @@ class RowCollector:
     sites: Sequence[Site]
     special_tokens: NDArray[np.int32]
     device: torch.device
-    staging: UnitBuffer | None = None  # on the device, where that is not the host
+    staging: Sequence[UnitBuffer] = ()  # two on the device, where that is not the host; they take turns
+    filter: TokenFilter = field(default_factory=TokenFilter)
+    seed: int = 0
+    _side: Any = None  # the CUDA stream of the copies to the host
+    _target: UnitBuffer | None = None
+    _turn: int = 0
     _buffer: UnitBuffer | None = None
     _batch: _Batch | None = None
     _sums: list[_Sums] = field(default_factory=list)
@@ -92,7 +132,12 @@ class RowCollector:
 
     def begin(self, buffer: UnitBuffer) -> None:
         """Start a unit in `buffer`."""
-        self._buffer, self._n = buffer, 0
+        self._buffer, self._target, self._n = buffer, buffer, 0
+        if self.staging:
+            self._target = self.staging[self._turn % len(self.staging)]
+            self._turn += 1
+            if self._target.ready is not None:  # its last copy to the host has to be over
+                torch.cuda.current_stream().wait_event(self._target.ready)
         self._overflow.clear()
         zeros = [torch.zeros(2, 2, site.d, dtype=torch.float64, device=self.device) for site in self.sites]
         self._sums = [_Sums(pair[0], pair[1]) for pair in zeros]
@@ -100,7 +145,7 @@ class RowCollector:
     def batch(self, tokens: NDArray[np.int32], first_sequence: int) -> None:
         """Say which tokens, int32 [b, t] (-1: padding), the next values belong to."""
         assert self._buffer is not None
-        sequence, position = np.nonzero(tokens >= 0)
+        sequence, position = np.nonzero(self.filter.keep(tokens))
         n, start = len(sequence), self._n
         self._buffer.rows[start : start + n, 0] = sequence + first_sequence
         self._buffer.rows[start : start + n, 1] = position
@@ -115,9 +160,9 @@ class RowCollector:
 
     def take(self, site: int, x: Tensor) -> None:
         """Values of one site, [b, t, d]."""
-        assert self._buffer is not None
+        assert self._target is not None
         assert self._batch is not None
-        batch, target = self._batch, self.staging or self._buffer
+        batch, target = self._batch, self._target
         rows = x.flatten(0, 1)
         if batch.keep is not None:
             rows = rows.index_select(0, batch.keep)
@@ -132,8 +177,11 @@ class RowCollector:
         self._sums[site].first += sums[0]
         self._sums[site].second += sums[1]
 
-    def finish(self, unit: int, n_sequences: int) -> PendingUnit:
-        """The unit's rows; on a device other than the host the copies may still be under way."""
+    def finish(self, unit: int, n_sequences: int, batch: int | None = None) -> PendingUnit:
+        """The unit's rows; on a device other than the host the copies may still be under way.
+
+        batch: the sequences per forward to record, where they were fewer than planned.
+        """
         assert self._buffer is not None
         for site, overflow in self._overflow.items():
             if bool(overflow):
@@ -142,9 +190,11 @@ class RowCollector:
                     "store bfloat16 or float32 (--dtype), or leave the site out"
                 )
         sums = [_Channels(s.first.cpu().numpy(), s.second.cpu().numpy(), _host(s.shift)) for s in self._sums]
-        if self.staging is not None:
-            self._copy_to_host(self.staging, self._buffer)
-        return PendingUnit(unit, n_sequences, self._n, self._buffer, sums, tuple(self.sites))
+        if self.staging:
+            assert self._target is not None
+            self._copy_to_host(unit, self._target, self._buffer)
+        order = unit_permutation(self.seed, unit, self._n) if self.staging else None
+        return PendingUnit(unit, n_sequences, self._n, self._buffer, sums, tuple(self.sites), batch, order)
 
     def _add(self, site: int, x: Tensor, stored: Tensor, norms: Tensor, weights: Tensor, sums: Tensor) -> None:
         """Norms of some rows, and their part in the channel sums [2 (first, second), 2 (strata), d]."""
@@ -169,12 +219,21 @@ class RowCollector:
             sums.shift = torch.where(mean.isfinite(), mean, torch.zeros_like(mean))
         return sums.shift
 
-    def _copy_to_host(self, source: UnitBuffer, target: UnitBuffer) -> None:
-        for a, b in zip(source.values, target.values, strict=True):
-            b[: self._n].copy_(a[: self._n], non_blocking=True)
-        target.norms[:, : self._n].copy_(source.norms[:, : self._n], non_blocking=True)
-        target.ready = torch.cuda.Event()
-        target.ready.record()
+    def _copy_to_host(self, unit: int, source: UnitBuffer, target: UnitBuffer) -> None:
+        """Permute on the device and copy, behind what is queued now and beside what the model does next."""
+        order = torch.from_numpy(unit_permutation(self.seed, unit, self._n)).to(self.device)
+        cuda = self.device.type == "cuda"
+        if cuda:
+            self._side = self._side or torch.cuda.Stream(self.device)
+            self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._side) if cuda else nullcontext():
+            for a, b in zip(source.values, target.values, strict=True):
+                b[: self._n].copy_(a.index_select(0, order), non_blocking=True)
+            target.norms[:, : self._n].copy_(source.norms.index_select(1, order), non_blocking=True)
+            if cuda:
+                order.record_stream(self._side)
+                target.ready = source.ready = torch.cuda.Event()
+                target.ready.record(self._side)
 
 
 class _Channels(NamedTuple):
@@ -195,12 +254,15 @@ class PendingUnit:
     buffer: UnitBuffer
     channels: list[_Channels]
     sites: tuple[Site, ...]
+    batch: int | None = None
+    order: NDArray[np.int64] | None = None  # the permutation, where values and norms have it already
 
     def rows(self) -> UnitRows:
         """Wait for the copies and complete the statistics."""
         if self.buffer.ready is not None:
             self.buffer.ready.synchronize()
         n, special = self.n, self.buffer.special[: self.n]
+        special = special if self.order is None else special[self.order]
         stats = UnitStats(self.sites)
         norms: dict[str, NDArray[np.float32]] = {}
         for i, (site, sums) in enumerate(zip(self.sites, self.channels, strict=True)):
@@ -214,7 +276,9 @@ class PendingUnit:
                     m2 = np.maximum(sums.second[stratum] - count * np.square(offset), 0)
                     one.add_channels(stratum, count, sums.shift + offset, m2)
         values = {s.name: to_numpy(v[:n]) for s, v in zip(self.sites, self.buffer.values, strict=True)}
-        return UnitRows(self.unit, self.n_sequences, self.buffer.rows[:n], values, norms, stats)
+        permuted = self.order is not None
+        rows = self.buffer.rows[:n]
+        return UnitRows(self.unit, self.n_sequences, rows, values, norms, stats, self.batch, permuted)
 
 
 def _host(shift: Tensor | None) -> NDArray[Any]:

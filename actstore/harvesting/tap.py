@@ -60,6 +60,7 @@ class HookTap:
         self._call = call
         self._sink: Sink | None = None
         self._seen = 0
+        self._hand_over: Sink = self._take
         self._removers = [one(self._put(i)) for i, one in enumerate(attach)]
 
     def run(self, tokens: Tensor, mask: Tensor | None, sink: Sink) -> None:
@@ -72,29 +73,34 @@ class HookTap:
         if self._seen != len(self.sites):
             raise ModelError(f"only {self._seen} of {len(self.sites)} sites were computed; please report this model")
 
+    def compile(self) -> None:
+        """Run the forward through torch.compile; the hooks stay outside of the compiled graphs."""
+        self._call = torch.compile(self._call)
+        self._hand_over = torch.compiler.disable(self._take)
+
     def close(self) -> None:
         for remove in self._removers:
             remove()
         self._removers.clear()
 
     def _put(self, site: int) -> Put:
-        def put(x: Tensor) -> None:
-            if self._sink is None:
-                return
-            self._sink(site, x.flatten(2) if x.ndim > 3 else x)
-            self._seen += 1
-            if self._seen == len(self.sites):
-                raise _Stop
+        return lambda x: self._hand_over(site, x)
 
-        return put
+    def _take(self, site: int, x: Tensor) -> None:
+        if self._sink is None:
+            return
+        self._sink(site, x.flatten(2) if x.ndim > 3 else x)
+        self._seen += 1
+        if self._seen == len(self.sites):
+            raise _Stop
 
 
-def open_tap(model: LoadedModel, patterns: Iterable[str]) -> Tap:
+def open_tap(model: LoadedModel, patterns: Iterable[str], *, compiled: bool = False) -> Tap:
     """The tap for a model's sites.
 
     For a Hugging Face model, a TransformerBridge or a HookedTransformer, sites are TransformerLens hook names (values
     without compatibility mode or weight processing of ours); for any other module they are names of its submodules,
-    and the values are their outputs (of a tuple, the first).
+    and the values are their outputs (of a tuple, the first). compiled: run the forward through torch.compile.
 
     Raises:
         SiteError: an unknown name (with the nearest that exist), or a site that has no single vector per token.
@@ -105,10 +111,14 @@ def open_tap(model: LoadedModel, patterns: Iterable[str]) -> Tap:
     from actstore.harvesting.resolve import bridge_tap, model_tap
 
     if isinstance(model.module, PreTrainedModel):
-        return model_tap(model, patterns)
-    if hasattr(model.module, "hook_dict"):
-        return bridge_tap(model.module, model.info.vocabulary, patterns)
-    return _module_tap(model.module, model.info.vocabulary, patterns)
+        tap = model_tap(model, patterns)
+    elif hasattr(model.module, "hook_dict"):
+        tap = bridge_tap(model.module, model.info.vocabulary, patterns)
+    else:
+        tap = _module_tap(model.module, model.info.vocabulary, patterns)
+    if compiled:
+        tap.compile()
+    return tap
 
 
 def module_hook(module: nn.Module, where: str, pick: Callable[[Tensor], Tensor] | None = None) -> Any:

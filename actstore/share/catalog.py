@@ -27,7 +27,7 @@ def stores(url: str) -> list[Entry]:
 
 def _entry(storage: Storage) -> Entry | None:
     if not storage.exists(at.MANIFEST):
-        return Entry(storage.url, False, "unfinished") if storage.exists(at.PLAN) else None
+        return Entry(storage.url, False, "unfinished") if storage.exists(at.plan_key()) else None
     try:
         m = read_manifest(storage)
     except ActstoreError as error:

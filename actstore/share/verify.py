@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from blake3 import blake3
 from actstore.errors import ObjectError, StorageError
 from actstore.format import layout as at
 from actstore.store import Store
-from schemas.manifest import ObjectRecord, UnitRecord
+from schemas.manifest import Generation, ObjectRecord, UnitRecord
 
 
 class Verified(NamedTuple):
@@ -41,28 +41,33 @@ def _records(store: Store) -> tuple[list[tuple[str, ObjectRecord]], list[str]]:
     """Objects of all units; a unit whose record is missing or not the one committed is a problem of its own."""
     objects: list[tuple[str, ObjectRecord]] = []
     problems: list[str] = []
-    digest = blake3()
-    for data, unit in _unit_records(store):
-        if isinstance(data, str):
-            problems.append(data)
-            continue
-        digest.update(data)
-        try:
-            objects += UnitRecord.model_validate_json(data).objects.items()
-        except ValueError as error:
-            problems.append(f"{store.url}/{at.unit_key(unit)}: not a unit record: {error}")
-    wanted = store.manifest.generations[0].units_digest
-    if not problems and digest.hexdigest() != wanted:
-        problems.append(f"{store.url}/units: the records' digest is {digest.hexdigest()}, the manifest says {wanted}")
+    for i, generation in enumerate(store.manifest.generations):
+        found, bad = _generation(store, i, generation)
+        objects += found
+        problems += bad
     return objects, problems
 
 
-def _unit_records(store: Store) -> Iterator[tuple[bytes | str, int]]:
-    for unit in range(store.manifest.n_units):
+def _generation(store: Store, index: int, generation: Generation) -> tuple[list[tuple[str, ObjectRecord]], list[str]]:
+    objects: list[tuple[str, ObjectRecord]] = []
+    problems: list[str] = []
+    digest = blake3()
+    for unit in range(generation.first_unit, generation.first_unit + generation.n_units):
+        key = at.unit_key(unit, index)
         try:
-            yield store.storage.read(at.unit_key(unit)), unit
+            data = store.storage.read(key)
+            digest.update(data)
+            objects += UnitRecord.model_validate_json(data).objects.items()
         except (ObjectError, StorageError) as error:
-            yield str(error), unit
+            problems.append(str(error))
+        except ValueError as error:
+            problems.append(f"{store.url}/{key}: not a unit record: {error}")
+    if not problems and digest.hexdigest() != generation.units_digest:
+        problems.append(
+            f"{store.url}/{generation.units}: the records' digest is {digest.hexdigest()}, "
+            f"the manifest says {generation.units_digest}"
+        )
+    return objects, problems
 
 
 def _problem(store: Store, key: str, record: ObjectRecord) -> str | None:

@@ -148,9 +148,9 @@ def test_what_is_interrupted_goes_on_to_the_same_bytes(
 ) -> None:
     out = str(tmp_path / "store")
     calls = 0
-    write = StoreWriter._write
+    write = Storage.put
 
-    def failing(self: StoreWriter, key: str, data: Any) -> Any:
+    def failing(self: Storage, key: str, data: Any) -> Any:
         nonlocal calls
         calls += key.startswith("acts/")
         if calls == at_call:
@@ -158,7 +158,7 @@ def test_what_is_interrupted_goes_on_to_the_same_bytes(
         return write(self, key, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "_write", failing)
+        patch.setattr(Storage, "put", failing)
         with pytest.raises(KilledError):
             actstore.harvest(SPEC, out)
     assert not (tmp_path / "store" / "manifest.json").exists()

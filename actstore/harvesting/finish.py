@@ -1,0 +1,224 @@
+"""The end of a harvest: columns over all units, merged statistics, and the manifest that makes a store of it.
+
+A later generation starts from its parent's columns and statistics, so that extending costs what is new only. Merging
+goes on in unit order, so the figures are those of one harvest of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from actstore.errors import UnfinishedError
+from actstore.format import layout as at
+from actstore.format.shard import decode_plain, encode_plain, plain_metadata
+from actstore.format.storage import Buffers, Storage
+from actstore.harvesting.metadata import GROUP, encoded
+from actstore.harvesting.norms import UnitStats
+from schemas.harvest import Plan
+from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
+
+_COLUMNS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "rows": ("<i4", ()),
+    "bytes": ("<i8", ()),
+    "digests": ("|u1", (32,)),
+}
+
+
+class Columns(NamedTuple):
+    """Scalars of all units: int32 [n], int64 [n], uint8 [n, 32], float64 [n, sites, 2, 5]."""
+
+    rows: NDArray[Any]
+    bytes: NDArray[Any]
+    digests: NDArray[Any]
+    sums: NDArray[Any]
+
+
+def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) -> StoreManifest:
+    """Write columns, statistics and the manifest. Raises UnfinishedError while a unit is missing."""
+    records = committed_records(storage, plan, parent)
+    sites = plan.sites if parent is None else parent.sites + (plan.sites if plan.adds_sites else ())
+    n_units = max(plan.first_unit + len(records), parent.n_units if parent else 0)
+    columns = _columns(storage, parent, n_units, len(sites))
+    merged = _merged(storage, plan, parent)
+    at_site = len(sites) - len(plan.sites)
+    for record in records:
+        key = at.unit_stats_key(record.unit, plan.generation)
+        stats = UnitStats.from_bytes(plan.sites, storage.read(key), key)
+        _fill(columns, record, stats, at_site)
+        if not at.held_out(record.unit):
+            merged.merge(stats)
+    if plan.adds_sites:
+        old = _merged(storage, plan, parent, of_parent=True)
+        old.sites.update(merged.sites)
+        merged = old
+    files = {**(parent.files if parent else {}), **_write_columns(storage, plan.generation, columns)}
+    key = at.merged_stats_key(plan.generation)
+    files[key] = put(storage, key, merged.to_bytes())
+    for key in [*storage.list("tokenizer"), "README.md", at.plan_key(plan.generation)]:
+        files[key] = object_record(storage.read(key))
+    manifest = _manifest(plan, parent, sites, records, columns, merged, files)
+    for key in storage.list("claims"):
+        storage.delete(key)
+    storage.put(at.MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def committed_records(storage: Storage, plan: Plan, parent: StoreManifest | None) -> list[UnitRecord]:
+    """The records of a generation's units, in order. Raises UnfinishedError with those that are missing."""
+    wanted = wanted_units(storage, plan, parent)
+    if wanted is None:
+        raise UnfinishedError(f"{storage.url}: the corpus has not been read to its end; run the same harvest again")
+    done = committed_units(storage, plan.generation)
+    missing = [unit for unit in wanted if unit not in done]
+    if missing:
+        raise UnfinishedError(
+            f"{storage.url}: {len(missing)} units are missing ({', '.join(map(str, missing[:8]))}, ...); "
+            "run the same harvest again, it goes on from there"
+        )
+    keys = (at.unit_key(unit, plan.generation) for unit in wanted)
+    return [UnitRecord.model_validate_json(storage.read(key)) for key in keys]
+
+
+def wanted_units(storage: Storage, plan: Plan, parent: StoreManifest | None) -> range | None:
+    """The units that a generation must have; None while the corpus' end is not known."""
+    if plan.adds_sites and parent is not None:
+        return range(parent.n_units)
+    last = [unit for unit, block in committed_blocks(storage).items() if block.last and unit >= plan.first_unit]
+    return range(plan.first_unit, last[0] + 1) if last else None
+
+
+def committed_units(storage: Storage, generation: int) -> set[int]:
+    """Units whose record is there."""
+    keys = storage.list(at.units_prefix(generation))
+    return {int(key.rsplit("/", 1)[1][:-5]) for key in keys if key.endswith(".json")}
+
+
+def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
+    """Records of the token blocks that are there, by unit."""
+    keys = [key for key in storage.list("blocks") if key.endswith(".json")]
+    records = (BlockRecord.model_validate_json(storage.read(key)) for key in keys)
+    return {record.unit: record for record in records}
+
+
+def put(storage: Storage, key: str, data: Buffers) -> ObjectRecord:
+    """Write an object; its record."""
+    record = object_record(data)
+    storage.put(key, data)
+    return record
+
+
+def object_record(data: Buffers) -> ObjectRecord:
+    """Size and blake3 digest of an object's bytes."""
+    parts = [data] if isinstance(data, bytes) else data
+    digest = blake3()
+    for part in parts:
+        digest.update(part)
+    return ObjectRecord(bytes=sum(len(part) for part in parts), digest=digest.hexdigest())
+
+
+def content_id(generations: Sequence[Generation]) -> str:
+    """blake3 over the digests of the plans and of their units' records, in order of generation."""
+    text = "".join(f"{g.plan_digest}{g.units_digest}" for g in generations)
+    return blake3(text.encode()).hexdigest()
+
+
+def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) -> None:
+    unit, digest = record.unit, blake3(record.to_json().encode()).digest()
+    if columns.rows[unit] < 0:
+        columns.rows[unit], columns.bytes[unit] = record.n_rows, 0
+    else:
+        digest = blake3(columns.digests[unit].tobytes() + digest).digest()
+    columns.bytes[unit] += sum(one.bytes for one in record.objects.values())
+    columns.digests[unit] = np.frombuffer(digest, np.uint8)
+    for j, one in enumerate(stats.sites.values(), at_site):
+        columns.sums[unit, j] = np.stack(one.arrays()[:5], axis=1)
+
+
+def _columns(storage: Storage, parent: StoreManifest | None, n_units: int, n_sites: int) -> Columns:
+    """Columns of the final size, with the parent's values in them; -1 rows where a unit is new."""
+    made = Columns(
+        np.full(n_units, -1, "<i4"),
+        np.zeros(n_units, "<i8"),
+        np.zeros((n_units, 32), np.uint8),
+        np.zeros((n_units, n_sites, 2, 5)),
+    )
+    if parent is None:
+        return made
+    prefix = at.columns_prefix(len(parent.generations) - 1)
+    n, sites = parent.n_units, len(parent.sites)
+    for name, (dtype, shape) in _COLUMNS.items():
+        key = at.chunk_key(f"{prefix}/{name}", *([0] * (1 + len(shape))))
+        getattr(made, name)[:n] = decode_plain(storage.read(key), (n, *shape), dtype, key)
+    key = at.chunk_key(f"{prefix}/sums", 0, 0, 0, 0)
+    made.sums[:n, :sites] = decode_plain(storage.read(key), (n, sites, 2, 5), "<f8", key)
+    return made
+
+
+def _merged(storage: Storage, plan: Plan, parent: StoreManifest | None, *, of_parent: bool = False) -> UnitStats:
+    """Where merging starts: nothing for new sites, the parent's statistics for more units of the same ones."""
+    if parent is None or (plan.adds_sites and not of_parent):
+        return UnitStats(plan.sites)
+    key = at.merged_stats_key(len(parent.generations) - 1)
+    return UnitStats.from_bytes(parent.sites, storage.read(key), key)
+
+
+def _write_columns(storage: Storage, generation: int, columns: Columns) -> dict[str, ObjectRecord]:
+    prefix = at.columns_prefix(generation)
+    files = {f"{prefix}/zarr.json": put(storage, f"{prefix}/zarr.json", encoded(GROUP))}
+    for name, column in columns._asdict().items():
+        key = f"{prefix}/{name}"
+        metadata = plain_metadata(column.shape, column.shape, column.dtype, 0)
+        files[f"{key}/zarr.json"] = put(storage, f"{key}/zarr.json", encoded(metadata))
+        chunk = at.chunk_key(key, *([0] * column.ndim))
+        files[chunk] = put(storage, chunk, encode_plain(column, column.shape, 0))
+    return files
+
+
+def _manifest(
+    plan: Plan,
+    parent: StoreManifest | None,
+    sites: tuple[Any, ...],
+    records: list[UnitRecord],
+    columns: Columns,
+    merged: UnitStats,
+    files: dict[str, ObjectRecord],
+) -> StoreManifest:
+    generation = Generation(
+        plan=at.plan_key(plan.generation),
+        units=at.units_prefix(plan.generation) + "/",
+        sites=plan.sites,
+        first_unit=plan.first_unit,
+        n_units=len(records),
+        n_sequences=sum(record.n_sequences for record in records),
+        n_rows=sum(record.n_rows for record in records),
+        plan_digest=files[at.plan_key(plan.generation)].digest,
+        units_digest=blake3(b"".join(record.to_json().encode() for record in records)).hexdigest(),
+    )
+    generations = (*(parent.generations if parent else ()), generation)
+    base = parent.spec if parent else plan.spec
+    more = {} if parent is None or plan.adds_sites else {"tokens": base.tokens + plan.spec.tokens}
+    spec = base if parent is None else base.model_copy(update={"sites": tuple(s.name for s in sites), **more})
+    training = np.array([not at.held_out(unit) for unit in range(len(columns.rows))], bool)
+    added = 0 if parent is None or plan.adds_sites else parent.n_sequences
+    return StoreManifest(
+        content_id=content_id(generations),
+        parent=parent.content_id if parent else None,
+        spec=spec,
+        sites=sites,
+        layout=plan.layout,
+        model=plan.model,
+        numerics=parent.numerics if parent else plan.numerics,
+        generations=generations,
+        n_units=len(columns.rows),
+        n_sequences=added + generation.n_sequences,
+        n_rows=int(columns.rows.sum()),
+        n_train_rows=int(columns.rows[training].sum()),
+        n_bytes=int(columns.bytes.sum()),
+        norms=merged.norms(),
+        files=dict(sorted(files.items())),
+    )
