@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from schemas.base import Schema
+from schemas.harvest import Layout
 from schemas.sae import SaeSpec
+from schemas.source import Site
 from schemas.stream import Rescale
 
 
@@ -95,3 +99,50 @@ class RunRecord(Schema):
     steps: int
     rows: int
     seed: int
+
+
+class CodecEstimate(Schema):
+    """What a codec makes of a few calibration batches."""
+
+    ratio: float = Field(description="stored bytes over the bytes of the values")
+    bytes: int = Field(description="of the whole store")
+    encode_gb_s: float = Field(description="values encoded per second by all threads, GB")
+    decode_gb_s: float
+
+
+class MemoryEstimate(Schema):
+    """Peak memory of a harvest by part, bytes."""
+
+    process: int = Field(description="libraries and the loaded model, before the first unit")
+    units: int = Field(description="units in flight times unit bytes")
+    encoding: int = Field(description="encoded shards on their way to the storage")
+    forward: int = Field(description="a forward's own tensors, as measured")
+    device: int = Field(default=0, description="staging on the GPU")
+
+    @property
+    def total(self) -> int:
+        """On the host."""
+        return self.process + self.units + self.encoding + self.forward
+
+
+class HarvestEstimate(Schema):
+    """`actstore plan`: what a harvest will take, from a few calibration batches and arithmetic."""
+
+    layout: Layout
+    sites: tuple[Site, ...]
+    codec: str
+    rows: int = Field(description="per site")
+    kept: float = Field(description="share of tokens whose rows are kept, measured")
+    objects: int
+    codecs: dict[str, CodecEstimate]
+    memory: MemoryEstimate
+    forward_tokens_s: float = Field(description="the model alone, up to the last site")
+    harvest_tokens_s: float
+    forward_s: float = Field(description="one pass of the model over all tokens")
+    harvest_s: float
+    read_s: float = Field(description="one pass over the store: decoding, or the bandwidth if that is less")
+    storage_per_month: float
+    put_cost: float
+    get_cost: float = Field(description="of one pass over the store")
+    break_even_runs: int | None = Field(description="SAE runs from which storing takes less time; None: never")
+    break_even_runs_cost: int | None = Field(description="the same in money, at the given prices")

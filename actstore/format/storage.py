@@ -38,19 +38,24 @@ class Storage:
     """The objects under one URL. Keys are relative, with `/`. Safe to use from several threads."""
 
     def __init__(self, url: str | os.PathLike[str], options: dict[str, Any] | None = None) -> None:
-        self.url = str(url).rstrip("/") or "/"
+        text = str(url)
+        bare = text.rstrip("/")
+        # `memory://` and `file:///` are roots: their slashes belong to the protocol.
+        self.url = text if bare.endswith(":") or not bare else bare
         self.options = dict(options or {})
         with self._guard(""):
             self._fs, root = url_to_fs(self.url, **self._filesystem_options())
         self._root = root.rstrip("/")
-        self.local: Path | None = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
+        self.local: Path | None = Path(self._root or "/") if isinstance(self._fs, LocalFileSystem) else None
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
     def child(self, key: str) -> Storage:
         """The storage one folder down."""
-        return Storage(f"{self.url}/{key}", self.options)
+        return Storage(
+            f"{self.url.rstrip('/')}/{key}" if not self.url.endswith("://") else self.url + key, self.options
+        )
 
     def read(self, key: str) -> bytes:
         """The whole object. Raises ObjectError where there is none."""

@@ -7,10 +7,12 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
     from actstore.harvesting.harvest import Progress
@@ -18,81 +20,57 @@ if TYPE_CHECKING:
 REPORT_EVERY_S = 10.0
 
 
+Worker = Annotated[str | None, typer.Option(help="i/n: be the i-th of n workers on this store, such as 3/8.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Progress as JSON lines on standard output.")]
+
+
+@with_spec
 def harvest_command(
-    model: Annotated[
-        str, typer.Option(help="builtin:tiny, builtin:mini, a folder in Hugging Face layout, or a hub name.")
-    ],
-    corpus: Annotated[
-        str,
-        typer.Option(
-            help="builtin:stdlib, text, JSONL or Parquet files (folders, globs, URLs), a saved data set, a hub name."
-        ),
-    ],
-    sites: Annotated[
-        list[str], typer.Option(help="TransformerLens hook names; `*` and {0..5} are patterns. May be given again.")
-    ],
-    tokens: Annotated[str, typer.Option(help="Tokens to run: 300k, 1M, 2.5B.")],
+    spec: Any,
     out: Annotated[str, typer.Option(help="Where the store goes: a folder or any fsspec URL.")],
-    context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
-    batch: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 32,
-    dtype: Annotated[str, typer.Option(help="Stored values: bfloat16, float16, float32 or int8.")] = "bfloat16",
-    codec: Annotated[str, typer.Option(help="lz4, zstd or raw.")] = "lz4",
-    pack: Annotated[bool, typer.Option(help="Fill contexts from consecutive documents, or one document each.")] = True,
-    prepend_bos: Annotated[
-        bool | None, typer.Option(help="BOS before every context; default: as the model's tokenizer does.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the rows' permutation.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    memory: Annotated[str, typer.Option(help="What units in flight may take: 4GiB, 500MB.")] = "4GiB",
-    model_dtype: Annotated[str, typer.Option(help="The model's weights: float32, bfloat16 or float16.")] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
-    corpus_kind: Annotated[str, typer.Option(help="auto, builtin, text, jsonl, parquet, dataset or hub.")] = "auto",
-    corpus_revision: Annotated[str | None, typer.Option(help="Of the data set on the hub.")] = None,
-    corpus_config: Annotated[str | None, typer.Option(help="Configuration of the data set on the hub.")] = None,
-    split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
-    text_column: Annotated[str, typer.Option(help="Column with the documents.")] = "text",
-    token_column: Annotated[str | None, typer.Option(help="Column with token ids, if tokenised already.")] = None,
-    unit_sequences: Annotated[int | None, typer.Option(help="Sequences per unit, instead of the planned size.")] = None,
-    chunk_rows: Annotated[int | None, typer.Option(help="Rows per chunk, instead of the planned size.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Progress as JSON lines on standard output.")] = False,
+    device: Device = "cpu",
+    worker: Worker = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a language model over a corpus and keep its activations. The same command resumes an unfinished harvest."""
-    from actstore.harvesting.specs import parse_count, parse_size, resolve_spec
 
-    spec = resolve_spec(
-        {
-            "model": {"name": model, "revision": revision, "dtype": model_dtype},
-            "corpus": {
-                "name": corpus,
-                "kind": corpus_kind,
-                "revision": corpus_revision,
-                "config": corpus_config,
-                "split": split,
-                "text_column": text_column,
-                "token_column": token_column,
-            },
-            "sites": tuple(sites),
-            "tokens": parse_count(tokens),
-            "context": context,
-            "pack": pack,
-            "prepend_bos": prepend_bos,
-            "batch": batch,
-            "dtype": dtype,
-            "codec": codec,
-            "seed": seed,
-            "memory": parse_size(memory),
-            "unit_sequences": unit_sequences,
-            "chunk_rows": chunk_rows,
-        }
-    )
-    _run(spec, out, device, as_json=as_json)
+    def run(progress: Any) -> Any:
+        from actstore.harvesting.harvest import harvest
+
+        return harvest(spec, out, device=device, worker=worker, progress=progress)
+
+    _run(run, as_json=as_json)
 
 
-def _run(spec: Any, out: str, device: str, *, as_json: bool) -> None:
+def extend_command(
+    url: Annotated[str, typer.Argument(help="A finished store.")],
+    sites: Annotated[
+        list[str] | None, typer.Option(help="More sites, on the tokens and rows that the store has.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="More tokens of the same corpus, at the sites it has.")] = None,
+    device: Device = "cpu",
+    worker: Worker = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add sites or tokens to a finished store; it stays readable meanwhile. The same command resumes."""
+
+    def run(progress: Any) -> Any:
+        from actstore.harvesting.harvest import extend
+        from actstore.harvesting.specs import parse_count
+
+        count = parse_count(tokens) if tokens is not None else None
+        more = tuple(sites) if sites else None
+        return extend(url, sites=more, tokens=count, device=device, worker=worker, progress=progress)
+
+    _run(run, as_json=as_json)
+
+
+def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
     """Harvest with a bar; print what came of it."""
     from rich.console import Console
 
     from actstore.allocator import keep_freed_memory
+    from actstore.errors import OthersUnfinishedError
 
     keep_freed_memory()
     console = Console(stderr=True)
@@ -101,9 +79,10 @@ def _run(spec: Any, out: str, device: str, *, as_json: bool) -> None:
     try:
         with _terminable(), shown as report, _warnings_on(console):
             report("starting up", None)
-            from actstore.harvesting.harvest import harvest
-
-            store = harvest(spec, out, device=device, progress=lambda now: report(now.stage, now))
+            store = work(lambda now: report(now.stage, now))
+    except OthersUnfinishedError as left:
+        console.print(str(left), highlight=False)
+        return
     except KeyboardInterrupt:
         console.print(
             "[yellow]interrupted[/]: what is committed is kept; run the same command again, it goes on from there"
@@ -140,7 +119,7 @@ def _bar(console: Any) -> Iterator[Any]:
             if now is None or not now.n_tokens:
                 bar.update(task, description=stage)
                 return
-            figures = f"{rate(now):,.0f} tokens/s, unit {now.units}/{now.n_units}"
+            figures = f"{rate(now):,.0f} tokens/s, unit {now.units}/{now.n_units}, {now.bytes / 1e6:,.0f} MB"
             bar.update(task, description=stage, total=now.n_tokens, completed=now.tokens, figures=figures)
 
         yield report
@@ -159,8 +138,8 @@ def _plain_lines(console: Any) -> Iterator[Any]:
         speed = rate(now)
         left = (now.n_tokens - now.tokens) / speed if speed else 0
         console.print(
-            f"{now.tokens:,}/{now.n_tokens:,} tokens, {speed:,.0f} tokens/s, unit {now.units}/{now.n_units}, "
-            f"{left:,.0f} s left",
+            f"{now.tokens:,}/{now.n_tokens:,} tokens, {speed:,.0f} tokens/s, unit {now.units}/{now.n_units} "
+            f"({now.in_flight} captured, not committed), {now.bytes / 1e6:,.0f} MB, {left:,.0f} s left",
             highlight=False,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.rows import buffer_bytes
 from schemas.harvest import HarvestSpec, Layout, Numerics, Plan
 from schemas.manifest import FORMAT_VERSION, StoreManifest
+from schemas.source import Site, StorageDtype
 
 if TYPE_CHECKING:
     from actstore.harvesting.corpora import Corpus
@@ -71,6 +73,16 @@ def extension_plan(plan: Plan, parent: StoreManifest, *, adds_sites: bool) -> Pl
         layout = layout.model_copy(update={"n_sequences": n_sequences, "n_units": n_units})
     more = {"layout": layout, "generation": len(parent.generations), "parent": parent.content_id, "first_unit": first}
     return plan.model_copy(update=more)
+
+
+def unit_bytes(layout: Layout, sites: Sequence[Site], dtype: StorageDtype) -> int:
+    """Bytes of one unit's buffers."""
+    return layout.unit_sequences * layout.context * buffer_bytes(sites, dtype)
+
+
+def shard_bytes(layout: Layout, sites: Sequence[Site], dtype: StorageDtype) -> int:
+    """Decoded bytes of the widest site's shard: what one encoding thread holds at most."""
+    return layout.capacity * max(site.d for site in sites) * numpy_dtype(dtype).itemsize
 
 
 def parse_worker(text: str | None) -> Share:

@@ -193,8 +193,9 @@ class RowCollector:
         if self.staging:
             assert self._target is not None
             self._copy_to_host(unit, self._target, self._buffer)
-        order = unit_permutation(self.seed, unit, self._n) if self.staging else None
-        return PendingUnit(unit, n_sequences, self._n, self._buffer, sums, tuple(self.sites), batch, order)
+        return PendingUnit(
+            unit, n_sequences, self._n, self._buffer, sums, tuple(self.sites), batch, permuted=bool(self.staging)
+        )
 
     def _add(self, site: int, x: Tensor, stored: Tensor, norms: Tensor, weights: Tensor, sums: Tensor) -> None:
         """Norms of some rows, and their part in the channel sums [2 (first, second), 2 (strata), d]."""
@@ -229,7 +230,7 @@ class RowCollector:
         with torch.cuda.stream(self._side) if cuda else nullcontext():
             for a, b in zip(source.values, target.values, strict=True):
                 b[: self._n].copy_(a.index_select(0, order), non_blocking=True)
-            target.norms[:, : self._n].copy_(source.norms.index_select(1, order), non_blocking=True)
+            target.norms[:, : self._n].copy_(source.norms[:, : self._n], non_blocking=True)
             if cuda:
                 order.record_stream(self._side)
                 target.ready = source.ready = torch.cuda.Event()
@@ -255,14 +256,13 @@ class PendingUnit:
     channels: list[_Channels]
     sites: tuple[Site, ...]
     batch: int | None = None
-    order: NDArray[np.int64] | None = None  # the permutation, where values and norms have it already
+    permuted: bool = False  # whether the values are in the unit's final order already
 
     def rows(self) -> UnitRows:
         """Wait for the copies and complete the statistics."""
         if self.buffer.ready is not None:
             self.buffer.ready.synchronize()
         n, special = self.n, self.buffer.special[: self.n]
-        special = special if self.order is None else special[self.order]
         stats = UnitStats(self.sites)
         norms: dict[str, NDArray[np.float32]] = {}
         for i, (site, sums) in enumerate(zip(self.sites, self.channels, strict=True)):
@@ -276,9 +276,8 @@ class PendingUnit:
                     m2 = np.maximum(sums.second[stratum] - count * np.square(offset), 0)
                     one.add_channels(stratum, count, sums.shift + offset, m2)
         values = {s.name: to_numpy(v[:n]) for s, v in zip(self.sites, self.buffer.values, strict=True)}
-        permuted = self.order is not None
         rows = self.buffer.rows[:n]
-        return UnitRows(self.unit, self.n_sequences, rows, values, norms, stats, self.batch, permuted)
+        return UnitRows(self.unit, self.n_sequences, rows, values, norms, stats, self.batch, self.permuted)
 
 
 def _host(shift: Tensor | None) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,6 +33,22 @@ def parse_size(text: str) -> int:
         raise SpecError(f"{text!r} is not a size; write 4GiB, 500MB or a number of bytes")
     unit, binary = (found.group(2) or "").lower(), found.group(3) or not text.strip().lower().endswith("b")
     return round(float(found.group(1)) * (1024.0 if binary else 1000.0) ** _THOUSANDS[unit])
+
+
+def read_tokens(path: str) -> tuple[int, ...]:
+    """Token ids of a file, one per line (blank lines and `#` comments aside), sorted. Raises SpecError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: the list of token ids cannot be read: {error}") from error
+    ids = set()
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if text and not text.isdigit():
+            raise SpecError(f"{path}, line {number}: wanted a token id, got {text!r}; write one number per line")
+        if text:
+            ids.add(int(text))
+    return tuple(sorted(ids))
 
 
 def resolve_spec(spec: HarvestSpec | Mapping[str, Any], model: Any = None, tokens: Any = None) -> HarvestSpec:

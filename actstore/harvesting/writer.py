@@ -33,8 +33,8 @@ class UnitRows:
     """One unit.
 
     rows: int32 [n, 2], (sequence, position) in that order; sites: by name [n, d] in the storage dtype (for int8:
-    float32); norms: by name float32 [n]. permuted: whether sites and norms are in the unit's final order already (a
-    GPU does that); `rows` never is.
+    float32); norms: by name float32 [n]. permuted: whether the sites' values are in the unit's final order already (a
+    GPU does that); rows and norms never are.
     """
 
     unit: int
@@ -83,7 +83,8 @@ class StoreWriter:
             )
         key = at.plan_key(plan.generation)
         if not storage.exists(key):
-            if parent is None and not storage.is_empty():
+            # Another worker creates its plan before anything else, so look for the plan once more behind the files.
+            if parent is None and not storage.is_empty() and storage.list() and not storage.exists(key):
                 raise ExistsError(f"{storage.url}: it is not empty and no unfinished store; choose another place")
             storage.create(key, plan.to_json().encode())
         found = Plan.model_validate_json(storage.read(key))
@@ -218,7 +219,7 @@ class StoreWriter:
         shard = self.codec(values.shape[1]).encode(values, moved, self._chunk_pool)
         objects[key] = ending.put(self.storage, key, shard)
         key = at.chunk_key(at.norm_key(site), unit.unit)
-        norms = encode_plain(unit.norms[site][moved].astype(np.float32), (layout.capacity,), 0)
+        norms = encode_plain(unit.norms[site][order].astype(np.float32), (layout.capacity,), 0)
         objects[key] = ending.put(self.storage, key, norms)
         return objects
 

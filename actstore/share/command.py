@@ -1,4 +1,4 @@
-"""`actstore info`, `norms`, `verify` and `ls`. Importing this loads typer only."""
+"""`actstore info`, `norms`, `verify`, `ls` and `doctor`. Importing this loads typer only."""
 
 from __future__ import annotations
 
@@ -90,3 +90,23 @@ def ls_command(url: Url, as_json: AsJson = False) -> None:
         typer.echo(f"{one.url}  {one.text}")
     if not found:
         typer.echo(f"no stores at {url} or directly below it", err=True)
+
+
+def doctor_command(
+    url: Annotated[str | None, typer.Argument(help="Where a store shall lie: it is written to and cleaned up.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions, GPU, memory; with a URL, free space and a round trip with throughput. Exit code 1 if a check fails."""
+    from actstore.share.doctor import examine
+
+    found = []
+    for check in examine(url):
+        found.append(check)
+        if not as_json:
+            typer.echo(f"{check.status:<5} {check.name:<18} {check.text}")
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([check._asdict() for check in found], indent=1))
+    if any(check.status == "fail" for check in found):
+        raise typer.Exit(1)

@@ -1,0 +1,75 @@
+"""What the kill tests run in their workers: started from a fork server that has the libraries loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import actstore
+import actstore.harvesting.resolve
+from actstore.errors import OthersUnfinishedError
+from actstore.harvesting.harvest import HarvestWarning
+
+LOADED = (transformers.PreTrainedModel, actstore.harvesting.resolve)  # by the fork server, not by every worker
+VOCABULARY, WIDTH = 500, 16
+SPEC: dict[str, Any] = {
+    "sites": ("embed", "mix"),
+    "context": 16,
+    "tokens": 40 * 3 * 16,
+    "batch": 2,
+    "unit_sequences": 3,
+    "chunk_rows": 16,
+    "dtype": "float32",
+    "skip_first": 1,
+}
+
+
+class Model(nn.Module):
+    """Every row says which token it is: `embed` is the token's own vector. Slow enough to be killed at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.mix = nn.Linear(WIDTH, 2 * WIDTH)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=g)
+        self.seconds = 0.0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        mixed: torch.Tensor = self.mix(self.embed(tokens))
+        return mixed
+
+
+def corpus(path: Path) -> list[list[int]]:
+    """Documents of token ids, written as JSON lines; some empty."""
+    g = torch.Generator().manual_seed(1)
+    documents = [
+        torch.randint(1, VOCABULARY, (int(torch.randint(0, 90, (1,), generator=g)),), generator=g).tolist()
+        for _ in range(70)
+    ]
+    path.write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in documents))
+    return documents
+
+
+def spec(path: Path) -> dict[str, Any]:
+    return {**SPEC, "corpus": {"name": str(path), "kind": "jsonl", "token_column": "ids"}}
+
+
+def work(path: str, out: str, worker: str | None, seconds: float) -> None:
+    """One worker's life."""
+    torch.set_num_threads(1)
+    model = Model()
+    model.seconds = seconds
+    with contextlib.suppress(OthersUnfinishedError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", HarvestWarning)
+        actstore.harvest(spec(Path(path)), out, model=model, worker=worker)
