@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("harvest.py", "stream.py", "training.py")
+BENCHES = ("harvest.py", "writing.py", "stream.py", "training.py")
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def measure(dtype: torch.dtype, n_batches: int, rounds: int, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, default=8, help="batches of 4,096 tokens per round")
+    parser.add_argument("--batches", type=int, default=16, help="batches of 4,096 tokens per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for the store (default: a temporary one)")
     arguments = parser.parse_args()
