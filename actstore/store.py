@@ -41,12 +41,19 @@ class Provenance(NamedTuple):
     token: Rows
 
 
-def open(url: str | Path, options: dict[str, Any] | None = None) -> Store:  # noqa: A001 (the field's word for it)
+def open(url: str | Path, options: dict[str, Any] | None = None, *, follow: bool = False) -> Store:  # noqa: A001
     """Open a finished store at any fsspec URL; `options` go to the file system.
+
+    With `follow`, a store that is still being harvested: waits until its first group of units is committed, and can be
+    streamed with `StreamSpec(follow=True)` (see `stream/follow.py`).
 
     Raises NotAStoreError, UnfinishedError (a harvest that has not ended), FormatVersionError (written by a newer
     actstore) or CorruptError.
     """
+    if follow:
+        from actstore.stream.follow import open_followed
+
+        return open_followed(url, options)
     storage = Storage(str(url), options)
     return Store(storage, read_manifest(storage))
 
@@ -151,6 +158,30 @@ class Store:
         """Keys of a unit's commit records, one for each generation that has it."""
         spans = [range(g.first_unit, g.first_unit + g.n_units) for g in self.manifest.generations]
         return [at.unit_key(unit, i) for i, span in enumerate(spans) if unit in span]
+
+    def before(self, n_generations: int) -> Store:
+        """The store as it was when it had its first generations only: what a stream that began then goes on with."""
+        from actstore.harvesting.finish import content_id
+        from actstore.harvesting.norms import UnitStats
+
+        m, kept = self.manifest, self.manifest.generations[:n_generations]
+        n_units = max(g.first_unit + g.n_units for g in kept)
+        sites = tuple(site for g in kept if g.first_unit == 0 for site in g.sites)
+        key = at.merged_stats_key(n_generations - 1)
+        stats = UnitStats.from_bytes(sites, self.storage.read(key), f"{self.url}/{key}")
+        rows = self.unit_rows[:n_units].astype(np.int64)
+        training = [unit for unit in range(n_units) if not at.held_out(unit)]
+        update = {
+            "content_id": content_id(kept),
+            "sites": sites,
+            "generations": kept,
+            "n_units": n_units,
+            "n_sequences": sum(g.n_sequences for g in kept if g.first_unit > 0 or g is kept[0]),
+            "n_rows": int(rows.sum()),
+            "n_train_rows": int(rows[training].sum()),
+            "norms": stats.norms(),
+        }
+        return Store(self.storage, m.model_copy(update=update))
 
     @property
     def _newest(self) -> int:

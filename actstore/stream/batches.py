@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from functools import cached_property
-from typing import NamedTuple, Self
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from blake3 import blake3
 from torch.utils.data import IterableDataset, get_worker_info
 
-from actstore.errors import SpecError
-from actstore.harvesting.patterns import match_sites
+from actstore.errors import SiteError, SpecError
 from actstore.store import Store
-from actstore.stream.mixing import mixing_shortfall, window_chunks
-from actstore.stream.order import Chunk, Order, Window
+from actstore.stream.columns import Columns, columns_of
+from actstore.stream.feed import Plan
+from actstore.stream.follow import FollowedStore
+from actstore.stream.mixing import Mix, mixing_shortfall, window_chunks
+from actstore.stream.order import Order
 from actstore.stream.pool import Pool
 from actstore.stream.reader import ChunkReader
 from actstore.stream.rescale import Rescaling, rescaling
+from actstore.stream.rowfilter import kept_rows
 from schemas.stream import StreamSpec, StreamState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BOUND = 0.05  # a shortfall above this is worth a warning
+
+
+class StreamWarning(UserWarning):
+    """Something that a user of a stream should know: poor mixing, rows skipped."""
 
 
 class Batch(NamedTuple):
-    """x: [B, d]; layer: int64 [B], index into `Stream.sites`; row: int64 [B], row id in the store."""
+    """x: [B, d] (aligned: [B, n_sites, d]); layer: int64 [B], index into `Stream.sites` (aligned: 0); row: int64 [B],
+    row id in the store; target: in pair mode [B, d_target], the output sites' rows of the same tokens."""
 
     x: torch.Tensor
     layer: torch.Tensor
     row: torch.Tensor
+    target: torch.Tensor | None = None
 
 
 class Stream(IterableDataset[Batch]):
     """Batches of a store in the order of `order.py`. Iterating again goes on; `restore` jumps.
 
     A torch `DataLoader(stream, batch_size=None)` accepts it too. `state()` describes the next batch to be delivered.
-    The last batch of an epoch, and of `limit_rows`, may be smaller. `device`: of the batches; `threads`: that read and
-    decode; with `world` ranks each delivers its own lanes' rows of every batch.
+    The last batch of an epoch, of `limit_rows`, and the first behind `skip_rows` may be smaller. `device`: of the
+    batches; `threads`: that read and decode; with `world` ranks each delivers its own lanes' rows of every batch;
+    `on_corrupt`: "skip" leaves the rows of chunks that cannot be read out of their batches, warns, and counts them in
+    `skipped_rows`.
     """
 
     def __init__(
@@ -50,35 +63,64 @@ class Stream(IterableDataset[Batch]):
         threads: int | None = None,
         rank: int = 0,
         world: int = 1,
+        on_corrupt: Literal["error", "skip"] = "error",
     ) -> None:
         if spec.lanes % world:
             raise SpecError(f"{world} ranks do not divide {spec.lanes} lanes; set `lanes` to a multiple of the ranks")
         if not 0 <= rank < world:
             raise SpecError(f"rank {rank} of {world} ranks; ranks are 0 to {world - 1}")
-        self.store, self.spec, self.device = store, spec, torch.device(device)
-        self.sites = tuple(match_sites(spec.sites or store.sites, store.sites))
-        self.d = _one_width(store, self.sites)
+        if spec.follow and not isinstance(store, FollowedStore):
+            raise SpecError(f"{store.url}: to `follow` a store, open it so: actstore.open(url, follow=True)")
+        self.spec, self.device = spec, torch.device(device)
         self._rank, self._world = rank, world
-        reader = ChunkReader(store, self.sites)
-        self._order = _order(store, spec, self.sites, self.d * reader.dtype.itemsize)
-        shape = (len(self.sites), self.window_chunks * store.layout.chunk_rows, self.d)
-        self._pool = Pool(reader, shape, self.device, threads or _usable_cores())
+        self._threads, self._skip = threads or _usable_cores(), on_corrupt == "skip"
+        self._epoch, self._batch, self._told = 0, 0, 0
+        self._open(store)
+        if spec.skip_rows:
+            self._epoch, first = self._after(spec.skip_rows)
+            self._batch = first // spec.batch
+        chunks = self._mix.group * store.layout.unit_chunks  # with all of them in memory there is nothing to gain
+        if spec.window_chunks is None and self.window_chunks < chunks and self.mixing_shortfall > BOUND:
+            warnings.warn(
+                f"{store.url}: a batch of {spec.batch} rows holds {self.mixing_shortfall:.0%} fewer distinct sequences "
+                f"than an i.i.d. draw (windows of {self.window_chunks} chunks); give `memory` for larger windows, or "
+                "smaller batches",
+                StreamWarning,
+                stacklevel=2,
+            )
+
+    def _open(self, store: Store) -> None:
+        """All that depends on which units and sites there are."""
+        self.store, self.columns = store, columns_of(store, self.spec)
+        self.sites, self.targets = self.columns.sites, self.columns.targets
+        widths = self.columns.widths(store)
+        self.d, self.d_target = widths[0], widths[1] if self.targets else None
+        self._label = torch.tensor(self.columns.label, device=self.device)
+        names = tuple(dict.fromkeys(name for plane in self.columns.planes for name in plane))
+        reader = ChunkReader(store, names)
+        self._mix, self._order = _order(store, self.spec, self.columns, reader.dtype.itemsize)
+        planes = [[names.index(name) for name in plane] for plane in self.columns.planes]
+        rows = self.window_chunks * store.layout.chunk_rows
+        self._pool = Pool(reader, planes, rows, self.device, self._threads, skip_corrupt=self._skip)
         self._set_rescaling()
-        self._epoch, self._batch = 0, 0
+        self._digests = _digests(store, self.spec, self.columns, self.window_chunks)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of an epoch; the last may be smaller."""
-        return self._order.n_batches
+        """Batches of the first epoch; the last may be smaller. A stream that follows tells what is planned."""
+        return self._order.batches(0) if not self.spec.follow else -(-self.rows_per_epoch // self.spec.batch)
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of an epoch over all sites."""
-        return self._order.n_elements
+        """Rows of the first epoch over all sites (pairs and aligned rows count once). Following: what is planned."""
+        if self.spec.follow:
+            layout = self.store.layout
+            return len(self._order.unit_ids) * layout.unit_sequences * layout.context * len(self.columns.label)
+        return self._order.elements(0)
 
     @property
     def window_chunks(self) -> int:
-        """Chunks per site that are in memory together."""
+        """Chunks per column that are in memory together."""
         return self._order.window_chunks
 
     @property
@@ -87,10 +129,14 @@ class Stream(IterableDataset[Batch]):
         return self._pool.stall_s
 
     @property
+    def skipped_rows(self) -> int:
+        """Rows lost so far to chunks that could not be read (`on_corrupt="skip"`), over all columns."""
+        return sum(self._order.chunk_rows(chunk.unit, chunk.chunk) for chunk in self._pool.skipped)
+
+    @property
     def mixing_shortfall(self) -> float:
         """Share by which a batch falls short of an i.i.d. draw in distinct sequences (see `mixing.py`)."""
-        n_units = len(self._order.unit_ids)
-        return mixing_shortfall(self.store.layout, n_units, len(self.sites), self.window_chunks, self.spec.batch)
+        return mixing_shortfall(self._mix, self.window_chunks, self.spec.batch)
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -98,22 +144,42 @@ class Stream(IterableDataset[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        order = self._order
-        if self._batch >= order.n_batches:
+        order, spec = self._order, self.spec
+        if not spec.follow and self._batch >= order.batches(self._epoch):
             self._epoch, self._batch = self._epoch + 1, 0
-        first = self._batch * self.spec.batch
-        last = min(first + self.spec.batch, order.n_elements)
-        if self.spec.limit_rows is not None:
-            last = min(last, self.spec.limit_rows - self._epoch * order.n_elements)
-        if first >= last or (self.spec.epochs is not None and self._epoch >= self.spec.epochs):
+        first, last = self._batch * spec.batch, (self._batch + 1) * spec.batch
+        if not spec.follow:
+            last = min(last, order.elements(self._epoch))
+        if spec.skip_rows and (at := self._after(spec.skip_rows))[0] == self._epoch:
+            first = max(first, at[1])
+        if spec.limit_rows is not None:
+            end = self._after(spec.skip_rows + spec.limit_rows)
+            last = min(last, end[1]) if end[0] == self._epoch else last if self._epoch < end[0] else first
+        epochs = 1 if spec.follow else spec.epochs
+        if first >= last or (epochs is not None and self._epoch >= epochs):
             self._pool.stop()
             raise StopIteration
         if not self._pool.running:
-            row = first // len(self.sites)
-            self._pool.start(_plan(order, self._epoch, row, self.spec.epochs, (self._rank, self._world)))
+            row = first // len(self.columns.label)
+            self._pool.start(partial(_plan, order, self._epoch, row, epochs, (self._rank, self._world)))
         rows = self._pool.gather(self._epoch, first, last, (self._rank, self._world))
+        if not rows.planes:  # behind the end of a harvest that was followed
+            self._pool.stop()
+            raise StopIteration
         self._batch += 1
-        return Batch(self._scaled(rows.x, rows.site), rows.site, rows.row)
+        self._tell_skipped()
+        return self._batched(rows.planes, rows.column, rows.row)
+
+    def _after(self, rows: int) -> tuple[int, int]:
+        """(epoch, element) behind so many rows of the stream."""
+        epoch = 0
+        if self._order.copies == 1 and not self.spec.follow:
+            epoch = min(rows // self._order.elements(0), self.spec.epochs or rows)
+            return epoch, rows - epoch * self._order.elements(0)
+        while not self.spec.follow and rows >= self._order.elements(epoch) and epoch != (self.spec.epochs or -1):
+            rows -= self._order.elements(epoch)
+            epoch += 1
+        return epoch, rows
 
     def __enter__(self) -> Self:
         return self
@@ -129,84 +195,130 @@ class Stream(IterableDataset[Batch]):
         """Join all threads and free the windows. The stream can be iterated again; it goes on where it stopped."""
         self._pool.close()
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The batches' x alone: what SAELens (6 and later) takes as a data provider, and any plain training loop."""
+        for batch in self:
+            yield batch.x
+
     def state(self) -> StreamState:
         """Where the stream stands: the next batch."""
         store, spec = self._digests
         return StreamState(store=store, spec=spec, epoch=self._epoch, batch=self._batch)
 
     def restore(self, state: StreamState) -> None:
-        """Go on from a state. Raises SpecError where the store or the spec is another."""
-        store, spec = self._digests
-        if state.store != store:
-            raise SpecError(
-                f"{self.store.url}: this state is of another store (its units or sites differ); open the one that the "
-                "stream was of"
-            )
-        if state.spec != spec:
+        """Go on from a state. A store that was extended since is read as it was (see `Store.before`).
+
+        Raises SpecError where the store or the spec is another.
+        """
+        if state.store != self._digests[0]:
+            self._pool.close()
+            self._open(self._pinned(state))
+        if state.spec != self._digests[1]:
             raise SpecError("this state is of another StreamSpec (or of another window size); resume with the same one")
         self._pool.stop()
         self._epoch, self._batch = state.epoch, state.batch
 
+    def _pinned(self, state: StreamState) -> Store:
+        """The store as it was when the state was taken."""
+        for n in range(len(self.store.manifest.generations) - 1, 0, -1):
+            before = self.store.before(n)
+            try:
+                columns = columns_of(before, self.spec)
+            except SiteError:
+                continue
+            if _digests(before, self.spec, columns, 0)[0] == state.store:
+                return before
+        raise SpecError(
+            f"{self.store.url}: this state is of another store (its units or sites differ); open the one that the "
+            "stream was of"
+        )
+
+    def _tell_skipped(self) -> None:
+        if len(self._pool.skipped) > self._told:
+            self._told = len(self._pool.skipped)
+            last = next(reversed(self._pool.skipped.values()))
+            warnings.warn(
+                f"skipped {self._told} chunks that cannot be read, {self.skipped_rows:,} rows so far; the last: {last}",
+                StreamWarning,
+                stacklevel=3,
+            )
+
     def _set_rescaling(self) -> None:
-        self.rescaling: Rescaling = rescaling(self.store, self.sites, self.spec.rescale, self.spec.center)
-        plain = self.spec.rescale == "none" and not self.spec.center
-        scale = torch.from_numpy(self.rescaling.scale).to(self.device, torch.float32)
-        self._scale = None if plain else scale[:, None]
-        mean = self.rescaling.mean
-        self._mean = None if mean is None else torch.from_numpy(mean).to(self.device)
+        """One rescaling for each plane's kind of rows: the sites, and in pair mode the targets."""
+        kind, center = self.spec.rescale, self.spec.center
+        self.rescaling: Rescaling = rescaling(self.store, self.sites, kind, center)
+        self.target_rescaling = None if self.targets is None else rescaling(self.store, self.targets, kind, center)
+        self._factors = [
+            None if one is None or (kind == "none" and not center) else one.tensors(self.device)
+            for one in (self.rescaling, self.target_rescaling)
+        ]
 
-    def _scaled(self, x: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-        dtype = DTYPES[self.spec.dtype]
-        if self._scale is None:
+    def _batched(self, planes: tuple[torch.Tensor, ...], column: torch.Tensor, row: torch.Tensor) -> Batch:
+        layer = self._label[column]
+        if self.spec.mode == "aligned":
+            sites = torch.arange(len(self.sites), device=self.device)
+            parts = [self._scaled(x, sites[i : i + 1], 0) for i, x in enumerate(planes)]
+            return Batch(torch.stack(parts, dim=1), layer, row)
+        target = self._scaled(planes[1], layer, 1) if self.targets is not None else None
+        return Batch(self._scaled(planes[0], layer, 0), layer, row, target)
+
+    def _scaled(self, x: torch.Tensor, layer: torch.Tensor, part: int) -> torch.Tensor:
+        """x [n, d] as it is delivered; layer: [n], or [1] for all rows."""
+        dtype, factors = DTYPES[self.spec.dtype], self._factors[part]
+        if factors is None:
             return x.to(dtype)
+        scale, mean = factors
         wide = x.to(torch.float32)
-        if self._mean is not None:
-            wide = wide - self._mean.index_select(0, layer)
-        return wide.mul_(self._scale.index_select(0, layer)).to(dtype)
-
-    @cached_property
-    def _digests(self) -> tuple[str, str]:
-        """Of what a state pins: the units and sites; the spec but for what changes no batch, and the window."""
-        units = "".join(generation.units_digest for generation in self.store.manifest.generations)
-        pinned = blake3(f"{units} {self.store.layout.to_json()} {self.sites}".encode()).hexdigest()
-        spec = self.spec.model_copy(update={"memory": 1, "epochs": None, "limit_rows": None, "window_chunks": None})
-        return pinned, blake3(f"{spec.to_json()} {self.window_chunks}".encode()).hexdigest()
+        if mean is not None:
+            wide = wide - mean.index_select(0, layer)
+        return (wide * scale.index_select(0, layer)).to(dtype)
 
 
-def _one_width(store: Store, sites: tuple[str, ...]) -> int:
-    widths = {site: store.site(site).d for site in sites}
-    if len(set(widths.values())) > 1:
-        text = ", ".join(f"{site} ({d})" for site, d in widths.items())
-        raise SpecError(f"mixed batches need sites of one width, but there are {text}; name some with `sites`")
-    return next(iter(widths.values()))
+def _digests(store: Store, spec: StreamSpec, columns: Columns, window: int) -> tuple[str, str]:
+    """Of what a state pins: the units and sites; the spec but for what changes no batch, and the window."""
+    units = "".join(generation.units_digest for generation in store.manifest.generations)
+    layout = store.layout.model_copy(update={"n_sequences": 1, "n_units": 1})  # these grow; the rest does not
+    pinned = blake3(f"{units} {layout.to_json()} {columns.planes}".encode()).hexdigest()
+    fixed = spec.model_copy(update={"memory": 1, "epochs": None, "limit_rows": None, "window_chunks": None})
+    return pinned, blake3(f"{fixed.to_json()} {window}".encode()).hexdigest()
 
 
-def _order(store: Store, spec: StreamSpec, sites: tuple[str, ...], row_bytes: int) -> Order:
+def _order(store: Store, spec: StreamSpec, columns: Columns, value_bytes: int) -> tuple[Mix, Order]:
     units = np.array(store.units(spec.split), np.int64)
-    units = units[store.unit_rows[units] > 0] if len(units) else units
+    followed = store if isinstance(store, FollowedStore) and spec.follow else None
+    if followed is None and len(units):
+        units = units[store.unit_rows[units] > 0]
     if not len(units):
         raise SpecError(
             f"{store.url}: there are no {spec.split} rows; a store of fewer than 20 units has none held out"
         )
-    chunk_bytes = store.layout.chunk_rows * row_bytes
-    return Order(
+    kept = None if spec.filter is None else kept_rows(store, spec.filter, units, columns.sites)
+    # Filtered chunks differ in their numbers of rows, so that sites share places: as far as that, they mix as one.
+    mix = Mix(store.layout, len(units), (1,) if kept else columns.copies, followed.group_units if followed else 0)
+    place_bytes = len(columns.label) * sum(columns.widths(store)) * store.layout.chunk_rows * value_bytes
+    rows = np.zeros(len(units), np.int64) if followed else store.unit_rows[units].astype(np.int64)
+    order = Order(
         layout=store.layout,
         unit_ids=units,
-        unit_rows=store.unit_rows[units].astype(np.int64),
-        sites=tuple(store.sites.index(site) for site in sites),
-        window_chunks=window_chunks(store.layout, len(units), len(sites), chunk_bytes, spec),
+        unit_rows=rows,
+        columns=tuple(store.sites.index(name) for name in columns.planes[0]),
+        window_chunks=window_chunks(mix, place_bytes, spec),
         lanes=spec.lanes,
         batch=spec.batch,
         seed=spec.seed,
+        kept=kept,
+        group_units=mix.group_units,
+        released=None if followed is None else followed.releaser(units, rows),
     )
+    return mix, order
 
 
 def _plan(
-    order: Order, epoch: int, row: int, epochs: int | None, lanes: tuple[int, int]
-) -> Iterator[tuple[Window, list[Chunk]]]:
+    order: Order, epoch: int, row: int, epochs: int | None, lanes: tuple[int, int], stopped: Callable[[], bool]
+) -> Plan:
     """Windows and the chunks to load for them, over the ends of epochs. Holds no stream: it may outlive one."""
     while epochs is None or epoch < epochs:
-        for window in order.windows(epoch, row):
+        for window in order.windows(epoch, row, stopped):
             yield window, window.chunks(*lanes, order.lanes)
         epoch, row = epoch + 1, 0
 

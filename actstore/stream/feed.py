@@ -1,40 +1,66 @@
 """Loads windows ahead of their use: one thread that plans, some that read and decode, two buffers.
 
 A buffer goes back when its window is used up (`release`); then the next window loads into it. A reader's error ends
-the feed and is raised where the window is asked for; `close` joins every thread.
+the feed and is raised where the window is asked for, but for chunks that are corrupt or missing where these are to be
+skipped: they are named with their window. `close` joins every thread.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
+from actstore.errors import CorruptError, ObjectError, StoreError
 from actstore.stream.order import Chunk, Window
 from actstore.stream.reader import ChunkReader
 
+Plan = Iterator[tuple[Window, list[Chunk]]]
+
+
+class Buffer(NamedTuple):
+    """Memory of a window by plane. values: [n_columns, window_chunks * chunk_rows, d]; where int8 stays encoded, scale:
+    float16 [n_columns, window_chunks * chunk_rows], step: float32 [n_columns, window_chunks, 2, d]."""
+
+    values: tuple[NDArray[Any], ...]
+    scale: tuple[NDArray[np.float16], ...] = ()
+    step: tuple[NDArray[np.float32], ...] = ()
+
 
 class Loaded(NamedTuple):
-    """A window and its rows, [n_sites, window_chunks * chunk_rows, d]; rows outside `window.slot` are undefined."""
+    """A window and its rows (those outside `window.source` are undefined); bad: chunks skipped, and why."""
 
     window: Window
-    rows: NDArray[Any]
+    rows: Buffer
+    bad: dict[Chunk, StoreError]
 
 
 class WindowFeed:
-    """Windows in order. `plan` yields (window, the chunks to read)."""
+    """Windows in order. `plan`, given a function that tells whether to stop, yields (window, the chunks to read).
+
+    planes: index in the reader's sites, by plane and column; skip_corrupt: go on without chunks that cannot be read.
+    """
 
     def __init__(
-        self, reader: ChunkReader, plan: Iterator[tuple[Window, list[Chunk]]], buffers: list[NDArray[Any]], threads: int
+        self,
+        reader: ChunkReader,
+        planes: Sequence[Sequence[int]],
+        plan: Callable[[Callable[[], bool]], Plan],
+        buffers: list[Buffer],
+        threads: int,
+        *,
+        skip_corrupt: bool = False,
     ) -> None:
-        self._reader, self._plan = reader, plan
+        self._reader, self._planes, self._skip = reader, planes, skip_corrupt
         self._ready: queue.Queue[Loaded | BaseException | None] = queue.Queue()
-        self._free: queue.Queue[NDArray[Any] | None] = queue.Queue()
+        self._free: queue.Queue[Buffer | None] = queue.Queue()
         self._stop = threading.Event()
+        self._plan = plan(self._stop.is_set)
         for buffer in buffers:
             self._free.put(buffer)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stream-read")
@@ -51,7 +77,7 @@ class WindowFeed:
             self._ready.put(None)
         return item
 
-    def release(self, buffer: NDArray[Any]) -> None:
+    def release(self, buffer: Buffer) -> None:
         """Give back the buffer of a window that is used up."""
         self._free.put(buffer)
 
@@ -70,25 +96,38 @@ class WindowFeed:
                 if buffer is None or self._stop.is_set():
                     return
                 window, chunks = coming
-                futures = self._submit(chunks, buffer)
+                bad: dict[Chunk, StoreError] = {}
+                futures = self._submit(chunks, buffer, bad)
                 try:
                     coming = next(self._plan, None)  # the next order is worked out while this window loads
                 finally:
                     self._finish(futures)
-                self._ready.put(Loaded(window, buffer))
+                self._ready.put(Loaded(window, buffer, bad))
             self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 (it is raised again where the window is asked for)
             self._ready.put(error)
 
-    def _submit(self, chunks: list[Chunk], buffer: NDArray[Any]) -> list[Future[None]]:
-        rows = self._reader.codecs[0].chunk_rows
+    def _submit(self, chunks: list[Chunk], buffer: Buffer, bad: dict[Chunk, StoreError]) -> list[Future[None]]:
+        def load(one: Chunk, plane: int) -> None:
+            if self._stop.is_set():
+                return
+            try:
+                self._load(one, plane, buffer)
+            except (CorruptError, ObjectError) as error:
+                if not self._skip:
+                    raise
+                bad[one] = error
 
-        def load(one: Chunk) -> None:
-            if not self._stop.is_set():
-                out = buffer[one.site, one.place * rows : (one.place + 1) * rows]
-                self._reader.read(one.site, one.unit, one.chunk, out)
+        return [self._pool.submit(load, chunk, plane) for chunk in chunks for plane in range(len(self._planes))]
 
-        return [self._pool.submit(load, chunk) for chunk in chunks]
+    def _load(self, one: Chunk, plane: int, buffer: Buffer) -> None:
+        site, rows = self._planes[plane][one.column], self._reader.codecs[0].chunk_rows
+        here = slice(one.place * rows, (one.place + 1) * rows)
+        self._reader.read(site, one.unit, one.chunk, buffer.values[plane][one.column, here])
+        if buffer.scale:
+            scale, step = self._reader.int8_parts(site, one.unit, one.chunk)
+            buffer.scale[plane][one.column, here] = scale
+            buffer.step[plane][one.column, one.place] = step
 
     def _finish(self, futures: list[Future[None]]) -> None:
         try:

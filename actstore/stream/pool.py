@@ -3,115 +3,206 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actstore.errors import StoreError
 from actstore.format.dtypes import bits, to_torch
-from actstore.stream.feed import Loaded, WindowFeed
+from actstore.stream.feed import Buffer, Loaded, Plan, WindowFeed
 from actstore.stream.order import Chunk, Window
 from actstore.stream.reader import ChunkReader
 
 
 class Rows(NamedTuple):
-    """x: [n, d] in the store's dtype (int8: float32), site: int64 [n], row: int64 [n], on the pool's device."""
+    """planes: [n, d] each, in the store's dtype (int8: float32); column: int64 [n], row: int64 [n], on the device."""
 
-    x: torch.Tensor
-    site: torch.Tensor
+    planes: tuple[torch.Tensor, ...]
+    column: torch.Tensor
     row: torch.Tensor
 
 
-class Pool:
-    """Two windows of memory and the threads that fill them. `start` begins a plan, `gather` takes rows in its order."""
+class _OnDevice(NamedTuple):
+    """A window on the device: its buffer, flattened over columns; source and row: of each element in order; copied:
+    when it has left the host's memory."""
 
-    def __init__(self, reader: ChunkReader, shape: tuple[int, int, int], device: torch.device, threads: int) -> None:
-        """shape: of a window, (n_sites, rows, d)."""
-        self._reader, self._shape, self._device, self._threads = reader, shape, device, threads
-        self._in_place = device.type == "cpu"
-        self._buffers: list[NDArray[Any]] = []
+    values: tuple[torch.Tensor, ...]
+    scale: tuple[torch.Tensor, ...]
+    step: tuple[torch.Tensor, ...]
+    source: torch.Tensor
+    row: torch.Tensor
+    copied: torch.cuda.Event | None
+
+
+class Pool:
+    """Two windows of memory and the threads that fill them. `start` begins a plan, `gather` takes rows in its order.
+
+    planes: index in the reader's sites, by plane and column; rows: of a column in a window; on_device: batches are
+    gathered on the device from a copy of the window, where int8 rows are decoded too. skipped: chunks that could not
+    be read, and why.
+    """
+
+    def __init__(
+        self,
+        reader: ChunkReader,
+        planes: Sequence[Sequence[int]],
+        rows: int,
+        device: torch.device,
+        threads: int,
+        *,
+        skip_corrupt: bool = False,
+        on_device: bool | None = None,
+    ) -> None:
+        self._reader, self._planes, self._rows = reader, planes, rows
+        self._device, self._threads, self._skip = device, threads, skip_corrupt
+        self._in_place = device.type == "cpu" if on_device is None else not on_device
+        self._buffers: list[Buffer] = []
         self._feed: WindowFeed | None = None
         self._loaded: Loaded | None = None
-        self._on_device: Rows | None = None
+        self._moved: _OnDevice | None = None
+        self._usable: NDArray[np.bool_] | None = None
         self.stall_s = 0.0
+        self.skipped: dict[Chunk, StoreError] = {}
 
     @property
     def running(self) -> bool:
         return self._feed is not None
 
-    def start(self, plan: Iterator[tuple[Window, list[Chunk]]]) -> None:
-        """Begin to load windows."""
+    def start(self, plan: Callable[[Callable[[], bool]], Plan]) -> None:
+        """Begin to load windows. `plan` is given a function that tells whether to stop."""
         self.stop()
         if not self._buffers:
             self._buffers = [self._buffer() for _ in range(2)]
-        self._feed = WindowFeed(self._reader, plan, self._buffers, self._threads)
+        self._feed = WindowFeed(
+            self._reader, self._planes, plan, self._buffers, self._threads, skip_corrupt=self._skip
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Join all threads; the memory is kept."""
         if self._feed is not None:
             self._feed.close()
-        self._feed, self._loaded, self._on_device = None, None, None
+        self._feed, self._loaded, self._moved = None, None, None
 
     def close(self) -> None:
         self.stop()
         self._buffers = []
 
     def gather(self, epoch: int, first: int, last: int, lanes: tuple[int, int]) -> Rows:
-        """Elements [first, last) of an epoch; of them those whose lane is `lanes[0]` mod `lanes[1]`."""
-        n, parts = self._shape[0], []
+        """Elements [first, last) of an epoch; of them those whose lane is `lanes[0]` mod `lanes[1]`.
+
+        Fewer where the plan ends before, or where chunks were skipped.
+        """
+        n, parts = len(self._planes[0]), []
         while first < last:
             window = self._window(epoch, first // n)
+            if window is None:
+                break
             stop = min(last, window.stop * n)
             parts.append(self._take(window, first - window.start * n, stop - window.start * n, lanes))
             first = stop
+        if not parts:
+            none = torch.zeros(0, dtype=torch.int64, device=self._device)
+            return Rows((), none, none)
         if len(parts) == 1:
             return parts[0]
-        return Rows(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        planes = tuple(torch.cat(plane) for plane in zip(*(part.planes for part in parts), strict=True))
+        return Rows(planes, torch.cat([part.column for part in parts]), torch.cat([part.row for part in parts]))
 
-    def _window(self, epoch: int, row: int) -> Window:
-        """The window that holds a site's row; windows before it are given back."""
+    def _window(self, epoch: int, row: int) -> Window | None:
+        """The window that holds a column's row, None behind the last; windows before it are given back."""
         assert self._feed is not None
         while self._loaded is None or (self._loaded.window.epoch, self._loaded.window.stop) <= (epoch, row):
             if self._loaded is not None:
+                if self._moved is not None and self._moved.copied is not None:
+                    self._moved.copied.synchronize()  # the copy reads the buffer until then
                 self._feed.release(self._loaded.rows)
-                self._loaded = self._on_device = None
+                self._loaded = self._moved = None
             began = time.perf_counter()
             self._loaded = self._feed.get()
-            assert self._loaded is not None, "the plan ended before the epoch"
+            if self._loaded is None:
+                return None
+            self._usable = self._without(self._loaded)
             if not self._in_place:
-                self._on_device = self._moved(self._loaded)
+                self._moved = self._move(self._loaded)
             self.stall_s += time.perf_counter() - began
         return self._loaded.window
 
-    def _moved(self, loaded: Loaded) -> Rows:
-        """The window on the device, copied once: all rows, and for each element in order its place and row id."""
-        window, d = loaded.window, self._shape[2]
+    def _without(self, loaded: Loaded) -> NDArray[np.bool_] | None:
+        """Which of a window's elements lie in chunks that were read; None: all."""
+        if not loaded.bad:
+            return None
+        self.skipped |= loaded.bad
+        places = self._rows // self._reader.codecs[0].chunk_rows
+        lost = [chunk.column * places + chunk.place for chunk in loaded.bad]
+        place = loaded.window.source.reshape(-1) // self._reader.codecs[0].chunk_rows
+        return np.isin(place, lost, invert=True)
+
+    def _move(self, loaded: Loaded) -> _OnDevice:
+        """The window on the device, copied once."""
+
+        def moved(arrays: Sequence[NDArray[Any]], inner: int) -> tuple[torch.Tensor, ...]:
+            flat = (array.reshape(-1, *array.shape[2:][:inner]) for array in arrays)
+            return tuple(to_torch(array).to(self._device, non_blocking=True) for array in flat)
+
+        rows, window = loaded.rows, loaded.window
         index, row = (torch.from_numpy(a.reshape(-1)).to(self._device) for a in (window.source, window.row))
-        return Rows(to_torch(loaded.rows.reshape(-1, d)).to(self._device), index, row)
+        parts = moved(rows.values, 1), moved(rows.scale, 0), moved(rows.step, 2)
+        copied = torch.cuda.Event() if self._device.type == "cuda" else None
+        if copied is not None:
+            copied.record(torch.cuda.current_stream(self._device))
+        return _OnDevice(*parts, index, row, copied)
 
     def _take(self, window: Window, first: int, last: int, lanes: tuple[int, int]) -> Rows:
-        n = self._shape[0]
+        n = len(self._planes[0])
         position = np.arange(first, last)
+        if self._usable is not None:
+            position = position[self._usable[first:last]]
         if lanes[1] > 1:
             position = position[window.lane[position // n] % lanes[1] == lanes[0]]
-        site = torch.from_numpy(position % n)
-        if self._on_device is not None:
-            whole, index, row = self._on_device
+        column = torch.from_numpy(position % n)
+        if self._moved is not None:
             where = torch.from_numpy(position).to(self._device)
-            return Rows(whole.index_select(0, index[where]), site.to(self._device), row[where])
+            source = self._moved.source[where]
+            planes = tuple(self._decoded(self._moved, i, source) for i in range(len(self._planes)))
+            return Rows(planes, column.to(self._device), self._moved.row[where])
         assert self._loaded is not None
-        x = _gather(self._loaded.rows.reshape(-1, self._shape[2]), window.source.reshape(-1)[position])
-        return Rows(x, site, torch.from_numpy(window.row.reshape(-1)[position]))
+        index = window.source.reshape(-1)[position]
+        planes = tuple(_gather(p.reshape(-1, p.shape[2]), index) for p in self._loaded.rows.values)
+        return Rows(planes, column, torch.from_numpy(window.row.reshape(-1)[position]))
 
-    def _buffer(self) -> NDArray[Any]:
-        """A window's memory, page-locked where batches go to a GPU."""
+    def _decoded(self, moved: _OnDevice, plane: int, source: torch.Tensor) -> torch.Tensor:
+        """Rows [n, d] of a window on the device; int8: mean + step * scale * value (`dtypes.decode_int8`)."""
+        values = moved.values[plane].index_select(0, source)
+        if not moved.scale:
+            return values
+        scaled = values.float() * moved.scale[plane][source].float()[:, None]
+        step = moved.step[plane][source // self._reader.codecs[0].chunk_rows]
+        return torch.addcmul(step[:, 0], step[:, 1], scaled)
+
+    def _buffer(self) -> Buffer:
+        """A window's memory, page-locked where batches go to a GPU, where int8 stays encoded."""
+        encoded = self._reader.codecs[0].dtype == np.int8 and not self._in_place
+        dtype = np.dtype(np.int8) if encoded else self._reader.dtype
+        n, widths = len(self._planes[0]), [self._reader.codecs[plane[0]].d for plane in self._planes]
+        values = tuple(self._memory((n, self._rows, d), dtype) for d in widths)
+        if not encoded:
+            return Buffer(values)
+        places = self._rows // self._reader.codecs[0].chunk_rows
+        return Buffer(
+            values,
+            tuple(self._memory((n, self._rows), np.dtype(np.float16)) for _ in widths),
+            tuple(self._memory((n, places, 2, d), np.dtype(np.float32)) for d in widths),
+        )
+
+    def _memory(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         if self._device.type != "cuda":
-            return np.empty(self._shape, self._reader.dtype)
-        n_bytes = int(np.prod(self._shape)) * self._reader.dtype.itemsize
+            return np.empty(shape, dtype)
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
         pinned = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
-        view: NDArray[Any] = pinned.numpy().view(self._reader.dtype).reshape(self._shape)
+        view: NDArray[Any] = pinned.numpy().view(dtype).reshape(shape)
         return view
 
 

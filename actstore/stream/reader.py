@@ -22,6 +22,7 @@ from actstore.format.shard import ABSENT, CRC_BYTES, ShardCodec, ShardIndex
 from actstore.store import Store
 
 KEPT_INDEXES = 1 << 14
+KEPT_PARTS = 64 << 20  # bytes of int8 scales that are kept, since chunks of one unit come near each other
 
 
 class ChunkReader:
@@ -33,16 +34,35 @@ class ChunkReader:
         self.codecs: list[ShardCodec] = [store.codec(site) for site in sites]
         self.dtype = np.dtype(np.float32) if self.codecs[0].dtype == np.int8 else self.codecs[0].dtype
         self._indexes: dict[tuple[int, int], ShardIndex] = {}
+        self._parts: dict[tuple[int, int], tuple[NDArray[np.float16], NDArray[np.float32]]] = {}
         self._threads = threading.local()
 
     def read(self, site: int, unit: int, chunk: int, out: NDArray[Any]) -> None:
-        """One chunk into `out`, contiguous [chunk_rows, d]; int8 stores are decoded to float32.
+        """One chunk into `out`, contiguous [chunk_rows, d]; int8 stores are decoded to float32 if `out` is that.
 
         Raises CorruptError that names unit, site and chunk.
         """
         codec = self.codecs[site]
-        key = at.chunk_key(at.acts_key(self.sites[site]), unit, 0)
         target = out if codec.dtype == out.dtype else self._buffer("decoded", codec.chunk_bytes).view(codec.dtype)
+        self._read(site, unit, chunk, target)
+        if target is not out:
+            scale, step = self.int8_parts(site, unit, chunk)
+            out[:] = decode_int8(Int8Rows(target.reshape(out.shape), scale, step))
+
+    def int8_parts(self, site: int, unit: int, chunk: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """Row scales [chunk_rows] of a chunk, and its unit's channel mean and step [2, d]."""
+        parts = self._parts.get((site, unit))
+        if parts is None:
+            parts = self.store.int8_parts(self.sites[site], unit)
+            if (len(self._parts) + 1) * sum(part.nbytes for part in parts) > KEPT_PARTS:
+                self._parts.clear()
+            self._parts[site, unit] = parts
+        rows = self.codecs[site].chunk_rows
+        return parts[0][chunk * rows : (chunk + 1) * rows], parts[1]
+
+    def _read(self, site: int, unit: int, chunk: int, target: NDArray[Any]) -> None:
+        codec = self.codecs[site]
+        key = at.chunk_key(at.acts_key(self.sites[site]), unit, 0)
         try:
             if codec.codec == "raw" and self.store.storage.local is not None:
                 self._read_raw(codec, key, chunk, target)
@@ -54,8 +74,6 @@ class ChunkReader:
                 f"{self.store.url}/{key}: unit {unit}, site {self.sites[site]}, chunk {chunk}: {error}; "
                 "`actstore verify` lists every bad object"
             ) from error
-        if target is not out:
-            self._widen(site, unit, chunk, target.reshape(out.shape), out)
 
     def _read_raw(self, codec: ShardCodec, key: str, chunk: int, target: NDArray[Any]) -> None:
         path = self.store.storage.local
@@ -85,11 +103,6 @@ class ChunkReader:
         raw = self._buffer("raw", length)
         n = _preadv(str(path / key), [raw], offset, key)
         return raw[:n]
-
-    def _widen(self, site: int, unit: int, chunk: int, values: NDArray[Any], out: NDArray[Any]) -> None:
-        store, name, rows = self.store, self.sites[site], self.codecs[site].chunk_rows
-        scale, step = store.int8_parts(name, unit)
-        out[:] = decode_int8(Int8Rows(values, scale[chunk * rows : (chunk + 1) * rows], step))
 
     def _buffer(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
         """This thread's buffer of that name, grown when needed."""

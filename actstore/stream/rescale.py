@@ -7,7 +7,7 @@ s_l = mean(phi(n)) / phi(n_l): the mean is over the streamed layers, so the over
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,22 @@ from actstore.errors import SpecError
 from actstore.store import Store
 from schemas.stream import Rescale
 
+if TYPE_CHECKING:
+    import torch
+
 
 class Rescaling(NamedTuple):
     """x' = (x - mean) * scale. scale: float64 [n_sites]; mean: float32 [n_sites, d], or None for no subtraction."""
 
     scale: NDArray[np.float64]
     mean: NDArray[np.float32] | None
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """scale float32 [n_sites, 1] and mean on a device."""
+        import torch
+
+        scale = torch.from_numpy(self.scale).to(device, torch.float32)[:, None]
+        return scale, None if self.mean is None else torch.from_numpy(self.mean).to(device)
 
 
 def rescaling(store: Store, sites: tuple[str, ...], kind: Rescale, center: bool = False) -> Rescaling:

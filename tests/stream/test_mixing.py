@@ -5,7 +5,7 @@ import pytest
 
 from actstore.errors import SpecError
 from actstore.format.layout import unit_permutation
-from actstore.stream.mixing import TARGET, mixing_shortfall, window_chunks
+from actstore.stream.mixing import TARGET, Mix, mixing_shortfall, window_chunks
 from actstore.stream.order import Order
 from schemas.harvest import Layout
 from schemas.stream import StreamSpec
@@ -30,7 +30,7 @@ def measured(layout: Layout, n_sites: int, chunks: int, n_windows: int) -> tuple
         layout=layout,
         unit_ids=np.arange(layout.n_units),
         unit_rows=np.full(layout.n_units, layout.capacity),
-        sites=tuple(range(n_sites)),
+        columns=tuple(range(n_sites)),
         window_chunks=chunks,
         lanes=8,
         batch=BATCH,
@@ -52,7 +52,7 @@ def measured(layout: Layout, n_sites: int, chunks: int, n_windows: int) -> tuple
 @pytest.mark.parametrize("chunks", [8, 32])
 def test_the_shortfall_is_as_derived(n_sites: int, context: int, size: int, chunk_rows: int, chunks: int) -> None:
     layout = make(context, size, 200, chunk_rows)
-    expected = mixing_shortfall(layout, 200, n_sites, chunks, BATCH)
+    expected = mixing_shortfall(Mix(layout, 200, (1,) * n_sites), chunks, BATCH)
     mean, error = measured(layout, n_sites, chunks, 24)
     # second-order terms of the derivation, and that windows differ in what they happen to hold
     assert mean == pytest.approx(expected, abs=4 * error + 0.12 * expected + 0.004)
@@ -62,18 +62,18 @@ def test_the_shortfall_is_as_derived(n_sites: int, context: int, size: int, chun
 @pytest.mark.parametrize(("context", "size"), [(128, 640), (1024, 80)])
 def test_default_windows_mix_within_five_percent(context: int, size: int) -> None:
     layout, spec = make(context, size, 100, 1024), StreamSpec(batch=BATCH)
-    chunks = window_chunks(layout, 100, 12, 3 << 19, spec)
-    assert mixing_shortfall(layout, 100, 12, chunks, BATCH) <= TARGET
+    chunks = window_chunks(Mix(layout, 100, (1,) * 12), 12 * (3 << 19), spec)
+    assert mixing_shortfall(Mix(layout, 100, (1,) * 12), chunks, BATCH) <= TARGET
     mean, error = measured(layout, 12, chunks, 3)
     assert mean <= 0.05 - 2 * error
 
 
 def test_a_window_is_no_larger_than_the_memory_or_the_store() -> None:
-    layout = make(128, 4, 30, 256)
-    chosen = window_chunks(layout, 30, 2, 1 << 20, StreamSpec())
+    mix = Mix(make(128, 4, 30, 256), 30, (1, 1))
+    chosen = window_chunks(mix, 2 << 20, StreamSpec())
     assert chosen <= 64  # of 60 chunks
-    assert mixing_shortfall(layout, 30, 2, chosen, 4096) <= TARGET < mixing_shortfall(layout, 30, 2, chosen - 8, 4096)
-    assert window_chunks(layout, 30, 2, 1 << 20, StreamSpec(memory=100 << 20)) == 24
-    assert window_chunks(layout, 30, 2, 1 << 20, StreamSpec(window_chunks=9)) == 16
+    assert mixing_shortfall(mix, chosen, 4096) <= TARGET < mixing_shortfall(mix, chosen - 8, 4096)
+    assert window_chunks(mix, 2 << 20, StreamSpec(memory=100 << 20)) == 24
+    assert window_chunks(mix, 2 << 20, StreamSpec(window_chunks=9)) == 16
     with pytest.raises(SpecError, match="raise it, or lower `lanes`"):
-        window_chunks(layout, 30, 2, 1 << 20, StreamSpec(memory=1 << 20))
+        window_chunks(mix, 2 << 20, StreamSpec(memory=1 << 20))

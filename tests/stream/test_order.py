@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "stream_order.json"
 def make_order(counts: list[int], **changes: object) -> Order:
     layout = Layout(context=8, n_sequences=2 * len(counts), unit_sequences=2, capacity=16, chunk_rows=4, n_units=99)
     units = np.arange(len(counts)) * 2 + 1
-    given = {"sites": (0, 2, 5), "window_chunks": 4, "lanes": 2, "batch": 7, "seed": 3, **changes}
+    given = {"columns": (0, 2, 5), "window_chunks": 4, "lanes": 2, "batch": 7, "seed": 3, **changes}
     return Order(layout=layout, unit_ids=units, unit_rows=np.array(counts, np.int64), **given)  # type: ignore[arg-type]
 
 
@@ -50,8 +50,8 @@ def test_every_site_gives_each_of_its_rows_once(
     wanted = np.concatenate([np.arange(n) + unit * 16 for unit, n in zip(order.unit_ids, counts, strict=True)])
     for site in range(3):
         np.testing.assert_array_equal(np.sort(got[:, site]), wanted)
-    assert order.n_elements == 3 * len(wanted)
-    assert order.n_batches == -(-3 * len(wanted) // 7)
+    assert order.elements(epoch) == 3 * len(wanted)
+    assert order.batches(epoch) == -(-3 * len(wanted) // 7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +68,7 @@ def test_windows_follow_from_a_row_alone(counts: list[int], data: st.DataObject)
 @given(counts)
 def test_the_chunks_to_load_hold_the_rows_that_come(counts: list[int]) -> None:
     for window in make_order(counts).windows(0):
-        loaded = {(c.site, c.place): c for c in window.chunks(0, 1, 2)}
+        loaded = {(c.column, c.place): c for c in window.chunks(0, 1, 2)}
         site, slot = np.divmod(window.source, 4 * 4)
         np.testing.assert_array_equal(site, np.broadcast_to(np.arange(3), site.shape))
         for s, at, row in zip(site.flat, slot.flat, window.row.flat, strict=True):
@@ -80,8 +80,8 @@ def test_the_chunks_to_load_hold_the_rows_that_come(counts: list[int]) -> None:
 def test_ranks_share_the_chunks_and_the_rows_out(world: int) -> None:
     order = make_order([16, 13, 16, 7, 16], lanes=4)
     for window in order.windows(0):
-        every = {(c.site, c.place) for c in window.chunks(0, 1, 4)}
-        parts = [{(c.site, c.place) for c in window.chunks(rank, world, 4)} for rank in range(world)]
+        every = {(c.column, c.place) for c in window.chunks(0, 1, 4)}
+        parts = [{(c.column, c.place) for c in window.chunks(rank, world, 4)} for rank in range(world)]
         assert sum(map(len, parts)) == len(every)
         assert set().union(*parts) == every
         site, slot = np.divmod(window.source, 4 * 4)
@@ -99,7 +99,7 @@ def test_another_seed_or_epoch_is_another_order() -> None:
 
 
 def test_sites_have_orders_of_their_own_that_do_not_depend_on_each_other() -> None:
-    three, one = rows(make_order([16] * 6)), rows(make_order([16] * 6, sites=(2,)))
+    three, one = rows(make_order([16] * 6)), rows(make_order([16] * 6, columns=(2,)))
     np.testing.assert_array_equal(three[:, 1], one[:, 0])
     assert (three[:, 0] == three[:, 1]).mean() < 0.1
 

@@ -1,0 +1,155 @@
+"""A store that is still being harvested, read as far as it is committed.
+
+Units are released in unit order, a group at a time, once all of it is committed. What a finished store has in its
+manifest comes from the plan and from the first group: its norms stand for all, for as long as the stream is used, so a
+stream that follows is the same whether the harvest has ended or not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from actstore.errors import NotAStoreError, SpecError
+from actstore.format import layout as at
+from actstore.format.storage import Storage
+from actstore.harvesting.norms import UnitStats
+from actstore.store import Store
+from schemas.harvest import Plan
+from schemas.manifest import BlockRecord, Generation, StoreManifest, UnitRecord
+
+BATCH, SHORTFALL = 4096, 0.02
+POLL_S = 0.5
+
+
+def open_followed(url: str | Path, options: dict[str, Any] | None = None) -> FollowedStore:
+    """Open a store that is (or was) being harvested; waits until its first group of units is committed."""
+    storage = Storage(str(url), options)
+    if not storage.exists(at.plan_key()):
+        raise NotAStoreError(f"{storage.url}: no harvest has begun there (no {at.plan_key()}); start it first")
+    plan = Plan.model_validate_json(storage.read(at.plan_key()))
+    return FollowedStore(storage, plan)
+
+
+def group_units(plan: Plan) -> int:
+    """Units that are released together: enough that sites, which share them, mix within 2 % at 4,096 rows (see
+    `mixing.py`), but at most an eighth of the harvest."""
+    wanted = math.ceil(BATCH / (2 * plan.layout.unit_sequences * SHORTFALL))
+    return max(1, min(wanted, plan.layout.n_units // 8))
+
+
+class FollowedStore(Store):
+    """A store while it grows: the units of its first harvest, as far as they are released."""
+
+    def __init__(self, storage: Storage, plan: Plan, poll_s: float = POLL_S) -> None:
+        self.storage, self.plan, self.poll_s = storage, plan, poll_s
+        self.group_units = group_units(plan)
+        self._rows: dict[int, int] = {}
+        self._ends_at: int | None = None
+        first = [unit for unit in range(plan.layout.n_units) if not at.held_out(unit)][: self.group_units]
+        self._wait(first, lambda: False)
+        super().__init__(storage, self._provisional([unit for unit in first if unit in self._rows]))
+
+    def __repr__(self) -> str:
+        return f"FollowedStore({self.url!r}, {len(self.sites)} sites, {len(self._rows)} units so far)"
+
+    @cached_property
+    def unit_rows(self) -> NDArray[np.int32]:
+        raise SpecError(f"{self.url}: its rows are not all known yet; stream it with `follow`, or wait for the harvest")
+
+    @cached_property
+    def statistics(self) -> UnitStats:
+        """Of the first group: what rescaling uses, frozen."""
+        return self._first_stats
+
+    def releaser(
+        self, units: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> Callable[[NDArray[np.int64], Callable[[], bool]], bool]:
+        """A function that waits for units (by position in `units`) and sets their `rows`; False behind the end.
+
+        Its second argument tells whether to give up.
+        """
+
+        def released(positions: NDArray[np.int64], stopped: Callable[[], bool]) -> bool:
+            wanted = [int(unit) for unit in units[positions]]
+            if not self._wait(wanted, stopped):
+                return False
+            rows[positions] = [self._rows.get(unit, 0) for unit in wanted]
+            return bool(rows[positions].any())
+
+        return released
+
+    def _wait(self, units: list[int], stopped: Callable[[], bool]) -> bool:
+        """Until these units are committed, or the corpus has ended before them."""
+        while True:
+            for unit in units:
+                if unit not in self._rows and self.storage.exists(at.unit_key(unit)):
+                    record = UnitRecord.model_validate_json(self.storage.read(at.unit_key(unit)))
+                    self._rows[unit] = record.n_rows
+            missing = [unit for unit in units if unit not in self._rows]
+            if not missing or self._ended_before(min(missing)):
+                return True
+            if stopped():
+                return False
+            time.sleep(self.poll_s)
+
+    def _ended_before(self, unit: int) -> bool:
+        """Whether the corpus ended before a unit. Blocks are committed in order, ahead of their units."""
+        if self._ends_at is None:
+            known = [u for u in self._rows if u < unit]
+            # The last block's record says so; it is the newest one, so look from the known units upwards.
+            probe = max(known, default=-1) + 1
+            while self.storage.exists(at.block_key(probe)):
+                if BlockRecord.model_validate_json(self.storage.read(at.block_key(probe))).last:
+                    self._ends_at = probe
+                    break
+                probe += 1
+            else:
+                if probe > 0 and self.storage.exists(at.block_key(probe - 1)):
+                    block = BlockRecord.model_validate_json(self.storage.read(at.block_key(probe - 1)))
+                    self._ends_at = probe - 1 if block.last else None
+        return self._ends_at is not None and unit > self._ends_at
+
+    def _provisional(self, units: list[int]) -> StoreManifest:
+        """A manifest of what is planned, with the first group's norms."""
+        plan = self.plan
+        self._first_stats = UnitStats(plan.sites)
+        for unit in units:
+            key = at.unit_stats_key(unit)
+            self._first_stats.merge(UnitStats.from_bytes(plan.sites, self.storage.read(key), key))
+        digest = blake3(plan.to_json().encode()).hexdigest()
+        n, layout = plan.layout.n_units, plan.layout
+        generation = Generation(
+            plan=at.plan_key(),
+            units=at.units_prefix() + "/",
+            sites=plan.sites,
+            n_units=n,
+            n_sequences=layout.n_sequences,
+            n_rows=layout.n_slots,
+            plan_digest=digest,
+            units_digest=f"followed {digest}",
+        )
+        return StoreManifest(
+            content_id=f"followed-{digest}",
+            spec=plan.spec,
+            sites=plan.sites,
+            layout=layout,
+            model=plan.model,
+            numerics=plan.numerics,
+            generations=(generation,),
+            n_units=n,
+            n_sequences=layout.n_sequences,
+            n_rows=layout.n_slots,
+            n_train_rows=sum(layout.capacity for unit in range(n) if not at.held_out(unit)),
+            n_bytes=0,
+            norms=self._first_stats.norms(),
+            files={},
+        )

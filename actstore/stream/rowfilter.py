@@ -1,0 +1,82 @@
+"""Filters at read time: which rows of a store a stream leaves out, by token, position and stored norm.
+
+Finding them reads a few small columns once, when the stream opens: row positions (8 bytes per row), token blocks (4),
+and norms (4 per row and site). What is kept of them is a bit per row. All sites lose the same rows.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import SpecError
+from actstore.harvesting.norms import quantile
+from actstore.harvesting.patterns import match_sites
+from actstore.store import Store
+from actstore.stream.order import Kept
+from schemas.stream import NormRange, RowFilter
+
+THREADS = 16
+
+
+class NormBounds(NamedTuple):
+    """Norms that are kept at one site, both ends included."""
+
+    site: str
+    low: float
+    high: float
+
+
+def kept_rows(store: Store, rule: RowFilter, units: NDArray[np.int64], sites: tuple[str, ...]) -> Kept:
+    """The rows of some units that a filter keeps; `sites` are the streamed ones. Raises SpecError where none is."""
+    layout = store.layout
+    bounds = [one for norms in rule.norms for one in norm_bounds(store, norms, sites)]
+    mask = np.zeros((len(units), layout.unit_chunks, -(-layout.chunk_rows // 8)), np.uint8)
+    counts = np.zeros((len(units), layout.unit_chunks), np.int64)
+
+    def scan(i: int) -> None:
+        kept = np.zeros(layout.capacity, bool)
+        n = int(store.unit_rows[units[i]])
+        kept[:n] = _kept(store, rule, bounds, int(units[i]), n)
+        by_chunk = kept.reshape(layout.unit_chunks, layout.chunk_rows)
+        mask[i], counts[i] = np.packbits(by_chunk, axis=1), by_chunk.sum(axis=1)
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="stream-filter") as pool:
+        list(pool.map(scan, range(len(units))))
+    if not counts.any():
+        raise SpecError(
+            f"{store.url}: the filter leaves no row; widen it ({rule.model_dump_json(exclude_defaults=True)})"
+        )
+    return Kept(mask, counts)
+
+
+def norm_bounds(store: Store, norms: NormRange, sites: tuple[str, ...]) -> list[NormBounds]:
+    """Quantiles and multiples of the median as norms, from the histograms of the store's training rows."""
+    found = []
+    for site in match_sites(norms.sites or sites, store.sites):
+        histogram = store.statistics.sites[site].histogram.sum(axis=0)
+        low = quantile(histogram, norms.low) if norms.low > 0 else 0.0
+        high = quantile(histogram, norms.high) if norms.high < 1 else np.inf
+        if norms.medians is not None:
+            high = min(high, norms.medians * quantile(histogram, 0.5))
+        found.append(NormBounds(site, low, high))
+    return found
+
+
+def _kept(store: Store, rule: RowFilter, bounds: list[NormBounds], unit: int, n: int) -> NDArray[np.bool_]:
+    """Of a unit's rows, [n]."""
+    ids, keep = np.arange(n) + unit * store.layout.capacity, np.ones(n, bool)
+    if rule.tokens is not None or rule.exclude_tokens or rule.positions is not None:
+        where = store.provenance(ids)
+        if rule.tokens is not None:
+            keep &= np.isin(where.token, np.array(rule.tokens, np.int64))
+        keep &= ~np.isin(where.token, np.array(rule.exclude_tokens, np.int64))
+        if rule.positions is not None:
+            keep &= (where.position >= rule.positions[0]) & (where.position < rule.positions[1])
+    for bound in bounds:
+        norm = store.read_norms(bound.site, ids)
+        keep &= (norm >= bound.low) & (norm <= bound.high)
+    return keep
