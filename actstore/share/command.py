@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Url = Annotated[str, typer.Argument(help="A store: a folder or any fsspec URL.")]
 WIDTH = 120
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
-def info_command(url: Url, as_json: AsJson = False) -> None:
+def info_command(
+    url: Url,
+    as_json: AsJson = False,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="How well its streams mix, at several budgets.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="With --shuffle: rows per batch.")] = 4096,
+) -> None:
     """What a store holds: model, corpus, sites, rows, bytes, content id."""
-    from actstore.share.info import describe
+    from actstore.share.info import describe, shuffle_table
     from actstore.store import open as open_store
 
     store = open_store(url)
+    if shuffle:
+        print_table(shuffle_table(store, batch))
+        return
     if as_json:
         typer.echo(store.manifest.to_json(), nl=False)
         return
@@ -39,15 +50,20 @@ def norms_command(
 
         typer.echo(json.dumps([norms.model_dump() for norms in store.manifest.norms], indent=1))
     else:
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal:
-            console.width = WIDTH  # a pipe or a file has no width of its own, and 80 columns cut numbers off
-        console.print(norm_table(store))
+        print_table(norm_table(store))
     if plot is not None:
         plot_norms(store, plot)
         typer.echo(f"plot: {plot}", err=True)
+
+
+def print_table(table: Table) -> None:
+    """A table on the terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH  # a pipe or a file has no width of its own, and 80 columns cut numbers off
+    console.print(table)
 
 
 def verify_command(

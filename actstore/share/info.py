@@ -67,6 +67,44 @@ def norm_table(store: Store) -> Table:
     return table
 
 
+BUDGETS = (256 << 20, 1 << 30, 2 << 30, 8 << 30)
+
+
+def shuffle_table(store: Store, batch: int) -> Table:
+    """What windows of a few memory budgets mix: chunks per site, sequences in memory, and the shortfall (mixing.py)."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from actstore.errors import SpecError
+    from actstore.format.dtypes import numpy_dtype
+    from actstore.stream.mixing import Mix, mixing_shortfall, window_chunks
+    from schemas.stream import StreamSpec
+
+    n_units, n_sites = len(store.units("train")), len(store.sites)
+    mix, dtype = Mix(store.layout, n_units, (1,) * n_sites), store.manifest.spec.dtype
+    size = 4 if dtype == "int8" else numpy_dtype(dtype).itemsize
+    place = sum(site.d for site in store.manifest.sites) * store.layout.chunk_rows * size
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"Shuffling all {n_sites} sites in batches of {batch:,} rows",
+        caption="shortfall: of distinct sequences in a batch, against an i.i.d. draw; the default memory is 2,048 MB",
+    )
+    for name in ("memory", "takes", "chunks per site", "sequences in reach", "shortfall"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for memory in BUDGETS:
+        try:
+            chunks = window_chunks(mix, place, StreamSpec(batch=batch, memory=memory))
+        except SpecError:
+            table.add_row(f"{memory >> 20:,} MB", "-", "too few", "-", "-")
+            continue
+        reach = min(chunks * store.layout.unit_sequences, n_units * store.layout.unit_sequences)
+        short = mixing_shortfall(mix, chunks, batch)
+        takes = 2 * place * min(chunks, mix.group * store.layout.unit_chunks) / 1e6
+        table.add_row(f"{memory >> 20:,} MB", f"{takes:,.0f} MB", f"{chunks}", f"{reach:,}", f"{short:.1%}")
+    return table
+
+
 def norms_figure(store: Store) -> Any:
     """Mean norm by site with the band from the 5 % to the 95 % quantile: a plotly figure (methods, section 1)."""
     import plotly.graph_objects as go

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,10 @@ def test_info_norms_ls_and_verify_of_a_good_store(tmp_path: Path, cli: Cli) -> N
     assert store.manifest.content_id in out
     code, out, _ = cli("actstore", "info", store.url, "--json")
     assert json.loads(out)["n_rows"] == store.manifest.n_rows
+    code, out, _ = cli("actstore", "info", store.url, "--shuffle", "--batch", "64")
+    assert code == 0
+    chunks = store.stream(StreamSpec(batch=64)).window_chunks
+    assert re.search(rf"2,048 MB +\d+ MB +{chunks} +\d+ +\d\.\d%", out)
     code, out, _ = cli("actstore", "norms", store.url, "--json", "--plot", str(tmp_path / "norms.html"))
     assert [site["site"] for site in json.loads(out)] == list(store.sites)
     assert "plotly" in (tmp_path / "norms.html").read_text()
