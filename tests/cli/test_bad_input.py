@@ -12,6 +12,7 @@ import pytest
 
 import actstore.cli
 import trainer.cli
+from schemas.stream import StreamSpec
 from tests.support import make_plan, make_store
 
 Cli = Callable[..., tuple[int, str, str]]
