@@ -1,0 +1,160 @@
+"""Our stream's order and windows, with other packages reading the chunks: what a careful user would write without us.
+
+Two window buffers, a thread that loads the next window while batches are gathered from this one, and one `take` per
+batch. The order comes from `actstore.stream.order`, so every loader here delivers our stream's rows, batch by batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actstore.format.dtypes import to_torch
+from actstore.store import Store
+from actstore.stream.order import Chunk, Order, Window
+
+Read = Callable[[list[Chunk], NDArray[Any]], None]
+TENSORSTORE_CACHE = 64 << 20  # keeps shard indexes; the store decoded in memory would be another benchmark
+
+
+class WindowLoader:
+    """Endless batches [B, d] in our stream's order. `read(chunks, window)` fills a buffer [n_sites, rows, d]."""
+
+    def __init__(self, store: Store, read: Read, window_chunks: int, batch: int, seed: int = 0) -> None:
+        units = np.array(store.units("train"), np.int64)
+        sites = tuple(range(len(store.sites)))
+        rows = store.unit_rows[units].astype(np.int64)
+        self.order = Order(store.layout, units, rows, sites, window_chunks, lanes=8, batch=batch, seed=seed)
+        codec = store.codec(store.sites[0])
+        shape = (len(sites), window_chunks * codec.chunk_rows, codec.d)
+        self._read = read
+        self._free: queue.Queue[NDArray[Any] | None] = queue.Queue()
+        self._ready: queue.Queue[tuple[Window, NDArray[Any]] | BaseException] = queue.Queue()
+        for _ in range(2):
+            self._free.put(np.empty(shape, codec.dtype))
+        self._thread = threading.Thread(target=self._load, daemon=True)
+        self._thread.start()
+        self._batches = self._gathered()
+
+    def __next__(self) -> torch.Tensor:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Join the thread."""
+        self._free.put(None)
+        self._thread.join()
+
+    def _load(self) -> None:
+        try:
+            for window in self._windows():
+                buffer = self._free.get()
+                if buffer is None:
+                    return
+                self._read(window.chunks(0, 1, self.order.lanes), buffer)
+                self._ready.put((window, buffer))
+        except BaseException as error:  # noqa: BLE001 (raised again where the window is asked for)
+            self._ready.put(error)
+
+    def _windows(self) -> Iterator[Window]:
+        epoch = 0
+        while True:
+            yield from self.order.windows(epoch)
+            epoch += 1
+
+    def _gathered(self) -> Iterator[torch.Tensor]:
+        left: list[torch.Tensor] = []  # of a batch that began in the window before
+        epoch = 0
+        while True:
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            window, buffer = item
+            if left and window.epoch != epoch:
+                yield torch.cat(left)  # an epoch's last batch may be smaller
+                left = []
+            epoch = window.epoch
+            rows, source, first = buffer.reshape(-1, buffer.shape[-1]), window.source.reshape(-1), 0
+            while first < len(source):
+                here = source[first : first + self.order.batch - sum(map(len, left))]
+                left.append(gather(rows, here))
+                first += len(here)
+                if sum(map(len, left)) == self.order.batch:
+                    yield left[0] if len(left) == 1 else torch.cat(left)
+                    left = []
+            self._free.put(buffer)
+
+
+def gather(rows: NDArray[Any], index: NDArray[np.int64]) -> torch.Tensor:
+    """rows[index], in 8-byte words and unchecked as in our stream: faster than torch's beside threads that decode."""
+    out = np.empty((len(index), rows.shape[1]), rows.dtype)
+    np.take(rows.view("i8"), index, axis=0, out=out.view("i8"), mode="clip")
+    return to_torch(out)
+
+
+def tensorstore_reader(store: Store, threads: int) -> Read:
+    """All chunks of a window asked for at once, each written into its place; `threads` decode.
+
+    The fastest of the ways tried: fresh arrays, and one chunk at a time per thread, were slower; so was no cache pool.
+    """
+    import tensorstore
+
+    context = tensorstore.Context(
+        {
+            "cache_pool": {"total_bytes_limit": TENSORSTORE_CACHE},
+            "data_copy_concurrency": {"limit": threads},
+            "file_io_concurrency": {"limit": 8},
+        }
+    )
+    once = {"recheck_cached_data": False, "recheck_cached_metadata": False}
+    specs = [{"driver": "zarr3", "kvstore": {"driver": "file", "path": path}} | once for path in _arrays(store)]
+    arrays = [tensorstore.open(spec, context=context, read=True).result() for spec in specs]
+
+    def read(chunks: list[Chunk], window: NDArray[Any]) -> None:
+        def begun(one: Chunk) -> Any:
+            there, here = _places(store, one)
+            return tensorstore.array(window[one.site, here]).write(arrays[one.site][there])
+
+        for future in [begun(one) for one in chunks]:
+            future.result()
+
+    return read
+
+
+def zarr_reader(store: Store, threads: int) -> Read:
+    """zarr-python, `threads` chunks at a time, each into its place (faster than its async API's gather)."""
+    import zarr
+    from zarr.buffer.cpu import NDBuffer
+
+    import actstore.format.zarr_bfloat16  # noqa: F401 (registers the data type)
+
+    arrays = [zarr.open_array(path, mode="r") for path in _arrays(store)]
+    pool = ThreadPoolExecutor(threads)
+
+    def read(chunks: list[Chunk], window: NDArray[Any]) -> None:
+        def one(chunk: Chunk) -> None:
+            there, here = _places(store, chunk)
+            arrays[chunk.site].get_basic_selection(there, out=NDBuffer(window[chunk.site, here]))
+
+        list(pool.map(one, chunks))
+
+    return read
+
+
+def _arrays(store: Store) -> list[str]:
+    folder = store.storage.local
+    assert folder is not None, "these loaders are measured on a local folder"
+    return [str(folder / "acts" / site) for site in store.sites]
+
+
+def _places(store: Store, one: Chunk) -> tuple[slice, slice]:
+    """Rows of the site's array, and of the site's part of the window."""
+    rows = store.layout.chunk_rows
+    first, place = one.unit * store.layout.capacity + one.chunk * rows, one.place * rows
+    return slice(first, first + rows), slice(place, place + rows)
