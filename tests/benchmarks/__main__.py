@@ -1,4 +1,7 @@
-"""`make bench`: every benchmark in a process of its own; their JSON lines go to the terminal and to a dated file."""
+"""`make bench`: every benchmark in a process of its own; their JSON lines go to the terminal and to a dated file.
+
+`python -m tests.benchmarks --peers` runs those against other packages instead (README.md says how to set them up).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,21 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BENCHES = ("harvest.py", "writing.py", "stream.py", "training.py")
+PEERS = ("stream_peers.py", "training_peers.py")
 
 
 def main() -> None:
     """Run them one after the other, so that none disturbs another."""
     today = dt.datetime.now(tz=dt.UTC)
-    result = HERE / "results" / f"all_{platform.machine()}-{os.cpu_count()}cores_{today:%Y%m}.jsonl"
+    peers = "--peers" in sys.argv[1:]
+    result = (
+        HERE
+        / "results"
+        / f"{'peers' if peers else 'all'}_{platform.machine()}-{os.cpu_count()}cores_{today:%Y%m}.jsonl"
+    )
     result.parent.mkdir(exist_ok=True)
     lines = [f'{{"date": "{today:%Y-%m-%d}", "python": "{platform.python_version()}"}}']
-    for bench in BENCHES:
+    for bench in PEERS if peers else BENCHES:
         done = subprocess.run([sys.executable, str(HERE / bench)], stdout=subprocess.PIPE, text=True, check=True)
         found = [line for line in done.stdout.splitlines() if line.startswith("{")]
         sys.stdout.write("\n".join(found) + "\n")

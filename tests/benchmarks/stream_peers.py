@@ -7,7 +7,8 @@ loader gets the rows of the first site, in its own format as float16 (or `--sael
 65,536 and of 8,192 rows.
 
 The loaders take turns, each alone and in its steady state: three windows untimed, then at least an epoch timed. A line's
-`floor` is the peer's rows/s and its `ratio` ours over the peer's, the median of the rounds' ratios.
+`floor` is the peer's rows/s and its `ratio` ours over the peer's, the median of the rounds' ratios. The `cpu` lines hold
+on a busy machine too: CPU seconds of all threads per million rows, where less is better.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from actstore.store import Store
 from actstore.stream.reader import ChunkReader
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
-from tests.benchmarks.peers.link import Peer, PeerError, connect, note
+from tests.benchmarks.peers.link import Peer, PeerError, Rate, connect, note
 from tests.benchmarks.peers.loaders import Read, WindowLoader, tensorstore_reader, zarr_reader
 from tests.benchmarks.stream import BATCH, D, benchmark_store
 
@@ -77,16 +78,16 @@ def loaders(store: Store, window: int, options: argparse.Namespace) -> dict[str,
     return found
 
 
-def rate(loader: Loader, untimed: int, batches: int, seconds: float) -> float:
-    """Rows per second over at least so many batches and seconds, behind so many untimed batches."""
+def rate(loader: Loader, untimed: int, batches: int, seconds: float) -> Rate:
+    """What a loader delivers over at least so many batches and seconds, behind so many untimed batches."""
     with loader() as take:
         for _ in range(untimed):
             take()
-        rows, done, began = 0, 0, time.perf_counter()
+        rows, done, cpu, began = 0, 0, time.process_time(), time.perf_counter()
         while done < batches or time.perf_counter() - began < seconds:
             rows += len(take())
             done += 1
-        return rows / (time.perf_counter() - began)
+        return Rate(rows, time.perf_counter() - began, time.process_time() - cpu)
 
 
 def saelens_cases(store: Store, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, object]]:
@@ -126,15 +127,15 @@ def write_rows(store: Store, path: Path, dtype: str) -> None:
     out.flush()
 
 
-def saelens_rate(peer: Peer, case: dict[str, object], seconds: float) -> float:
-    """Rows per second of SAELens' loader, its buffer filled."""
+def saelens_rate(peer: Peer, case: dict[str, object], seconds: float) -> Rate:
+    """What SAELens' loader delivers, its buffer filled."""
     peer.prepare(**case)
-    return peer.run(seconds).rows_per_s
+    return peer.run(seconds)
 
 
 def measure(store: Store, codec: str, peer: Peer | None, folder: Path, options: argparse.Namespace) -> None:
     """Every loader in turn, `rounds` times; one record per peer."""
-    turns: dict[str, Callable[[], float]] = {}
+    turns: dict[str, Callable[[], Rate]] = {}
     with store.stream(StreamSpec(batch=BATCH, window_chunks=options.window)) as stream:
         window, epoch = stream.window_chunks, stream.batches_per_epoch
     untimed = 3 * window * store.layout.chunk_rows * len(store.sites) // BATCH
@@ -143,7 +144,7 @@ def measure(store: Store, codec: str, peer: Peer | None, folder: Path, options: 
     if peer is not None:
         for name, case in saelens_cases(store, folder, options).items():
             turns[name] = partial(saelens_rate, peer, case, options.seconds)
-    rates: dict[str, list[float]] = {name: [] for name in turns}
+    rates: dict[str, list[Rate]] = {name: [] for name in turns}
     for _ in range(options.rounds):
         for name in list(rates):
             try:
@@ -151,21 +152,23 @@ def measure(store: Store, codec: str, peer: Peer | None, folder: Path, options: 
             except PeerError as error:
                 note(f"{name} is left out: {error}")
                 del rates[name]
-        note(f"{codec}: " + ", ".join(f"{name} {values[-1]:,.0f}" for name, values in rates.items()) + " rows/s")
+        now = ", ".join(f"{name} {values[-1].rows_per_s:,.0f}" for name, values in rates.items())
+        note(f"{codec}: {now} rows/s")
     own = rates.pop("ours")
     for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(own, values, strict=True))
-        record = BenchRecord(
-            bench="stream_peers",
-            case=f"{codec} {name}",
-            value=statistics.median(own),
-            unit="rows/s",
-            floor=statistics.median(values),
-            ratio=ratio,
-        )
-        print(record.model_dump_json(), flush=True)
+        ratio = report(f"{codec} {name}", "rows/s", [v.rows_per_s for v in own], [v.rows_per_s for v in values])
         target = next(value for key, value in TARGETS.items() if name.startswith(key))
         note(f"{codec} {name}: {ratio:.2f}x, wanted {target}x")
+        report(f"{codec} {name} cpu", "CPU s/Mrow", *([1e6 * v.cpu / v.rows for v in part] for part in (own, values)))
+
+
+def report(case: str, unit: str, own: list[float], theirs: list[float]) -> float:
+    """Print the medians, and return the median of the rounds' ratios."""
+    ratio = statistics.median(a / b for a, b in zip(own, theirs, strict=True))
+    value, floor = statistics.median(own), statistics.median(theirs)
+    record = BenchRecord(bench="stream_peers", case=case, value=value, unit=unit, floor=floor, ratio=ratio)
+    print(record.model_dump_json(), flush=True)
+    return ratio
 
 
 def main() -> None:

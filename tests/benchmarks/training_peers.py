@@ -26,7 +26,7 @@ from tests.benchmarks.training import DTYPES, KINDS, candidate, seconds
 # Our kinds (those that `training.KINDS` has are measured) and what the peers call them.
 PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
     "relu_l1": {"saelens": ("standard",), "dictionary_learning": ("standard", "standard_april")},
-    "topk": {"saelens": ("topk", "topk+sparse"), "dictionary_learning": ("top_k",), "sparsify": ("topk",)},
+    "topk": {"saelens": ("topk",), "dictionary_learning": ("top_k",), "sparsify": ("topk",)},
     "batch_topk": {"saelens": ("batchtopk",), "dictionary_learning": ("batch_top_k",)},
     "matryoshka": {"saelens": ("matryoshka_batchtopk",), "dictionary_learning": ("matryoshka_batch_top_k",)},
     "gated": {"saelens": ("gated",), "dictionary_learning": ("gated",)},

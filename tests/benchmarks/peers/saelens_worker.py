@@ -24,11 +24,11 @@ def step(case: Case) -> Work:
     from sae_lens.registry import get_sae_training_class
     from sae_lens.training.sae_trainer import SAETrainer
 
-    kind, _, variant = case["kind"].partition("+")
+    kind = case["kind"]
     sae_class, config_class = get_sae_training_class(kind)
     options: dict[str, Any] = {"d_in": case["d"], "d_sae": case["latents"], "dtype": "float32", "device": "cpu"}
     if "topk" in kind:
-        options |= {"k": case["k"], "use_sparse_activations": variant == "sparse"}
+        options["k"] = case["k"]
     if "matryoshka" in kind:
         options["matryoshka_widths"] = [round(share * case["latents"]) for share in PREFIXES]
     config = SAETrainerConfig(

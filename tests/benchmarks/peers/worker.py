@@ -40,7 +40,7 @@ def serve(module: str, distribution: str, prepare: Callable[[Case], Work]) -> No
     try:
         answer(link, loaded(module, distribution))
     except Exception as error:  # noqa: BLE001 (whatever a peer's import raises is a reason to leave it out)
-        answer(link, {"error": f"{type(error).__name__}: {error}"})
+        answer(link, {"error": first_line(error)})
         return
     work: Work | None = None
     for line in sys.stdin:
@@ -55,8 +55,8 @@ def serve(module: str, distribution: str, prepare: Callable[[Case], Work]) -> No
                 assert work is not None, "run came before prepare"
                 answer(link, timed(work, request["seconds"], request["calls"]))
         except Exception as error:  # noqa: BLE001 (the other end decides what it means)
-            traceback.print_exc()
-            answer(link, {"error": f"{type(error).__name__}: {error}"})
+            traceback.print_tb(error.__traceback__)
+            answer(link, {"error": first_line(error)})
 
 
 def loaded(module: str, distribution: str) -> dict[str, Any]:
@@ -87,6 +87,11 @@ def timed(work: Work, seconds: float, calls: int) -> dict[str, float]:
         rows += work()
         done += 1
     return {"rows": rows, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+
+def first_line(error: Exception) -> str:
+    """Some of torch's messages are a hundred lines long."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def answer(link: TextIO, value: dict[str, Any]) -> None:
