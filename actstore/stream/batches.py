@@ -95,13 +95,13 @@ class Stream(IterableDataset[Batch]):
         self.sites, self.targets = self.columns.sites, self.columns.targets
         widths = self.columns.widths(store)
         self.d, self.d_target = widths[0], widths[1] if self.targets else None
-        self._label = torch.tensor(self.columns.label, device=self.device)
         names = tuple(dict.fromkeys(name for plane in self.columns.planes for name in plane))
         reader = ChunkReader(store, names)
         self._mix, self._order = _order(store, self.spec, self.columns, reader.dtype.itemsize)
         planes = [[names.index(name) for name in plane] for plane in self.columns.planes]
         rows = self.window_chunks * store.layout.chunk_rows
-        self._pool = Pool(reader, planes, rows, self.device, self._threads, skip_corrupt=self._skip)
+        label, skip = self.columns.label, self._skip
+        self._pool = Pool(reader, planes, label, rows, self.device, self._threads, skip_corrupt=skip)
         self._set_rescaling()
         self._digests = _digests(store, self.spec, self.columns, self.window_chunks)
 
@@ -168,7 +168,7 @@ class Stream(IterableDataset[Batch]):
             raise StopIteration
         self._batch += 1
         self._tell_skipped()
-        return self._batched(rows.planes, rows.column, rows.row)
+        return self._batched(rows.planes, rows.label, rows.row)
 
     def _after(self, rows: int) -> tuple[int, int]:
         """(epoch, element) behind so many rows of the stream."""
@@ -253,8 +253,7 @@ class Stream(IterableDataset[Batch]):
             for one in (self.rescaling, self.target_rescaling)
         ]
 
-    def _batched(self, planes: tuple[torch.Tensor, ...], column: torch.Tensor, row: torch.Tensor) -> Batch:
-        layer = self._label[column]
+    def _batched(self, planes: tuple[torch.Tensor, ...], layer: torch.Tensor, row: torch.Tensor) -> Batch:
         if self.spec.mode == "aligned":
             sites = torch.arange(len(self.sites), device=self.device)
             parts = [self._scaled(x, sites[i : i + 1], 0) for i, x in enumerate(planes)]

@@ -18,10 +18,10 @@ from actstore.stream.reader import ChunkReader
 
 
 class Rows(NamedTuple):
-    """planes: [n, d] each, in the store's dtype (int8: float32); column: int64 [n], row: int64 [n], on the device."""
+    """planes: [n, d] each, in the store's dtype (int8: float32); label, row: int64 [n]; all on the device."""
 
     planes: tuple[torch.Tensor, ...]
-    column: torch.Tensor
+    label: torch.Tensor
     row: torch.Tensor
 
 
@@ -40,7 +40,8 @@ class _OnDevice(NamedTuple):
 class Pool:
     """Two windows of memory and the threads that fill them. `start` begins a plan, `gather` takes rows in its order.
 
-    planes: index in the reader's sites, by plane and column; rows: of a column in a window; on_device: batches are
+    planes: index in the reader's sites, by plane and column; label: of each column; rows: of a column in a window;
+    on_device: batches are
     gathered on the device from a copy of the window, where int8 rows are decoded too. skipped: chunks that could not
     be read, and why.
     """
@@ -49,6 +50,7 @@ class Pool:
         self,
         reader: ChunkReader,
         planes: Sequence[Sequence[int]],
+        label: Sequence[int],
         rows: int,
         device: torch.device,
         threads: int,
@@ -57,6 +59,7 @@ class Pool:
         on_device: bool | None = None,
     ) -> None:
         self._reader, self._planes, self._rows = reader, planes, rows
+        self._label = np.array(label, np.int64)
         self._device, self._threads, self._skip = device, threads, skip_corrupt
         self._in_place = device.type == "cpu" if on_device is None else not on_device
         self._buffers: list[Buffer] = []
@@ -109,7 +112,7 @@ class Pool:
         if len(parts) == 1:
             return parts[0]
         planes = tuple(torch.cat(plane) for plane in zip(*(part.planes for part in parts), strict=True))
-        return Rows(planes, torch.cat([part.column for part in parts]), torch.cat([part.row for part in parts]))
+        return Rows(planes, torch.cat([part.label for part in parts]), torch.cat([part.row for part in parts]))
 
     def _window(self, epoch: int, row: int) -> Window | None:
         """The window that holds a column's row, None behind the last; windows before it are given back."""
@@ -162,16 +165,16 @@ class Pool:
             position = position[self._usable[first:last]]
         if lanes[1] > 1:
             position = position[window.lane[position // n] % lanes[1] == lanes[0]]
-        column = torch.from_numpy(position % n)
+        label = torch.from_numpy(self._label[position % n])  # numpy: torch's threads would spin beside the decoders
         if self._moved is not None:
             where = torch.from_numpy(position).to(self._device)
             source = self._moved.source[where]
             planes = tuple(self._decoded(self._moved, i, source) for i in range(len(self._planes)))
-            return Rows(planes, column.to(self._device), self._moved.row[where])
+            return Rows(planes, label.to(self._device), self._moved.row[where])
         assert self._loaded is not None
         index = window.source.reshape(-1)[position]
         planes = tuple(_gather(p.reshape(-1, p.shape[2]), index) for p in self._loaded.rows.values)
-        return Rows(planes, column, torch.from_numpy(window.row.reshape(-1)[position]))
+        return Rows(planes, label, torch.from_numpy(window.row.reshape(-1)[position]))
 
     def _decoded(self, moved: _OnDevice, plane: int, source: torch.Tensor) -> torch.Tensor:
         """Rows [n, d] of a window on the device; int8: mean + step * scale * value (`dtypes.decode_int8`)."""

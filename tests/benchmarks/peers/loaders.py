@@ -119,7 +119,7 @@ def tensorstore_reader(store: Store, threads: int) -> Read:
     def read(chunks: list[Chunk], window: NDArray[Any]) -> None:
         def begun(one: Chunk) -> Any:
             there, here = _places(store, one)
-            return tensorstore.array(window[one.site, here]).write(arrays[one.site][there])
+            return tensorstore.array(window[one.column, here]).write(arrays[one.column][there])
 
         for future in [begun(one) for one in chunks]:
             future.result()
@@ -140,7 +140,7 @@ def zarr_reader(store: Store, threads: int) -> Read:
     def read(chunks: list[Chunk], window: NDArray[Any]) -> None:
         def one(chunk: Chunk) -> None:
             there, here = _places(store, chunk)
-            arrays[chunk.site].get_basic_selection(there, out=NDBuffer(window[chunk.site, here]))
+            arrays[chunk.column].get_basic_selection(there, out=NDBuffer(window[chunk.column, here]))
 
         list(pool.map(one, chunks))
 
