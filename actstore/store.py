@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ValidationError
 
-from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, SiteError, UnfinishedError
+from actstore.errors import CorruptError, SiteError
 from actstore.format import layout as at
 from actstore.format.dtypes import Int8Rows, decode_int8, numpy_dtype, to_float32
+from actstore.format.manifest import read_manifest
 from actstore.format.shard import ABSENT, ShardCodec, ShardIndex, decode_plain
 from actstore.format.storage import Storage
 from schemas.harvest import Layout
-from schemas.manifest import FORMAT_VERSION, NormStats, StoreManifest, UnitRecord
+from schemas.manifest import NormStats, StoreManifest, UnitRecord
 from schemas.source import Site
 
 if TYPE_CHECKING:
@@ -56,42 +56,6 @@ def open(url: str | Path, options: dict[str, Any] | None = None, *, follow: bool
         return open_followed(url, options)
     storage = Storage(str(url), options)
     return Store(storage, read_manifest(storage))
-
-
-def read_manifest(storage: Storage) -> StoreManifest:
-    """The manifest, or the error that says why there is none."""
-    try:
-        data = storage.read(at.MANIFEST)
-    except ObjectError:
-        if storage.exists(at.plan_key()):
-            raise UnfinishedError(
-                f"{storage.url}: this harvest has not ended; run the same `actstore harvest` again, it goes on"
-            ) from None
-        raise NotAStoreError(
-            f"{storage.url}: wanted a store, but there is no {at.MANIFEST}; check the URL (`actstore ls` lists stores)"
-        ) from None
-    return parse_manifest(data, storage.url)
-
-
-def parse_manifest(data: bytes, url: str) -> StoreManifest:
-    """Check format and version before anything else, so that a newer store gives the right error."""
-    import json
-
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise CorruptError(f"{url}/{at.MANIFEST}: not valid JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("format") != "actstore":
-        raise NotAStoreError(f"{url}: its {at.MANIFEST} is not one of actstore's")
-    version = raw.get("format_version")
-    if version != FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{url}: format version {version}, this actstore reads {FORMAT_VERSION}; upgrade actstore to read it"
-        )
-    try:
-        return StoreManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise CorruptError(f"{url}/{at.MANIFEST}: not a valid manifest: {error}") from error
 
 
 class Store:

@@ -11,6 +11,7 @@ from schemas.base import Schema
 Rescale = Literal["none", "sqrt", "log", "log1p", "linear", "unit", "sqrt_d"]
 Split = Literal["train", "held_out"]
 Mode = Literal["mixed", "aligned", "pairs"]
+STATE_VERSION = 1
 
 
 class NormRange(Schema):
@@ -71,7 +72,7 @@ class StreamSpec(Schema):
 class StreamState(Schema):
     """Where a stream stands: the next batch to deliver. Exact for any thread count, prefetch depth or world size."""
 
-    version: Literal[1] = 1
+    version: int = STATE_VERSION
     store: str = Field(description="digest of what the stream pins: sites, units and their digests")
     spec: str = Field(description="digest of the StreamSpec and the window it led to")
     epoch: int = Field(ge=0)

@@ -27,6 +27,8 @@ from schemas.harvest import Codec
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
+BLOSC_BYTES = 16  # its header, and the most by which it makes a chunk larger
+LARGEST_OFFSET = 1 << 48  # no file system or object store holds larger objects
 CLEVEL = 5
 
 blosc.use_threads = False
@@ -86,7 +88,21 @@ class ShardCodec:
             raise CorruptError(f"the shard index has {len(raw)} bytes, wanted {self.index_bytes}")
         body = checked(raw, "the shard index")
         pairs = np.frombuffer(body, dtype="<u8").reshape(self.unit_chunks, 2)
-        return ShardIndex(pairs[:, 0].copy(), pairs[:, 1].copy())
+        index = ShardIndex(pairs[:, 0].copy(), pairs[:, 1].copy())
+        self._check_index(index)
+        return index
+
+    def _check_index(self, index: ShardIndex) -> None:
+        """A right checksum over wrong entries must not lead to reads that no machine can do."""
+        absent = (index.offset == ABSENT) & (index.length == ABSENT)
+        most = self.chunk_bytes + BLOSC_BYTES + CRC_BYTES
+        bad = ~absent & ((index.offset >= LARGEST_OFFSET) | (index.length > most) | (index.length <= CRC_BYTES))
+        if bad.any():
+            chunk = int(np.flatnonzero(bad)[0])
+            offset, length = int(index.offset[chunk]), int(index.length[chunk])
+            raise CorruptError(
+                f"the shard index has chunk {chunk} at offset {offset} with {length} bytes; a chunk has at most {most}"
+            )
 
     def decode_chunk(self, raw: NDArray[np.uint8] | bytes, out: NDArray[Any]) -> None:
         """Check one chunk's bytes and decode them into `out`, contiguous [chunk_rows, d]. Raises CorruptError."""
@@ -100,6 +116,9 @@ class ShardCodec:
                 raise CorruptError(f"the chunk has {len(body)} bytes, wanted {len(flat)}")
             flat[:] = body
             return
+        holds = int(body[4:8].view("<u4")[0]) if len(body) >= BLOSC_BYTES else 0
+        if holds != len(flat):  # Blosc would fill a part of `out` and leave the rest as it was
+            raise CorruptError(f"the chunk decodes to {holds} bytes, wanted {len(flat)}")
         try:
             blosc.decompress(body, flat)
         except (RuntimeError, ValueError) as error:

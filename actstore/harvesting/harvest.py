@@ -112,7 +112,7 @@ def extend(
         SpecError: neither or both of sites and tokens; SiteError: a site that the store has already.
         ModelError: another model; CorpusError: another corpus, or nothing left in it.
     """
-    from actstore.store import read_manifest
+    from actstore.format.manifest import read_manifest
 
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from actstore.errors import ActstoreError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
-from actstore.store import read_manifest
+from actstore.format.manifest import read_manifest
 
 
 class Entry(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +25,7 @@ from actstore.stream.pool import Pool
 from actstore.stream.reader import ChunkReader
 from actstore.stream.rescale import Rescaling, rescaling
 from actstore.stream.rowfilter import kept_rows
-from schemas.stream import StreamSpec, StreamState
+from schemas.stream import STATE_VERSION, StreamSpec, StreamState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOUND = 0.05  # a shortfall above this is worth a warning
@@ -187,8 +188,9 @@ class Stream(IterableDataset[Batch]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_pool"):
+    def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        # When the process ends, its threads have ended, and so have the modules that closing needs.
+        if hasattr(self, "_pool") and not _exiting():
             self._pool.close()
 
     def close(self) -> None:
@@ -208,13 +210,22 @@ class Stream(IterableDataset[Batch]):
     def restore(self, state: StreamState) -> None:
         """Go on from a state. A store that was extended since is read as it was (see `Store.before`).
 
-        Raises SpecError where the store or the spec is another.
+        Raises SpecError where the store or the spec is another; the stream is then as it was.
         """
+        if state.version != STATE_VERSION:
+            raise SpecError(
+                f"this state is of version {state.version}, this actstore knows {STATE_VERSION}; upgrade it"
+            )
+        newest = self.store
         if state.store != self._digests[0]:
+            before = self._pinned(state)
             self._pool.close()
-            self._open(self._pinned(state))
-        if state.spec != self._digests[1]:
-            raise SpecError("this state is of another StreamSpec (or of another window size); resume with the same one")
+            self._open(before)
+        beyond = not self.spec.follow and state.batch > self._order.batches(state.epoch)
+        if state.spec != self._digests[1] or beyond:
+            self._open(newest)
+            what = "its batch is behind the epoch's end" if beyond else "it is of another StreamSpec or window size"
+            raise SpecError(f"this state does not fit: {what}; resume with the spec that the stream had")
         self._pool.stop()
         self._epoch, self._batch = state.epoch, state.batch
 

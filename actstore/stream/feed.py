@@ -82,11 +82,12 @@ class WindowFeed:
         self._free.put(buffer)
 
     def close(self) -> None:
-        """Stop early; every thread has ended when this returns."""
+        """Stop early; every thread has ended when this returns. Whoever waits in `get` is told."""
         self._stop.set()
         self._free.put(None)
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
+        self._ready.put(StoreError("the stream was closed while its next batch was being waited for"))
 
     def _run(self) -> None:
         try:
@@ -102,6 +103,8 @@ class WindowFeed:
                     coming = next(self._plan, None)  # the next order is worked out while this window loads
                 finally:
                     self._finish(futures)
+                if self._stop.is_set():
+                    return  # chunks were left out: this window is not whole
                 self._ready.put(Loaded(window, buffer, bad))
             self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 (it is raised again where the window is asked for)

@@ -35,7 +35,7 @@ N_SITES, D, CONTEXT, BATCH = 12, 768, 128, 4096
 POOL = 1 << 13
 
 
-def benchmark_store(folder: Path, codec: str, rows: int, dtype: str) -> Store:
+def benchmark_store(folder: Path, codec: str, rows: int, dtype: str, chunk_rows: int | None = None) -> Store:
     """Gaussian rows whose norm differs by site: bit-shuffled they shrink about as much as real activations do."""
     pool = np.random.default_rng(0).standard_normal((POOL, D)).astype(np.float32)
     sites = {f"blocks.{i}.hook_mlp_out": D for i in range(N_SITES)}
@@ -56,7 +56,7 @@ def benchmark_store(folder: Path, codec: str, rows: int, dtype: str) -> Store:
         context=CONTEXT,
         codec=codec,
         dtype=dtype,
-        chunk_rows=None,
+        chunk_rows=chunk_rows,
     )
 
 

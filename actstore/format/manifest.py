@@ -1,0 +1,46 @@
+"""Reading `manifest.json`: what makes a folder a store."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+
+from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, UnfinishedError
+from actstore.format import layout as at
+from actstore.format.storage import Storage
+from schemas.manifest import FORMAT_VERSION, StoreManifest
+
+
+def read_manifest(storage: Storage) -> StoreManifest:
+    """The manifest, or the error that says why there is none."""
+    try:
+        data = storage.read(at.MANIFEST)
+    except ObjectError:
+        if storage.exists(at.plan_key()):
+            raise UnfinishedError(
+                f"{storage.url}: this harvest has not ended; run the same `actstore harvest` again, it goes on"
+            ) from None
+        raise NotAStoreError(
+            f"{storage.url}: wanted a store, but there is no {at.MANIFEST}; check the URL (`actstore ls` lists stores)"
+        ) from None
+    return parse_manifest(data, storage.url)
+
+
+def parse_manifest(data: bytes, url: str) -> StoreManifest:
+    """Check format and version before anything else, so that a newer store gives the right error."""
+    try:
+        raw = json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"{url}/{at.MANIFEST}: not valid JSON: {error}") from error
+    if not isinstance(raw, dict) or raw.get("format") != "actstore":
+        raise NotAStoreError(f"{url}: its {at.MANIFEST} is not one of actstore's")
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{url}: format version {version}, this actstore reads {FORMAT_VERSION}; upgrade actstore to read it"
+        )
+    try:
+        return StoreManifest.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptError(f"{url}/{at.MANIFEST}: not a valid manifest: {error}") from error
