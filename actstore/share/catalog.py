@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from actstore.errors import ActstoreError
 from actstore.format import layout as at
-from actstore.format.storage import Storage
 from actstore.format.manifest import read_manifest
+from actstore.format.storage import Storage
 
 
 class Entry(NamedTuple):
