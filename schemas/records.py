@@ -105,7 +105,7 @@ class CodecEstimate(Schema):
     """What a codec makes of a few calibration batches."""
 
     ratio: float = Field(description="stored bytes over the bytes of the values")
-    bytes: int = Field(description="of the whole store")
+    bytes: int = Field(description="of all units' objects")
     encode_gb_s: float = Field(description="values encoded per second by all threads, GB")
     decode_gb_s: float
 

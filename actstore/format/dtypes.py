@@ -24,6 +24,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "int8": np.dtype("i1"),
 }
+_CHANNELS, _ROWS = 64, 1024  # quantised at a time
 _BITS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
@@ -73,12 +74,32 @@ def to_torch(array: NDArray[Any]) -> torch.Tensor:
 
 
 def encode_int8(x: NDArray[np.float32]) -> Int8Rows:
-    """Quantise the rows of one unit, float32 [n, d]."""
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(axis=1))
-    kept = x[finite] if not finite.all() else x
-    mean = kept.mean(axis=0, dtype=np.float64) if len(kept) else np.zeros(x.shape[1])
-    step = kept.std(axis=0, dtype=np.float64) if len(kept) else np.ones(x.shape[1])
+    """Quantise the rows of one unit, float32 [n, d].
+
+    Some channels, then some rows at a time: a copy of a whole unit in float64 would be more than its buffers.
+    """
+    n, d = x.shape
+    finite = np.empty(n, np.bool_)
+    for at in range(0, n, _ROWS):
+        finite[at : at + _ROWS] = np.isfinite(x[at : at + _ROWS]).all(axis=1)
+    mean, step = np.zeros(d), np.ones(d)
+    if finite.any():
+        for at in range(0, d, _CHANNELS):
+            part = x[:, at : at + _CHANNELS] if finite.all() else x[finite, at : at + _CHANNELS]
+            mean[at : at + _CHANNELS] = part.mean(axis=0, dtype=np.float64)
+            step[at : at + _CHANNELS] = part.std(axis=0, dtype=np.float64)
     channels = np.stack([mean, np.where(step > 0, step, 1.0)]).astype(np.float32)
+    values, scale = np.empty((n, d), np.int8), np.empty(n, np.float16)
+    for at in range(0, n, _ROWS):
+        block = slice(at, at + _ROWS)
+        values[block], scale[block] = _quantised(x[block], finite[block], channels)
+    return Int8Rows(values, scale, channels)
+
+
+def _quantised(
+    x: NDArray[np.float32], finite: NDArray[np.bool_], channels: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Values and scales of some rows."""
     y = (np.where(finite[:, None], x, 0) - channels[0]) / channels[1]
     exact = np.abs(y).max(axis=1) / 127
     scale = exact.astype(np.float16)
@@ -86,7 +107,7 @@ def encode_int8(x: NDArray[np.float32]) -> Int8Rows:
     scale = np.where(scale > 0, scale, np.float16(1))
     values = np.clip(np.rint(y / scale.astype(np.float32)[:, None]), -127, 127).astype(np.int8)
     values[~finite] = 0
-    return Int8Rows(values, np.where(finite, scale, np.float16(np.nan)).astype(np.float16), channels)
+    return values, np.where(finite, scale, np.float16(np.nan)).astype(np.float16)
 
 
 def decode_int8(rows: Int8Rows) -> NDArray[np.float32]:

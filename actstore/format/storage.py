@@ -176,6 +176,8 @@ class Storage:
             if isinstance(error, ValueError) and "rotocol" not in str(error):
                 raise
             raise StorageError(f"{where}: not a URL that can be opened: {error}") from error
+        except NotImplementedError as error:
+            raise StorageError(f"{where}: places of this kind can be read only; choose another one") from error
         except OSError as error:
             advice = _ADVICE.get(error.errno or 0, "check the path, the network and the credentials")
             raise StorageError(f"{where}: {error.strerror or error}; {advice}") from error

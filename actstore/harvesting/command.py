@@ -132,10 +132,12 @@ def _plain_lines(console: Any) -> Iterator[Any]:
 
     def report(_stage: str, now: Progress | None) -> None:
         nonlocal last
-        if now is None or not now.n_tokens or time.monotonic() - last < REPORT_EVERY_S:
+        if now is None or not now.n_tokens:
+            return
+        speed = rate(now)  # at every report: the first one starts its clock
+        if time.monotonic() - last < REPORT_EVERY_S:
             return
         last = time.monotonic()
-        speed = rate(now)
         left = (now.n_tokens - now.tokens) / speed if speed else 0
         console.print(
             f"{now.tokens:,}/{now.n_tokens:,} tokens, {speed:,.0f} tokens/s, unit {now.units}/{now.n_units} "

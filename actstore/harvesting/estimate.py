@@ -27,7 +27,8 @@ from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.format.layout import unit_permutation
 from actstore.format.shard import ShardCodec
 from actstore.harvesting.finish import object_record
-from actstore.harvesting.models import LoadedModel, describe, load_model
+from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
+from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
 from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
 from actstore.harvesting.run import autocast
@@ -40,7 +41,7 @@ from schemas.records import CodecEstimate, HarvestEstimate, MemoryEstimate
 
 CODECS: tuple[Codec, ...] = ("lz4", "zstd", "raw")
 GB = 1e9
-FIXED_OBJECTS = 30  # groups, plan, manifest, columns, tokenizer
+FIXED_OBJECTS = 16  # the root, tokens' and rows' metadata, 9 of the columns, plan, manifest, README, statistics
 
 
 class Prices(NamedTuple):
@@ -92,10 +93,12 @@ def estimate(
         layout = make_layout(wanted, tap)
         before = resident()
         found = _calibrate(wanted, loaded, tap, sample)
+        n_files = len(tokenizer_files(loaded.tokenizer))
     finally:
         tap.close()
     codecs: dict[str, CodecEstimate] = {codec: _codec(codec, wanted, layout, found) for codec in CODECS}
-    return _estimate(wanted, tap, layout, found, codecs, before, bandwidth, prices or Prices())
+    objects = n_objects(wanted, tap, layout) + n_files
+    return _estimate(wanted, tap, layout, found, codecs, objects, before, bandwidth, prices or Prices())
 
 
 def _estimate(
@@ -104,6 +107,7 @@ def _estimate(
     layout: Layout,
     found: _Calibration,
     codecs: dict[str, CodecEstimate],
+    objects: int,
     process: int,
     bandwidth: float | None,
     prices: Prices,
@@ -116,7 +120,6 @@ def _estimate(
     per_token = found.harvest + encoding if on_cpu else max(found.harvest, encoding)
     forward_s, harvest_s = found.forward * n_tokens, per_token * n_tokens
     read_s = max(raw / (chosen.decode_gb_s * GB), chosen.bytes / bandwidth if bandwidth else 0.0)
-    objects = layout.n_units * (len(tap.sites) * (2 if spec.dtype != "int8" else 4) + 5) + FIXED_OBJECTS
     gets = layout.n_units * len(tap.sites) * (1 + layout.unit_chunks / 16)  # the index, then runs of chunks
     month = chosen.bytes / GB * prices.storage
     put_cost, get_cost = objects / 1000 * prices.put, gets / 1000 * prices.get
@@ -149,10 +152,11 @@ def _memory(
 ) -> MemoryEstimate:
     one = unit_bytes(layout, tap.sites, spec.dtype)
     threads = min(os.cpu_count() or 1, len(tap.sites))
+    quantised = 1.0 if spec.dtype == "int8" else 0.0  # beside the encoded shard; other dtypes encode from the buffers
     return MemoryEstimate(
         process=process,
         units=min(UNITS_IN_FLIGHT, layout.n_units) * one,
-        encoding=round(threads * shard_bytes(layout, tap.sites, spec.dtype) * min(1.0, ratio)),
+        encoding=round(threads * shard_bytes(layout, tap.sites, spec.dtype) * (min(1.0, ratio) + quantised)),
         forward=found.forward_bytes,
         device=0 if found.device == "cpu" else 2 * one,
     )
@@ -204,12 +208,13 @@ def _codec(codec: Codec, spec: HarvestSpec, layout: Layout, found: _Calibration)
     dtype = numpy_dtype(spec.dtype)
     threads = os.cpu_count() or 1
     stored, raw, encode, decode = 0, 0, 0.0, 0.0
-    order = unit_permutation(spec.seed, 0, len(found.rows.rows))
+    n_kept = len(found.rows.rows)
+    rows = min(layout.chunk_rows, max(1, n_kept))
+    order = unit_permutation(spec.seed, 0, n_kept)[: n_kept // rows * rows]  # whole chunks: fill would flatter
     with ThreadPoolExecutor(threads) as pool:
         for values in found.rows.sites.values():
             coded = encode_int8(to_float32(values)).values if spec.dtype == "int8" else values
-            rows = min(layout.chunk_rows, max(1, len(coded)))
-            shard = ShardCodec(codec, dtype, rows, coded.shape[1], -(-max(1, len(coded)) // rows))
+            shard = ShardCodec(codec, dtype, rows, coded.shape[1], n_kept // rows)
             began = time.perf_counter()
             parts = shard.encode(coded, order, pool)
             object_record(parts)
@@ -219,18 +224,42 @@ def _codec(codec: Codec, spec: HarvestSpec, layout: Layout, found: _Calibration)
             began = time.perf_counter()
             list(pool.map(shard.decode_chunk, chunks, outs))
             decode += time.perf_counter() - began
-            stored += sum(map(len, parts))
+            stored += sum(map(len, chunks))
             raw += sum(one.nbytes for one in outs)
-    per_row = sum(values.shape[1] for values in found.rows.sites.values()) * dtype.itemsize
-    side = len(found.rows.sites) * (4 if spec.dtype != "int8" else 6) + 12  # norms, int8 scales; rows and tokens
+    per_row = sum(site.d for site in found.rows.stats.sites.values()) * dtype.itemsize
     n_rows = layout.n_sequences * layout.context * found.kept
-    n_bytes = n_rows * (per_row * stored / max(raw, 1) + side)
+    written = n_rows
+    if codec == "raw":  # a unit's last chunk is filled up, and nothing makes the fill small
+        last = layout.n_sequences - (layout.n_units - 1) * layout.unit_sequences
+        chunks_of = [
+            math.ceil(n * layout.context * found.kept / layout.chunk_rows) for n in (layout.unit_sequences, last)
+        ]
+        written = ((layout.n_units - 1) * chunks_of[0] + chunks_of[1]) * layout.chunk_rows
+    n_bytes = written * per_row * stored / max(raw, 1) + layout.n_units * _side_bytes(spec, layout, found.rows.stats)
     return CodecEstimate(
         ratio=n_bytes / max(n_rows * per_row, 1),
         bytes=round(n_bytes),
         encode_gb_s=raw / GB / max(encode, 1e-9),
         decode_gb_s=raw / GB / max(decode, 1e-9),
     )
+
+
+def n_objects(spec: HarvestSpec, tap: Tap, layout: Layout) -> int:
+    """Objects of the finished store, the tokenizer's files aside."""
+    kinds = 4 if spec.dtype == "int8" else 2  # acts, norm; scale, step
+    per_unit = kinds * len(tap.sites) + 5  # tokens, rows, statistics, two records
+    return layout.n_units * per_unit + kinds * (len(tap.sites) + 1) + FIXED_OBJECTS
+
+
+def _side_bytes(spec: HarvestSpec, layout: Layout, stats: UnitStats) -> int:
+    """Bytes of a unit's objects that are not values: shard indexes, norms, int8 scales, rows, tokens, statistics."""
+    per_site = (16 * layout.unit_chunks + 4) + (4 * layout.capacity + 4)
+    if spec.dtype == "int8":
+        per_site += 2 * layout.capacity + 4
+    sites = stats.sites.values()
+    steps = sum(8 * site.d + 4 for site in sites) if spec.dtype == "int8" else 0
+    tokens = 4 * layout.unit_sequences * layout.context + 4
+    return len(sites) * per_site + steps + (8 * layout.capacity + 4) + tokens + len(stats.to_bytes())
 
 
 def resident() -> int:

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from actstore.errors import ActstoreError
@@ -77,8 +78,10 @@ def _place(url: str, options: dict[str, object] | None) -> Iterator[Check]:
     except ActstoreError as error:
         yield Check("storage", "fail", str(error))
         return
+    made: list[Path] = []
     if storage.local is not None:
         yield _space(storage)
+        made = [folder for folder in (storage.local, *storage.local.parents) if not folder.exists()]
     key = f".doctor-{uuid.uuid4().hex}"
     data = os.urandom(PROBE_BYTES)
     steps: list[tuple[str, Callable[[], str]]] = [
@@ -100,6 +103,9 @@ def _place(url: str, options: dict[str, object] | None) -> Iterator[Check]:
     finally:
         with contextlib.suppress(ActstoreError):
             storage.delete(key)
+        for folder in made:
+            with contextlib.suppress(OSError):  # one that somebody has put something into meanwhile stays
+                folder.rmdir()
 
 
 class _NotSupportedError(Exception):

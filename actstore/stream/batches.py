@@ -9,22 +9,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple, Self
 
-import numpy as np
 import torch
-from blake3 import blake3
 from torch.utils.data import IterableDataset, get_worker_info
 
-from actstore.errors import SiteError, SpecError
+from actstore.errors import SpecError
 from actstore.store import Store
-from actstore.stream.columns import Columns, columns_of
-from actstore.stream.feed import Plan
+from actstore.stream.columns import columns_of
 from actstore.stream.follow import FollowedStore
-from actstore.stream.mixing import Mix, mixing_shortfall, window_chunks
-from actstore.stream.order import Order
+from actstore.stream.mixing import Mix, mixing_shortfall
 from actstore.stream.pool import Pool
 from actstore.stream.reader import ChunkReader
 from actstore.stream.rescale import Rescaling, rescaling
-from actstore.stream.rowfilter import kept_rows
+from actstore.stream.setup import digests, load_plan, order_of, pinned
 from schemas.stream import STATE_VERSION, StreamSpec, StreamState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,6 +50,9 @@ class Stream(IterableDataset[Batch]):
     `on_corrupt`: "skip" leaves the rows of chunks that cannot be read out of their batches, warns, and counts them in
     `skipped_rows`.
     """
+
+    _pool: Pool
+    _mix: Mix
 
     def __init__(
         self,
@@ -92,19 +91,21 @@ class Stream(IterableDataset[Batch]):
 
     def _open(self, store: Store) -> None:
         """All that depends on which units and sites there are."""
+        if hasattr(self, "_pool"):
+            self._pool.close()
         self.store, self.columns = store, columns_of(store, self.spec)
         self.sites, self.targets = self.columns.sites, self.columns.targets
         widths = self.columns.widths(store)
         self.d, self.d_target = widths[0], widths[1] if self.targets else None
         names = tuple(dict.fromkeys(name for plane in self.columns.planes for name in plane))
         reader = ChunkReader(store, names)
-        self._mix, self._order = _order(store, self.spec, self.columns, reader.dtype.itemsize)
+        self._mix, self._order = order_of(store, self.spec, self.columns, reader.dtype.itemsize)
         planes = [[names.index(name) for name in plane] for plane in self.columns.planes]
         rows = self.window_chunks * store.layout.chunk_rows
         label, skip = self.columns.label, self._skip
         self._pool = Pool(reader, planes, label, rows, self.device, self._threads, skip_corrupt=skip)
         self._set_rescaling()
-        self._digests = _digests(store, self.spec, self.columns, self.window_chunks)
+        self._digests = digests(store, self.spec, self.columns, self.window_chunks)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -162,7 +163,7 @@ class Stream(IterableDataset[Batch]):
             raise StopIteration
         if not self._pool.running:
             row = first // len(self.columns.label)
-            self._pool.start(partial(_plan, order, self._epoch, row, epochs, (self._rank, self._world)))
+            self._pool.start(partial(load_plan, order, self._epoch, row, epochs, (self._rank, self._world)))
         rows = self._pool.gather(self._epoch, first, last, (self._rank, self._world))
         if not rows.planes:  # behind the end of a harvest that was followed
             self._pool.stop()
@@ -218,31 +219,15 @@ class Stream(IterableDataset[Batch]):
             )
         newest = self.store
         if state.store != self._digests[0]:
-            before = self._pinned(state)
-            self._pool.close()
-            self._open(before)
+            self._open(pinned(self.store, self.spec, state))
         beyond = not self.spec.follow and state.batch > self._order.batches(state.epoch)
         if state.spec != self._digests[1] or beyond:
-            self._open(newest)
+            if self.store is not newest:
+                self._open(newest)
             what = "its batch is behind the epoch's end" if beyond else "it is of another StreamSpec or window size"
             raise SpecError(f"this state does not fit: {what}; resume with the spec that the stream had")
         self._pool.stop()
         self._epoch, self._batch = state.epoch, state.batch
-
-    def _pinned(self, state: StreamState) -> Store:
-        """The store as it was when the state was taken."""
-        for n in range(len(self.store.manifest.generations) - 1, 0, -1):
-            before = self.store.before(n)
-            try:
-                columns = columns_of(before, self.spec)
-            except SiteError:
-                continue
-            if _digests(before, self.spec, columns, 0)[0] == state.store:
-                return before
-        raise SpecError(
-            f"{self.store.url}: this state is of another store (its units or sites differ); open the one that the "
-            "stream was of"
-        )
 
     def _tell_skipped(self) -> None:
         if len(self._pool.skipped) > self._told:
@@ -282,55 +267,6 @@ class Stream(IterableDataset[Batch]):
         if mean is not None:
             wide = wide - mean.index_select(0, layer)
         return (wide * scale.index_select(0, layer)).to(dtype)
-
-
-def _digests(store: Store, spec: StreamSpec, columns: Columns, window: int) -> tuple[str, str]:
-    """Of what a state pins: the units and sites; the spec but for what changes no batch, and the window."""
-    units = "".join(generation.units_digest for generation in store.manifest.generations)
-    layout = store.layout.model_copy(update={"n_sequences": 1, "n_units": 1})  # these grow; the rest does not
-    pinned = blake3(f"{units} {layout.to_json()} {columns.planes}".encode()).hexdigest()
-    fixed = spec.model_copy(update={"memory": 1, "epochs": None, "limit_rows": None, "window_chunks": None})
-    return pinned, blake3(f"{fixed.to_json()} {window}".encode()).hexdigest()
-
-
-def _order(store: Store, spec: StreamSpec, columns: Columns, value_bytes: int) -> tuple[Mix, Order]:
-    units = np.array(store.units(spec.split), np.int64)
-    followed = store if isinstance(store, FollowedStore) and spec.follow else None
-    if followed is None and len(units):
-        units = units[store.unit_rows[units] > 0]
-    if not len(units):
-        raise SpecError(
-            f"{store.url}: there are no {spec.split} rows; a store of fewer than 20 units has none held out"
-        )
-    kept = None if spec.filter is None else kept_rows(store, spec.filter, units, columns.sites)
-    # Filtered chunks differ in their numbers of rows, so that sites share places: as far as that, they mix as one.
-    mix = Mix(store.layout, len(units), (1,) if kept else columns.copies, followed.group_units if followed else 0)
-    place_bytes = len(columns.label) * sum(columns.widths(store)) * store.layout.chunk_rows * value_bytes
-    rows = np.zeros(len(units), np.int64) if followed else store.unit_rows[units].astype(np.int64)
-    order = Order(
-        layout=store.layout,
-        unit_ids=units,
-        unit_rows=rows,
-        columns=tuple(store.sites.index(name) for name in columns.planes[0]),
-        window_chunks=window_chunks(mix, place_bytes, spec),
-        lanes=spec.lanes,
-        batch=spec.batch,
-        seed=spec.seed,
-        kept=kept,
-        group_units=mix.group_units,
-        released=None if followed is None else followed.releaser(units, rows),
-    )
-    return mix, order
-
-
-def _plan(
-    order: Order, epoch: int, row: int, epochs: int | None, lanes: tuple[int, int], stopped: Callable[[], bool]
-) -> Plan:
-    """Windows and the chunks to load for them, over the ends of epochs. Holds no stream: it may outlive one."""
-    while epochs is None or epoch < epochs:
-        for window in order.windows(epoch, row, stopped):
-            yield window, window.chunks(*lanes, order.lanes)
-        epoch, row = epoch + 1, 0
 
 
 def _usable_cores() -> int:

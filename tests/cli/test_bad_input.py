@@ -4,36 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-import actstore.cli
-import trainer.cli
 from schemas.stream import StreamSpec
 from tests.support import make_plan, make_store
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", list(words))
-        main = {"actstore": actstore.cli.main, "trainer": trainer.cli.main}[words[0]]
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:

@@ -155,3 +155,23 @@ def test_int8_keeps_a_bad_row_bad_and_the_others_good() -> None:
     assert np.isnan(again[7]).all()
     good = np.arange(50) != 7
     assert np.abs(again[good] - x[good]).max() < 0.05
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (1500, 130), (3000, 3)])
+def test_int8_in_blocks_is_int8_of_the_whole(n: int, d: int) -> None:
+    """Blocks are for memory only: bit for bit what one pass over all rows gives."""
+    rng = np.random.default_rng(n)
+    x = (rng.standard_normal((n, d)) * np.exp(rng.standard_normal(d)) + 7).astype(np.float32)
+    x[n // 2, 0] = np.nan
+    finite = np.isfinite(x).all(axis=1)
+    mean, step = np.zeros(d), np.ones(d)
+    if finite.any():
+        mean, step = x[finite].mean(axis=0, dtype=np.float64), x[finite].std(axis=0, dtype=np.float64)
+    channels = np.stack([mean, np.where(step > 0, step, 1)]).astype(np.float32)
+    coded = encode_int8(x)
+    np.testing.assert_array_equal(coded.step, channels)
+    y = (x[finite] - channels[0]) / channels[1]
+    scale = coded.scale[finite].astype(np.float32)
+    assert (scale >= np.abs(y).max(axis=1) / 127).all()
+    np.testing.assert_array_equal(coded.values[finite], np.rint(y / scale[:, None]).clip(-127, 127))
+    assert np.isnan(coded.scale[~finite]).all()

@@ -1,0 +1,20 @@
+"""A command line in a process of its own, started from a fork server that has the libraries loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import tests.harvesting.killing as loaded
+from actstore.cli import main
+
+LOADED = loaded
+
+
+def run(words: list[str], out: Path, err: Path) -> None:
+    """The process' life: its standard output and error go to files."""
+    for path, fd in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
+    sys.argv = words
+    main()
