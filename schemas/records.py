@@ -84,13 +84,18 @@ class BenchRecord(Schema):
 
 
 class RunRecord(Schema):
-    """`sae.json` of a run: what its weights are, and what they were trained on."""
+    """`sae.json` of a run: what its weights are, and what they were trained on.
+
+    A transcoder reconstructs `targets[i]`, of width d_out, from `sites[i]`; other kinds have neither.
+    """
 
     format_version: int = 1
     sae: SaeSpec
     d: int
     n_latents: int
     sites: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+    d_out: int | None = None
     rescale: Rescale
     center: bool
     store: str
@@ -99,6 +104,7 @@ class RunRecord(Schema):
     steps: int
     rows: int
     seed: int
+    ema: float | None = None
 
 
 class CodecEstimate(Schema):

@@ -1,12 +1,16 @@
-"""One spec per kind of SAE; a union discriminated on `kind`."""
+"""One spec per kind of SAE; a union discriminated on `kind`. Penalties are weights of terms summed over latents."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Schema
+
+PER_LAYER_BIAS = "a decoder bias for each layer of a mixture"
+PER_LAYER_THRESHOLD = "thresholds for each layer of a mixture"
+Penalty = Annotated[float, Field(ge=0)]
 
 
 class _Common(Schema):
@@ -18,21 +22,131 @@ class _Common(Schema):
         return self.n_latents or round(self.expansion * d)
 
 
+class _TopKCommon(_Common):
+    k: int = Field(default=32, gt=0, description="latents per row")
+    aux_k: int | None = Field(default=None, gt=0, description="dead latents per row in AuxK; None: d / 2")
+    aux_coefficient: Penalty = 1 / 32
+    per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
+
+
 class ReluL1(_Common):
-    """ReLU encoder, unit-norm decoder, loss = squared error + l1 * sum of latents (methods, sections 2 and 3)."""
+    """ReLU encoder, loss = squared error + l1 * sum of latents, decoder rows at norm 1 (methods, sections 2 and 3).
+
+    With `penalty: decoder_norm` latents are weighted by their decoder norms, which are then free (Anthropic, April
+    2024). `decoder_similarity` weighs a penalty on decoder cosines above `similar_above`, over sampled pairs.
+    """
 
     kind: Literal["relu_l1"] = "relu_l1"
-    l1: float = Field(default=1e-3, ge=0)
+    l1: Penalty = 1e-3
+    penalty: Literal["l1", "decoder_norm"] = "l1"
     tied: bool = Field(default=False, description="encoder = decoder transposed")
+    decoder_similarity: Penalty = 0.0
+    similar_above: float = Field(default=0.5, ge=0, lt=1)
+    per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
 
 
-class TopK(_Common):
-    """Keep the k largest pre-activations (Gao et al. 2024), with AuxK for latents that have gone dead."""
+class TopK(_TopKCommon):
+    """Keep the k largest pre-activations of each row (Gao et al. 2024), with AuxK for latents that have gone dead."""
 
     kind: Literal["topk"] = "topk"
-    k: int = Field(default=32, gt=0)
-    aux_k: int | None = Field(default=None, gt=0, description="dead latents per row in AuxK; None: d / 2")
-    aux_coefficient: float = Field(default=1 / 32, ge=0)
 
 
-SaeSpec = Annotated[ReluL1 | TopK, Field(discriminator="kind")]
+class BatchTopK(_TopKCommon):
+    """Keep the k * B largest pre-activations of a batch (Bussmann et al. 2024); outside training, a threshold."""
+
+    kind: Literal["batch_topk"] = "batch_topk"
+    threshold_decay: float = Field(default=0.999, ge=0, lt=1, description="of the running mean of the threshold")
+    per_layer_threshold: bool = Field(default=False, description=PER_LAYER_THRESHOLD)
+
+
+class Matryoshka(_TopKCommon):
+    """BatchTopK whose nested prefixes of the dictionary each reconstruct the row (Bussmann et al. 2025)."""
+
+    kind: Literal["matryoshka"] = "matryoshka"
+    prefixes: tuple[float, ...] = Field(default=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), description="shares of the latents")
+    threshold_decay: float = Field(default=0.999, ge=0, lt=1, description="of the running mean of the threshold")
+
+    @model_validator(mode="after")
+    def _nested(self) -> Matryoshka:
+        shares = self.prefixes
+        if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
+            raise ValueError(f"prefixes {shares}: wanted shares that ascend from above 0 and end with 1.0")
+        return self
+
+
+class Nsae(_Common):
+    """Normalized SAE (methods, section 2): tanh(ReLU(.)) with noise in training, free decoder, L1 scaled by norms."""
+
+    kind: Literal["nsae"] = "nsae"
+    alpha: Penalty = Field(default=1e-3, description="the weight of L1 is alpha times a squared norm")
+    noise: float = Field(default=0.1, ge=0, description="standard deviation of the noise before the ReLU")
+    norm: Literal["layer", "row"] = Field(default="layer", description="the layer's mean norm, or the row's own")
+
+
+class Gated(_Common):
+    """Gated SAE (Rajamanoharan et al. 2024): a gate that is penalised, a magnitude that is not."""
+
+    kind: Literal["gated"] = "gated"
+    l1: Penalty = 1e-3
+    per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
+
+
+class JumpRelu(_Common):
+    """JumpReLU (Rajamanoharan et al. 2024): learnt thresholds, L0 penalty, straight-through gradients.
+
+    `threshold` and `bandwidth` are in the units of pre-activations, which grow with the rows' norms.
+    """
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    l0: Penalty = Field(default=1e-3, description="weight of the number of active latents")
+    threshold: float = Field(default=0.1, gt=0, description="where the thresholds start")
+    bandwidth: float = Field(default=0.1, gt=0, description="width of the rectangle kernel")
+    per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
+    per_layer_threshold: bool = Field(default=False, description=PER_LAYER_THRESHOLD)
+
+
+class MlpEncoder(_Common):
+    """An encoder with one hidden layer, a linear decoder of norm 1, ReLU and L1 (methods, section 5)."""
+
+    kind: Literal["mlp_encoder"] = "mlp_encoder"
+    l1: Penalty = 1e-3
+    hidden: float = Field(default=2.0, gt=0, description="width of the hidden layer over d")
+    per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
+
+
+FlatSpec = ReluL1 | TopK | BatchTopK | Matryoshka | Nsae | Gated | JumpRelu | MlpEncoder
+TranscoderInner = ReluL1 | TopK | BatchTopK | Matryoshka | Gated | JumpRelu
+CrosscoderInner = ReluL1 | TopK | BatchTopK | Matryoshka
+
+
+class Transcoder(Schema):
+    """Latents of one site that reconstruct another site of the same token; `inner` says which latents and which loss.
+
+    `skip` adds a linear map from input to output (Paulo et al. 2025).
+    """
+
+    kind: Literal["transcoder"] = "transcoder"
+    inner: Annotated[TranscoderInner, Field(discriminator="kind")]
+    skip: bool = False
+
+    def size(self, d: int) -> int:
+        """Dictionary size for inputs of width `d`."""
+        return self.inner.size(d)
+
+
+class Crosscoder(Schema):
+    """One set of latents for several sites of a token (Lindsey et al. 2024).
+
+    The encoder sums over sites, the decoder has a part for each. With `relu_l1` the penalty weighs a latent by the
+    sum over sites of its decoder norms.
+    """
+
+    kind: Literal["crosscoder"] = "crosscoder"
+    inner: Annotated[CrosscoderInner, Field(discriminator="kind")]
+
+    def size(self, d: int) -> int:
+        """Dictionary size for sites of width `d`."""
+        return self.inner.size(d)
+
+
+SaeSpec = Annotated[FlatSpec | Transcoder | Crosscoder, Field(discriminator="kind")]

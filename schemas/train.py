@@ -21,7 +21,17 @@ class Optimiser(Schema):
     warmup: float = Field(default=0.02, ge=0, le=1, description="linear warm-up of the learning rate")
     decay: float = Field(default=0.2, ge=0, le=1, description="linear decay to zero at the end")
     sparsity_warmup: float = Field(default=0.05, ge=0, le=1, description="linear warm-up of the sparsity penalty")
+    sparsity_decay: float = Field(default=0.0, ge=0, le=1, description="linear decay of that penalty at the end")
     clip: float | None = Field(default=1.0, gt=0, description="gradient norm")
+
+
+class Resampling(Schema):
+    """New directions for dead latents, as in "Towards Monosemanticity" (Bricken et al. 2023), counted in rows."""
+
+    every: int = Field(default=50_000_000, gt=0, description="rows between resamplings")
+    times: int = Field(default=4, gt=0, description="resamplings of a run")
+    silent_rows: int | None = Field(default=None, gt=0, description="silent for so many: dead; None: half of `every`")
+    encoder_scale: float = Field(default=0.2, gt=0, description="norm of the new encoder, over that of the living")
 
 
 class TrainSpec(Schema):
@@ -33,9 +43,15 @@ class TrainSpec(Schema):
     rows: int | None = Field(default=None, gt=0, description="rows to train on; None: one epoch")
     optimiser: Optimiser = Optimiser()
     init: Literal["random", "data"] = Field(default="data", description="decoder directions: random, or data rows")
+    center_init: Literal["mean", "geometric_median"] = Field(default="mean", description="where b_dec starts")
+    resample: Resampling | None = Field(default=None, description="of dead latents; None: never")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights, which are the result")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches that a batch is computed in, to save memory")
+    compile: bool = Field(default=False, description="torch.compile of the forward of dense kinds")
     dead_rows: int = Field(default=10_000_000, gt=0, description="a latent silent for so many rows is dead")
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16: autocast")
+    kernels: Literal["eager", "triton"] = Field(default="eager", description="of sparse kinds; triton needs CUDA")
     log_every: int = Field(default=50, gt=0, description="steps")
     checkpoint_every: int = Field(default=1000, gt=0, description="steps")
     keep: int = Field(default=2, gt=0, description="checkpoints")

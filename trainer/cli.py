@@ -1,4 +1,4 @@
-"""`trainer`: train SAEs from a store, evaluate them, show them. Heavy imports are inside the commands."""
+"""`trainer`: train SAEs from a store, evaluate, show and exchange them. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import typer
 
 from actstore import boundary
 from trainer.evaluate.command import eval_command
+from trainer.export.command import export_command
+from trainer.imports.command import import_command
 from trainer.report.command import report_command
 from trainer.training.command import sweep_command, train_command
 
@@ -20,6 +22,8 @@ app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("eval")(eval_command)
 app.command("report")(report_command)
+app.command("export")(export_command)
+app.command("import")(import_command)
 
 
 def main() -> None:

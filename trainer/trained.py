@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from actstore.format.storage import Storage
 from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
 from trainer.saes.build import Sae, build
+from trainer.saes.crosscoder import CrosscoderSae
+from trainer.saes.ops import of_layer
+from trainer.saes.transcoder import TranscoderSae
 
 Layer = str | int | Tensor
 
@@ -22,7 +26,8 @@ Layer = str | int | Tensor
 class FoldedSae(NamedTuple):
     """One layer's SAE acting on original units: f = act((x - b_dec) W_enc + b_enc), x' = f W_dec + b_dec.
 
-    W_enc [d, m], b_enc [m], W_dec [m, d], b_dec [d]; `act` is the architecture's activation function on [B, m].
+    W_enc [d, m], b_enc [m], W_dec [m, d], b_dec [d]; `act` is the architecture's activation function on [B, m], with
+    its thresholds, magnitudes or, behind a hidden layer, all that follows it (W_enc, b_enc and `act` are then of h).
     """
 
     W_enc: Tensor
@@ -42,13 +47,24 @@ class FoldedSae(NamedTuple):
 class TrainedSae:
     """An SAE with its layers' rescaling: x' = (x - mean_l) * scale_l before it, and back behind it.
 
-    `layer` is a site name, its index in `sites`, or an int64 tensor [B] of such indices (one per row).
+    `layer` is a site name, its index in `sites`, or an int64 tensor [B] of such indices (one per row). A crosscoder
+    takes no layer: its rows are [..., n_sites, d]. A transcoder's layer is a pair of sites, named by its input, and its
+    outputs are rescaled by `out`, the scale and mean of the targets.
     """
 
-    def __init__(self, record: RunRecord, sae: Sae, scale: Tensor, mean: Tensor | None, url: str = "") -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        sae: Sae,
+        scale: Tensor,
+        mean: Tensor | None,
+        url: str = "",
+        out: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
         self.record, self.sae, self.url = record, sae.eval().requires_grad_(False), url
         self.sites: tuple[str, ...] = record.sites
         self.scale, self.mean = scale, mean
+        self.scale_out, self.mean_out = (scale, mean) if out is None else out
         self.spec = record.sae
         self.d, self.n_latents = record.d, record.n_latents
 
@@ -69,36 +85,50 @@ class TrainedSae:
         self.sae.to(device)
         self.scale = self.scale.to(device)
         self.mean = None if self.mean is None else self.mean.to(device)
+        self.scale_out = self.scale_out.to(device)
+        self.mean_out = None if self.mean_out is None else self.mean_out.to(device)
         return self
 
-    def encode(self, x: Tensor, layer: Layer) -> Tensor:
+    def encode(self, x: Tensor, layer: Layer | None = None) -> Tensor:
         """Latents [..., m] of activations [..., d] in original units."""
-        flat = x.reshape(-1, self.d).float()
-        return self.sae.encode(self._scaled(flat, self._index(layer))).reshape(*x.shape[:-1], self.n_latents)
+        if isinstance(self.sae, CrosscoderSae):
+            flat = x.reshape(-1, *x.shape[-2:]).float()
+            centred = flat if self.mean is None else flat - self.mean
+            return self.sae.encode(centred * self.scale[:, None]).reshape(*x.shape[:-2], self.n_latents)
+        at, flat = self._index(layer), x.reshape(-1, self.d).float()
+        return self.sae.encode(self._scaled(flat, at), at).reshape(*x.shape[:-1], self.n_latents)
 
-    def decode(self, latents: Tensor, layer: Layer) -> Tensor:
+    def decode(self, latents: Tensor, layer: Layer | None = None) -> Tensor:
         """Reconstruction [..., d] in original units of latents [..., m]."""
         flat = latents.reshape(-1, self.n_latents)
+        if isinstance(self.sae, CrosscoderSae):
+            out = self.sae.decode(flat) / self.scale[:, None]
+            return (out if self.mean is None else out + self.mean).reshape(*latents.shape[:-1], *out.shape[1:])
         at = self._index(layer)
-        out = self.sae.decode(flat) / self._scale_of(at)
-        if self.mean is not None:
-            out = out + self.mean[at]
-        return out.reshape(*latents.shape[:-1], self.d)
+        return self._unscaled(self.sae.decode(flat, at), at).reshape(*latents.shape[:-1], -1)
 
-    def reconstruct(self, x: Tensor, layer: Layer) -> Tensor:
-        """decode(encode(x)) in x's dtype."""
+    def reconstruct(self, x: Tensor, layer: Layer | None = None) -> Tensor:
+        """decode(encode(x)) in x's dtype; of a transcoder the output [..., d_out], its skip connection included."""
+        if isinstance(self.sae, TranscoderSae):
+            at, flat = self._index(layer), x.reshape(-1, self.d).float()
+            out = self._unscaled(self.sae.predict(self._scaled(flat, at), at), at)
+            return out.reshape(*x.shape[:-1], -1).to(x.dtype)
         return self.decode(self.encode(x, layer), layer).to(x.dtype)
 
     def fold(self, layer: str | int) -> FoldedSae:
         """The SAE of one layer with the rescaling folded into the weights (saelens-format: Folding).
 
         W_enc *= s; W_dec /= s; b_dec = b_dec / s + mean; b_enc as it is, since b_dec is subtracted from the input.
+        Raises SaeError for an architecture that is not one SAE per layer.
         """
+        if isinstance(self.sae, CrosscoderSae | TranscoderSae):
+            raise SaeError(f"a {self.spec.kind} is no SAE of one layer, so there is nothing to fold")
         at = self._index(layer)
         assert isinstance(at, int)
-        s = self.scale[at]
-        b_dec = self.sae.b_dec / s + (0 if self.mean is None else self.mean[at])
-        return FoldedSae(self.sae.encoder * s, self.sae.b_enc, self.sae.W_dec / s, b_dec, self.spec.kind, self._act)
+        s, sae = self.scale[at], self.sae
+        b_dec = of_layer(sae.b_dec, at) / s + (0 if self.mean is None else self.mean[at])
+        act = partial(sae.activate, layer=at)
+        return FoldedSae(sae.encoder * s, sae.encoder_bias, sae.W_dec / s, b_dec, self.spec.kind, act)
 
     @contextmanager
     def attach(self, model: Any, sites: Sequence[str] | None = None) -> Iterator[Any]:
@@ -106,6 +136,10 @@ class TrainedSae:
 
         `model`: a TransformerLens TransformerBridge or HookedTransformer. Raises SaeError for any other.
         """
+        if isinstance(self.sae, CrosscoderSae):
+            raise SaeError("a crosscoder needs all its sites at once, so it cannot replace them one by one")
+        if isinstance(self.sae, TranscoderSae):
+            raise SaeError("a transcoder's output is of another site than its input, so it cannot replace a site")
         if not hasattr(model, "hooks") or not hasattr(model, "hook_dict"):
             raise SaeError(f"attach wants a TransformerLens model (TransformerBridge), got {type(model).__name__}")
 
@@ -123,13 +157,9 @@ class TrainedSae:
         """Trailing dimensions that make up one vector: 1, or 2 where heads are separate."""
         return 1 if value.shape[-1] == self.d else 2
 
-    def _act(self, pre: Tensor) -> Tensor:
-        if self.spec.kind == "topk":
-            values, indices = pre.topk(self.spec.k, dim=-1)
-            return torch.zeros_like(pre).scatter(-1, indices, values.relu())
-        return pre.relu()
-
-    def _index(self, layer: Layer) -> int | Tensor:
+    def _index(self, layer: Layer | None) -> int | Tensor:
+        if layer is None:
+            raise SaeError(f"which layer? this SAE's sites are {', '.join(self.sites)}")
         if isinstance(layer, str):
             if layer not in self.sites:
                 raise SaeError(f"this SAE was not trained on {layer!r}; its sites are {', '.join(self.sites)}")
@@ -144,6 +174,10 @@ class TrainedSae:
     def _scaled(self, x: Tensor, at: int | Tensor) -> Tensor:
         return (x if self.mean is None else x - self.mean[at]) * self._scale_of(at)
 
+    def _unscaled(self, out: Tensor, at: int | Tensor) -> Tensor:
+        wide = out / (self.scale_out[at] if isinstance(at, int) else self.scale_out[at][:, None])
+        return wide if self.mean_out is None else wide + self.mean_out[at]
+
 
 def load(run: str, options: dict[str, Any] | None = None, device: str | torch.device = "cpu") -> TrainedSae:
     """The trained SAE of a run folder (any fsspec URL). Raises RunError where there is none."""
@@ -156,7 +190,9 @@ def load(run: str, options: dict[str, Any] | None = None, device: str | torch.de
             "this run has not ended; `trainer train --resume` goes on" if storage.exists("spec.json") else "not a run"
         )
         raise RunError(f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}") from None
-    sae = build(record.sae, record.d)
+    sae = build(record.sae, record.d, n_sites=len(record.sites), d_out=record.d_out)
     scale, mean = tensors.pop("scale"), tensors.pop("mean", None)
+    scale_out, mean_out = tensors.pop("scale_out", None), tensors.pop("mean_out", None)
     sae.load_state_dict(tensors)
-    return TrainedSae(record, sae, scale, mean, run).to(device)
+    out = None if scale_out is None else (scale_out, mean_out)
+    return TrainedSae(record, sae, scale, mean, run, out).to(device)

@@ -45,7 +45,14 @@ def test_nothing_is_pickled() -> None:
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
             assert imported(path).isdisjoint({"pickle", "dill", "cloudpickle", "joblib"}), path
-            assert "torch.load(" not in path.read_text(), path
+            text = path.read_text()
+            if (
+                path == ROOT / "trainer/imports/dictionary_learning.py"
+            ):  # reads a third party's file, builds tensors only
+                assert text.count("torch.load(") == 1
+                assert "weights_only=True)" in text
+            else:
+                assert "torch.load(" not in text, path
             assert "torch.save(" not in path.read_text(), path
 
 

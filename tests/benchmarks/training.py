@@ -1,7 +1,8 @@
 """A whole optimiser step against the step's matrix products alone: same process, same dtype, same allocator setting.
 
-Floor of `relu_l1`: 5 dense products (encode, decode, two weight gradients, the latents' gradient); of `topk`: the one
-product that is dense by nature, the encoder's. Rows per second; each printed line is the median of paired rounds.
+Floor of `relu_l1` and `jumprelu`: 5 dense products (encode, decode, two weight gradients, the latents' gradient); of
+`gated`: 7 (its gate is decoded, too, and has a gradient); of the TopK kinds: the one product that is dense by nature, the
+encoder's. Rows per second; each printed line is the median of paired rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from schemas.train import TrainSpec
 from trainer.saes.build import build, initialise_from
 from trainer.training.learner import Learner
 
-KINDS = {"relu_l1": {"kind": "relu_l1", "l1": 1e-2}, "topk": {"kind": "topk", "k": 32}}
+KINDS = {
+    "relu_l1": {"kind": "relu_l1", "l1": 1e-2},
+    "topk": {"kind": "topk", "k": 32},
+    "batch_topk": {"kind": "batch_topk", "k": 32},
+    "matryoshka": {"kind": "matryoshka", "k": 32},
+    "jumprelu": {"kind": "jumprelu"},
+    "gated": {"kind": "gated"},
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -84,10 +92,14 @@ def products(kind: str, precision: str, options: argparse.Namespace) -> Callable
     def dense() -> None:
         _ = x @ w, f @ v, f.T @ x, x @ v.T, x.T @ f
 
+    def seven() -> None:
+        dense()
+        _ = f @ v, x @ v.T
+
     def one() -> None:
         _ = x @ w
 
-    return dense if kind == "relu_l1" else one
+    return {"relu_l1": dense, "jumprelu": dense, "gated": seven}.get(kind, one)
 
 
 def seconds(call: Callable[[], None]) -> float:

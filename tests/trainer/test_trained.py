@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
 
 import actstore
 import trainer
 from actstore.errors import SpecError
 from actstore.harvesting.models import load_model
 from actstore.store import Store
+from actstore.stream.rescale import rescaling
+from schemas.records import RunRecord
+from schemas.sae import SaeSpec
 from schemas.source import ModelSource
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
@@ -21,8 +27,10 @@ from trainer.errors import DivergedError, RunError, SaeError
 from trainer.evaluate.metrics import layer_shares, log_density, spread
 from trainer.evaluate.model import bridge_of, model_metrics
 from trainer.evaluate.rows import evaluate
+from trainer.saes.build import build
+from trainer.trained import TrainedSae
 from trainer.training.command import load_spec
-from trainer.training.loop import train_group
+from trainer.training.loop import layer_norms, train_group
 from trainer.training.sweep import expand, groups
 
 
@@ -58,6 +66,82 @@ def test_encode_decode_and_fold_take_original_units(store: Store, run: str) -> N
         assert torch.allclose(folded.decode(latents), again, atol=1e-4)
     with pytest.raises(SaeError, match="not trained on 'elsewhere'"):
         sae.encode(x, "elsewhere")
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "relu_l1": {"l1": 0.1, "penalty": "decoder_norm", "decoder_similarity": 0.1},
+    "batch_topk": {"k": 3, "per_layer_bias": True, "per_layer_threshold": True},
+    "matryoshka": {"k": 3},
+    "nsae": {"alpha": 0.01},
+    "gated": {"l1": 0.1, "per_layer_bias": True},
+    "jumprelu": {"l0": 0.01, "per_layer_threshold": True},
+    "mlp_encoder": {"l1": 0.1},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_trains_loads_and_folds(store: Store, tmp_path: Path, kind: str) -> None:
+    sae_spec = {"kind": kind, "expansion": 4, **KINDS[kind]}
+    stream = {"batch": 128, "rescale": "linear", "center": kind != "nsae"}
+    train_group(store, {str(tmp_path / "r"): spec(store, sae=sae_spec, stream=stream, optimiser={"lr": 5e-3})})
+    sae = trainer.load(str(tmp_path / "r"))
+    for i, site in enumerate(store.sites):
+        x = torch.from_numpy(store.read(site, store.rows("held_out")))
+        latents = sae.encode(x, site)
+        assert torch.allclose(latents, sae.encode(x, torch.full((len(x),), i)), atol=1e-6)
+        folded = sae.fold(site)
+        near = (folded.encode(x) - latents).abs() < 1e-4 + 1e-4 * latents
+        assert near.float().mean() > 0.9999, "an entry on a threshold may fall on either side; no others"
+        assert torch.allclose(folded.decode(latents), sae.decode(latents, site), atol=1e-3)
+    record, _ = evaluate(sae, store)
+    assert record.pooled.fvu < 0.75, "nothing was learned"
+    with pytest.raises(SaeError, match="which layer"):
+        sae.encode(x)
+
+
+@pytest.mark.parametrize("rescale", ["none", "linear"])
+@pytest.mark.parametrize("center", [False, True])
+def test_the_norms_that_nsae_weighs_by_are_those_of_the_rows_it_sees(store: Store, rescale: str, center: bool) -> None:
+    factors = rescaling(store, store.sites, rescale, center)
+    norms = layer_norms(store, store.sites, factors)
+    for i, site in enumerate(store.sites):
+        x = store.read(site, store.rows("train")).astype(np.float64)
+        seen = (x if factors.mean is None else x - factors.mean[i]) * factors.scale[i]
+        plain = np.linalg.norm(seen, axis=1)
+        wanted = np.sqrt(np.square(plain).mean()) if center else plain.mean()
+        assert float(norms[i]) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
+def test_kinds_that_need_aligned_rows_are_refused_by_a_mixed_stream(store: Store, tmp_path: Path, kind: str) -> None:
+    bad = spec(store, sae={"kind": kind, "inner": {"kind": "topk", "k": 3}})
+    with pytest.raises(SaeError, match="same tokens at several sites"):
+        train_group(store, {str(tmp_path / "r"): bad})
+    aligned = spec(store, stream={"batch": 128, "mode": "aligned"})
+    with pytest.raises(SaeError, match="trains on mixed rows"):
+        train_group(store, {str(tmp_path / "r"): aligned})
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_crosscoder_takes_rows_of_all_sites(store: Store) -> None:
+    made = TypeAdapter(SaeSpec).validate_python({"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": 20}})
+    record = RunRecord(
+        sae=made, d=16, n_latents=20, sites=store.sites, rescale="linear", center=True, store=store.url,
+        content_id="", model="", steps=0, rows=0, seed=0,
+    )  # fmt: skip
+    factors = rescaling(store, store.sites, "linear", True)
+    scale, mean = torch.from_numpy(factors.scale).float(), torch.from_numpy(factors.mean)
+    sae = TrainedSae(record, build(made, 16, 0, 3), scale, mean)
+    x = torch.randn(5, 2, 3, 16)
+    latents = sae.encode(x)
+    assert latents.shape == (5, 2, 20)
+    assert torch.allclose(latents[1, 1], sae.sae.encode((x[1, 1] - mean) * scale[:, None][None])[0], atol=1e-5)
+    wanted = sae.sae.decode(latents[1]) / scale[:, None] + mean
+    assert torch.allclose(sae.decode(latents)[1], wanted, atol=1e-5)
+    with pytest.raises(SaeError, match="nothing to fold"):
+        sae.fold(store.sites[0])
+    with pytest.raises(SaeError, match="all its sites"), sae.attach(None):
+        pass
 
 
 def test_evaluation_is_the_plain_formulas(store: Store, run: str) -> None:
@@ -115,10 +199,17 @@ def test_runs_lie_anywhere(store: Store, memory_url: str) -> None:
 
 
 def test_divergence_names_the_last_good_checkpoint(store: Store, tmp_path: Path) -> None:
-    bad = spec(store, optimiser={"lr": 1e30, "clip": None}, checkpoint_every=1, init="random")
-    with pytest.raises(DivergedError, match=r"loss is .*checkpoint"):
+    bad = spec(store, optimiser={"lr": 1e30, "clip": None}, checkpoint_every=1, log_every=50, init="random")
+    with pytest.raises(DivergedError, match=r"no numbers any more at step \d+; the last good") as found:
         train_group(store, {str(tmp_path / "r"): bad})
     assert not (tmp_path / "r" / "sae.json").exists()
+    [step] = re.findall(r"last good checkpoint is step (\d+)", str(found.value))
+    weights = load_file(tmp_path / "r" / "checkpoints" / f"step-{int(step):08d}" / "weights.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+    assert not (tmp_path / "r" / "checkpoints" / f"step-{int(step) + 1:08d}").exists()
+    worse = bad.model_copy(update={"checkpoint_every": 1000, "log_every": 1})
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d+; there is no checkpoint yet"):
+        train_group(store, {str(tmp_path / "w"): worse})
 
 
 def test_options_override_yaml_and_unknown_keys_are_named(store: Store, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from actstore.store import Store
+from schemas.sae import Crosscoder
 from trainer.evaluate.metrics import layer_shares, spread
 from trainer.trained import TrainedSae
 
@@ -83,11 +84,21 @@ def layer_variance(values: Tensor) -> float:
 
 @torch.no_grad()
 def _activations(sae: TrainedSae, store: Store, ids: np.ndarray, latents: Tensor) -> Tensor:
-    """Chosen latents on aligned rows: [n_sites, n_rows, n_latents], in original units."""
+    """Chosen latents on aligned rows: [n_sites, n_rows, n_latents], in original units.
+
+    A crosscoder's latent counts at each site by the norm of its decoder there.
+    """
     out = torch.zeros(len(sae.sites), len(ids), len(latents))
+    if isinstance(sae.spec, Crosscoder):
+        weights = sae.decoder[latents].norm(dim=2) / sae.scale
+        for first in range(0, len(ids), 4096):
+            x = np.stack([store.read(site, ids[first : first + 4096]) for site in sae.sites], axis=1)
+            found = sae.encode(torch.from_numpy(x))[:, latents]
+            out[:, first : first + 4096] = (found[:, :, None] * weights).permute(2, 0, 1)
+        return out
     for i, site in enumerate(sae.sites):
         parts = [sae.encode(x, site)[:, latents] for x in torch.from_numpy(store.read(site, ids)).split(4096)]
-        out[i] = torch.cat(parts) / float(sae.scale[i])
+        out[i] = torch.cat(parts) / float(sae.scale_out[i])
     return out
 
 

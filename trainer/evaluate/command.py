@@ -41,6 +41,8 @@ def eval_command(
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
+        if not (store or sae.record.store):
+            raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
         opened = open_store(store or sae.record.store)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(f"evaluating {run}", total=None)

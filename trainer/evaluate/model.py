@@ -17,8 +17,9 @@ from torch import Tensor
 from actstore.harvesting.models import LoadedModel, load_model
 from actstore.store import Store
 from schemas.records import ModelMetrics
+from schemas.sae import Crosscoder, Transcoder
 from schemas.source import ModelSource
-from trainer.errors import RunError
+from trainer.errors import RunError, SaeError
 from trainer.evaluate.metrics import recovered
 from trainer.trained import TrainedSae
 
@@ -36,8 +37,11 @@ def model_metrics(
 ) -> tuple[ModelMetrics, ...]:
     """Metrics of every site over the first held-out sequences; `model` overrides the store's own.
 
-    Raises RunError where the model's weights are not those that were harvested.
+    Raises RunError where the model's weights are not those that were harvested, SaeError for transcoders and
+    crosscoders.
     """
+    if isinstance(sae.spec, Transcoder | Crosscoder):
+        raise SaeError(f"a {sae.spec.kind} is no stand-in for one site, so its effect on the model is not measured")
     source = store.manifest.spec.model
     loaded = load_model(source if model is None else ModelSource(name=model, dtype=source.dtype), device)
     if loaded.info.weights_digest != store.manifest.model.weights_digest:

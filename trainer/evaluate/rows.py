@@ -12,6 +12,7 @@ from torch import Tensor
 from actstore.format.storage import Storage
 from actstore.store import Store
 from schemas.records import EvalRecord, ModelMetrics
+from schemas.sae import Crosscoder
 from trainer.errors import RunError
 from trainer.evaluate.metrics import LayerSums, layer_sums
 from trainer.trained import TrainedSae
@@ -25,10 +26,11 @@ def evaluate(
 ) -> tuple[EvalRecord, Tensor]:
     """Metrics of every layer and pooled, and the firings of each latent, int64 [n_layers, m].
 
-    Rows come in store order, the first `max_rows` of each site. Raises RunError where the store does not have the
-    SAE's sites, or no rows of the split.
+    Rows come in store order, the first `max_rows` of each site. A transcoder's layers are its pairs, named by their
+    inputs, and the figures those of the outputs; a crosscoder's latents fire at all its sites alike. Raises RunError
+    where the store does not have the SAE's sites, or no rows of the split.
     """
-    missing = [site for site in sae.sites if site not in store.sites]
+    missing = [site for site in (*sae.sites, *sae.record.targets) if site not in store.sites]
     if missing:
         raise RunError(
             f"{store.url}: it has no site {', '.join(missing)} of this SAE; evaluate on the store it is from"
@@ -38,11 +40,14 @@ def evaluate(
         raise RunError(
             f"{store.url}: no {split} rows; a store of fewer than 20 units holds none out, use --split train"
         )
-    sums = []
-    for i, site in enumerate(sae.sites):
-        sums.append(_site_sums(sae, store, site, rows))
-        if tick is not None:
-            tick(i + 1, len(sae.sites))
+    if isinstance(sae.spec, Crosscoder):
+        sums = _aligned_sums(sae, store, rows, tick)
+    else:
+        sums = []
+        for i in range(len(sae.sites)):
+            sums.append(_site_sums(sae, store, i, rows))
+            if tick is not None:
+                tick(i + 1, len(sae.sites))
     return _record(sae, store, split, sums), torch.stack([one.firings for one in sums])
 
 
@@ -60,29 +65,54 @@ def with_model(record: EvalRecord, model: tuple[ModelMetrics, ...]) -> EvalRecor
 
 
 @torch.no_grad()
-def _site_sums(sae: TrainedSae, store: Store, site: str, rows: np.ndarray) -> LayerSums:
-    mean = torch.from_numpy(store.mean(site)).to(sae.device)
-    norms, scale = sae.decoder.norm(dim=1), float(sae.scale[sae.sites.index(site)])
+def _site_sums(sae: TrainedSae, store: Store, i: int, rows: np.ndarray) -> LayerSums:
+    """Of one site; of a transcoder, of one pair of sites."""
+    sites = (sae.sites[i], sae.record.targets[i]) if sae.record.targets else (sae.sites[i],)
+    mean = torch.from_numpy(store.mean(sites[-1])).to(sae.device)
+    norms, scale = sae.decoder.norm(dim=1), float(sae.scale_out[i])
     total = LayerSums(torch.zeros(sae.n_latents, dtype=torch.int64, device=sae.device))
-    for x in _blocks(store, site, rows):
-        on = x.to(sae.device)
-        latents = sae.encode(on, site)
-        total += layer_sums(on, sae.decode(latents, site), latents, mean, scale, norms)
+    for block in _blocks(store, sites, rows):
+        on = [x.to(sae.device) for x in block]
+        latents = sae.encode(on[0], i)
+        again = sae.decode(latents, i) if len(on) == 1 else sae.reconstruct(on[0], i)  # with the skip connection
+        total += layer_sums(on[-1], again, latents, mean, scale, norms)
     total.firings = total.firings.cpu()
     return total
 
 
-def _blocks(store: Store, site: str, rows: np.ndarray) -> Iterator[Tensor]:
-    """A unit's shard is read once: blocks of rows come from one unit's rows in memory."""
+@torch.no_grad()
+def _aligned_sums(sae: TrainedSae, store: Store, rows: np.ndarray, tick: Tick | None) -> list[LayerSums]:
+    """Of each site of a crosscoder."""
+    means = [torch.from_numpy(store.mean(site)).to(sae.device) for site in sae.sites]
+    norms, scales = sae.decoder.norm(dim=2), sae.scale.tolist()
+    sums = [LayerSums(torch.zeros(sae.n_latents, dtype=torch.int64, device=sae.device)) for _ in sae.sites]
+    done = 0
+    for block in _blocks(store, sae.sites, rows):
+        x = torch.stack([part.to(sae.device) for part in block], dim=1)
+        latents = sae.encode(x)
+        again = sae.decode(latents)
+        for i, mean in enumerate(means):
+            sums[i] += layer_sums(x[:, i], again[:, i], latents, mean, scales[i], norms[:, i])
+        done += len(x)
+        if tick is not None:
+            tick(done, len(rows))
+    for one in sums:
+        one.firings = one.firings.cpu()
+    return sums
+
+
+def _blocks(store: Store, sites: tuple[str, ...], rows: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of some sites. A unit's shards are read once: blocks come from one unit's rows in memory."""
     units = rows // store.layout.capacity
     for unit in np.unique(units):
-        x = torch.from_numpy(store.read(site, rows[units == unit]))
-        yield from x.split(BLOCK)
+        parts = [torch.from_numpy(store.read(site, rows[units == unit])).split(BLOCK) for site in sites]
+        yield from zip(*parts, strict=True)
 
 
 def _record(sae: TrainedSae, store: Store, split: str, sums: list[LayerSums]) -> EvalRecord:
     pooled = sum(sums[1:], start=sums[0])
-    layers = tuple(one.metrics(site, sae.d) for site, one in zip(sae.sites, sums, strict=True))
+    d = sae.record.d_out or sae.d
+    layers = tuple(one.metrics(site, d) for site, one in zip(sae.sites, sums, strict=True))
     alive = int((pooled.firings > 0).sum())
     return EvalRecord(
         run=sae.url,
@@ -90,7 +120,7 @@ def _record(sae: TrainedSae, store: Store, split: str, sums: list[LayerSums]) ->
         content_id=store.manifest.content_id,
         split=split,
         rows=pooled.rows,
-        pooled=pooled.metrics("pooled", sae.d),
+        pooled=pooled.metrics("pooled", d),
         fvu_layer_mean=sum(layer.fvu for layer in layers) / len(layers),
         layers=layers,
         dead=sae.n_latents - alive,

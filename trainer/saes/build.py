@@ -7,46 +7,115 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from schemas.sae import SaeSpec, TopK
+from schemas.sae import (
+    BatchTopK,
+    Crosscoder,
+    FlatSpec,
+    Gated,
+    JumpRelu,
+    Matryoshka,
+    Nsae,
+    ReluL1,
+    SaeSpec,
+    TopK,
+    Transcoder,
+)
 from trainer.errors import SaeError
-from trainer.saes.ops import Step, unit_rows
+from trainer.saes.batch_topk import BatchTopKSae
+from trainer.saes.crosscoder import CrosscoderSae
+from trainer.saes.gated import GatedSae
+from trainer.saes.jumprelu import JumpReluSae
+from trainer.saes.matryoshka import MatryoshkaSae
+from trainer.saes.mlp_encoder import MlpEncoderSae
+from trainer.saes.nsae import NormalizedSae
+from trainer.saes.ops import Centre, Rows, Shape, Step, mean
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
+from trainer.saes.transcoder import TranscoderSae
 
-Sae = ReluL1Sae | TopKSae
+FlatSae = ReluL1Sae | TopKSae | BatchTopKSae | MatryoshkaSae | NormalizedSae | GatedSae | JumpReluSae | MlpEncoderSae
+Sae = FlatSae | TranscoderSae | CrosscoderSae
 
 
 class Trainable(Protocol):
     """What the learner needs of an architecture."""
 
-    def training_step(self, x: Tensor, sparsity: float, dead: Tensor) -> Step: ...
+    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step: ...
 
     def before_update(self) -> None: ...
 
     def after_update(self) -> None: ...
 
 
-def build(spec: SaeSpec, d: int, seed: int = 0) -> Sae:
-    """A fresh SAE for activations of width d. Raises SaeError where the spec cannot work at that width."""
+def build(spec: SaeSpec, d: int, seed: int = 0, n_sites: int = 1, d_out: int | None = None) -> Sae:
+    """A fresh SAE for activations of width d at n_sites sites. d_out: width of a transcoder's target, None for others.
+
+    Raises SaeError where the spec cannot work at that width.
+    """
+    if (d_out is None) == isinstance(spec, Transcoder):
+        raise SaeError(f"{spec.kind}: a transcoder, and nothing else, needs the width of a target; d_out is {d_out}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(spec, Transcoder):
+            if isinstance(spec.inner, ReluL1) and spec.inner.tied:
+                raise SaeError("a transcoder's encoder and decoder are of different sites; set `tied` to false")
+            inner = _flat(spec.inner, Shape(d, d_out, n_sites), seed)
+            assert not isinstance(inner, NormalizedSae | MlpEncoderSae)
+            return TranscoderSae(spec, inner)
+        if isinstance(spec, Crosscoder):
+            return _crosscoder(spec, d, seed, n_sites)
+        return _flat(spec, Shape(d, None, n_sites), seed)
+
+
+def _crosscoder(spec: Crosscoder, d: int, seed: int, n_sites: int) -> CrosscoderSae:
+    inner = spec.inner
+    if inner.per_layer_bias or (isinstance(inner, BatchTopK) and inner.per_layer_threshold):
+        raise SaeError("a crosscoder's row has all its layers, and a bias for each; leave the per_layer_ options out")
+    update: dict[str, object] = {"n_latents": inner.size(d)}
+    if isinstance(inner, ReluL1):
+        update["penalty"] = "decoder_norm"
+    made = _flat(inner.model_copy(update=update), Shape(d * n_sites, None, n_sites, parts=n_sites), seed)
+    assert isinstance(made, ReluL1Sae | TopKSae | BatchTopKSae | MatryoshkaSae)
+    return CrosscoderSae(spec, made)
+
+
+def _flat(spec: FlatSpec, shape: Shape, seed: int) -> FlatSae:  # noqa: PLR0911 (one per kind)
+    _check(spec, shape.d)
+    match spec:
+        case ReluL1():
+            return ReluL1Sae(spec, shape, seed)
+        case TopK():
+            return TopKSae(spec, shape)
+        case BatchTopK():
+            return BatchTopKSae(spec, shape)
+        case Matryoshka():
+            return MatryoshkaSae(spec, shape)
+        case Nsae():
+            return NormalizedSae(spec, shape, seed)
+        case Gated():
+            return GatedSae(spec, shape)
+        case JumpRelu():
+            return JumpReluSae(spec, shape)
+        case _:
+            return MlpEncoderSae(spec, shape)
+
+
+def _check(spec: FlatSpec, d: int) -> None:
     n_latents = spec.size(d)
     if n_latents < 1:
         raise SaeError(f"expansion {spec.expansion} of d {d} gives {n_latents} latents; wanted at least 1")
-    if isinstance(spec, TopK) and spec.k > n_latents:
+    if isinstance(spec, TopK | BatchTopK | Matryoshka) and spec.k > n_latents:
         raise SaeError(f"k is {spec.k}, but the dictionary has {n_latents} latents (d {d}); lower k or raise expansion")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return TopKSae(spec, d) if isinstance(spec, TopK) else ReluL1Sae(spec, d)
+    if isinstance(spec, ReluL1) and spec.tied and spec.penalty == "decoder_norm":
+        raise SaeError("tied with penalty decoder_norm: latents grow with the decoder; use penalty l1, or untie")
+    if isinstance(spec, Matryoshka) and round(spec.prefixes[0] * n_latents) < 1:
+        raise SaeError(f"the first prefix, {spec.prefixes[0]:.3g} of {n_latents} latents, is empty; raise it")
 
 
 @torch.no_grad()
-def initialise_from(sae: Sae, rows: Tensor) -> None:
-    """b_dec = mean of rows [n, d]; decoder = centred rows at norm 1 (methods, section 4); encoder = decoder^T.
+def initialise_from(sae: Sae, rows: Rows | Tensor, centre: Centre = mean) -> None:
+    """Start from data (methods, section 4): b_dec = centre, decoder = centred rows at norm 1, encoder = decoder^T.
 
     Where there are fewer rows than latents, the others keep their random directions.
     """
-    sae.b_dec.copy_(rows.mean(dim=0))
-    centred = rows - sae.b_dec
-    centred = centred[centred.norm(dim=1) > 0][: sae.n_latents]
-    sae.W_dec[: len(centred)] = unit_rows(centred)
-    if sae.W_enc is not None:
-        sae.W_enc.copy_(sae.W_dec.T)
+    sae.initialise(rows if isinstance(rows, Rows) else Rows(rows), centre)

@@ -1,19 +1,64 @@
-"""Pure functions that several architectures share."""
+"""What several architectures share: the types they take and give, and pure functions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+
+from trainer.errors import SaeError
+
+Layer = int | Tensor | None
+Centre = Callable[[Tensor], Tensor]  # rows [n, d] to [d]
+_BLOCK_ROWS = 256  # what is read twice should still be in cache
+
+
+class Rows(NamedTuple):
+    """A batch as an architecture sees it, after rescaling.
+
+    x: [B, d], for a crosscoder [B, n_sites, d]; layer: int64 [B], index of each row's site; norm: [n_sites], mean L2
+    norm of each layer's rows; target: [B, d_out], what a transcoder reconstructs; part: which micro-batch of its
+    optimiser step this is, so that random draws differ between them.
+    """
+
+    x: Tensor
+    layer: Tensor | None = None
+    norm: Tensor | None = None
+    target: Tensor | None = None
+    part: int = 0
+
+    @property
+    def wanted(self) -> Tensor:
+        """What the reconstruction is compared with."""
+        return self.x if self.target is None else self.target
+
+
+class Shape(NamedTuple):
+    """Sizes that the data gives. d: width of a row; d_out: of a transcoder's target; n_sites: layers of a mixture;
+    parts: a crosscoder's row is so many sites' vectors of d / parts side by side."""
+
+    d: int
+    d_out: int | None = None
+    n_sites: int = 1
+    parts: int = 1
+
+    @property
+    def out(self) -> int:
+        """Width of a reconstruction."""
+        return self.d if self.d_out is None else self.d_out
+
+    def bias(self, per_layer: bool) -> tuple[int, ...]:
+        """Shape of a decoder bias."""
+        return (self.n_sites, self.out) if per_layer else (self.out,)
 
 
 class Step(NamedTuple):
     """What one forward in training gives.
 
-    loss: scalar; reconstruction: [B, d]; fired: int64 [m], rows on which each latent was above 0; l0: mean latents
-    above 0 per row; parts: the terms of the loss, by name.
+    loss: scalar; reconstruction: as the target; fired: int64 [m], rows on which each latent was above 0; l0: mean
+    latents above 0 per row; parts: the terms of the loss, by name.
     """
 
     loss: Tensor
@@ -35,24 +80,87 @@ def unit_rows(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def remove_parallel(weight: Tensor, gradient: Tensor) -> None:
+def normalise_rows(weight: Tensor) -> None:
+    """Rows at norm 1, in place."""
+    weight.div_(weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny))
+
+
+@torch.no_grad()
+def remove_parallel(weight: Tensor, gradient: Tensor | None) -> None:
     """Take out of each row's gradient what only changes the row's norm (Towards Monosemanticity), in place."""
-    along = (gradient * weight).sum(dim=1, keepdim=True) / weight.square().sum(dim=1, keepdim=True)
-    gradient.sub_(along * weight)
+    assert gradient is not None
+    size = _BLOCK_ROWS if weight.device.type == "cpu" else len(weight)
+    for w, g in zip(weight.split(size), gradient.split(size), strict=True):
+        along = (g * w).sum(dim=1, keepdim=True) / w.square().sum(dim=1, keepdim=True)
+        g.addcmul_(along, w, value=-1)
 
 
-def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, those below 0 set to 0: values and indices, both [B, k]."""
-    values, indices = pre.topk(k, dim=-1, sorted=False)
-    return values.relu(), indices
+def of_layer(values: Tensor, layer: Layer) -> Tensor:
+    """The entry of each row's layer: values [n_sites, p] to [B, p] (or [p] for one layer); values [p] stay as they are.
+
+    Raises SaeError where the values differ by layer and none is given.
+    """
+    if values.ndim == 1:
+        return values
+    if layer is None:
+        raise SaeError(f"this SAE has parts for each of {len(values)} layers: say with `layer` which one a row is from")
+    return values[layer] if isinstance(layer, int) else values.index_select(0, layer)
 
 
-def sparse_decode(values: Tensor, indices: Tensor, decoder: Tensor) -> Tensor:
-    """sum_j values[b, j] * decoder[indices[b, j]]: [B, d] without a dense [B, m] product."""
-    decoded: Tensor = embedding_bag(indices, decoder, per_sample_weights=values.to(decoder.dtype), mode="sum")
-    return decoded
+def encoder_input(x: Tensor, b_dec: Tensor, layer: Layer, shape: Shape) -> Tensor:
+    """x - b_dec; x for a transcoder, whose b_dec is in other coordinates."""
+    return x if shape.d_out is not None else x - of_layer(b_dec, layer)
 
 
-def fired_counts(values: Tensor, indices: Tensor, n_latents: int) -> Tensor:
-    """Rows on which each latent is above 0, from sparse codes: int64 [m]."""
-    return torch.bincount(indices[values > 0], minlength=n_latents)
+def first_encoder(decoder: Tensor, shape: Shape, by_latent: bool = False) -> Tensor:
+    """An encoder [d, m] to begin with: the decoder transposed; for a transcoder, random columns of norm 1.
+
+    by_latent: columns contiguous in memory, as the gradient of sparse codes comes; else rows, as a dense one does.
+    """
+    rows = decoder.detach().clone() if shape.d_out is None else unit_rows(torch.randn(len(decoder), shape.d))
+    return rows.T if by_latent else rows.T.contiguous()
+
+
+def mean(rows: Tensor) -> Tensor:
+    """[n, d] to [d]."""
+    return rows.mean(dim=0)
+
+
+@torch.no_grad()
+def geometric_median(rows: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point [d] with the least sum of distances to rows [n, d], by Weiszfeld's iteration in float64."""
+    points = rows.double()
+    at = points.mean(dim=0)
+    for _ in range(iterations):
+        weights = 1 / (points - at).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+        new = (weights[:, None] * points).sum(dim=0) / weights.sum()
+        moved = (new - at).norm()
+        at = new
+        if moved <= tolerance * at.norm():
+            break
+    return at.to(rows.dtype)
+
+
+@torch.no_grad()
+def data_start(rows: Rows, decoder: Tensor, encoder: Tensor | None, b_dec: Tensor, centre: Centre) -> Tensor:
+    """In place: b_dec = centre (of each layer); decoder [m, d] = centred rows at norm 1; encoder [d, m] = the same.
+
+    Where there are fewer rows than latents, the others keep their random directions. A transcoder's decoder comes
+    from the targets and its encoder from the inputs. Returns the inputs' centre [d].
+    """
+    wanted = rows.wanted
+    if b_dec.ndim == 2 and rows.layer is not None:
+        for i in rows.layer.unique().tolist():
+            b_dec[i] = centre(wanted[rows.layer == i])
+    else:
+        b_dec.copy_(centre(wanted))
+    centred = wanted - of_layer(b_dec, rows.layer)
+    middle = centre(rows.x)
+    inputs = centred if rows.target is None else rows.x - middle
+    usable = (centred.norm(dim=1) > 0) & (inputs.norm(dim=1) > 0)
+    n = min(int(usable.sum()), len(decoder))
+    decoder[:n] = unit_rows(centred[usable][:n])
+    if encoder is not None:
+        encoder.copy_(encoder if rows.target is not None else decoder.T)
+        encoder[:, :n] = unit_rows(inputs[usable][:n]).T
+    return middle

@@ -1,7 +1,11 @@
 """The standard SAE: f = ReLU((x - b_dec) W_enc + b_enc), x' = f W_dec + b_dec, loss = |x - x'|^2 + l1 * sum f.
 
 Decoder rows are kept at norm 1 (methods, sections 2 and 3): the part of their gradient that changes the norm is taken
-out before the optimiser's step, and they are normalised after it. `tied` uses W_enc = W_dec transposed.
+out before the optimiser's step, and they are normalised after it. `tied` uses W_enc = W_dec transposed. With the
+penalty `decoder_norm`, l1 * sum_i f_i |W_dec,i| leaves the norms free (Anthropic, Circuits Updates, April 2024); in a
+crosscoder |W_dec,i| is the sum of the norms at its sites (Lindsey et al. 2024).
+
+`decoder_similarity` adds that weight times the mean over pairs of 256 sampled latents of ReLU(cos - similar_above)^2.
 """
 
 from __future__ import annotations
@@ -10,49 +14,109 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import ReluL1
-from trainer.saes.ops import Step, remove_parallel, squared_error, unit_rows
+from trainer.kernels.dense import relu_codes
+from trainer.saes.draws import Draws
+from trainer.saes.ops import (
+    Centre,
+    Layer,
+    Rows,
+    Shape,
+    Step,
+    data_start,
+    encoder_input,
+    first_encoder,
+    mean,
+    normalise_rows,
+    of_layer,
+    remove_parallel,
+    squared_error,
+    unit_rows,
+)
+
+SAMPLED = 256
+STAGE = 31
 
 
 class ReluL1Sae(nn.Module):
-    """W_enc [d, m] (absent when tied), b_enc [m], W_dec [m, d], b_dec [d]."""
+    """W_enc [d, m] (absent when tied), b_enc [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out]."""
 
-    def __init__(self, spec: ReluL1, d: int) -> None:
+    def __init__(self, spec: ReluL1, shape: Shape, seed: int) -> None:
         super().__init__()
-        self.spec, self.d, self.n_latents = spec, d, spec.size(d)
-        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, d)))
-        self.W_enc = None if spec.tied else nn.Parameter(self.W_dec.detach().T.contiguous())
+        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
+        self.W_enc = None if spec.tied else nn.Parameter(first_encoder(self.W_dec, shape))
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
-        self.b_dec = nn.Parameter(torch.zeros(d))
+        self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
+        self.draws = Draws(seed, STAGE) if spec.decoder_similarity else None
 
     @property
     def encoder(self) -> Tensor:
         """[d, m]."""
         return self.W_dec.T if self.W_enc is None else self.W_enc
 
-    def encode(self, x: Tensor) -> Tensor:
+    @property
+    def encoder_bias(self) -> Tensor:
+        """[m]."""
+        return self.b_enc
+
+    @property
+    def unit_decoder(self) -> bool:
+        """Whether decoder rows are kept at norm 1."""
+        return self.spec.penalty == "l1"
+
+    @property
+    def latent_norms(self) -> Tensor:
+        """Norm of each decoder row, summed over a crosscoder's sites: [m]."""
+        norms: Tensor = self.W_dec.unflatten(1, (self.shape.parts, -1)).norm(dim=2).sum(dim=1)
+        return norms
+
+    def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
+        """Latents of pre-activations [B, m]."""
+        return pre.relu()
+
+    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Latents [B, m] of rows [B, d]."""
-        return ((x - self.b_dec) @ self.encoder + self.b_enc).relu()
+        return self.activate(encoder_input(x, self.b_dec, layer, self.shape) @ self.encoder + self.b_enc)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction [B, d] of latents [B, m]."""
-        return latents @ self.W_dec + self.b_dec
+    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
+        """Reconstruction [B, d_out] of latents [B, m]."""
+        return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, x: Tensor, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows [B, d]; `sparsity` in [0, 1] is the warm-up of the penalty."""
-        latents = self.encode(x)
-        reconstruction = self.decode(latents)
-        mse, l1 = squared_error(x, reconstruction), latents.sum(dim=-1).mean()
-        with torch.no_grad():
-            fired = (latents > 0).sum(dim=0)
-        loss = mse + self.spec.l1 * sparsity * l1
-        return Step(loss, reconstruction, fired, fired.sum() / len(x), {"mse": mse, "l1": l1})
+    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
+        shift = None if self.shape.d_out is not None else self.b_dec
+        latents, summed, fired = relu_codes(rows.x, shift, rows.layer, self.encoder, self.b_enc)
+        reconstruction = self.decode(latents, rows.layer)
+        l1 = summed if self.spec.penalty == "l1" else (latents * self.latent_norms).sum(dim=-1).mean()
+        parts = {"mse": squared_error(rows.wanted, reconstruction), "l1": l1}
+        loss = parts["mse"] + self.spec.l1 * sparsity * parts["l1"]
+        if self.draws is not None:
+            parts["similarity"] = self._similarity(self.draws)
+            loss = loss + self.spec.decoder_similarity * parts["similarity"]
+        return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), parts)
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""
-        assert self.W_dec.grad is not None
-        remove_parallel(self.W_dec, self.W_dec.grad)
+        if self.unit_decoder:
+            remove_parallel(self.W_dec, self.W_dec.grad)
 
     @torch.no_grad()
     def after_update(self) -> None:
         """Behind the optimiser's step."""
-        self.W_dec.copy_(unit_rows(self.W_dec))
+        if self.unit_decoder:
+            normalise_rows(self.W_dec)
+        if self.draws is not None:
+            self.draws.advance()
+
+    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
+        """Decoder, encoder and decoder bias from data (methods, section 4)."""
+        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+        if rows.target is not None:
+            self.b_enc.data.copy_(-middle @ self.encoder)
+
+    def _similarity(self, draws: Draws) -> Tensor:
+        device, n = self.W_dec.device, min(SAMPLED, self.n_latents)
+        sample = torch.randperm(self.n_latents, generator=draws.generator(device), device=device)[:n]
+        unit = unit_rows(self.W_dec.index_select(0, sample))
+        above = (unit @ unit.T - self.spec.similar_above).relu().square()
+        return (above.sum() - above.diagonal().sum()) / max(1, n * (n - 1))

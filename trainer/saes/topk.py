@@ -10,65 +10,91 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import TopK
-from trainer.saes.ops import Step, fired_counts, remove_parallel, sparse_decode, squared_error, top_k, unit_rows
+from trainer.kernels.sparse import decoded
+from trainer.saes.codes import Encoder, fired, top_k
+from trainer.saes.ops import (
+    Centre,
+    Layer,
+    Rows,
+    Shape,
+    Step,
+    data_start,
+    encoder_input,
+    first_encoder,
+    mean,
+    normalise_rows,
+    of_layer,
+    remove_parallel,
+    squared_error,
+    unit_rows,
+)
 
 
 class TopKSae(nn.Module):
-    """W_enc [d, m], b_enc [m], W_dec [m, d], b_dec [d]."""
+    """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out]."""
 
-    def __init__(self, spec: TopK, d: int) -> None:
+    unit_decoder = True
+
+    def __init__(self, spec: TopK, shape: Shape) -> None:
         super().__init__()
-        self.spec, self.d, self.n_latents = spec, d, spec.size(d)
-        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, d)))
-        self.W_enc = nn.Parameter(self.W_dec.detach().T.contiguous())
+        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
+        self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape, by_latent=True))
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
-        self.b_dec = nn.Parameter(torch.zeros(d))
+        self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
 
     @property
     def encoder(self) -> Tensor:
         """[d, m]."""
         return self.W_enc
 
-    def pre_activations(self, x: Tensor) -> Tensor:
+    @property
+    def encoder_bias(self) -> Tensor:
+        """[m]."""
+        return self.b_enc
+
+    def pre_activations(self, x: Tensor, layer: Layer = None) -> Tensor:
         """[B, m], before the selection."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
 
-    def encode(self, x: Tensor) -> Tensor:
+    def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
+        """Latents of pre-activations [B, m], dense."""
+        return top_k(pre, self.spec.k)
+
+    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Latents [B, m] of rows [B, d], dense."""
-        pre = self.pre_activations(x)
-        values, indices = top_k(pre, self.spec.k)
-        return torch.zeros_like(pre).scatter(-1, indices, values)
+        return self.activate(self.pre_activations(x, layer))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction [B, d] of latents [B, m]."""
-        return latents @ self.W_dec + self.b_dec
+    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
+        """Reconstruction [B, d_out] of latents [B, m]."""
+        return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, x: Tensor, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
-        """Loss on rows [B, d]; `dead` bool [m] are the latents AuxK may use."""
-        pre = self.pre_activations(x)
-        values, indices = top_k(pre, self.spec.k)
-        reconstruction = sparse_decode(values, indices, self.W_dec) + self.b_dec
-        mse = squared_error(x, reconstruction)
-        parts, loss = {"mse": mse}, mse
-        n_dead = int(dead.sum())
-        if n_dead and self.spec.aux_coefficient:
-            parts["aux"] = self._aux(pre, (x - reconstruction).detach(), dead, n_dead)
-            loss = mse + self.spec.aux_coefficient * parts["aux"]
-        with torch.no_grad():
-            fired = fired_counts(values, indices, self.n_latents)
-        return Step(loss, reconstruction, fired, fired.sum() / len(x), parts)
+    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
+        """Loss on rows; `dead` bool [m] are the latents AuxK may use."""
+        encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
+        values, pattern = encoder.top_k(self.spec.k)
+        reconstruction = decoded(values, self.W_dec, pattern, of_layer(self.b_dec, rows.layer))
+        parts = {"mse": squared_error(rows.wanted, reconstruction)}
+        loss = parts["mse"]
+        if self.spec.aux_coefficient:
+            aux = encoder.aux_k(rows.wanted - reconstruction, dead, self.spec.aux_k, self.W_dec)
+            if aux is not None:
+                parts["aux"] = aux
+                loss = loss + self.spec.aux_coefficient * aux
+        counts = fired(values, pattern)
+        return Step(loss, reconstruction, counts, counts.sum() / len(rows.x), parts)
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""
-        assert self.W_dec.grad is not None
         remove_parallel(self.W_dec, self.W_dec.grad)
 
     @torch.no_grad()
     def after_update(self) -> None:
         """Behind the optimiser's step."""
-        self.W_dec.copy_(unit_rows(self.W_dec))
+        normalise_rows(self.W_dec)
 
-    def _aux(self, pre: Tensor, error: Tensor, dead: Tensor, n_dead: int) -> Tensor:
-        k = min(self.spec.aux_k or max(1, self.d // 2), n_dead)
-        values, indices = top_k(pre.masked_fill(~dead, -torch.inf), k)
-        return squared_error(error, sparse_decode(values, indices, self.W_dec))
+    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
+        """Decoder, encoder and decoder bias from data (methods, section 4)."""
+        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+        if rows.target is not None:
+            self.b_enc.data.copy_(-middle @ self.W_enc)

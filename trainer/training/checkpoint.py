@@ -1,7 +1,8 @@
 """Checkpoints: a folder of safetensors and JSON at any fsspec URL; nothing is pickled.
 
-`state.json` is written last: a folder without it is no checkpoint. Weights, optimiser, latent ages, running sums,
-random state and the stream's state are in it, so a resumed run goes on bit by bit on the same hardware.
+`state.json` is written last: a folder without it is no checkpoint. Weights (and their moving average), optimiser,
+latent ages, running sums, random state and the stream's state are in it, so a resumed run goes on bit by bit on the
+same hardware. What is drawn (noise, resampling) is a function of the seed and the step, and needs no state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def steps(storage: Storage) -> list[int]:
 
 
 def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> None:
-    """Write a checkpoint of the learner's step, then remove all but the last `keep`."""
+    """Write a checkpoint of the learner's step, then remove all but the last `keep`. Of several processes, all call
+    it and the lead writes; what it writes does not tell how many there were."""
     at = key(learner.step)
     parts = {
         "weights": _contiguous(learner.sae.state_dict()),
@@ -40,6 +42,12 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
         "latents": {"silent_rows": learner.silent_rows, "random_state": torch.get_rng_state()},
         "sums": learner.sums,
     }
+    if learner.average is not None:
+        parts["average"] = learner.average.state_dict()
+    if learner.parallel is not None:
+        parts = {name: learner.parallel.whole(tensors) for name, tensors in parts.items()}
+        if not learner.parallel.world.lead:
+            return
     for name, tensors in parts.items():
         storage.put(f"{at}/{name}.safetensors", save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
     state = {"step": learner.step, "stream": stream.model_dump(), "sums": list(learner.sums)}
@@ -55,16 +63,26 @@ def remove(storage: Storage, step: int) -> None:
         storage.delete(name)
 
 
-def restore(storage: Storage, learner: Learner, step: int) -> StreamState:
-    """Put a learner where it was at a step; returns where the stream was."""
+def stream_state(storage: Storage, step: int) -> StreamState:
+    """Where the stream was at a step."""
+    return StreamState.model_validate(json.loads(storage.read(f"{key(step)}/state.json"))["stream"])
+
+
+def restore(storage: Storage, learner: Learner, step: int) -> None:
+    """Put a learner where it was at a step."""
     at = key(step)
 
     def tensors(name: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = load_tensors(storage.read(f"{at}/{name}.safetensors"))
-        return found
+        def load() -> dict[str, Tensor]:
+            found: dict[str, Tensor] = load_tensors(storage.read(f"{at}/{name}.safetensors"))
+            return found
+
+        return load() if learner.parallel is None else learner.parallel.own(load)
 
     state: dict[str, Any] = json.loads(storage.read(f"{at}/state.json"))
     learner.sae.load_state_dict(tensors("weights"))
+    if learner.average is not None:
+        learner.average.load_state_dict(tensors("average"))
     latents, device = tensors("latents"), learner.silent_rows.device
     learner.silent_rows.copy_(latents["silent_rows"])
     torch.set_rng_state(latents["random_state"])
@@ -72,7 +90,6 @@ def restore(storage: Storage, learner: Learner, step: int) -> StreamState:
     learner.sums = {name: sums[name].to(device) for name in state["sums"]}
     _restore_optimiser(learner, tensors("optimiser"))
     learner.step = state["step"]
-    return StreamState.model_validate(state["stream"])
 
 
 def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:

@@ -9,23 +9,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainer.distributed.launch import say, under_torchrun
+
 if TYPE_CHECKING:
     from schemas.train import SweepSpec, TrainSpec
-    from trainer.training.loop import Progress, Report
+    from trainer.distributed.start import Together
+    from trainer.training.loop import OnCorrupt, Progress, Report
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard; the run must be local.")]
+Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Also log to Weights & Biases.")]
+Corrupt = Annotated[
+    str, typer.Option("--on-corrupt", help="error, or skip: go on without the rows of chunks that cannot be read.")
+]
+Shard = Annotated[
+    bool, typer.Option("--shard-dictionary", help="Under torchrun: split the dictionary over processes, not the batch.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there, bit by bit.")]
+
+
+OF_LATENTS = {"sae.k", "sae.l1", "sae.expansion"}  # of `inner`, where an SAE has one
 
 
 def train_command(
     out: Annotated[str, typer.Option(help="The run's folder: a path or any fsspec URL.")],
     store: Annotated[str | None, typer.Option(help="The store to train from.")] = None,
     spec: Annotated[str | None, typer.Option(help="A YAML file with a TrainSpec; options override it.")] = None,
-    sae: Annotated[str | None, typer.Option(help="relu_l1 or topk.")] = None,
-    k: Annotated[int | None, typer.Option(help="topk: latents per row.")] = None,
-    l1: Annotated[float | None, typer.Option(help="relu_l1: sparsity coefficient.")] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(
+            help="relu_l1, topk, batch_topk, jumprelu, gated, matryoshka, nsae, mlp_encoder, transcoder or crosscoder."
+        ),
+    ] = None,
+    inner: Annotated[
+        str | None, typer.Option(help="transcoder, crosscoder: their latents, such as topk; --k and --l1 are theirs.")
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="topk kinds: latents per row.")] = None,
+    l1: Annotated[float | None, typer.Option(help="relu_l1, gated, mlp_encoder: sparsity coefficient.")] = None,
     expansion: Annotated[float | None, typer.Option(help="Dictionary size over d.")] = None,
     sites: Annotated[list[str] | None, typer.Option(help="Names or patterns; all sites if not given.")] = None,
+    pairs_with: Annotated[
+        list[str] | None,
+        typer.Option(help="Output sites for a transcoder, names or patterns: one for each of --sites, in their order."),
+    ] = None,
+    aligned: Annotated[bool, typer.Option("--aligned", help="Rows of all sites of a token, for a crosscoder.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Train while the store is still being harvested.")] = False,
     rescale: Annotated[
         str | None, typer.Option(help="none, sqrt, log, log1p, linear, unit or sqrt_d, from the store's norms.")
     ] = None,
@@ -38,7 +66,11 @@ def train_command(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
     device: Device = "cpu",
+    on_corrupt: Corrupt = "error",
     resume: Resume = False,
+    tensorboard: TensorBoard = False,
+    wandb: Wandb = None,
+    shard_dictionary: Shard = False,
 ) -> None:
     """Train one SAE on the mixture of a store's sites (or on some of them)."""
     from actstore.harvesting.specs import parse_count
@@ -46,10 +78,14 @@ def train_command(
     given: dict[str, Any] = {
         "store": store,
         "sae.kind": sae,
+        "sae.inner.kind": inner,
         "sae.k": k,
         "sae.l1": l1,
         "sae.expansion": expansion,
         "stream.sites": tuple(sites) if sites else None,
+        "stream.mode": "pairs" if pairs_with else "aligned" if aligned else None,
+        "stream.targets": tuple(pairs_with) if pairs_with else None,
+        "stream.follow": True if follow else None,
         "stream.rescale": rescale,
         "stream.center": center,
         "stream.batch": batch,
@@ -61,9 +97,10 @@ def train_command(
         "checkpoint_every": checkpoint_every,
         "log_every": log_every,
     }
-    made = load_spec(spec, {path: value for path, value in given.items() if value is not None})
-    run_groups([{out: made}], device, resume)
-    typer.echo(f"run: {out}")
+    with under_torchrun(device, shard_dictionary) as together:
+        made = load_spec(spec, {path: value for path, value in given.items() if value is not None})
+        run_groups([{out: made}], device, resume, tensorboard, wandb, on_corrupt, together)
+    say(f"run: {out}")
 
 
 def sweep_command(
@@ -71,18 +108,23 @@ def sweep_command(
     out: Annotated[str, typer.Option(help="The folder that gets a run folder for each SAE.")],
     store: Annotated[str | None, typer.Option(help="The store to train from, instead of the file's.")] = None,
     device: Device = "cpu",
+    on_corrupt: Corrupt = "error",
     resume: Resume = False,
+    tensorboard: TensorBoard = False,
+    wandb: Wandb = None,
+    shard_dictionary: Shard = False,
 ) -> None:
     """Train many SAEs; those that can share a stream are trained in one pass over the data."""
     from trainer.training.sweep import expand, groups
 
-    made = load_sweep(sweep, store)
-    specs = {f"{out.rstrip('/')}/{name}": spec for name, spec in expand(made).items()}
-    parts = groups(specs)
-    typer.echo(f"{len(specs)} SAEs in {len(parts)} pass{'es' if len(parts) > 1 else ''} over the data", err=True)
-    run_groups(parts, device, resume)
+    with under_torchrun(device, shard_dictionary) as together:
+        made = load_sweep(sweep, store)
+        specs = {f"{out.rstrip('/')}/{name}": spec for name, spec in expand(made).items()}
+        parts = groups(specs)
+        say(f"{len(specs)} SAEs in {len(parts)} pass{'es' if len(parts) > 1 else ''} over the data", err=True)
+        run_groups(parts, device, resume, tensorboard, wandb, on_corrupt, together)
     for url in specs:
-        typer.echo(f"run: {url}")
+        say(f"run: {url}")
 
 
 def load_spec(path: str | None, overrides: dict[str, Any]) -> TrainSpec:
@@ -91,12 +133,24 @@ def load_spec(path: str | None, overrides: dict[str, Any]) -> TrainSpec:
     from schemas.train import TrainSpec
     from trainer.training.sweep import with_values
 
-    raw = with_values(_yaml(path) if path else {}, overrides)
+    raw = with_values(*_with_kind(_yaml(path) if path else {}, overrides))
     if "store" not in raw:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
-    raw.setdefault("sae", {}).setdefault("kind", "topk")
     made: TrainSpec = validated(TrainSpec, raw, path or "the options")
     return made
+
+
+def _with_kind(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both with the kind of SAE settled (what the stream's mode calls for, else topk), and options that are of the
+    latents put where a transcoder or crosscoder has them."""
+    mode = overrides.get("stream.mode", raw.get("stream", {}).get("mode"))
+    usual = {"pairs": "transcoder", "aligned": "crosscoder"}.get(mode, "topk")
+    kind = overrides.get("sae.kind", raw.get("sae", {}).get("kind", usual))
+    given = {"sae.kind": kind, **overrides}
+    if kind in {"transcoder", "crosscoder"}:
+        given = {path.replace("sae.", "sae.inner.") if path in OF_LATENTS else path: v for path, v in given.items()}
+        given.setdefault("sae.inner.kind", raw.get("sae", {}).get("inner", {}).get("kind", "topk"))
+    return raw, given
 
 
 def load_sweep(path: str, store: str | None) -> SweepSpec:
@@ -126,23 +180,58 @@ def validated(schema: Any, raw: dict[str, Any], where: str) -> Any:
         raise SpecError(f"{where}: {sentences(error)}{hint}") from error
 
 
-def run_groups(parts: list[dict[str, TrainSpec]], device: str, resume: bool) -> None:
-    """Train groups one after the other, with a progress bar."""
+def run_groups(
+    parts: list[dict[str, TrainSpec]],
+    device: str,
+    resume: bool,
+    tensorboard: bool = False,
+    wandb: str | None = None,
+    on_corrupt: str = "error",
+    together: Together | None = None,
+) -> None:
+    """Train groups one after the other, with a progress bar; `together` with other processes that do the same."""
+    from rich.console import Console
+
     from actstore.allocator import keep_freed_memory
     from actstore.store import open as open_store
     from trainer.training.loop import train_group
+    from trainer.training.notes import notes_on
+    from trainer.training.sinks import sinks_for
 
+    corrupt = _on_corrupt(on_corrupt)
     keep_freed_memory()
+    lead = together is None or together.world.lead
+    sinks = sinks_for([url for group in parts for url in group], tensorboard, wandb) if lead else None
+    console, silent = Console(stderr=True), Console(stderr=True, quiet=True)
     for group in parts:
-        opened = open_store(next(iter(group.values())).store)
-        with _bar() as report:
-            train_group(opened, group, device=device, resume=resume, report=report)
+        spec = next(iter(group.values()))
+        with notes_on(console), _bar(console if lead else silent) as report:
+            opened = open_store(spec.store, follow=spec.stream.follow)
+            train_group(
+                opened,
+                group,
+                device=device,
+                on_corrupt=corrupt,
+                resume=resume,
+                report=report,
+                sinks=sinks,
+                together=together,
+            )
+
+
+def _on_corrupt(word: str) -> OnCorrupt:
+    from actstore.errors import SpecError
+
+    if word == "error":
+        return "error"
+    if word == "skip":
+        return "skip"
+    raise SpecError(f"--on-corrupt {word}: wanted error or skip")
 
 
 @contextmanager
-def _bar() -> Iterator[Report]:
+def _bar(console: Any) -> Iterator[Report]:
     from rich import progress as rich_progress
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -151,7 +240,7 @@ def _bar() -> Iterator[Report]:
         TextColumn("{task.percentage:>3.0f} %  {task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None, figures="")
 
         def report(now: Progress) -> None:

@@ -1,12 +1,27 @@
-"""`journal.jsonl` of a run: one StepRecord a line, and the progress on the terminal."""
+"""`journal.jsonl` of a run: one StepRecord a line; sinks get the same records as they come."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
 
 from actstore.errors import ObjectError
 from actstore.format.storage import Storage
 from schemas.records import StepRecord
+from schemas.train import TrainSpec
 
 KEY = "journal.jsonl"
+
+
+class Sink(Protocol):
+    """Another place for a run's records; nothing it does may change training."""
+
+    def add(self, record: StepRecord) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Sinks = Callable[[str, TrainSpec, int], list[Sink]]
 
 
 class Journal:
@@ -14,10 +29,18 @@ class Journal:
 
     def __init__(self, storage: Storage, up_to_step: int = 0) -> None:
         self._storage = storage
+        self.sinks: list[Sink] = []
         self.records = [record for record in read(storage) if record.step <= up_to_step]
 
     def add(self, record: StepRecord) -> None:
         self.records.append(record)
+        for sink in self.sinks:
+            sink.add(record)
+
+    def close(self) -> None:
+        """Close the sinks; the journal itself is whole whenever `write` has returned."""
+        for sink in self.sinks:
+            sink.close()
 
     def write(self) -> None:
         text = "".join(record.model_dump_json() + "\n" for record in self.records)

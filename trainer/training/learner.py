@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from actstore.stream.rescale import Rescaling
 from schemas.train import TrainSpec
+from trainer.kernels.choice import products, using
 from trainer.saes.build import Sae
+from trainer.saes.ops import Rows, Step
+from trainer.training.average import Average
+from trainer.training.compiled import forward_of
+from trainer.training.micro import detached, joined, micro_batches
+from trainer.training.resample import dead_latents, due, resample
 from trainer.training.schedule import learning_rate, sparsity
+from trainer.training.turned import contiguous_parameters
+
+if TYPE_CHECKING:
+    from trainer.distributed.parallel import Parallel
 
 SUMS = ("steps", "rows", "loss", "l0", "error", "variance")
 
 
 class Interval(NamedTuple):
-    """Means over the steps since the last call; `fvu` against the stored variance of the rows' layers."""
+    """Means over the steps since the last call; `fvu` against the stored variance of the rows' layers; `mse` in
+    original units, of aligned rows over all sites of a token."""
 
     loss: float
     mse: float
@@ -30,65 +42,137 @@ class Interval(NamedTuple):
 class Learner:
     """Trains on batches in original units: rescaling is the learner's own, so learners share one stream.
 
-    variance: float [n_sites], the stored total variance of each site.
+    variance: float [n_sites], the stored total variance of each site (of a transcoder, of each target); norms: float
+    [n_sites], the mean norm of each site's rows after rescaling, for architectures that want it; out: a transcoder's
+    rescaling of its targets; parallel: how several processes share the work, None for one.
     """
 
     def __init__(
-        self, spec: TrainSpec, sae: Sae, rescale: Rescaling, variance: Tensor, steps: int, device: torch.device
+        self,
+        spec: TrainSpec,
+        sae: Sae,
+        rescale: Rescaling,
+        variance: Tensor,
+        steps: int,
+        device: torch.device,
+        norms: Tensor | None = None,
+        out: Rescaling | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
+        self.parallel = parallel
         self.spec, self.sae, self.steps = spec, sae.to(device), steps
-        self.scale = torch.from_numpy(rescale.scale).to(device, torch.float32)
-        self.mean = None if rescale.mean is None else torch.from_numpy(rescale.mean).to(device)
+        self.scale, self.mean = _on(rescale, device)
+        self.scale_out, self.mean_out = (self.scale, self.mean) if out is None else _on(out, device)
         self.variance = variance.to(device, torch.float32)
+        self.norms = None if norms is None else norms.to(device, torch.float32)
         plan = spec.optimiser
         self.optimiser = torch.optim.AdamW(
             sae.parameters(), plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay, fused=True
         )
         self.silent_rows = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
+        self.average: Average | None = None
         self.step = 0
+        self._forward = forward_of(self.sae, spec.compile) if parallel is None else parallel.forward_of(self.sae)
+        self._products = products(spec.kernels)
         self._device = device
+        self.start_average()
         self.reset_sums()
 
-    def scaled(self, x: Tensor, layer: Tensor) -> Tensor:
-        """(x - mean_l) * scale_l, float32 [B, d]."""
-        wide = x.float() if self.mean is None else x.float() - self.mean.index_select(0, layer)
-        return wide * self.scale.index_select(0, layer)[:, None]
+    def start_average(self) -> None:
+        """Begin averaging at the weights as they are, if the spec wants an average."""
+        self.average = None if self.spec.ema is None else Average(self.sae, self.spec.ema)
 
-    def update(self, x: Tensor, layer: Tensor) -> None:
-        """One optimiser step on a batch: x [B, d] in original units, layer [B]."""
-        rows = self.scaled(x, layer)
+    def rows(self, x: Tensor, layer: Tensor, target: Tensor | None = None) -> Rows:
+        """A batch in original units as the SAE sees it: x [B, d] (aligned rows: [B, n_sites, d]), target [B, d_out]."""
+        if x.ndim == 3:
+            return Rows(_scaled(x, self.scale, self.mean), norm=self.norms)
+        wanted = None if target is None else _scaled(target, self.scale_out, self.mean_out, layer)
+        return Rows(_scaled(x, self.scale, self.mean, layer), layer, self.norms, wanted)
+
+    def update(self, x: Tensor, layer: Tensor, target: Tensor | None = None) -> None:
+        """One optimiser step on a batch in original units; layer: int64 [B]."""
+        rows = self.rows(x, layer, target)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.spec.optimiser, self.step, self.steps)
-        share = sparsity(self.spec.optimiser, self.step, self.steps)
-        dead = self.silent_rows > self.spec.dead_rows
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
-            result = self.sae.training_step(rows, share, dead)
         self.optimiser.zero_grad(set_to_none=True)
-        result.loss.backward()
+        result = self._gradients(rows)
         self.sae.before_update()
         if self.spec.optimiser.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.spec.optimiser.clip)
-        self.optimiser.step()
+            self._clip(self.spec.optimiser.clip)
+        with contiguous_parameters(self.optimiser):
+            self.optimiser.step()
         self.sae.after_update()
         self.step += 1
-        self._count(rows, layer, result.reconstruction.detach(), result.fired)
-        self._add({"loss": result.loss.detach(), "l0": result.l0, **{k: v.detach() for k, v in result.parts.items()}})
+        self._count(rows, result)
+        self._resample(rows, result.reconstruction)
+        if self.average is not None:
+            self.average.update(self.sae, self.step)
+
+    def _gradients(self, rows: Rows) -> Step:
+        """Gradients of the batch's mean loss, summed over its micro-batches; returns the whole batch's step, detached.
+
+        Terms that are means over rows come out as from one big batch. BatchTopK selects within a micro-batch.
+        """
+        share = sparsity(self.spec.optimiser, self.step, self.steps)
+        dead = self.silent_rows > self.spec.dead_rows
+        reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16")
+        steps: list[Step] = []
+        pieces = micro_batches(rows, self.spec.accumulate, some_empty=self.parallel is not None)
+        n = len(rows.x) if self.parallel is None else self.parallel.rows(len(rows.x))
+        for i, piece in enumerate(pieces):
+            with using(self._products), reduced:
+                step = self._forward(piece, share, dead)
+            weighted = step.loss if isinstance(n, int) and len(piece.x) == n else step.loss * (len(piece.x) / n)
+            with self._reducing(last=i == len(pieces) - 1):
+                weighted.backward()
+            steps.append(detached(step))
+        return joined(steps, [len(piece.x) for piece in pieces])
+
+    def _reducing(self, last: bool) -> AbstractContextManager[None]:
+        if self.parallel is None or not last:
+            return nullcontext()
+        return self.parallel.reducing(self.sae.parameters())
+
+    def _clip(self, limit: float) -> None:
+        if self.parallel is None:
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), limit)
+        else:
+            self.parallel.clip(self.sae, limit)
+
+    def _resample(self, rows: Rows, reconstruction: Tensor) -> None:
+        plan = self.spec.resample
+        if plan is None or not due(plan, self.step, self.spec.stream.batch):
+            return
+        if self.parallel is not None:
+            rows, reconstruction = self.parallel.all_rows(rows, reconstruction)
+        latents = dead_latents(plan, self.silent_rows)
+        resample(self.spec, self.sae, self.optimiser, rows, reconstruction, latents, self.step, self.parallel)
+        self.silent_rows[latents] = 0
 
     @torch.no_grad()
-    def _count(self, rows: Tensor, layer: Tensor, reconstruction: Tensor, fired: Tensor) -> None:
-        self.silent_rows.add_(len(rows)).masked_fill_(fired > 0, 0)
-        scale = self.scale.index_select(0, layer)
-        error = (reconstruction.float() - rows).square().sum(dim=1) / scale.square()
-        self.sums["error"] += error.sum()
-        self.sums["variance"] += self.variance.index_select(0, layer).sum()
-        self.sums["rows"] += len(rows)
-
-    def _add(self, values: dict[str, Tensor]) -> None:
+    def _count(self, rows: Rows, result: Step) -> None:
+        layer, variance = rows.layer, self.variance
+        n: int | Tensor = len(rows.x)
+        scale = self.scale_out if layer is None else self.scale_out.index_select(0, layer)
+        error = (result.reconstruction.float() - rows.wanted).square().sum(dim=-1) / scale.square()
+        every = n * variance if layer is None else variance.index_select(0, layer)
+        sums = {"error": error.sum(), "variance": every.sum()}
+        means, fired = {"loss": result.loss, "l0": result.l0, **result.parts}, result.fired
+        if self.parallel is not None:
+            n, fired, means, sums = self.parallel.totals(len(rows.x), fired, means, sums)
+        self.silent_rows.add_(n).masked_fill_(fired > 0, 0)
         self.sums["steps"] += 1
-        for name, value in values.items():
+        self.sums["rows"] += n
+        for name, value in {**sums, **means}.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self._device)
             self.sums[name] += value
+
+    def finite(self) -> bool:
+        """Whether the weights and the losses since the last interval are all numbers (one transfer)."""
+        tensors = [*self.sae.parameters(), self.sums["loss"]]
+        good = bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
+        return good if self.parallel is None else self.parallel.agreed(good)
 
     def reset_sums(self) -> None:
         """Begin a new interval."""
@@ -100,7 +184,23 @@ class Learner:
         n = max(values["steps"], 1.0)
         parts = {name: value / n for name, value in values.items() if name not in SUMS}
         dead = int((self.silent_rows > self.spec.dead_rows).sum())
+        if self.parallel is not None:
+            dead = self.parallel.latents(dead)
         mse = values["error"] / max(values["rows"], 1.0)
         fvu = values["error"] / values["variance"] if values["variance"] else math.nan
         self.reset_sums()
         return Interval(values["loss"] / n, mse, values["l0"] / n, fvu, dead, parts)
+
+
+def _on(factors: Rescaling, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Scale float32 [n_sites] and mean [n_sites, d] on the device."""
+    mean = None if factors.mean is None else torch.from_numpy(factors.mean).to(device)
+    return torch.from_numpy(factors.scale).to(device, torch.float32), mean
+
+
+def _scaled(x: Tensor, scale: Tensor, mean: Tensor | None, layer: Tensor | None = None) -> Tensor:
+    """(x - mean_l) * scale_l, float32. x: [B, d] with the layer of each row, or [B, n_sites, d]."""
+    if mean is not None:
+        mean = mean if layer is None else mean.index_select(0, layer)
+    wide = x.float() if mean is None else x.float() - mean
+    return wide * (scale if layer is None else scale.index_select(0, layer))[..., None]

@@ -14,6 +14,8 @@ def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
 
 
 def sparsity(spec: Optimiser, step: int, steps: int) -> float:
-    """The sparsity penalty's share, from 0 to 1."""
-    warm = round(spec.sparsity_warmup * steps)
-    return min(1.0, step / warm) if warm else 1.0
+    """The sparsity penalty's share, from 0 to 1: linear warm-up, plateau, linear decay towards 0."""
+    warm, decay = round(spec.sparsity_warmup * steps), round(spec.sparsity_decay * steps)
+    up = step / warm if step < warm else 1.0
+    down = (steps - step) / decay if steps - step < decay else 1.0
+    return min(up, down)

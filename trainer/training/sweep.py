@@ -8,7 +8,7 @@ from typing import Any
 from actstore.store import Store
 from schemas.train import SweepSpec, TrainSpec
 from trainer.errors import SaeError
-from trainer.training.loop import shared_stream
+from trainer.training.streams import shared_stream
 
 BYTES_PER_PARAMETER = 16  # float32 weights, gradients and Adam's two moments
 

@@ -1,0 +1,320 @@
+"""Several processes train as one does: real ones, with gloo on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from actstore.format.storage import Storage
+from actstore.store import Store
+from schemas.records import StepRecord
+from schemas.stream import StreamSpec
+from schemas.train import TrainSpec
+from tests.support import make_store
+from tests.trainer.distributed_worker import half_done, values
+from trainer.distributed.launch import under_torchrun
+from trainer.errors import PeerError
+from trainer.training.journal import read
+from trainer.training.loop import train_group
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH = 24, 96
+DEAD = {"dead_rows": 2 * BATCH}
+SAES: dict[str, dict[str, Any]] = {
+    "relu_l1": {"sae": {"kind": "relu_l1", "l1": 0.05}, "ema": 0.9},
+    "topk": {"sae": {"kind": "topk", "k": 2, "aux_k": 4}, **DEAD},
+    "batch_topk": {"sae": {"kind": "batch_topk", "k": 2, "aux_k": 4, "per_layer_threshold": True}, **DEAD},
+    "jumprelu": {"sae": {"kind": "jumprelu", "l0": 0.05, "per_layer_threshold": True, "per_layer_bias": True}},
+    "matryoshka": {"sae": {"kind": "matryoshka", "k": 2}},
+    "micro": {"sae": {"kind": "gated", "l1": 0.05}, "accumulate": 3},
+    "tied": {"sae": {"kind": "relu_l1", "l1": 0.05, "tied": True}, "init": "random"},
+    "sparse_bias": {"sae": {"kind": "topk", "k": 2, "aux_k": 4, "per_layer_bias": True}, **DEAD, "accumulate": 2},
+    "crosscoder": {
+        "sae": {"kind": "crosscoder", "inner": {"kind": "batch_topk", "k": 2}},
+        "stream": {"batch": 48, "mode": "aligned"},
+    },
+    "transcoder": {
+        "sae": {"kind": "transcoder", "inner": {"kind": "jumprelu", "l0": 0.05}, "skip": True},
+        "stream": {"batch": 48, "mode": "pairs", "sites": ["*.0.*", "*.1.*"], "targets": ["*.1.*", "*.2.*"]},
+    },
+    "few_rows": {"sae": {"kind": "batch_topk", "k": 2}, "stream": {"batch": 2}},  # all in one process
+}
+SHARDED = ("relu_l1", "topk", "batch_topk", "jumprelu", "tied", "sparse_bias")
+RESUMED = ("topk", "batch_topk")
+
+
+def spec_of(name: str, store: Store) -> TrainSpec:
+    raw = {
+        "store": store.url,
+        "stream": {"batch": BATCH, "rescale": "log", "seed": 3},
+        "optimiser": {"lr": 0.005, "eps": 1e-4},
+        "checkpoint_every": STEPS // 2,
+        "keep": 9,
+        "log_every": 1,
+        **SAES[name],
+    }
+    if "inner" not in raw["sae"]:
+        raw["sae"] = {"expansion": 4.1, **raw["sae"]}  # 66 latents: parts of 33
+    return TrainSpec.model_validate({**raw, "rows": STEPS * raw["stream"]["batch"]})
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    numbers = {name: str(value) for name, value in places.items()}
+    return {**os.environ, **numbers, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def start(*words: list[str]) -> list[subprocess.Popen[str]]:
+    """A process for each list of words, all of one world."""
+    port, size = free_port(), len(words)
+    return [
+        subprocess.Popen(
+            [sys.executable, *own], cwd=ROOT, env=environment(rank, size, port), text=True, stderr=subprocess.PIPE
+        )
+        for rank, own in enumerate(words)
+    ]
+
+
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 60) -> list[tuple[int, str]]:
+    """Exit status and messages of each."""
+    try:
+        out = [process.communicate(timeout=seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, out, strict=True)]
+
+
+class Trained:
+    """Every run, by one process and by two."""
+
+    def __init__(self, at: Path) -> None:
+        self.at, self.store = at, make_store(at / "store", n_units=24, unit_sequences=8)
+        for name in SAES:
+            self.one(at / "one" / name, name)
+        plan = [self.planned("two", name) for name in SAES]
+        plan += [self.planned("split", name) for name in SHARDED]
+        for name in RESUMED:
+            plan += [self.planned(f"{first}-then-{way}", name) for way in ("two", "split") for first in ("one", way)]
+        self.stream = {"batch": 100, "seed": 5, "limit_rows": 1000}
+        text = {"store": self.store.url, "runs": plan, "stream": self.stream}
+        (at / "plan.json").write_text(json.dumps(text))
+        results = ended(start(*[["-m", "tests.trainer.distributed_worker", str(at / "plan.json")]] * 2), 100)
+        assert [status for status, _ in results] == [0, 0], results
+        self.found = [json.loads((at / f"found-{rank}.json").read_text()) for rank in range(2)]
+
+    def planned(self, folder: str, name: str) -> dict[str, Any]:
+        """A run of the two processes; `folder` says how: two, split, or one of these behind half a run of another."""
+        first, _, way = folder.rpartition("-then-")
+        spec, half = spec_of(name, self.store).model_dump(mode="json"), str(self.at / first / name) if first else None
+        out = str(self.at / folder / name)
+        return {"out": out, "spec": spec, "shard": way == "split", "half_of": half, "step": STEPS}
+
+    def one(self, out: Path, name: str, resume: bool = False) -> Path:
+        train_group(self.store, {str(out): spec_of(name, self.store)}, resume=resume, threads=1)
+        return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Trained(tmp_path_factory.mktemp("distributed"))
+    torch.set_num_threads(threads)
+
+
+def records(run: Path) -> list[StepRecord]:
+    return read(Storage(str(run)))
+
+
+def difference(a: Path, b: Path) -> tuple[float, float]:
+    """Largest relative difference of a step's figures, and of weights over the tensor's largest."""
+    figures, every = 0.0, (records(a), records(b))
+    assert [one.step for one in every[0]] == [one.step for one in every[1]] == list(range(1, STEPS + 1))
+    for one, two in zip(*every, strict=True):
+        assert one.parts.keys() == two.parts.keys()
+        assert one.dead == two.dead
+        pairs = [(one.loss, two.loss), (one.l0, two.l0), (one.mse, two.mse), (one.fvu, two.fvu)]
+        pairs += [(one.parts[name], two.parts[name]) for name in one.parts]
+        figures = max(figures, *(abs(x - y) / max(abs(x), 1e-6) for x, y in pairs))
+    tensors = [load_file(run / "sae.safetensors") for run in (a, b)]
+    assert tensors[0].keys() == tensors[1].keys()
+    apart = [(x - tensors[1][name]).abs().max() / x.abs().max().clamp_min(1e-6) for name, x in tensors[0].items()]
+    return figures, float(max(apart))
+
+
+def test_losses_and_weights_are_those_of_one_process(trained: Trained) -> None:
+    for way, names in (("two", tuple(SAES)), ("split", SHARDED)):
+        for name in names:
+            figures, weights = difference(trained.at / "one" / name, trained.at / way / name)
+            assert figures < 1e-5, (way, name)
+            assert weights < 2e-5, (way, name)
+    dead = [record.dead for record in records(trained.at / "two/topk")]
+    assert max(dead) > 0, "AuxK had nothing to do"
+    assert any("aux" in record.parts for record in records(trained.at / "split/topk"))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(trained: Trained) -> None:
+    for name in RESUMED:
+        whole = trained.at / "one" / name
+        for way in ("one-then-two", "one-then-split"):
+            assert max(difference(whole, trained.at / way / name)) < 2e-5, (way, name)
+        for way in ("two", "split"):
+            out = trained.at / f"{way}-then-one" / name
+            half_done(trained.at / way / name, out, STEPS)
+            trained.one(out, name, resume=True)
+            assert max(difference(whole, out)) < 2e-5, (way, name)
+            again = trained.at / f"{way}-then-{way}" / name  # with as many it is the same run
+            for file in ("sae.safetensors", f"checkpoints/step-{STEPS:08d}/optimiser.safetensors"):
+                assert (again / file).read_bytes() == (trained.at / way / name / file).read_bytes(), (way, name)
+
+
+def test_checkpoints_do_not_tell_how_many_processes_there_were(trained: Trained) -> None:
+    for name in SHARDED:
+        for file in ("weights", "optimiser", "latents", "sums"):
+            one, *others = (
+                load_file(trained.at / way / name / f"checkpoints/step-{STEPS // 2:08d}/{file}.safetensors")
+                for way in ("one", "two", "split")
+            )
+            shapes = {key: (value.shape, value.dtype) for key, value in one.items()}
+            assert all({k: (v.shape, v.dtype) for k, v in other.items()} == shapes for other in others), (name, file)
+        assert (trained.at / "split" / name / "spec.json").read_bytes() == (
+            trained.at / "one" / name / "spec.json"
+        ).read_bytes()
+
+
+def test_processes_share_the_batches_of_one(trained: Trained) -> None:
+    with trained.store.stream(StreamSpec(**trained.stream), threads=1) as stream:
+        whole = [
+            sorted(f"{site} {row}" for site, row in zip(batch.layer.tolist(), batch.row.tolist(), strict=True))
+            for batch in stream
+        ]
+    parts = [found["rows"] for found in trained.found]
+    assert len(whole) == 10
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == whole
+    assert all(parts[0])
+    assert all(parts[1])
+
+
+def test_selections_over_processes_are_exact(trained: Trained) -> None:
+    for case in range(4):
+        every = [values(case, rank).tolist() for rank in range(2)]
+        pooled = sorted(
+            (-math.inf if v != v else -v, rank, at) for rank in range(2) for at, v in enumerate(every[rank])
+        )
+        for i, n in enumerate((1, 5, 13)):
+            chosen = {
+                (rank, at) for rank in range(2) for at, one in enumerate(trained.found[rank]["kept"][case][i]) if one
+            }
+            if case == 3:  # NaN and inf are as one in this reference
+                assert len(chosen) == n
+                assert {v for v in chosen if v[1] == 3} >= ({(0, 3), (1, 3)} if n > 1 else {(0, 3)})
+            else:
+                assert chosen == {(rank, at) for _, rank, at in pooled[:n]}, (case, n)
+
+
+def test_processes_stay_alike_and_resample_as_one(trained: Trained) -> None:
+    alike = trained.found[0]["alike"]
+    assert {name for name, one in alike.items() if one is None} == {
+        f"{kind} split" for kind in ("matryoshka", "gated", "mlp_encoder", "nsae")
+    }
+    for rank in range(2):
+        assert all(one[0] == 0 for one in trained.found[rank]["alike"].values() if one is not None)
+    far = {name: one[1] for name, one in alike.items() if one is not None}
+    assert far.pop("nsae rows") > 1e-3, "noise should differ between processes"
+    assert max(far.values()) < 1e-4, far
+
+
+def test_what_cannot_be_split_is_refused(trained: Trained) -> None:
+    said = list(trained.found[1]["refused"].values())
+    assert (
+        "gated: its dictionary cannot be split over processes; those of relu_l1, topk, batch_topk, jumprelu can"
+        in said[0]
+    )
+    assert "decoder_similarity" in said[1]
+    assert "k is 99, but the dictionary has 25 latents" in said[2]
+    assert "1 latents cannot be split over 2 processes" in said[3]
+
+
+def test_one_process_cannot_split_a_dictionary() -> None:
+    with pytest.raises(PeerError, match="torchrun --nproc-per-node"), under_torchrun("cpu", True):
+        pass
+
+
+def test_a_process_that_fails_ends_the_others(trained: Trained, tmp_path: Path) -> None:
+    """One that raises an error has the only message, so has one of several that raise the same; one that is killed is
+    missed by the other."""
+    common = ["-m", "trainer", "train", "--sae", "topk", "--k", "2", "--batch", "96", "--rows", "900M"]
+    common += ["--checkpoint-every", "5", "--out"]
+    lost = [*common, str(tmp_path / "lost"), "--store"]
+    kept = [*common, str(tmp_path / "killed"), "--store", trained.store.url]
+    failing, killed = start([*lost, trained.store.url], [*lost, str(tmp_path / "nowhere")]), start(kept, kept)
+    (status, text), (other, message) = ended(failing)
+    assert (status, other) == (1, 1)
+    assert text.strip() == ""
+    assert message.startswith("error: ")
+    assert "wanted a store" in message
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("killed/checkpoints/*/state.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed[1].kill()
+    (status, text), (other, _) = ended(killed)
+    assert (status, other) == (1, -9)
+    assert text.strip() == (
+        "error: another process of this run has ended or cannot be reached, and this one ends too; look for its "
+        "message, then start all of them again with --resume"
+    )
+
+
+def test_torchrun_starts_it_and_a_loss_that_is_no_number_is_told_once(trained: Trained, tmp_path: Path) -> None:
+    port = str(free_port())
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        port,
+    ]
+    words += [
+        "-m",
+        "trainer",
+        "train",
+        "--store",
+        trained.store.url,
+        "--sae",
+        "relu_l1",
+        "--lr",
+        "1e30",
+        "--batch",
+        "96",
+    ]
+    words += ["--log-every", "1", "--checkpoint-every", "1", "--shard-dictionary", "--out", str(tmp_path / "run")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(  # its status is looked at
+        [sys.executable, *words], check=False, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert "the loss is" in told[0] or "no numbers any more" in told[0]

@@ -1,0 +1,271 @@
+"""What surrounds the gradient: schedules, micro-batches, averages, resampling, compiling; against plain formulas."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from actstore.stream.rescale import Rescaling
+from schemas.train import Optimiser, Resampling, TrainSpec
+from trainer.errors import SaeError
+from trainer.saes.build import build, initialise_from
+from trainer.saes.ops import Rows, geometric_median
+from trainer.training.learner import Learner
+from trainer.training.resample import _draw, due, replace
+from trainer.training.schedule import learning_rate, sparsity
+
+D, M, SITES, BATCH = 8, 24, 3, 60
+KINDS: dict[str, dict[str, Any]] = {
+    "relu_l1": {"kind": "relu_l1", "l1": 0.1},
+    "tied": {"kind": "relu_l1", "l1": 0.1, "tied": True},
+    "decoder_norm": {"kind": "relu_l1", "l1": 0.1, "penalty": "decoder_norm"},
+    "topk": {"kind": "topk", "k": 3, "aux_k": 4},
+    "batch_topk": {"kind": "batch_topk", "k": 3, "aux_k": 4},
+    "matryoshka": {"kind": "matryoshka", "k": 3, "aux_k": 4},
+    "nsae": {"kind": "nsae", "alpha": 0.05, "noise": 0.0},
+    "gated": {"kind": "gated", "l1": 0.1},
+    "jumprelu": {"kind": "jumprelu", "l0": 0.1, "threshold": 0.5, "bandwidth": 0.6, "per_layer_threshold": True},
+    "mlp_encoder": {"kind": "mlp_encoder", "l1": 0.1},
+}
+
+
+def spec_of(kind: str, **more: Any) -> TrainSpec:
+    raw = {"store": "none", "sae": {"n_latents": M, **KINDS[kind]}, "stream": {"batch": BATCH}, "dead_rows": 100}
+    return TrainSpec.model_validate({**raw, **more})
+
+
+def learner(kind: str, steps: int = 100, **more: Any) -> Learner:
+    spec = spec_of(kind, **more)
+    rescale = Rescaling(np.array([1.0, 0.5, 2.0]), None)
+    sae = build(spec.sae, D, 1, SITES)
+    return Learner(spec, sae, rescale, torch.ones(SITES), steps, torch.device("cpu"), torch.tensor([1.0, 2.0, 0.5]))
+
+
+def batch(seed: int, n: int = BATCH) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, D, generator=g) + 0.5, torch.randint(0, SITES, (n,), generator=g)
+
+
+def weights(one: Learner) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in one.sae.state_dict().items()}
+
+
+def test_schedules_rise_stay_and_fall() -> None:
+    plan = Optimiser(lr=2.0, warmup=0.1, decay=0.2, sparsity_warmup=0.25, sparsity_decay=0.5)
+    rates = [learning_rate(plan, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert set(rates[10:80]) == {2.0}
+    assert rates[80:] == pytest.approx([2.0 * (100 - i) / 20 for i in range(80, 100)])
+    shares = [sparsity(plan, step, 100) for step in range(100)]
+    assert shares[:25] == pytest.approx([i / 25 for i in range(25)])
+    assert set(shares[25:50]) == {1.0}
+    assert shares[50:] == pytest.approx([(100 - i) / 50 for i in range(50, 100)])
+    assert {sparsity(Optimiser(sparsity_warmup=0), step, 10) for step in range(10)} == {1.0}
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"batch_topk", "matryoshka"}))
+@pytest.mark.parametrize("n", [3, 7])
+def test_micro_batches_are_one_big_batch(kind: str, n: int) -> None:
+    whole, cut = learner(kind), learner(kind, accumulate=n)
+    for seed in range(3):
+        for one in (whole, cut):
+            one.update(*batch(seed))
+        for (name, a), b in zip(whole.sae.named_parameters(), cut.sae.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=2e-4), name
+    assert torch.equal(whole.silent_rows, cut.silent_rows)
+    a, b = whole.interval(), cut.interval()
+    assert b.parts.keys() == a.parts.keys()
+    assert (b.loss, b.mse, b.l0, b.fvu) == pytest.approx((a.loss, a.mse, a.l0, a.fvu), rel=1e-4)
+
+
+def test_micro_batches_of_batch_topk_have_its_sparsity_and_of_nsae_their_own_noise() -> None:
+    cut = learner("batch_topk", accumulate=4)
+    cut.update(*batch(0))
+    assert cut.interval().l0 == pytest.approx(3.0)
+    noisy = learner("nsae", sae={"kind": "nsae", "n_latents": M, "noise": 0.5}, accumulate=2)
+    rows = Rows(torch.ones(4, D), torch.zeros(4, dtype=torch.int64), torch.ones(SITES))
+    dead = torch.zeros(M, dtype=torch.bool)
+    a, b = (noisy.sae.training_step(rows._replace(part=part), 1.0, dead).reconstruction for part in (0, 1))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["relu_l1", "decoder_norm", "batch_topk"])
+def test_the_average_is_that_of_the_formula(kind: str) -> None:
+    one = learner(kind, ema=0.8)
+    assert one.average is not None
+    wanted = {name: value.double() for name, value in weights(one).items()}
+    for step in range(1, 30):
+        one.update(*batch(step))
+        decay = min(0.8, (1 + step) / (10 + step))
+        wanted = {name: decay * wanted[name] + (1 - decay) * value.double() for name, value in weights(one).items()}
+    if one.sae.unit_decoder:
+        wanted["W_dec"] /= wanted["W_dec"].norm(dim=1, keepdim=True)
+    before, result = weights(one), one.average.result(one.sae)
+    assert result.keys() == before.keys()
+    for name, value in result.items():
+        if name in {"threshold", "updates"}:
+            assert torch.equal(value, before[name]), "buffers are the weights' own"
+        else:
+            assert torch.allclose(value.double(), wanted[name], atol=1e-5), name
+            assert not torch.equal(value, before[name])
+    plain = learner(kind)
+    for step in range(1, 30):
+        plain.update(*batch(step))
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), before.values(), strict=True))
+
+
+def test_resampling_is_due_when_rows_pass_a_multiple() -> None:
+    plan = Resampling(every=100, times=3)
+    found = [step for step in range(1, 40) if due(plan, step, 30)]
+    assert found == [4, 7, 10]
+    assert [step for step in range(1, 9) if due(Resampling(every=10, times=50), step, 30)] == list(range(1, 9))
+
+
+def test_rows_are_drawn_by_the_square_of_their_loss() -> None:
+    loss = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    counts = torch.zeros(4)
+    for step in range(4000):
+        counts[_draw(loss, 1, 5, step)] += 1
+    assert counts[0] == 0
+    assert torch.allclose(counts / 4000, loss.square() / loss.square().sum(), atol=0.03)
+    assert sorted(_draw(loss, 3, 5, 1).tolist()) == [1, 2, 3], "each row once"
+    assert set(_draw(loss, 9, 5, 1).tolist()) <= {1, 2, 3}
+    assert torch.equal(_draw(loss, 3, 5, 8), _draw(loss, 3, 5, 8))
+    assert len(_draw(torch.full((4,), torch.nan), 2, 0, 0)) == 2
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
+    plan = {"every": 4 * BATCH, "silent_rows": BATCH, "encoder_scale": 0.2}
+    one, never = learner(kind, resample=plan), learner(kind)
+    for seed in range(4):
+        for each in (one, never):
+            _silent(each, [2, 5, 11])
+            each.update(*batch(seed))
+    renewed = (one.silent_rows == 0) & (never.silent_rows > 0)
+    latents, others = renewed.nonzero()[:, 0], (~renewed).nonzero()[:, 0]
+    assert {2, 5, 11} <= set(latents.tolist())
+    assert len(others) > M / 2
+    for (name, new), old in zip(one.sae.named_parameters(), never.sae.parameters(), strict=True):
+        axis = {"W_dec": 0, "W_enc": 1}.get(name, -1)
+        if new.shape[axis] != M:
+            assert torch.equal(new, old), name
+            continue
+        assert torch.equal(new.index_select(axis, others), old.index_select(axis, others)), name
+        for field in ("exp_avg", "exp_avg_sq"):
+            moment = one.optimiser.state[new][field]
+            assert (moment.index_select(axis, latents) == 0).all(), name
+            assert moment.index_select(axis, others).abs().sum() > 0
+        if name.startswith("b_") or name == "r_mag":
+            assert (new[latents] == 0).all()
+        if name == "log_threshold":
+            assert torch.allclose(new[:, latents], torch.tensor(0.5).log())
+    for _ in range(2):  # and it goes on
+        one.update(*batch(9))
+    assert one.finite()
+
+
+def _silent(one: Learner, latents: list[int]) -> None:
+    """Make latents unable to fire: a bias far below 0."""
+    for name in ("b_enc", "b_gate"):
+        bias = getattr(one.sae, name, None)
+        if bias is not None:
+            bias.data[latents] = -1e3
+
+
+@pytest.mark.parametrize("kind", ["relu_l1", "decoder_norm", "topk", "gated", "nsae", "mlp_encoder", "tied"])
+def test_new_directions_are_the_rows(kind: str) -> None:
+    sae = build(spec_of(kind).sae, D, 1, SITES)
+    sae.requires_grad_(False)
+    sae.b_dec += 0 if kind == "nsae" else torch.randn(D)
+    if not sae.unit_decoder:
+        sae.W_dec *= 3
+    x, latents = torch.randn(2, D) * 5, torch.tensor([4, 20])
+    living = [i for i in range(M) if i not in {4, 20}]
+    replace(sae, latents, Rows(x), 0.2)
+    centred = x - sae.b_dec
+    unit = centred / centred.norm(dim=1, keepdim=True)
+    length = 1.0 if sae.unit_decoder else 3.0
+    assert torch.allclose(sae.W_dec[latents], unit * length, atol=1e-5)
+    if kind == "tied":
+        return
+    inputs = (centred @ sae.W_hidden + sae.b_hidden).relu() if kind == "mlp_encoder" else centred
+    norm = 0.2 * sae.W_enc[:, living].norm(dim=0).mean()
+    assert torch.allclose(sae.W_enc[:, latents].T, inputs / inputs.norm(dim=1, keepdim=True) * norm, atol=1e-5)
+
+
+def test_new_directions_of_transcoders_and_crosscoders() -> None:
+    raw = {"kind": "transcoder", "skip": True, "inner": {"kind": "topk", "k": 3, "n_latents": M}}
+    sae = build(TrainSpec.model_validate({"store": "", "sae": raw}).sae, D, 1, SITES, 5)
+    sae.requires_grad_(False)
+    sae.W_skip += 1
+    x, y, latents = torch.randn(2, D), torch.randn(2, 5), torch.tensor([1, 2])
+    replace(sae, latents, Rows(x, target=y), 0.2)
+    wanted = y - x @ sae.W_skip
+    assert torch.allclose(sae.W_dec[latents], wanted / wanted.norm(dim=1, keepdim=True), atol=1e-6)
+    assert torch.allclose(torch.nn.functional.cosine_similarity(sae.encoder[:, latents].T, x), torch.ones(2))
+    raw = {"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": M}}
+    sae = build(TrainSpec.model_validate({"store": "", "sae": raw}).sae, D, 1, SITES)
+    sae.requires_grad_(False)
+    rows = torch.randn(2, SITES, D)
+    replace(sae, latents, Rows(rows), 0.2)
+    similar = torch.nn.functional.cosine_similarity(sae.W_dec[latents].flatten(1), rows.flatten(1))
+    assert torch.allclose(similar, torch.ones(2))
+
+
+def test_the_geometric_median_is_where_outliers_cannot_pull_it() -> None:
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 5, generator=g, dtype=torch.float64)
+    rows[:40] += 1000
+    at = geometric_median(rows)
+    assert at.norm() < 1 < rows.mean(0).norm()
+    directions = (rows - at) / (rows - at).norm(dim=1, keepdim=True)
+    assert directions.sum(0).norm() < 1e-3, "unit vectors to all rows cancel where the sum of distances is least"
+    assert torch.allclose(geometric_median(torch.ones(3, 2)), torch.ones(2))
+
+
+def test_the_start_of_b_dec_is_chosen_per_layer() -> None:
+    sae = build(spec_of("topk", sae={"kind": "topk", "k": 3, "n_latents": M, "per_layer_bias": True}).sae, D, 1, SITES)
+    x, layer = batch(0, 200)
+    x[0] += 1e4
+    initialise_from(sae, Rows(x, layer), geometric_median)
+    for i in range(SITES):
+        assert torch.allclose(sae.b_dec[i], geometric_median(x[layer == i]))
+    assert spec_of("topk", center_init="geometric_median").center_init == "geometric_median"
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on its own parts
+@pytest.mark.parametrize("kind", ["jumprelu", "nsae"])
+def test_compiled_is_eager(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for any backend, but without the minute in which a C++ compiler is waited for."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    more = {"sae": {"kind": "nsae", "alpha": 0.05, "n_latents": M}} if kind == "nsae" else {}
+    eager, made = learner(kind, **more), learner(kind, compile=True, **more)
+    for seed in range(3):
+        eager.update(*batch(seed))
+        made.update(*batch(seed))
+    for (name, a), b in zip(weights(eager).items(), weights(made).values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5), name
+    assert made.interval().loss == pytest.approx(eager.interval().loss, rel=1e-5)
+
+
+def test_what_runs_on_sparse_kernels_is_not_compiled() -> None:
+    with pytest.raises(SaeError, match="compile: a topk SAE runs on sparse kernels"):
+        learner("topk", compile=True)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_autocast_keeps_float32_masters_and_about_the_same_loss(kind: str) -> None:
+    exact, reduced = learner(kind), learner(kind, precision="bfloat16")
+    for one in (exact, reduced):
+        one.update(*batch(0))
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in reduced.sae.parameters())
+    assert all(s["exp_avg"].dtype == torch.float32 for s in reduced.optimiser.state.values())
+    a, b = exact.interval().loss, reduced.interval().loss
+    assert b == pytest.approx(a, rel=0.03)
+    assert a != b

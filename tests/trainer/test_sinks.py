@@ -1,0 +1,169 @@
+"""Records go to TensorBoard and Weights & Biases where they are asked for, and training stays the same."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from actstore.format.storage import Storage
+from actstore.store import Store
+from schemas.train import TrainSpec
+from tests.support import make_store
+from trainer.cli import app
+from trainer.errors import TrainerError
+from trainer.training.command import _figures
+from trainer.training.journal import read
+from trainer.training.learner import Interval
+from trainer.training.loop import Progress, train_group
+from trainer.training.sinks import sinks_for, values
+
+
+class FakeWriter:
+    made: list[FakeWriter] = []
+
+    def __init__(self, log_dir: str, purge_step: int) -> None:
+        self.log_dir, self.purge_step, self.closed = log_dir, purge_step, False
+        self.scalars: dict[str, dict[int, float]] = {}
+        FakeWriter.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.setdefault(name, {})[step] = value
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeRun:
+    made: list[FakeRun] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.options, self.logged, self.finished = options, {}, False
+        FakeRun.made.append(self)
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self.logged[step] = figures
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, wandb = types.ModuleType("torch.utils.tensorboard"), types.ModuleType("wandb")
+    board.SummaryWriter, wandb.init = FakeWriter, FakeRun
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    FakeWriter.made, FakeRun.made = [], []
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_store(tmp_path_factory.mktemp("stores") / "s", n_units=24)
+
+
+def spec(store: Store, **more: Any) -> TrainSpec:
+    raw = {"store": store.url, "sae": {"kind": "topk", "k": 3, "expansion": 4}, "stream": {"batch": 128}}
+    return TrainSpec.model_validate({**raw, "rows": 128 * 20, "log_every": 5, "checkpoint_every": 10, **more})
+
+
+@pytest.mark.usefixtures("fakes")
+def test_both_get_what_the_journal_gets_and_the_weights_are_the_same(store: Store, tmp_path: Path) -> None:
+    plain, run = str(tmp_path / "plain"), str(tmp_path / "run")
+    train_group(store, {plain: spec(store)})
+    train_group(store, {run: spec(store)}, sinks=sinks_for([run], tensorboard=True, wandb="mine"))
+    assert (tmp_path / "plain/sae.safetensors").read_bytes() == (tmp_path / "run/sae.safetensors").read_bytes()
+    records = read(Storage(run))
+    assert [record.step for record in records] == [5, 10, 15, 20]
+    [writer], [there] = FakeWriter.made, FakeRun.made
+    assert (writer.log_dir, writer.purge_step, writer.closed) == (f"{run}/tensorboard", 1, True)
+    assert there.options["project"] == "mine"
+    assert there.options["name"] == "run"
+    assert there.options["resume"] == "allow"
+    assert there.options["config"]["sae"]["k"] == 3
+    assert there.finished
+    for record in records:
+        wanted = values(record)
+        assert {"loss", "l0", "fvu", "dead", "rows_per_s", "stall", "loss/mse", "lr"} <= wanted.keys()
+        assert there.logged[record.step] == wanted
+        assert {name: written[record.step] for name, written in writer.scalars.items()} == wanted
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_resumed_run_goes_on_with_the_same_one(store: Store, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+
+    class StopError(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 13:
+            raise StopError
+
+    sinks = sinks_for([run], tensorboard=True, wandb="mine")
+    with pytest.raises(StopError):
+        train_group(store, {run: spec(store)}, sinks=sinks, report=stop)
+    assert FakeWriter.made[0].closed
+    assert FakeRun.made[0].finished
+    train_group(store, {run: spec(store)}, sinks=sinks, resume=True)
+    assert FakeWriter.made[1].purge_step == 11
+    assert FakeRun.made[0].options["id"] == FakeRun.made[1].options["id"]
+    assert sorted(FakeRun.made[1].logged) == [15, 20]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_each_run_of_a_sweep_has_its_own(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"base: {{store: '{store.url}', rows: 1280, log_every: 5, stream: {{batch: 128}}}}\ngrid: {{sae.k: [2, 4]}}\n"
+    )
+    words = ["sweep", str(path), "--out", str(tmp_path / "s"), "--tensorboard", "--wandb", "mine"]
+    path.write_text(path.read_text().replace("base: {", "base: {sae: {kind: topk, expansion: 4}, "))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [one.options["name"] for one in FakeRun.made] == ["k=2", "k=4"]
+    assert len({one.options["id"] for one in FakeRun.made}) == 2
+    assert len({one.log_dir for one in FakeWriter.made}) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "extra"),
+    [("torch.utils.tensorboard", ["--tensorboard"], "tensorboard"), ("wandb", ["--wandb", "mine"], "wandb")],
+)
+def test_what_is_missing_is_named_before_anything_is_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, options: list[str], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
+    failed = CliRunner().invoke(app, ["train", "--store", store.url, "--out", str(tmp_path / "r"), *options])
+    assert isinstance(failed.exception, TrainerError)
+    assert f"pip install 'actstore[{extra}]'" in str(failed.exception)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.usefixtures("fakes")
+def test_tensorboard_wants_a_local_folder() -> None:
+    with pytest.raises(TrainerError, match=r"must be local, got memory://x"):
+        sinks_for(["memory://x"], tensorboard=True, wandb=None)
+    assert sinks_for(["memory://x"], tensorboard=False, wandb=None) is None
+
+
+def test_tensorboard_itself_reads_what_was_written(store: Store, tmp_path: Path) -> None:
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = str(tmp_path / "run")
+    train_group(store, {run: spec(store)}, sinks=sinks_for([run], tensorboard=True, wandb=None))
+    found = loading.EventAccumulator(f"{run}/tensorboard")
+    found.Reload()
+    wanted = {record.step: record.loss for record in read(Storage(run))}
+    assert {one.step: one.value for one in found.Scalars("loss")} == pytest.approx(wanted)
+
+
+def test_the_progress_line_says_it_all() -> None:
+    now = Progress(5, 10, 12345.6, 0.0123)
+    now.last["a"] = Interval(1.5, 1.0, 32.25, 0.1234, 7, {})
+    assert _figures(now) == "loss 1.5, L0 32.2, FVU 0.123, dead 7, 12,346 rows/s, stall 1.2%"
+    now.last["b"] = now.last["a"]
+    assert _figures(now) == "2 SAEs, 12,346 rows/s, stall 1.2%"

@@ -1,0 +1,114 @@
+"""Data parallelism: every process has the whole SAE and its own rows of each batch.
+
+Losses are means over rows, so a process's gradient counts with its share of the batch's rows; their sum is the gradient
+of the whole batch, and every process takes the same optimiser step. What is no mean over rows is shared apart: the
+selection of BatchTopK (`kernels.peers`), the latents that fired, the rows to resample from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from schemas.sae import SaeSpec
+from schemas.train import TrainSpec
+from trainer.distributed.parallel import Tensors, Totals
+from trainer.distributed.world import Waiting, World
+from trainer.kernels.peers import rows_among
+from trainer.saes.build import Sae
+from trainer.saes.ops import Rows, Step
+from trainer.training.compiled import Forward, forward_of
+from trainer.training.resample import mean_norm
+
+
+class DataParallel:
+    """Equal to one process up to the order of sums, with three exceptions: each process draws its own noise (nsae);
+    resampling draws other rows of the batch, by the same law; micro-batches of BatchTopK are other rows."""
+
+    def __init__(self, world: World, spec: TrainSpec, skips: bool = False) -> None:
+        self.world, self._spec, self._skips = world, spec, skips
+
+    @property
+    def local(self) -> SaeSpec:
+        return self._spec.sae
+
+    def forward_of(self, sae: Sae) -> Forward:
+        """Selections go over the rows of all processes; draws differ between them."""
+        plain, first = forward_of(sae, self._spec.compile, uneven=True), self.world.rank * self._spec.accumulate
+
+        def forward(rows: Rows, sparsity: float, dead: Tensor) -> Step:
+            with rows_among(self.world):
+                return plain(rows._replace(part=first + rows.part), sparsity, dead)
+
+        return forward
+
+    def has_rows(self, n: int) -> bool:
+        return not self._skips or self.world.total(n) > 0  # else asking the device would cost a wait
+
+    def rows(self, n: int) -> Tensor:
+        """On the device: nothing waits for it."""
+        return self.world.sum_(torch.full((), n, dtype=torch.int64, device=self.world.device))
+
+    @contextmanager
+    def reducing(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Each gradient is summed as soon as backward has it, beside the computation of the others."""
+        works: list[Waiting] = []
+
+        def reduce(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            works.append(self.world.sum_later(parameter.grad))
+
+        hooks = [parameter.register_post_accumulate_grad_hook(reduce) for parameter in parameters]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for work in works:
+            work.wait()
+
+    @torch.no_grad()
+    def totals(self, n: int, fired: Tensor, means: Tensors, sums: Tensors) -> Totals:
+        """Means are weighted by rows; those of no rows are not looked at."""
+        local = torch.stack([value.double() * n for value in means.values()] + [v.double() for v in sums.values()])
+        if not n:
+            local = torch.zeros_like(local)
+        counts = torch.cat([fired, torch.full((1,), n, dtype=fired.dtype, device=fired.device)])
+        works = [self.world.sum_later(counts), self.world.sum_later(local)]
+        for work in works:
+            work.wait()
+        rows, together = counts[-1], local.unbind()
+        whole = {name: value / rows for name, value in zip(means, together, strict=False)}
+        return Totals(rows, counts[:-1], whole, dict(zip(sums, together[len(means) :], strict=True)))
+
+    def clip(self, sae: nn.Module, limit: float) -> None:
+        """Gradients are those of the whole batch already."""
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), limit)
+
+    def all_rows(self, rows: Rows, reconstruction: Tensor) -> tuple[Rows, Tensor]:
+        """In the order of processes, which is another than that of one process."""
+        gather = self.world.gather_rows
+        layer = None if rows.layer is None else gather(rows.layer)
+        target = None if rows.target is None else gather(rows.target)
+        return rows._replace(x=gather(rows.x), layer=layer, target=target), gather(reconstruction)
+
+    def places(self, n: int) -> tuple[int, int]:
+        return 0, n
+
+    def mean_norm(self, vectors: Tensor) -> Tensor | float:
+        return mean_norm(vectors)
+
+    def agreed(self, good: bool) -> bool:
+        return self.world.least(float(good)) > 0
+
+    def latents(self, n: int) -> int:
+        return n
+
+    def whole(self, tensors: Tensors) -> Tensors:
+        return tensors
+
+    def own(self, load: Callable[[], Tensors]) -> Tensors:
+        return load()

@@ -1,0 +1,1 @@
+"""Getting SAEs out: SAELens folders, our own with a model card, and the hub."""

@@ -1,0 +1,1 @@
+"""Getting SAEs in: folders of SAELens and dictionary_learning become runs."""

@@ -1,0 +1,30 @@
+"""`trainer import`. Importing this loads typer only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def import_command(
+    folder: Annotated[
+        str, typer.Argument(help="A folder of SAELens or dictionary_learning: a path or any fsspec URL.")
+    ],
+    out: Annotated[str, typer.Option(help="The run's folder that is made.")],
+    site: Annotated[str | None, typer.Option(help="The store's name of its site; default: the folder's own.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="The store it will be evaluated on; checked for site and d.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="The factor of its input, where the folder wants one and does not hold it.")
+    ] = None,
+) -> None:
+    """Make a run of a published SAE, so that `trainer eval` and the rest take it."""
+    from actstore.store import open as open_store
+    from trainer.imports.write import import_sae
+
+    made = import_sae(folder, out, site, None if store is None else open_store(store), scale)
+    for note in made.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"run: {out} ({made.record.sae.kind}, {made.record.n_latents} latents, {made.record.sites[0]})")

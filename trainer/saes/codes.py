@@ -1,0 +1,96 @@
+"""What the TopK kinds share: sparse codes whose only dense product is the encoder's, and AuxK."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.kernels.pattern import Pattern
+from trainer.kernels.peers import peers
+from trainer.kernels.select import largest
+from trainer.kernels.sparse import decoded, encode_batch_top_k, encode_top_k
+from trainer.saes.ops import Rows, Shape, encoder_input, squared_error
+
+
+class Encoder:
+    """The linear part of an encoder on one batch: (x - b_dec) W_enc + b_enc, with b_dec left out in a transcoder."""
+
+    def __init__(self, rows: Rows, weight: Tensor, bias: Tensor, b_dec: Tensor, shape: Shape) -> None:
+        self.weight, self.bias, self.n_rows = weight, bias, len(rows.x)
+        self.x: Tensor = rows.x
+        self.shift: Tensor | None = b_dec if shape.d_out is None else None
+        if self.shift is not None and b_dec.ndim == 2:  # a bias per layer differs by row; autograd subtracts it
+            self.x, self.shift = encoder_input(rows.x, b_dec, rows.layer, shape), None
+
+    def top_k(self, k: int, among: Tensor | None = None) -> tuple[Tensor, Pattern]:
+        """ReLU of the k largest of each row [B, k], and where they are; `among`: the latents to choose from."""
+        values, pattern = encode_top_k(self.x, self.shift, self.weight, self.bias, k, among)
+        return values.relu(), pattern
+
+    def batch_top_k(self, n: int) -> tuple[Tensor, Pattern]:
+        """The n largest of the batch, or as many as are above 0: [<= n], and where they are."""
+        return encode_batch_top_k(self.x, self.shift, self.weight, self.bias, n)
+
+    def aux_k(self, error: Tensor, dead: Tensor, k: int | None, decoder: Tensor) -> Tensor | None:
+        """AuxK (Gao et al. 2024): |e - e'|^2 with e' from the k strongest of the dead latents; None if none is dead.
+
+        error: [B, d], taken as a constant; dead: bool [m]; k: None for d / 2.
+        """
+        among = dead.nonzero()[:, 0]
+        if not len(among):
+            return None
+        values, pattern = self.top_k(min(k or max(1, error.shape[-1] // 2), len(among)), among)
+        return squared_error(error.detach(), decoded(values, decoder, pattern))
+
+
+def prefix_decoded(
+    values: Tensor, decoder: Tensor, pattern: Pattern, ends: Sequence[int], bias: Tensor
+) -> list[Tensor]:
+    """bias + sum of codes over latents before `end`, for each of the ascending ends: [B, d] each.
+
+    Every nonzero is decoded once. values: [n]; decoder: [m, d], m the last end; bias: [d] or [B, d].
+    """
+    widths = [end - first for first, end in itertools.pairwise((0, *ends))]
+    out: list[Tensor] = []
+    for first, part in zip((0, *ends), decoder.split(widths), strict=False):
+        kept = ((pattern.latents >= first) & (pattern.latents < first + len(part))).nonzero()[:, 0]
+        own = Pattern.ragged(pattern.rows[kept], pattern.latents[kept] - first, pattern.n_rows, len(part))
+        codes = values[kept]
+        out.append(out[-1] + decoded(codes, part, own) if out else decoded(codes, part, own, bias))
+    return out
+
+
+def top_k(pre: Tensor, k: int) -> Tensor:
+    """ReLU of the k largest of each row, 0 elsewhere: dense [B, m]."""
+    indices = largest(pre.detach(), k)[1]
+    return torch.zeros_like(pre).scatter(-1, indices, pre.gather(-1, indices).relu())
+
+
+@torch.no_grad()
+def fired(values: Tensor, pattern: Pattern) -> Tensor:
+    """Rows on which each latent is above 0: int64 [m]."""
+    return torch.bincount(pattern.latents[values.flatten() > 0], minlength=pattern.n_latents)
+
+
+@torch.no_grad()
+def lowest(values: Tensor, pattern: Pattern, layer: Tensor | None, n_layers: int) -> Tensor:
+    """The smallest value of each layer's rows, float32 [n_layers]; of all rows if layer is None; inf for none.
+
+    Inside `peers.rows_among` those of all processes.
+    """
+    where = torch.zeros_like(pattern.rows) if layer is None else layer.index_select(0, pattern.rows)
+    none = torch.full((n_layers,), torch.inf, device=values.device)
+    least, others = none.scatter_reduce(0, where, values.detach().float(), "amin"), peers()
+    return least if others is None else others.min_(least)
+
+
+@torch.no_grad()
+def running_mean(mean: Tensor, count: Tensor, new: Tensor, decay: float) -> None:
+    """Take finite new values [n] into a mean [n], in place: plain for the first 1 / (1 - decay), then moving."""
+    seen = new.isfinite()
+    count.add_(seen)
+    share = (1 / count.clamp_min(1)).clamp_min(1 - decay)
+    mean.add_(torch.where(seen, share * (torch.where(seen, new, mean) - mean), 0.0))

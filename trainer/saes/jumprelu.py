@@ -1,0 +1,129 @@
+"""JumpReLU (Rajamanoharan et al. 2024, "Jumping ahead"): f = z where z > threshold, z = (x - b_dec) W_enc + b_enc.
+
+Loss = |x - x'|^2 + l0 * (latents above their thresholds). Thresholds are positive and learnt as logarithms, with the
+paper's pseudo-derivatives: with K(u) = 1 for |u| < 1/2 and a bandwidth e,
+d f / d threshold = -(threshold / e) K((z - threshold) / e), d step / d threshold = -(1 / e) K((z - threshold) / e).
+Decoder rows are kept at norm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from schemas.sae import JumpRelu
+from trainer.kernels.dense import affine
+from trainer.saes.ops import (
+    Centre,
+    Layer,
+    Rows,
+    Shape,
+    Step,
+    data_start,
+    encoder_input,
+    first_encoder,
+    mean,
+    normalise_rows,
+    of_layer,
+    remove_parallel,
+    squared_error,
+    unit_rows,
+)
+
+
+class Jump(torch.autograd.Function):
+    """(z [B, m], threshold [m] or [B, m], bandwidth) to (f [B, m], active latents per row: scalar)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        active = z > threshold
+        return torch.where(active, z, 0.0), active.sum().to(threshold.dtype) / len(z)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, threshold = ctx.saved_tensors
+        of_f, of_count = gradients
+        near = (z - threshold).abs() < ctx.bandwidth / 2
+        pulled = torch.where(near, threshold * of_f + of_count / len(z), 0.0)
+        of_threshold = -pulled.sum_to_size(threshold.shape) / ctx.bandwidth
+        return torch.where(z > threshold, of_f, 0.0), of_threshold, None
+
+
+class JumpReluSae(nn.Module):
+    """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out], log_threshold [m]; b_dec and log_threshold may be
+    there once for each layer: [n_sites, ...]."""
+
+    unit_decoder = True
+
+    def __init__(self, spec: JumpRelu, shape: Shape) -> None:
+        super().__init__()
+        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
+        self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape))
+        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
+        thresholds = (shape.n_sites, self.n_latents) if spec.per_layer_threshold else (self.n_latents,)
+        self.log_threshold = nn.Parameter(torch.full(thresholds, spec.threshold).log())
+
+    @property
+    def encoder(self) -> Tensor:
+        """[d, m]."""
+        return self.W_enc
+
+    @property
+    def encoder_bias(self) -> Tensor:
+        """[m]."""
+        return self.b_enc
+
+    @property
+    def threshold(self) -> Tensor:
+        """[m] or [n_sites, m]."""
+        return self.log_threshold.exp()
+
+    def pre_activations(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """[B, m]."""
+        return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
+
+    def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:
+        """Latents of pre-activations [B, m]."""
+        return torch.where(pre > of_layer(self.threshold, layer), pre, 0.0)
+
+    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """Latents [B, m] of rows [B, d]."""
+        return self.activate(self.pre_activations(x, layer), layer)
+
+    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
+        """Reconstruction [B, d_out] of latents [B, m]."""
+        return latents @ self.W_dec + of_layer(self.b_dec, layer)
+
+    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
+        shift = None if self.shape.d_out is not None else self.b_dec
+        pre = affine(rows.x, shift, rows.layer, self.W_enc, self.b_enc)
+        threshold = of_layer(self.threshold, rows.layer)
+        latents, count = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
+        reconstruction = self.decode(latents, rows.layer)
+        mse = squared_error(rows.wanted, reconstruction)
+        loss = mse + self.spec.l0 * sparsity * count
+        with torch.no_grad():
+            fired = (latents > 0).sum(dim=0)
+        return Step(loss, reconstruction, fired, count.detach(), {"mse": mse})
+
+    def before_update(self) -> None:
+        """Between backward and the optimiser's step."""
+        remove_parallel(self.W_dec, self.W_dec.grad)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Behind the optimiser's step."""
+        normalise_rows(self.W_dec)
+
+    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
+        """Decoder, encoder and decoder bias from data (methods, section 4)."""
+        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+        if rows.target is not None:
+            self.b_enc.data.copy_(-middle @ self.W_enc)

@@ -1,0 +1,101 @@
+"""Normalized SAE (methods, section 2): c = tanh(ReLU(x W_enc + b_enc + noise)), x' = c W_dec, with no decoder bias.
+
+Loss of a row of layer i: beta_i * sum c + |x' - x|^2 with beta_i = alpha * n_i^2. n_i is the mean norm of the layer's
+rows as the SAE sees them; with `norm: row` it is the row's own norm. The decoder is not held at norm 1. The noise,
+N(0, noise^2) per entry, is there in training only, and is drawn from (seed, updates so far).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from schemas.sae import Nsae
+from trainer.errors import SaeError
+from trainer.saes.draws import Draws
+from trainer.saes.ops import Centre, Layer, Rows, Shape, Step, mean, squared_error, unit_rows
+
+STAGE = 32
+
+
+class NormalizedSae(nn.Module):
+    """W_enc [d, m], b_enc [m], W_dec [m, d]; b_dec [d] is 0 and stays it."""
+
+    unit_decoder = False
+    b_dec: Tensor
+
+    def __init__(self, spec: Nsae, shape: Shape, seed: int) -> None:
+        super().__init__()
+        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, self.d)))
+        self.W_enc = nn.Parameter(self.W_dec.detach().T.contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.register_buffer("b_dec", torch.zeros(self.d), persistent=False)
+        self.draws = Draws(seed, STAGE)
+
+    @property
+    def encoder(self) -> Tensor:
+        """[d, m]."""
+        return self.W_enc
+
+    @property
+    def encoder_bias(self) -> Tensor:
+        """[m]."""
+        return self.b_enc
+
+    def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
+        """Latents of pre-activations [B, m]."""
+        return pre.relu().tanh()
+
+    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
+        """Latents [B, m] of rows [B, d], without noise."""
+        return self.activate(x @ self.W_enc + self.b_enc)
+
+    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
+        """Reconstruction [B, d] of latents [B, m]."""
+        return latents @ self.W_dec
+
+    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty. No noise in eval mode."""
+        pre = rows.x @ self.W_enc + self.b_enc
+        if self.training and self.spec.noise:
+            generator = self.draws.generator(pre.device, rows.part)
+            pre = pre + self.spec.noise * torch.randn(
+                pre.shape, generator=generator, device=pre.device, dtype=pre.dtype
+            )
+        latents = self.activate(pre)
+        reconstruction = self.decode(latents)
+        mse = squared_error(rows.x, reconstruction)
+        l1 = (self.squared_norms(rows) * latents.sum(dim=-1)).mean()
+        loss = mse + self.spec.alpha * sparsity * l1
+        with torch.no_grad():
+            fired = (latents > 0).sum(dim=0)
+        return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), {"mse": mse, "l1": l1})
+
+    def squared_norms(self, rows: Rows) -> Tensor:
+        """n_i^2 of each row, [B] or [1]. Raises SaeError where the layers' norms are wanted and not given."""
+        if self.spec.norm == "row":
+            return rows.x.square().sum(dim=-1)
+        if rows.norm is None or (rows.layer is None and len(rows.norm) > 1):
+            raise SaeError("nsae weighs its penalty by the layers' mean norms: give Rows(norm=..., layer=...)")
+        squares = rows.norm.square()
+        return squares if rows.layer is None else squares.index_select(0, rows.layer)
+
+    def before_update(self) -> None:
+        """Between backward and the optimiser's step."""
+
+    def after_update(self) -> None:
+        """Behind the optimiser's step."""
+        self.draws.advance()
+
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
+        """Decoder rows = centred data rows in their own length; an encoder that a row of that length meets at 1."""
+        middle = centre(rows.x)
+        centred = rows.x - middle
+        usable = centred[centred.norm(dim=1) > 0][: self.n_latents]
+        length = usable.norm(dim=1).mean()
+        self.W_dec.copy_(unit_rows(self.W_dec) * length)
+        self.W_dec[: len(usable)] = usable
+        self.W_enc.copy_(unit_rows(self.W_dec).T / length)
+        self.b_enc.copy_(-middle @ self.W_enc)

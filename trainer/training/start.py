@@ -1,0 +1,51 @@
+"""Where training begins: decoders from the stream's first rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from actstore.format.layout import permutation
+from actstore.stream.batches import Batch, Stream
+from trainer.saes.build import initialise_from
+from trainer.saes.ops import Centre, Rows, geometric_median, mean
+from trainer.training.learner import Learner
+from trainer.training.streams import next_batch
+
+INIT_ROWS = 1 << 15
+CENTRES: dict[str, Centre] = {"mean": mean, "geometric_median": geometric_median}
+INIT_STAGE = 21  # of the key, so that no other draw shares it
+
+
+def initialise(stream: Stream, learners: Sequence[Learner]) -> None:
+    """Start those that want it from the stream's first rows; the stream then begins again."""
+    wanted = [learner for learner in learners if learner.spec.init == "data"]
+    if not wanted:
+        return
+    first = first_rows(stream, max(learner.sae.n_latents for learner in wanted))
+    for learner in wanted:
+        initialise_from(learner.sae, rows_of(learner, first), CENTRES[learner.spec.center_init])
+        learner.start_average()
+
+
+def first_rows(stream: Stream, n_latents: int) -> Batch:
+    """Whole batches that hold a row for each latent, up to `INIT_ROWS`, as one; the stream then goes back."""
+    start, batches, n = stream.state(), [], 0
+    while n < min(INIT_ROWS, n_latents) and (batch := next_batch(stream)) is not None:
+        batches.append(batch)
+        n += len(batch.x)
+    stream.restore(start)
+    targets = [batch.target for batch in batches if batch.target is not None]
+    return Batch(
+        torch.cat([batch.x for batch in batches]),
+        torch.cat([batch.layer for batch in batches]),
+        torch.cat([batch.row for batch in batches]),
+        torch.cat(targets) if targets else None,
+    )
+
+
+def rows_of(learner: Learner, first: Batch) -> Rows:
+    """The rows as the learner sees them, in an order of its seed's own."""
+    order = torch.from_numpy(permutation(len(first.x), learner.spec.seed, INIT_STAGE)).to(first.x.device)
+    return learner.rows(first.x[order], first.layer[order], None if first.target is None else first.target[order])

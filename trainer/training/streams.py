@@ -1,0 +1,93 @@
+"""What a run streams: the stream that it can share, whether its SAE fits that, how many steps it takes of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from actstore.format.storage import Storage
+from actstore.store import Store
+from actstore.stream.batches import Batch, Stream
+from schemas.sae import Crosscoder, Transcoder
+from schemas.stream import StreamSpec
+from schemas.train import TrainSpec
+from trainer.errors import SaeError
+from trainer.training import checkpoint
+
+if TYPE_CHECKING:
+    from trainer.distributed.parallel import Parallel
+
+
+def shared_stream(spec: TrainSpec) -> StreamSpec:
+    """The stream a run can share: in original units, for ever (the run counts its steps)."""
+    update = {"rescale": "none", "center": False, "epochs": None, "limit_rows": None, "dtype": "float32"}
+    return spec.stream.model_copy(update=update)
+
+
+def check_rows_fit(spec: TrainSpec) -> None:
+    """Raises SaeError where the SAE's kind wants other rows than `stream.mode` gives."""
+    mode = spec.stream.mode
+    if isinstance(spec.sae, Transcoder) and mode != "pairs":
+        raise SaeError(
+            "a transcoder needs the same tokens at several sites, in pairs of input and output, but stream.mode is "
+            f"{mode}; set `stream.mode: pairs`, `stream.sites` (inputs) and `stream.targets` (outputs), or give "
+            "--pairs-with"
+        )
+    if isinstance(spec.sae, Crosscoder) and mode != "aligned":
+        raise SaeError(
+            f"a crosscoder needs the same tokens at several sites, side by side, but stream.mode is {mode}; "
+            "set `stream.mode: aligned`, or give --aligned"
+        )
+    if not isinstance(spec.sae, Transcoder | Crosscoder) and mode != "mixed":
+        raise SaeError(
+            f"stream.mode is {mode}, but a {spec.sae.kind} SAE trains on mixed rows; a transcoder trains on pairs, a "
+            "crosscoder on aligned rows: set `sae.kind`, or leave the mode out"
+        )
+
+
+def n_steps(spec: TrainSpec, stream: Stream) -> int:
+    """Optimiser steps of a run: its rows over the batch, or the stream's epochs (one if they are endless).
+
+    At most what `limit_rows` of its own stream leaves.
+    """
+    own, batch = spec.stream, spec.stream.batch
+
+    def batches(rows: int) -> int:  # that hold so many rows behind those skipped
+        return math.ceil((own.skip_rows + rows) / batch) - own.skip_rows // batch
+
+    if spec.rows is not None:
+        steps = math.ceil(spec.rows / batch)
+    elif own.skip_rows:
+        steps = batches(max(1, (own.epochs or 1) * stream.rows_per_epoch - own.skip_rows))
+    else:
+        steps = (own.epochs or 1) * stream.batches_per_epoch
+    return steps if own.limit_rows is None else min(steps, batches(own.limit_rows))
+
+
+def next_batch(stream: Stream, parallel: Parallel | None = None) -> Batch | None:
+    """The next batch that has rows, here or in another process; None behind the end of a harvest that was followed."""
+    for batch in stream:
+        if len(batch.x) if parallel is None else parallel.has_rows(len(batch.x)):
+            return batch
+    return None
+
+
+def last_steps(storages: dict[str, Storage]) -> dict[str, int]:
+    """The step of each run's last checkpoint, 0 where there is none; runs that have ended are left out."""
+    left = {url: storage for url, storage in storages.items() if not storage.exists("sae.json")}
+    return {url: max(checkpoint.steps(storage), default=0) for url, storage in left.items()}
+
+
+def of_one_store(
+    store: Store, spec: StreamSpec, storages: dict[str, Storage], steps: dict[str, int]
+) -> list[dict[str, int]]:
+    """Runs (URL -> step) by the state of the store that they go on with: where it was extended since some of them
+    began, these go on with what there was."""
+    found: dict[str | None, dict[str, int]] = {}
+    for url, step in steps.items():
+        digest = checkpoint.stream_state(storages[url], step).store if step else None
+        found.setdefault(digest, {})[url] = step
+    if None in found and len(found) > 1:
+        with Stream(store, spec) as stream:
+            found.setdefault(stream.state().store, {}).update(found.pop(None))
+    return list(found.values())
