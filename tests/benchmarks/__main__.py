@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("harvest.py", "writing.py", "opening.py", "stream.py", "training.py")
+BENCHES = ("harvest.py", "writing.py", "opening.py", "stream.py", "training.py", "sweep.py")
 PEERS = ("stream_peers.py", "training_peers.py")
 
 

@@ -166,6 +166,7 @@ def test_what_is_interrupted_goes_on_to_the_same_bytes(
     assert objects(out) == objects(store.url)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_instants_the_store_has_the_same_bytes(store: actstore.Store, tmp_path: Path) -> None:
     """SIGKILL, several times in one harvest; children are forked, since a cold start takes seconds."""

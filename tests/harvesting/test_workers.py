@@ -63,6 +63,7 @@ def test_the_undisturbed_store_holds_the_corpus_once(
     np.testing.assert_array_equal(undisturbed.read("embed", rows), vectors[where.token])
 
 
+@pytest.mark.slow
 def test_killed_at_fifty_random_instants_the_stores_have_the_same_bytes(
     undisturbed: actstore.Store, corpus: tuple[Path, list[list[int]]], tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def resume(spec: str, out: str) -> None:
     run_groups([{out: load_spec(spec, {})}], "cpu", resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(SPECS))
 def test_killed_at_any_moment_the_final_weights_are_the_same_bytes(tmp_path: Path, kind: str) -> None:
     spec, whole, cut = tmp_path / "spec.yaml", tmp_path / "whole", tmp_path / "cut"

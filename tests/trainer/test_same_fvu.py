@@ -96,6 +96,7 @@ def fvu(store: Store, rows: Rows, held_out: Rows, make: Callable[[Store, Rows, i
     return float(error / (held_out.x.double() - means[held_out.layer]).square().sum())
 
 
+@pytest.mark.slow
 def test_the_stream_and_a_full_permutation_end_at_the_same_fvu(store: Store) -> None:
     rows, held_out = Rows(store, "train"), Rows(store, "held_out")
     arms = [

@@ -12,6 +12,7 @@ from actstore.store import Store
 from trainer.analysis.run import RunData, short
 from trainer.evaluate.metrics import log_density
 
+MOST_NAMES = 16
 COLOURS = ("#3b6fb6", "#d1672e", "#4b9b5f", "#a3498f", "#8a7a3c", "#555555", "#2f9e9e", "#c0392b")
 
 
@@ -49,6 +50,34 @@ def pareto(runs: Sequence[RunData]) -> Any:
             hovertemplate=f"{run.name}, pooled<br>L0 %{{x:.1f}}, FVU %{{y:.3f}}<extra></extra>",
         )
     return _styled(figure, "L0 (latents above 0 per row)", "FVU")
+
+
+def curve_of(runs: Sequence[RunData]) -> str | None:
+    """What the curves of FVU against L0 are by: "layer" for SAEs of one layer each, "rescaling"; None for none."""
+    if len({run.record.sites for run in runs}) > 1 and all(len(run.record.sites) == 1 for run in runs):
+        return "layer"
+    return "rescaling" if 1 < len({run.record.rescale for run in runs}) < len(runs) else None
+
+
+def curves(runs: Sequence[RunData], by: str) -> Any:
+    """Pooled FVU against L0: a point per run, joined in the order of L0 to a curve per layer, or per rescaling."""
+    groups: dict[str, list[RunData]] = {}
+    for run in runs:
+        groups.setdefault(short(run.record.sites[0]) if by == "layer" else run.record.rescale, []).append(run)
+    figure = go.Figure()
+    for (name, group), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+        found = sorted(group, key=lambda run: run.evaluation.pooled.l0)
+        figure.add_scatter(
+            x=[run.evaluation.pooled.l0 for run in found],
+            y=[run.evaluation.pooled.fvu for run in found],
+            text=[run.name for run in found],
+            mode="lines+markers" if by == "layer" else "markers",
+            name=name,
+            marker={"color": colour, "size": 8},
+            hovertemplate="%{text}<br>L0 %{x:.1f}, FVU %{y:.3f}<extra></extra>",
+        )
+    figure.update_xaxes(type="log")
+    return _styled(figure, "L0 (latents above 0 per row; log)", "FVU")
 
 
 def by_layer(runs: Sequence[RunData], metric: str, label: str) -> Any:
@@ -110,6 +139,8 @@ def _colours(n: int) -> list[str]:
 
 
 def _styled(figure: Any, x: str, y: str, ticks: Sequence[str] | None = None) -> Any:
+    if sum(trace.showlegend is not False for trace in figure.data) > MOST_NAMES:
+        figure.update_layout(showlegend=False)  # it would leave no room for the figure; names come with the pointer
     figure.update_layout(
         template="plotly_white",
         height=380,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # first imported later, its defaults would keep the group alive beyond its end
 from torch import Tensor
 
 from trainer.errors import PeerError
@@ -159,7 +160,11 @@ def started(device: str, environment: Mapping[str, str] = os.environ) -> Iterato
         yield world
         world.barrier()
     except BaseException:
-        if not _first_to_fail():
+        first = _first_to_fail()
+        if place.type == "cpu":  # gloo's threads must not outlive the interpreter; NCCL's end might wait for the others
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+        if not first:
             raise SystemExit(1) from None
         raise
     dist.destroy_process_group()

@@ -61,13 +61,15 @@ def _lead(runs: Sequence[RunData], store: Store) -> str:
 def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: list[Example]) -> list[Section]:
     width = spread(layer_shares(best.firings, best.rows)).numpy()
     frequency = (best.firings.sum(dim=0).double() / best.rows.sum()).numpy()
-    model = model_table(runs)
+    model, by = model_table(runs), figures.curve_of(runs)
     return [
         Section("Norm by layer", "Mean L2 norm of the activations over training rows, from the store's manifest; "
                 "the band is from the 5 % to the 95 % quantile.", figure=figures.norms(store, store.sites)),
         Section("Runs", "Pooled over layers. FVU = Σ‖x − x̂‖² / Σ‖x − μ<sub>l</sub>‖² with μ<sub>l</sub> the layer's stored "
                 "mean; dead latents never fired on the rows evaluated.", body=_table(runs)),
         Section("FVU against L0", "Diamonds: pooled. Dots: the layers of that run.", figure=figures.pareto(runs)),
+        *([Section(f"FVU against L0 by {by}", f"A colour per {by}, a point per run, pooled.", figure=figures.curves(runs, by))]
+          if by else []),
         Section("FVU by layer", "Averages over layers mislead: a rescaling moves error from some layers to others.",
                 figure=figures.by_layer(runs, "fvu", "FVU")),
         Section("L0 by layer", "Mean number of latents above 0.", figure=figures.by_layer(runs, "l0", "L0")),

@@ -107,6 +107,9 @@ def sweep_command(
     sweep: Annotated[str, typer.Argument(help="A YAML file with a SweepSpec: base, and grid or runs.")],
     out: Annotated[str, typer.Option(help="The folder that gets a run folder for each SAE.")],
     store: Annotated[str | None, typer.Option(help="The store to train from, instead of the file's.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the SAEs of one pass may take: 20GB; default: what the device has free.")
+    ] = None,
     device: Device = "cpu",
     on_corrupt: Corrupt = "error",
     resume: Resume = False,
@@ -114,17 +117,44 @@ def sweep_command(
     wandb: Wandb = None,
     shard_dictionary: Shard = False,
 ) -> None:
-    """Train many SAEs; those that can share a stream are trained in one pass over the data."""
-    from trainer.training.sweep import expand, groups
+    """Train many SAEs; those that can share a stream, and fit into memory together, share one pass over the data."""
+    from trainer.training.sweep import expand
 
     with under_torchrun(device, shard_dictionary) as together:
         made = load_sweep(sweep, store)
         specs = {f"{out.rstrip('/')}/{name}": spec for name, spec in expand(made).items()}
-        parts = groups(specs)
-        say(f"{len(specs)} SAEs in {len(parts)} pass{'es' if len(parts) > 1 else ''} over the data", err=True)
-        run_groups(parts, device, resume, tensorboard, wandb, on_corrupt, together)
+        lead = together is None or together.world.lead
+        parts = [list(part) for part in _plan(specs, memory, device, resume)] if lead else []
+        if together is not None:  # the lead's view of memory and of folders is that of all
+            parts = together.world.shared(parts)
+        of_specs = [{url: specs[url] for url in part} for part in parts]
+        run_groups(of_specs, device, resume, tensorboard, wandb, on_corrupt, together)
     for url in specs:
         say(f"run: {url}")
+
+
+def _plan(specs: dict[str, TrainSpec], memory: str | None, device: str, resume: bool) -> list[dict[str, TrainSpec]]:
+    """Groups of the runs that are left, and what each takes of memory, printed. Looks at all run folders first."""
+    from actstore.harvesting.specs import parse_size
+    from actstore.store import open as open_store
+    from trainer.training.loop import prepare
+    from trainer.training.memory import fitting, usable_memory
+    from trainer.training.sweep import groups
+
+    storages = {url: prepare(url, spec, resume) for url, spec in specs.items()}
+    left = {url: spec for url, spec in specs.items() if not storages[url].exists("sae.json")}
+    limit = usable_memory(device) if memory is None else parse_size(memory)
+    found = []
+    for sharing in groups(left):
+        first = next(iter(sharing.values()))
+        found += fitting(open_store(first.store, follow=first.stream.follow), sharing, limit, device)
+    passes = f"{len(found)} pass{'' if len(found) == 1 else 'es'} over the data"
+    done = f", {len(specs) - len(left)} more have ended" if len(left) < len(specs) else ""
+    typer.echo(f"{len(left)} SAEs in {passes}{done}; {limit / 1e9:.2g} GB may be taken", err=True)
+    for i, group in enumerate(found):
+        more = "; more than may be taken" if group.memory.total > limit else ""
+        typer.echo(f"pass {i + 1}: {len(group.specs)} SAEs, about {group.memory}{more}", err=True)
+    return [group.specs for group in found]
 
 
 def load_spec(path: str | None, overrides: dict[str, Any]) -> TrainSpec:

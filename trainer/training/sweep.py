@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
-from actstore.store import Store
 from schemas.train import SweepSpec, TrainSpec
 from trainer.errors import SaeError
 from trainer.training.streams import shared_stream
 
-BYTES_PER_PARAMETER = 16  # float32 weights, gradients and Adam's two moments
-
 
 def expand(sweep: SweepSpec) -> dict[str, TrainSpec]:
-    """Name -> spec of every run. A name lists what varies: `sae.k=32,stream.rescale=log`."""
+    """Name -> spec of every run. A name lists what varies, and is that of a folder: `k=32,rescale=log`."""
     rows: list[dict[str, Any]] = sweep.runs or [
         dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())
     ]
-    runs = {",".join(f"{path.split('.')[-1]}={value}" for path, value in row.items()): row for row in rows}
+    runs = {",".join(f"{path.split('.')[-1]}={_shown(value)}" for path, value in row.items()): row for row in rows}
     if len(runs) != len(rows):
         raise SaeError("two runs of the sweep are the same; every run must differ in at least one field")
     return {name: TrainSpec.model_validate(with_values(sweep.base, row)) for name, row in runs.items()}
 
 
 def groups(specs: dict[str, TrainSpec]) -> list[dict[str, TrainSpec]]:
-    """Runs that share a stream, a logging and a checkpoint interval, in the order they came."""
+    """Runs that share a stream (all of its spec but rescaling and length), a logging and a checkpoint interval, in the
+    order they came."""
     out: dict[str, dict[str, TrainSpec]] = {}
     for name, spec in specs.items():
         key = f"{spec.store} {shared_stream(spec).to_json()} {spec.log_every} {spec.checkpoint_every}"
         out.setdefault(key, {})[name] = spec
     return list(out.values())
-
-
-def memory(specs: dict[str, TrainSpec], store: Store) -> int:
-    """Bytes of weights, gradients and optimiser state of all runs together."""
-    d = store.site(store.sites[0]).d
-    return sum(2 * spec.sae.size(d) * d * BYTES_PER_PARAMETER for spec in specs.values())
 
 
 def with_values(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +42,15 @@ def with_values(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(name, {})
         place[last] = value
     return made
+
+
+def _shown(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    if isinstance(value, dict):
+        return "+".join(f"{key}-{_shown(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return "+".join(map(_shown, value))
+    return re.sub(r"[^\w.{}*-]", "_", str(value))
 
 
 def _copy(value: Any) -> Any:
