@@ -93,7 +93,7 @@ def with_spec(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        options = {one.name: given.pop(one.name) for one in theirs}
+        options = {one.name: given.pop(one.name, one.default) for one in theirs}  # Python callers leave some out
         command(spec_options(**options), **given)
 
     every = [one.replace(kind=one.KEYWORD_ONLY, annotation=hints[one.name]) for one in (*theirs, *mine)]

@@ -40,7 +40,8 @@ def main(
 
 
 def _recipe(name: str, folder: str, device: str, memory: str | None) -> None:
-    from actstore.harvesting.command import harvest_command
+    from actstore.harvesting.harvest import harvest
+    from actstore.harvesting.specs import parse_count
     from trainer.report.command import report_command
     from trainer.training.command import load_sweep, sweep_command
     from trainer.training.sweep import expand
@@ -50,7 +51,8 @@ def _recipe(name: str, folder: str, device: str, memory: str | None) -> None:
     scale, sweep = name.rsplit("_", maxsplit=1)[-1], str(HERE / f"{name}.yaml")
     store, runs = f"{folder}/store_{scale}", f"{folder}/{name}/runs"
     if not Storage(store).exists("manifest.json"):
-        harvest_command(**yaml.safe_load((HERE / f"harvest_{scale}.yaml").read_text()), out=store, device=device)
+        spec = yaml.safe_load((HERE / f"harvest_{scale}.yaml").read_text())
+        harvest({**spec, "tokens": parse_count(spec["tokens"])}, store, device=device)
     sweep_command(sweep, out=runs, store=store, memory=memory, device=device, resume=True)
     made = [f"{runs}/{run}" for run in expand(load_sweep(sweep, store))]
     report_command(made, out=f"{folder}/{name}/report.html", title=_title(name))
@@ -62,4 +64,6 @@ def _title(name: str) -> str:
 
 
 if __name__ == "__main__":
-    boundary.run(lambda: typer.run(main))
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    boundary.run(app)

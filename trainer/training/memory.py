@@ -23,6 +23,7 @@ from trainer.training.streams import shared_stream
 
 # float32 [B, m] at the peak, by kind: what autograd keeps, gradients, masks
 DENSE = {"relu_l1": 3.5, "decoder_norm": 4.5, "gated": 7.7, "jumprelu": 4.7, "nsae": 5.5, "mlp_encoder": 3.6}
+IN_CACHE = {"relu_l1": 2.6}  # of [B, m] on a CPU, all told: latents and their gradient alone (kernels/dense.py)
 HEAP = 2.2  # of [B, m] on a CPU: a heap that keeps freed memory (allocator.py) has gaps between what lives longer
 ROWS, ROWS_PER_PREFIX = 9, 4  # float32 [B, d]: batch, scaled, reconstruction, error, their gradients
 BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}  # of pre-activations that are searched at once (kernels/select.py)
@@ -75,8 +76,11 @@ def step_bytes(spec: TrainSpec, stream: Stream, device: str) -> int:
         block = min(BLOCK_BYTES["cuda" if on_gpu else "cpu"], FLOAT * piece * n_latents)
         return values + weights + block + CODE_BYTES * piece * inner.k
     free = isinstance(inner, ReluL1) and (inner.penalty == "decoder_norm" or isinstance(spec.sae, Crosscoder))
-    factor = DENSE["decoder_norm" if free else inner.kind] + (0.5 if spec.precision == "bfloat16" else 0)
-    return values + weights + round(FLOAT * factor * (1 if on_gpu else HEAP) * piece * n_latents)
+    kind = "decoder_norm" if free else inner.kind
+    factor = DENSE[kind] + (0.5 if spec.precision == "bfloat16" else 0)
+    if not on_gpu:
+        factor = IN_CACHE.get(kind, factor * HEAP)
+    return values + weights + round(FLOAT * factor * piece * n_latents)
 
 
 def window_bytes(stream: Stream, device: str) -> int:
