@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ LOADED = loaded
 
 def run(words: list[str], out: Path, err: Path) -> None:
     """The process' life: its standard output and error go to files."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
     for path, fd in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
     sys.argv = words

@@ -246,7 +246,8 @@ def test_a_failed_stream_that_is_dropped_leaves_no_thread(own: Store) -> None:
 def in_a_process(store: Store, code: str) -> subprocess.CompletedProcess[str]:
     """Runs code behind an open `stream`, in a process that a hang cannot keep."""
     head = f"""
-import faulthandler, threading, time
+import faulthandler, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
 faulthandler.dump_traceback_later({HANG_S / 3}, exit=True)
 import actstore
 from schemas.stream import StreamSpec

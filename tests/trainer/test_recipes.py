@@ -12,7 +12,7 @@ import yaml
 import trainer.recipes
 from actstore.harvesting.patterns import match_sites
 from actstore.harvesting.specs import parse_count, resolve_spec
-from trainer.training.command import load_sweep
+from trainer.training.specs import load_sweep
 from trainer.training.sweep import expand, groups
 
 FOLDER = Path(trainer.recipes.__file__).parent

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 import trainer
 from tests.support import make_store
 from trainer.training import loop, sinks
-from trainer.training.command import load_spec, run_groups
+from trainer.training.command import run_groups
+from trainer.training.specs import load_spec
 
 PRELOADED = (loop, sinks)  # the command imports them when it runs
 ROOT = Path(__file__).parents[2]

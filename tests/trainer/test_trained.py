@@ -29,8 +29,8 @@ from trainer.evaluate.model import bridge_of, model_metrics
 from trainer.evaluate.rows import evaluate
 from trainer.saes.build import build
 from trainer.trained import TrainedSae
-from trainer.training.command import load_spec
 from trainer.training.loop import layer_norms, train_group
+from trainer.training.specs import load_spec
 from trainer.training.sweep import expand, groups
 
 

@@ -43,7 +43,8 @@ def _recipe(name: str, folder: str, device: str, memory: str | None) -> None:
     from actstore.harvesting.harvest import harvest
     from actstore.harvesting.specs import parse_count
     from trainer.report.command import report_command
-    from trainer.training.command import load_sweep, sweep_command
+    from trainer.training.command import sweep_command
+    from trainer.training.specs import load_sweep
     from trainer.training.sweep import expand
 
     console, began = Console(stderr=True), time.monotonic()
