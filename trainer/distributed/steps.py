@@ -91,7 +91,7 @@ def _jumprelu(sae: JumpReluSae, spec: JumpRelu, world: World, rows: Rows, sparsi
     inputs = encoder_input(rows.x, shared(sae.b_dec, world), rows.layer, sae.shape)
     threshold = of_layer(sae.threshold, rows.layer)
     pre = inputs @ sae.W_enc + sae.b_enc
-    latents, count = Jump.apply(pre, threshold, spec.bandwidth)  # type: ignore[no-untyped-call]
+    latents, count, _ = Jump.apply(pre, threshold, spec.bandwidth)  # type: ignore[no-untyped-call]
     reconstruction = summed(latents @ sae.W_dec, world) + of_layer(sae.b_dec, rows.layer)
     mse, count = squared_error(rows.wanted, reconstruction), summed(count, world)
     loss = mse + spec.l0 * sparsity * count

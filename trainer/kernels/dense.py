@@ -43,6 +43,13 @@ def relu_codes(
     return out
 
 
+def in_cache(values: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
+    """[B, m] as blocks of rows that stay in cache (of as many rows as those of `like`); whole where `_plainly`."""
+    if _plainly(values):
+        return (values,)
+    return tuple(values.split(_block_rows(values if like is None else like)))
+
+
 def _plainly(x: Tensor) -> bool:
     return x.device.type != "cpu" or torch.compiler.is_compiling()
 

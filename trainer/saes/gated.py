@@ -61,7 +61,8 @@ class GatedSae(nn.Module):
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Latents from the gate's pre-activations [B, m], of which the magnitude's are a function."""
-        magnitude = (self.r_mag.exp() * (pre - self.b_gate) + self.b_mag).relu()
+        scale, gate, shift = (part.to(pre.dtype) for part in (self.r_mag.exp(), self.b_gate, self.b_mag))
+        magnitude = torch.addcmul(shift, scale, pre - gate).relu()  # under autocast in its dtype: half the memory moved
         return torch.where(pre > 0, magnitude, 0.0)
 
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import JumpRelu
-from trainer.kernels.dense import affine
+from trainer.kernels.dense import affine, in_cache
 from trainer.saes.ops import (
     Centre,
     Layer,
@@ -34,23 +34,39 @@ from trainer.saes.ops import (
 
 
 class Jump(torch.autograd.Function):
-    """(z [B, m], threshold [m] or [B, m], bandwidth) to (f [B, m], active latents per row: scalar)."""
+    """(z [B, m], threshold [m] or [B, m], bandwidth) to (f [B, m], active latents per row: scalar, and on how many rows
+    each latent is active: int64 [m]). On a CPU block by block, each while it is in cache. The gradient of f is
+    overwritten: use f once, in a product."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(z, threshold)
         ctx.bandwidth = bandwidth
-        active = z > threshold
-        return torch.where(active, z, 0.0), active.sum().to(threshold.dtype) / len(z)
+        latents, fired = torch.empty_like(z), torch.zeros(z.shape[1], dtype=torch.int64, device=z.device)
+        for values, out, limit in zip(in_cache(z), in_cache(latents), _limits(threshold, z), strict=True):
+            active = values > limit
+            torch.mul(values, active, out=out)  # a mask's fill is many times slower
+            fired += active.sum(dim=0, dtype=torch.int32)
+        ctx.mark_non_differentiable(fired)
+        return latents, fired.sum().to(threshold.dtype) / max(1, len(z)), fired
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         z, threshold = ctx.saved_tensors
-        of_f, of_count = gradients
-        near = (z - threshold).abs() < ctx.bandwidth / 2
-        pulled = torch.where(near, threshold * of_f + of_count / len(z), 0.0)
-        of_threshold = -pulled.sum_to_size(threshold.shape) / ctx.bandwidth
-        return torch.where(z > threshold, of_f, 0.0), of_threshold, None
+        of_f, of_count = gradients[0].contiguous(), gradients[1] / max(1, len(z))
+        of_threshold = torch.zeros_like(threshold)
+        sums = in_cache(of_threshold, like=z) if threshold.ndim > 1 else [of_threshold] * len(in_cache(z))
+        for values, of, limit, add in zip(in_cache(z), in_cache(of_f), _limits(threshold, z), sums, strict=True):
+            near = (values - limit).abs_() < ctx.bandwidth / 2
+            pulled = (limit * of).add_(of_count).mul_(near)
+            add.sub_(pulled if threshold.ndim > 1 else pulled.sum(dim=0))
+            of.mul_(values > limit)
+        return of_f, of_threshold / ctx.bandwidth, None
+
+
+def _limits(threshold: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """A threshold for each block of z."""
+    return in_cache(threshold, like=z) if threshold.ndim > 1 else (threshold,) * len(in_cache(z))
 
 
 class JumpReluSae(nn.Module):
@@ -105,12 +121,10 @@ class JumpReluSae(nn.Module):
         shift = None if self.shape.d_out is not None else self.b_dec
         pre = affine(rows.x, shift, rows.layer, self.W_enc, self.b_enc)
         threshold = of_layer(self.threshold, rows.layer)
-        latents, count = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
+        latents, count, fired = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
         reconstruction = self.decode(latents, rows.layer)
         mse = squared_error(rows.wanted, reconstruction)
         loss = mse + self.spec.l0 * sparsity * count
-        with torch.no_grad():
-            fired = (latents > 0).sum(dim=0)
         return Step(loss, reconstruction, fired, count.detach(), {"mse": mse})
 
     def before_update(self) -> None:
