@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -176,7 +175,7 @@ class Storage:
             if isinstance(error, ValueError) and "rotocol" not in str(error):
                 raise
             raise StorageError(f"{where}: not a URL that can be opened: {error}") from error
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # what fsspec's read-only places (http, zip) raise on a write
             raise StorageError(f"{where}: places of this kind can be read only; choose another one") from error
         except OSError as error:
             advice = _ADVICE.get(error.errno or 0, "check the path, the network and the credentials")
@@ -185,11 +184,6 @@ class Storage:
             if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
                 raise StorageError(f"{where}: {error}; check the endpoint and the credentials") from error
             raise
-
-
-def known_protocols() -> list[str]:
-    """Protocols of the URLs that fsspec can open."""
-    return sorted(fsspec.available_protocols())
 
 
 def _local_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

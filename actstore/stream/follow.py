@@ -53,7 +53,7 @@ class FollowedStore(Store):
         self.storage, self.plan, self.poll_s = storage, plan, poll_s
         self.group_units = group_units(plan)
         self._rows: dict[int, int] = {}
-        self._ends_at: int | None = None
+        self._next_block = 0  # all before it are known not to be the corpus' last
         first = [unit for unit in range(plan.layout.n_units) if not at.held_out(unit)][: self.group_units]
         self._wait(first, lambda: False)
         super().__init__(storage, self._provisional([unit for unit in first if unit in self._rows]))
@@ -90,33 +90,30 @@ class FollowedStore(Store):
     def _wait(self, units: list[int], stopped: Callable[[], bool]) -> bool:
         """Until these units are committed, or the corpus has ended before them."""
         while True:
-            for unit in units:
-                if unit not in self._rows and self.storage.exists(at.unit_key(unit)):
-                    record = UnitRecord.model_validate_json(self.storage.read(at.unit_key(unit)))
-                    self._rows[unit] = record.n_rows
-            missing = [unit for unit in units if unit not in self._rows]
-            if not missing or self._ended_before(min(missing)):
+            # Up to the first that is missing only: on an object store every look costs.
+            missing = next((unit for unit in units if not self._committed(unit)), None)
+            if missing is None or self._ended_before(missing):
                 return True
             if stopped():
                 return False
             time.sleep(self.poll_s)
 
+    def _committed(self, unit: int) -> bool:
+        """Whether a unit is committed; remembers its rows."""
+        key = at.unit_key(unit)
+        if unit not in self._rows and self.storage.exists(key):
+            self._rows[unit] = UnitRecord.model_validate_json(self.storage.read(key)).n_rows
+        return unit in self._rows
+
     def _ended_before(self, unit: int) -> bool:
-        """Whether the corpus ended before a unit. Blocks are committed in order, ahead of their units."""
-        if self._ends_at is None:
-            known = [u for u in self._rows if u < unit]
-            # The last block's record says so; it is the newest one, so look from the known units upwards.
-            probe = max(known, default=-1) + 1
-            while self.storage.exists(at.block_key(probe)):
-                if BlockRecord.model_validate_json(self.storage.read(at.block_key(probe))).last:
-                    self._ends_at = probe
-                    break
-                probe += 1
-            else:
-                if probe > 0 and self.storage.exists(at.block_key(probe - 1)):
-                    block = BlockRecord.model_validate_json(self.storage.read(at.block_key(probe - 1)))
-                    self._ends_at = probe - 1 if block.last else None
-        return self._ends_at is not None and unit > self._ends_at
+        """Whether the corpus ended before a unit: whether a block before it (all are there by then) is the last
+        one. Each block's record is read once."""
+        while self._next_block < unit and self.storage.exists(at.block_key(self._next_block)):
+            record = BlockRecord.model_validate_json(self.storage.read(at.block_key(self._next_block)))
+            if record.last:
+                return True
+            self._next_block += 1
+        return False
 
     def _provisional(self, units: list[int]) -> StoreManifest:
         """A manifest of what is planned, with the first group's norms."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -28,23 +26,13 @@ from trainer.saes.jumprelu import JumpReluSae
 from trainer.saes.matryoshka import MatryoshkaSae
 from trainer.saes.mlp_encoder import MlpEncoderSae
 from trainer.saes.nsae import NormalizedSae
-from trainer.saes.ops import Centre, Rows, Shape, Step, mean
+from trainer.saes.ops import Centre, Rows, Shape, mean
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
 from trainer.saes.transcoder import TranscoderSae
 
 FlatSae = ReluL1Sae | TopKSae | BatchTopKSae | MatryoshkaSae | NormalizedSae | GatedSae | JumpReluSae | MlpEncoderSae
 Sae = FlatSae | TranscoderSae | CrosscoderSae
-
-
-class Trainable(Protocol):
-    """What the learner needs of an architecture."""
-
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step: ...
-
-    def before_update(self) -> None: ...
-
-    def after_update(self) -> None: ...
 
 
 def build(spec: SaeSpec, d: int, seed: int = 0, n_sites: int = 1, d_out: int | None = None) -> Sae:
