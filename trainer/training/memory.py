@@ -23,9 +23,9 @@ from trainer.training.streams import shared_stream
 
 # float32 [B, m] at the peak, by kind: what autograd keeps, gradients, masks
 DENSE = {"relu_l1": 3.5, "decoder_norm": 4.5, "gated": 7.7, "jumprelu": 4.7, "nsae": 5.5, "mlp_encoder": 3.6}
-IN_CACHE = {"relu_l1": 2.6}  # of [B, m] on a CPU, all told: latents and their gradient alone (kernels/dense.py)
+IN_CACHE = {"relu_l1": 3.6}  # of [B, m] on a CPU, all told (kernels/dense.py): 1.6 to 3.6, as the heap's gaps fall
 HEAP = 2.2  # of [B, m] on a CPU: a heap that keeps freed memory (allocator.py) has gaps between what lives longer
-ROWS, ROWS_PER_PREFIX = 9, 4  # float32 [B, d]: batch, scaled, reconstruction, error, their gradients
+ROWS, ROWS_PER_PREFIX = 12, 4  # float32 [B, d]: batch, scaled, reconstruction, error, their gradients, gaps
 BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}  # of pre-activations that are searched at once (kernels/select.py)
 CODE_BYTES = 48  # of a nonzero of the TopK kinds: value, gradient, indices, their sorting
 INDEX_BYTES = 24  # of a row in a window: where it lies, its id, its lane
