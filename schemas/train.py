@@ -31,6 +31,11 @@ class Resampling(Schema):
     every: int = Field(default=50_000_000, gt=0, description="rows between resamplings")
     times: int = Field(default=4, gt=0, description="resamplings of a run")
     silent_rows: int | None = Field(default=None, gt=0, description="silent for so many: dead; None: half of `every`")
+    candidates: int | None = Field(
+        default=None,
+        gt=0,
+        description="rows that new directions are drawn from; None: 819,200 as in the paper, at most a 50th of `every`",
+    )
     encoder_scale: float = Field(default=0.2, gt=0, description="norm of the new encoder, over that of the living")
 
 

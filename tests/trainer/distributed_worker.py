@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 import actstore
-from actstore.stream.batches import Stream
+from actstore.stream.batches import Batch, Stream
 from actstore.stream.rescale import Rescaling
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
@@ -27,6 +28,7 @@ from trainer.kernels.peers import largest_of_all
 from trainer.saes.build import build
 from trainer.training.learner import Learner
 from trainer.training.loop import train_group
+from trainer.training.resample import resample
 
 D, M, SITES = 8, 25, 3
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -114,9 +116,9 @@ def alike(world: World, kind: str, split: bool) -> list[float] | None:
     """Steps with resampling on random rows, other ones in each process: how far the processes' weights are apart, and
     how far they are from those of one process that has the rows of all in the order of processes."""
     raw = {"kind": kind, "n_latents": M, **TOGETHER[kind]}
-    resample = {"every": 200, "silent_rows": 45, "times": 3}
+    plan = {"every": 200, "silent_rows": 45, "times": 3, "candidates": 80}
     spec = TrainSpec.model_validate(
-        {"store": "", "sae": raw, "stream": {"batch": 40}, "dead_rows": 50, "resample": resample, "seed": 4}
+        {"store": "", "sae": raw, "stream": {"batch": 40}, "dead_rows": 50, "resample": plan, "seed": 4}
         | {"optimiser": {"lr": 0.01, "eps": 1e-4}}
     )
     parallel: Parallel
@@ -137,6 +139,9 @@ def alike(world: World, kind: str, split: bool) -> list[float] | None:
             silence(whole, off["b_enc"])
         one.update(x[own], layer[own])
         whole.update(x, layer)
+        row = torch.arange(40 * step, 40 * step + 40)
+        resample(Same(Batch(x[own], layer[own], row[own])), [one])
+        resample(Same(Batch(x, layer, row)), [whole])
     assert bias_of(whole).min() > -100, "nothing was resampled"
     tensors = {name: value for name, value in one.sae.state_dict().items() if value.is_floating_point()}
     apart = 0.0
@@ -150,6 +155,25 @@ def alike(world: World, kind: str, split: bool) -> list[float] | None:
     wanted = whole.sae.state_dict() | {"silent_rows": whole.silent_rows}
     far = [float((value - wanted[name]).abs().max() / wanted[name].abs().max()) for name, value in joined.items()]
     return [apart, max(far)]
+
+
+class Same:
+    """A stream of one batch again and again, of this process's rows of it."""
+
+    spec, sites, rows_per_epoch = StreamSpec(batch=40), ("a", "b", "c"), 10**6
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def state(self) -> None:
+        return None
+
+    def restore(self, state: None) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self._batch
 
 
 def bias_of(one: Learner) -> Tensor:

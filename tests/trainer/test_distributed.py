@@ -32,9 +32,10 @@ from trainer.training.loop import train_group
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 24, 96
 DEAD = {"dead_rows": 2 * BATCH}
+RESAMPLE = {"every": 5 * BATCH, "times": 4, "silent_rows": BATCH, "candidates": 4 * BATCH}
 SAES: dict[str, dict[str, Any]] = {
     "relu_l1": {"sae": {"kind": "relu_l1", "l1": 0.05}, "ema": 0.9},
-    "topk": {"sae": {"kind": "topk", "k": 2, "aux_k": 4}, **DEAD},
+    "topk": {"sae": {"kind": "topk", "k": 2, "aux_k": 4}, **DEAD, "resample": RESAMPLE},
     "batch_topk": {"sae": {"kind": "batch_topk", "k": 2, "aux_k": 4, "per_layer_threshold": True}, **DEAD},
     "jumprelu": {"sae": {"kind": "jumprelu", "l0": 0.05, "per_layer_threshold": True, "per_layer_bias": True}},
     "matryoshka": {"sae": {"kind": "matryoshka", "k": 2}},

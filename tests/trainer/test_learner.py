@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from actstore.stream.batches import Batch
 from actstore.stream.rescale import Rescaling
+from schemas.stream import StreamSpec
 from schemas.train import Optimiser, Resampling, TrainSpec
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
 from trainer.saes.ops import Rows, geometric_median
+from trainer.training.draw import Draw
 from trainer.training.learner import Learner
-from trainer.training.resample import _draw, due, replace
+from trainer.training.resample import candidates, due, replace, resample
 from trainer.training.schedule import learning_rate, sparsity
 
 D, M, SITES, BATCH = 8, 24, 3, 60
@@ -126,27 +132,95 @@ def test_resampling_is_due_when_rows_pass_a_multiple() -> None:
     assert [step for step in range(1, 9) if due(Resampling(every=10, times=50), step, 30)] == list(range(1, 9))
 
 
-def test_rows_are_drawn_by_the_square_of_their_loss() -> None:
-    loss = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    counts = torch.zeros(4)
-    for step in range(4000):
-        counts[_draw(loss, 1, 5, step)] += 1
-    assert counts[0] == 0
-    assert torch.allclose(counts / 4000, loss.square() / loss.square().sum(), atol=0.03)
-    assert sorted(_draw(loss, 3, 5, 1).tolist()) == [1, 2, 3], "each row once"
-    assert set(_draw(loss, 9, 5, 1).tolist()) <= {1, 2, 3}
-    assert torch.equal(_draw(loss, 3, 5, 8), _draw(loss, 3, 5, 8))
-    assert len(_draw(torch.full((4,), torch.nan), 2, 0, 0)) == 2
+class Ahead:
+    """A stream whose next rows are given, and which is watched."""
+
+    def __init__(self, batches: list[Batch], epoch: int = 10**9) -> None:
+        self.batches, self.at, self.asked = batches, 0, 0
+        self.spec, self.sites, self.rows_per_epoch = StreamSpec(batch=BATCH), tuple("abc"), epoch
+
+    def state(self) -> int:
+        return self.at
+
+    def restore(self, at: int) -> None:
+        self.at = at
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.at < len(self.batches):
+            self.at += 1
+            self.asked += 1
+            yield self.batches[self.at - 1]
+
+
+def ahead(n: int, **more: Any) -> Any:
+    """A stream of n batches of rows; row ids are those of their own kind."""
+    made = [batch(100 + i) for i in range(n)]
+    return Ahead([Batch(x, layer, torch.arange(BATCH) + BATCH * i) for i, (x, layer) in enumerate(made)], **more)
+
+
+def test_candidates_are_many_rows() -> None:
+    assert candidates(Resampling(), 4096) == 819_200
+    assert candidates(Resampling(every=1_000_000), 4096) == 20_000
+    assert candidates(Resampling(every=1000), 60) == 60
+    assert candidates(Resampling(every=1000, candidates=500), 60) == 500
+
+
+def drawn(n: int, weight: Tensor, seed: int, pieces: int = 1) -> list[int]:
+    """Ids, which are indices."""
+    draw, ids = Draw(n, 5, seed), torch.arange(len(weight))
+    for part in ids.tensor_split(pieces):
+        draw.add(Rows(part[:, None].float()), weight[part], part)
+    found = draw.result()
+    assert found is not None
+    assert torch.equal(found.x[:, 0].long(), found.id)
+    return [int(i) for i in found.id]
+
+
+def test_rows_are_drawn_in_proportion_to_their_weights() -> None:
+    weight = torch.tensor([0.0, 1.0, 4.0, 9.0])
+    first, second = np.zeros(4), np.zeros((4, 4))
+    for seed in range(4000):
+        a, b = drawn(2, weight, seed)
+        first[a] += 1
+        second[a, b] += 1
+    share = weight.numpy() / 14
+    assert np.allclose(first / 4000, share, atol=0.03)
+    assert np.allclose(second[3] / first[3], [0, 0.2, 0.8, 0], atol=0.03), "in proportion among those that are left"
+    assert sorted(drawn(3, weight, 1)) == [1, 2, 3]
+    assert sorted(drawn(9, weight, 1)) == [0, 1, 2, 3], "a row without any loss comes last"
+    assert drawn(9, weight, 1)[-1] == 0
+    assert len(drawn(2, torch.full((4,), torch.nan), 0)) == 2
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 40), st.data())
+def test_a_draw_does_not_depend_on_how_rows_come(seed: int, n: int, rows: int, data: st.DataObject) -> None:
+    weight = torch.rand(rows, generator=torch.Generator().manual_seed(seed % 2**31))
+    wanted = drawn(n, weight, seed)
+    assert len(set(wanted)) == len(wanted) == min(n, rows)
+    assert drawn(n, weight, seed, data.draw(st.integers(1, 2 * rows))) == wanted
+    order = torch.tensor(data.draw(st.permutations(range(rows))))
+    draw, other = Draw(n, 5, seed), Draw(n, 5, seed)
+    draw.add(Rows(order[: rows // 2, None].float()), weight[order[: rows // 2]], order[: rows // 2])
+    draw.result()
+    for _ in range(2):  # rows that come again are drawn once
+        other.add(Rows(order[:, None].float()), weight[order], order)
+    draw.add(Rows(order[rows // 2 :, None].float()), weight[order[rows // 2 :]], order[rows // 2 :])
+    for each in (draw, other):
+        found = each.result()
+        assert found is not None
+        assert found.id.tolist() == wanted
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
-    plan = {"every": 4 * BATCH, "silent_rows": BATCH, "encoder_scale": 0.2}
-    one, never = learner(kind, resample=plan), learner(kind)
+    plan = {"every": 4 * BATCH, "silent_rows": BATCH, "encoder_scale": 0.2, "candidates": 3 * BATCH}
+    one, never, rows = learner(kind, resample=plan), learner(kind), ahead(9)
     for seed in range(4):
         for each in (one, never):
             _silent(each, [2, 5, 11])
             each.update(*batch(seed))
+        resample(rows, [one, never])
+    assert (rows.at, rows.asked) == (0, 3)
     renewed = (one.silent_rows == 0) & (never.silent_rows > 0)
     latents, others = renewed.nonzero()[:, 0], (~renewed).nonzero()[:, 0]
     assert {2, 5, 11} <= set(latents.tolist())
@@ -168,6 +242,51 @@ def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
     for _ in range(2):  # and it goes on
         one.update(*batch(9))
     assert one.finite()
+
+
+def test_new_directions_come_from_the_rows_with_the_largest_loss() -> None:
+    """Against the plain formula: one row of 240 has nearly all of the squared loss of the model as it is."""
+    plan = {"every": 2 * BATCH, "silent_rows": 1, "candidates": 4 * BATCH}
+    one, rows = learner("relu_l1", resample=plan, accumulate=2), ahead(6)
+    far = torch.zeros(D)
+    far[3] = 3e4
+    rows.batches[2].x[17], rows.batches[2].layer[17] = far, 1
+    rows.batches[5].x[5] = far.roll(1) * 10  # not among the candidates
+    for seed in range(2):
+        _silent(one, [7])
+        one.update(*batch(seed))
+    before = weights(one)
+    resample(rows, [one])
+    wanted = 0.5 * far - before["b_dec"]
+    assert torch.allclose(one.sae.W_dec[7], wanted / wanted.norm(), atol=1e-5)
+    assert one.silent_rows[7] == 0
+
+
+def test_more_dead_latents_than_rows_and_no_rows_at_all() -> None:
+    plan = {"every": BATCH, "silent_rows": 1}
+    one = learner("relu_l1", resample=plan)
+    _silent(one, list(range(M)))
+    one.update(*batch(0))
+    before = weights(one)
+    resample(ahead(0), [one])
+    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), before.values(), strict=True))
+    few = ahead(1)
+    few.batches[0] = Batch(*(field[:5] for field in few.batches[0][:3]))
+    resample(few, [one])
+    new = {tuple(row) for row in one.sae.W_dec.detach().round(decimals=4).tolist()}
+    assert len(new) == 5
+
+
+def test_candidates_are_read_once_for_all_and_within_an_epoch() -> None:
+    plan = {"every": BATCH, "silent_rows": 1, "candidates": 7 * BATCH}
+    learners = [learner("relu_l1", resample=plan), learner("topk", resample={**plan, "candidates": 2 * BATCH})]
+    for one in learners:
+        _silent(one, [3])
+        one.update(*batch(0))
+    rows = ahead(9, epoch=4 * BATCH - 7)
+    resample(rows, learners)
+    assert (rows.at, rows.asked) == (0, 4)
+    assert all(one.silent_rows[3] == 0 for one in learners)
 
 
 def _silent(one: Learner, latents: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 Losses are means over rows, so a process's gradient counts with its share of the batch's rows; their sum is the gradient
 of the whole batch, and every process takes the same optimiser step. What is no mean over rows is shared apart: the
-selection of BatchTopK (`kernels.peers`), the latents that fired, the rows to resample from.
+selection of BatchTopK (`kernels.peers`), the latents that fired, the rows drawn for dead ones.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from trainer.training.resample import mean_norm
 
 
 class DataParallel:
-    """Equal to one process up to the order of sums, with three exceptions: each process draws its own noise (nsae);
-    resampling draws other rows of the batch, by the same law; micro-batches of BatchTopK are other rows."""
+    """Equal to one process up to the order of sums, with two exceptions: each process draws its own noise (nsae);
+    micro-batches of BatchTopK are other rows."""
 
     def __init__(self, world: World, spec: TrainSpec, skips: bool = False) -> None:
         self.world, self._spec, self._skips = world, spec, skips
@@ -88,12 +88,8 @@ class DataParallel:
         """Gradients are those of the whole batch already."""
         torch.nn.utils.clip_grad_norm_(sae.parameters(), limit)
 
-    def all_rows(self, rows: Rows, reconstruction: Tensor) -> tuple[Rows, Tensor]:
-        """In the order of processes, which is another than that of one process."""
-        gather = self.world.gather_rows
-        layer = None if rows.layer is None else gather(rows.layer)
-        target = None if rows.target is None else gather(rows.target)
-        return rows._replace(x=gather(rows.x), layer=layer, target=target), gather(reconstruction)
+    def all_rows(self, tensor: Tensor) -> Tensor:
+        return self.world.gather_rows(tensor)
 
     def places(self, n: int) -> tuple[int, int]:
         return 0, n

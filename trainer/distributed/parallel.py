@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from schemas.sae import SaeSpec
 from trainer.distributed.world import World
 from trainer.saes.build import Sae
-from trainer.saes.ops import Rows
 from trainer.training.compiled import Forward
 
 Tensors = dict[str, Tensor]
@@ -62,8 +61,8 @@ class Parallel(Protocol):
         """Scale gradients so that their norm over the whole SAE is at most `limit`."""
         ...
 
-    def all_rows(self, rows: Rows, reconstruction: Tensor) -> tuple[Rows, Tensor]:
-        """The whole batch and its reconstruction, in every process."""
+    def all_rows(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in every process, where each has its own."""
         ...
 
     def places(self, n: int) -> tuple[int, int]:

@@ -21,10 +21,8 @@ from trainer.distributed import steps
 from trainer.distributed.parallel import Tensors, Totals
 from trainer.distributed.world import World
 from trainer.errors import SaeError
-from trainer.saes.build import Sae, build
-from trainer.saes.ops import Rows
+from trainer.saes.build import LATENT_AXIS, Sae, build
 from trainer.training.compiled import Forward
-from trainer.training.resample import LATENT_AXIS
 
 Shardable = ReluL1 | TopK | BatchTopK | JumpRelu
 AXIS = {**LATENT_AXIS, "silent_rows": -1}
@@ -78,8 +76,8 @@ class Shards:
         for gradient in gradients.values():
             gradient.mul_(factor)
 
-    def all_rows(self, rows: Rows, reconstruction: Tensor) -> tuple[Rows, Tensor]:
-        return rows, reconstruction
+    def all_rows(self, tensor: Tensor) -> Tensor:
+        return tensor
 
     def places(self, n: int) -> tuple[int, int]:
         counts = self.world.gather(torch.full((), n, device=self.world.device)).tolist()

@@ -34,6 +34,9 @@ from trainer.saes.transcoder import TranscoderSae
 FlatSae = ReluL1Sae | TopKSae | BatchTopKSae | MatryoshkaSae | NormalizedSae | GatedSae | JumpReluSae | MlpEncoderSae
 Sae = FlatSae | TranscoderSae | CrosscoderSae
 
+# Which axis of a parameter counts latents; the others have none of it.
+LATENT_AXIS = {"W_dec": 0, "W_enc": 1, "b_enc": -1, "b_gate": -1, "b_mag": -1, "r_mag": -1, "log_threshold": -1}
+
 
 def build(spec: SaeSpec, d: int, seed: int = 0, n_sites: int = 1, d_out: int | None = None) -> Sae:
     """A fresh SAE for activations of width d at n_sites sites. d_out: width of a transcoder's target, None for others.

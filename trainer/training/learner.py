@@ -12,12 +12,11 @@ from torch import Tensor
 from actstore.stream.rescale import Rescaling
 from schemas.train import TrainSpec
 from trainer.kernels.choice import products, using
-from trainer.saes.build import Sae
+from trainer.saes.build import LATENT_AXIS, Sae
 from trainer.saes.ops import Rows, Step
 from trainer.training.average import Average
 from trainer.training.compiled import forward_of
 from trainer.training.micro import detached, joined, micro_batches
-from trainer.training.resample import dead_latents, due, resample
 from trainer.training.schedule import learning_rate, sparsity
 from trainer.training.turned import contiguous_parameters
 
@@ -104,7 +103,6 @@ class Learner:
         self.sae.after_update()
         self.step += 1
         self._count(rows, result)
-        self._resample(rows, result.reconstruction)
         if self.average is not None:
             self.average.update(self.sae, self.step)
 
@@ -139,15 +137,24 @@ class Learner:
         else:
             self.parallel.clip(self.sae, limit)
 
-    def _resample(self, rows: Rows, reconstruction: Tensor) -> None:
-        plan = self.spec.resample
-        if plan is None or not due(plan, self.step, self.spec.stream.batch):
-            return
-        if self.parallel is not None:
-            rows, reconstruction = self.parallel.all_rows(rows, reconstruction)
-        latents = dead_latents(plan, self.silent_rows)
-        resample(self.spec, self.sae, self.optimiser, rows, reconstruction, latents, self.step, self.parallel)
+    @torch.no_grad()
+    def reconstruction(self, rows: Rows) -> Tensor:
+        """Of rows as the SAE sees them, as in a training step of the weights as they are."""
+        dead = self.silent_rows > self.spec.dead_rows
+        reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16")
+        pieces = micro_batches(rows, self.spec.accumulate, some_empty=self.parallel is not None)
+        with using(self._products), reduced:
+            return torch.cat([self._forward(piece, 1.0, dead).reconstruction for piece in pieces])
+
+    def forget(self, latents: Tensor) -> None:
+        """Latents [n] that were given new weights: Adam's moments are 0 again, and they count as alive."""
         self.silent_rows[latents] = 0
+        inner = getattr(self.sae, "inner", self.sae)  # of transcoders and crosscoders
+        for name, parameter in inner.named_parameters():
+            if name in LATENT_AXIS:
+                for value in self.optimiser.state[parameter].values():
+                    if value.shape == parameter.shape:  # the moments, not the number of updates
+                        value.index_fill_(LATENT_AXIS[name], latents, 0.0)
 
     @torch.no_grad()
     def _count(self, rows: Rows, result: Step) -> None:

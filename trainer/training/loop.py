@@ -23,6 +23,7 @@ from trainer.saes.build import build
 from trainer.training import checkpoint
 from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Interval, Learner
+from trainer.training.resample import resample
 from trainer.training.start import initialise
 from trainer.training.streams import check_rows_fit, last_steps, n_steps, next_batch, of_one_store, shared_stream
 
@@ -174,6 +175,7 @@ def _loop(stream: Stream, runs: Sequence[Run], report: Report | None) -> None:
         active = [run for run in runs if run.learner.step == step < run.learner.steps]  # others are ahead, or done
         for run in active:
             run.learner.update(batch.x, batch.layer, batch.target)
+        resample(stream, [run.learner for run in active])
         step += 1
         spec = runs[0].spec
         if step % spec.log_every == 0 or step == steps:

@@ -1,35 +1,40 @@
 """New directions for dead latents, as in "Towards Monosemanticity" (Bricken et al. 2023, appendix on resampling).
 
-Each dead latent gets a row of the batch, drawn in proportion to the square of its loss (here its squared error). The
-centred row at norm 1 becomes the latent's dictionary vector, and at `encoder_scale` times the mean norm of the living
-encoder vectors its encoder vector; its biases become 0, and Adam forgets all of them. Two differences from the paper:
-candidates are the rows of that step's batch, and a row is drawn once only, as long as there are enough.
+Many rows (the paper's 819,200, `Resampling.candidates`) are put through the SAE as it is, and each dead latent gets one
+of them, drawn in proportion to the square of its loss (here its squared error). The centred row at norm 1 becomes the
+latent's dictionary vector, and at `encoder_scale` times the mean norm of the living encoder vectors its encoder vector;
+its biases become 0, and Adam forgets all of them. One difference from the paper: a row is drawn once only, as long as
+there are enough.
 
-Draws are a function of the seed and the step: a resumed run makes the same ones.
+The rows are those that the stream gives next; it then goes back. Draws are a function of the seed, the step and the
+rows' ids: a resumed run, and any number of processes, makes the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.train import Resampling, TrainSpec
-from trainer.saes.build import Sae
+from actstore.stream.batches import Batch, Stream
+from schemas.train import Resampling
+from trainer.saes.build import LATENT_AXIS, Sae
 from trainer.saes.crosscoder import CrosscoderSae
 from trainer.saes.jumprelu import JumpReluSae
 from trainer.saes.mlp_encoder import MlpEncoderSae
 from trainer.saes.ops import Rows, encoder_input, of_layer, unit_rows
 from trainer.saes.transcoder import TranscoderSae
+from trainer.training.draw import Draw
+from trainer.training.streams import next_batch
 
 if TYPE_CHECKING:
-    from trainer.distributed.parallel import Parallel
+    from trainer.training.learner import Learner
 
 STAGE = 41
-LATENT_AXIS = {"W_dec": 0, "W_enc": 1, "b_enc": -1, "b_gate": -1, "b_mag": -1, "r_mag": -1, "log_threshold": -1}
+CANDIDATES = 819_200  # of the paper
 
 
 def due(plan: Resampling, step: int, batch: int) -> bool:
@@ -43,50 +48,65 @@ def dead_latents(plan: Resampling, silent_rows: Tensor) -> Tensor:
     return (silent_rows > (plan.silent_rows or max(1, plan.every // 2))).nonzero()[:, 0]
 
 
+def candidates(plan: Resampling, batch: int) -> int:
+    """Rows to draw from."""
+    return plan.candidates or max(batch, min(CANDIDATES, plan.every // 50))
+
+
 @torch.no_grad()
-def resample(
-    spec: TrainSpec,
-    sae: Sae,
-    optimiser: torch.optim.Optimizer,
-    rows: Rows,
-    reconstruction: Tensor,
-    latents: Tensor,
-    step: int,
-    parallel: Parallel | None = None,
-) -> None:
-    """Give the latents [n] new weights from rows and their reconstructions, in place, with Adam's moments at 0.
+def resample(stream: Stream, learners: Sequence[Learner]) -> None:
+    """Give the dead latents of those learners that are due behind their last update new weights, in place.
 
-    parallel: processes that all call this, with the same rows, and each with its own latents where these are split.
+    All processes of a run call this together. Where the stream has no more rows the latents stay as they are.
     """
-    assert spec.resample is not None
-    first, n = (0, len(latents)) if parallel is None else parallel.places(len(latents))
-    if not n:
+    batch = stream.spec.batch
+    planned = [(one, one.spec.resample) for one in learners if one.spec.resample is not None]
+    renewals = [_Renewal(one, plan, batch) for one, plan in planned if due(plan, one.step, batch)]
+    renewals = [one for one in renewals if one.n]
+    if not renewals:
         return
-    loss = (reconstruction.float() - rows.wanted).square().flatten(1).sum(dim=1)
-    chosen = _draw(loss, n, spec.seed, step)[first : first + len(latents)]
-    rows = rows._replace(
-        x=rows.x[chosen],
-        layer=None if rows.layer is None else rows.layer[chosen],
-        target=None if rows.target is None else rows.target[chosen],
-    )
-    replace(sae, latents, rows, spec.resample.encoder_scale, mean_norm if parallel is None else parallel.mean_norm)
-    inner = sae.inner if isinstance(sae, CrosscoderSae | TranscoderSae) else sae
-    for name, parameter in inner.named_parameters():
-        if name in LATENT_AXIS:
-            for value in optimiser.state[parameter].values():
-                if value.shape == parameter.shape:  # the moments, not the number of updates
-                    value.index_fill_(LATENT_AXIS[name], latents, 0.0)
+    start, most = stream.state(), max(one.rows for one in renewals)
+    parallel = renewals[0].learner.parallel
+    for seen in range(0, min(most, stream.rows_per_epoch), batch):
+        rows = next_batch(stream, parallel)
+        if rows is None:
+            break
+        for one in renewals:
+            if seen < one.rows:
+                one.consider(rows, len(stream.sites))
+    stream.restore(start)
+    for one in renewals:
+        one.take()
 
 
-def _draw(loss: Tensor, n: int, seed: int, step: int) -> Tensor:
-    """Rows [n] with probability proportional to loss squared; each once while there are enough of them."""
-    key = np.random.SeedSequence([seed, STAGE, step]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(key[0] >> np.uint64(1)))
-    weight = loss.double().cpu().square()
-    if not (weight.isfinite().all() and weight.sum() > 0):
-        weight = torch.ones_like(weight)
-    again = n > int((weight > 0).sum())
-    return torch.multinomial(weight, n, replacement=again, generator=generator).to(loss.device)
+class _Renewal:
+    """The dead latents of one learner, and the rows that are drawn for them."""
+
+    def __init__(self, learner: Learner, plan: Resampling, batch: int) -> None:
+        self.learner, self._plan = learner, plan
+        self._latents = dead_latents(plan, learner.silent_rows)
+        here = len(self._latents)
+        self._first, self.n = (0, here) if learner.parallel is None else learner.parallel.places(here)
+        self.rows = candidates(plan, batch)
+        self._draw = Draw(self.n, learner.spec.seed, STAGE, learner.step)
+
+    def consider(self, batch: Batch, n_sites: int) -> None:
+        learner = self.learner
+        rows = learner.rows(batch.x, batch.layer, batch.target)
+        error = (learner.reconstruction(rows).float() - rows.wanted).square().flatten(1).sum(dim=1)
+        self._draw.add(rows, error.square(), batch.row * n_sites + batch.layer)
+
+    def take(self) -> None:
+        learner, parallel, latents = self.learner, self.learner.parallel, self._latents
+        drawn = self._draw.result(None if parallel is None else parallel.all_rows)
+        if drawn is None:
+            return
+        places = torch.arange(self._first, self._first + len(latents), device=latents.device) % len(drawn.key)
+        drawn = drawn.map(lambda field: field[places])
+        rows = Rows(drawn.x, drawn.layer, learner.norms, drawn.target)
+        norm = mean_norm if parallel is None else parallel.mean_norm
+        replace(learner.sae, latents, rows, self._plan.encoder_scale, norm)
+        learner.forget(latents)
 
 
 @torch.no_grad()
