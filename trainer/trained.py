@@ -77,6 +77,11 @@ class TrainedSae:
         return self.sae.W_dec
 
     @property
+    def of_all_sites(self) -> bool:
+        """Whether a row holds the activations of all sites, as a crosscoder's does."""
+        return isinstance(self.sae, CrosscoderSae)
+
+    @property
     def device(self) -> torch.device:
         return self.sae.W_dec.device
 

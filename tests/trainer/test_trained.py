@@ -25,7 +25,7 @@ from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
 from trainer.evaluate.metrics import layer_shares, log_density, spread
-from trainer.evaluate.model import bridge_of, model_metrics
+from trainer.evaluate.model import bridge_of, held_out_tokens, model_metrics, special_mask
 from trainer.evaluate.rows import evaluate
 from trainer.saes.build import build
 from trainer.trained import TrainedSae
@@ -222,18 +222,17 @@ def test_options_override_yaml_and_unknown_keys_are_named(store: Store, tmp_path
         load_spec(str(path), {})
 
 
-def test_a_language_model_patched_by_an_sae(tmp_path: Path) -> None:
-    found = actstore.harvest(
-        {
-            "model": "builtin:mini",
-            "corpus": "builtin:stdlib",
-            "sites": "blocks.{2..3}.hook_mlp_out",
-            "tokens": 40_000,
-            "context": 64,
-        },
-        str(tmp_path / "store"),
-    )
-    train_group(found, {str(tmp_path / "run"): spec(found, rows=128 * 300, optimiser={"lr": 5e-3})})
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    what = {"model": "builtin:mini", "corpus": "builtin:stdlib", "tokens": 40_000, "context": 64}
+    sites = ["blocks.{2..3}.hook_mlp_out", "blocks.{2..3}.hook_resid_mid"]
+    return actstore.harvest({**what, "sites": sites}, str(tmp_path_factory.mktemp("mini") / "store"))
+
+
+def test_a_language_model_patched_by_an_sae(harvested: Store, tmp_path: Path) -> None:
+    found = harvested
+    stream = {"batch": 128, "sites": ["blocks.*.hook_mlp_out"], "rescale": "linear"}
+    train_group(found, {str(tmp_path / "run"): spec(found, rows=128 * 300, optimiser={"lr": 5e-3}, stream=stream)})
     sae = trainer.load(str(tmp_path / "run"))
     for one in model_metrics(sae, found, n_sequences=8):
         assert one.ce_clean < one.ce_zero
@@ -254,3 +253,43 @@ def test_a_language_model_patched_by_an_sae(tmp_path: Path) -> None:
     assert torch.allclose(seen[0], sae.reconstruct(before[site], site), atol=1e-4)
     with pytest.raises(SaeError, match="TransformerLens"), sae.attach(torch.nn.Linear(2, 2)):
         pass
+
+
+IN, OUT = (tuple(f"blocks.{i}.hook_{kind}" for i in (2, 3)) for kind in ("resid_mid", "mlp_out"))
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
+def test_a_language_model_patched_by_what_reads_other_sites(kind: str, harvested: Store, tmp_path: Path) -> None:
+    """Against a plain computation from TransformerLens' own cache."""
+    pairs = {"mode": "pairs", "sites": IN, "targets": OUT}
+    stream = pairs if kind == "transcoder" else {"mode": "aligned", "sites": OUT}
+    sae_spec = {"kind": kind, "inner": {"kind": "topk", "k": 8, "n_latents": 256}}
+    raw = {"store": harvested.url, "sae": sae_spec, "stream": {"batch": 128, "rescale": "linear", **stream}}
+    made = TrainSpec.model_validate({**raw, "rows": 128 * 300, "optimiser": {"lr": 5e-3}})
+    train_group(harvested, {str(tmp_path / kind): made})
+    sae = trainer.load(str(tmp_path / kind))
+    bridge = bridge_of(load_model(ModelSource(name="builtin:mini")))
+    tokens = torch.from_numpy(held_out_tokens(harvested, 4))
+    special = special_mask(tokens, harvested)
+    _, cache = bridge.run_with_cache(tokens, prepend_bos=False)
+    for i, one in enumerate(model_metrics(sae, harvested, n_sequences=4)):
+        if kind == "transcoder":
+            new = sae.reconstruct(cache[IN[i]], IN[i])
+        else:
+            new = sae.decode(sae.encode(torch.stack([cache[site] for site in OUT], dim=2)))[:, :, i]
+        new = torch.where(special[..., None], cache[OUT[i]], new)
+        ce = [
+            _cross_entropy(bridge, tokens, OUT[i], value, special)
+            for value in (cache[OUT[i]], new, torch.where(special[..., None], cache[OUT[i]], 0.0))
+        ]
+        assert one.site == sae.sites[i]
+        assert (one.ce_clean, one.ce_sae, one.ce_zero) == pytest.approx(ce, abs=1e-4)
+        assert abs(ce[1] - ce[0]) < ce[2] - ce[0]
+        assert one.kl > 0
+
+
+@torch.no_grad()
+def _cross_entropy(bridge: Any, tokens: torch.Tensor, site: str, value: torch.Tensor, special: torch.Tensor) -> float:
+    logits = bridge.run_with_hooks(tokens, fwd_hooks=[(site, lambda _, hook: value)], prepend_bos=False)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT.double(), tokens[:, 1:], reduction="none")
+    return float(loss[~special[:, :-1]].mean())

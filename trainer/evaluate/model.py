@@ -3,11 +3,15 @@
 Per site and token, in nats: CE untouched, with the reconstruction, with zeros, with the site's stored mean; recovered
 = (CE_ablated - CE_sae) / (CE_ablated - CE_clean); KL(clean || patched) of the next-token distributions. Special
 tokens and padding keep their original activations and are not predicted from.
+
+A transcoder's site is its target, replaced by what it makes of its input; a crosscoder's sites are replaced one at a
+time by its reconstruction from the activations of all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +21,13 @@ from torch import Tensor
 from actstore.harvesting.models import LoadedModel, load_model
 from actstore.store import Store
 from schemas.records import ModelMetrics
-from schemas.sae import Crosscoder, Transcoder
 from schemas.source import ModelSource
-from trainer.errors import RunError, SaeError
+from trainer.errors import RunError
 from trainer.evaluate.metrics import recovered
 from trainer.trained import TrainedSae
 
 Patch = Callable[[Tensor], Tensor]
+Hook = Callable[..., Tensor]
 BATCH = 16
 
 
@@ -37,11 +41,8 @@ def model_metrics(
 ) -> tuple[ModelMetrics, ...]:
     """Metrics of every site over the first held-out sequences; `model` overrides the store's own.
 
-    Raises RunError where the model's weights are not those that were harvested, SaeError for transcoders and
-    crosscoders.
+    Raises RunError where the model's weights are not those that were harvested.
     """
-    if isinstance(sae.spec, Transcoder | Crosscoder):
-        raise SaeError(f"a {sae.spec.kind} is no stand-in for one site, so its effect on the model is not measured")
     source = store.manifest.spec.model
     loaded = load_model(source if model is None else ModelSource(name=model, dtype=source.dtype), device)
     if loaded.info.weights_digest != store.manifest.model.weights_digest:
@@ -50,8 +51,8 @@ def model_metrics(
     tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
     kept = special_mask(tokens, store)
     out = []
-    for i, site in enumerate(sae.sites):
-        out.append(_site(sae, store, bridge, site, tokens, kept))
+    for i in range(len(sae.sites)):
+        out.append(_site(sae, store, bridge, i, tokens, kept))
         if tick is not None:
             tick(i + 1, len(sae.sites))
     return tuple(out)
@@ -81,28 +82,32 @@ def special_mask(tokens: Tensor, store: Store) -> Tensor:
 
 
 @torch.no_grad()
-def _site(sae: TrainedSae, store: Store, bridge: Any, site: str, tokens: Tensor, kept: Tensor) -> ModelMetrics:
+def _site(sae: TrainedSae, store: Store, bridge: Any, i: int, tokens: Tensor, kept: Tensor) -> ModelMetrics:
+    """Of site i; of a transcoder, of pair i."""
+    site = sae.record.targets[i] if sae.record.targets else sae.sites[i]
     mean = torch.from_numpy(store.mean(site)).to(tokens.device, torch.float32)
-    patches: dict[str, Patch] = {
-        "sae": lambda x: sae.reconstruct(x, site),
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x.dtype).expand_as(x),
-    }
-    sums, kl, n = dict.fromkeys(("clean", *patches), 0.0), 0.0, 0
+    sources = sae.sites if sae.of_all_sites else sae.sites[i : i + 1]
+    sums, kl, n = dict.fromkeys(("clean", "sae", "zero", "mean"), 0.0), 0.0, 0
     for rows, mask in zip(tokens.split(BATCH), kept.split(BATCH), strict=True):
         valid = ~mask[:, :-1] & (rows[:, 1:] >= 0)
         ids = rows.clamp_min(0)
-        clean = _log_probabilities(bridge, ids)
+        seen: dict[str, Tensor] = {}
+        clean = _log_probabilities(bridge, ids, [(name, _keep(seen, name)) for name in sources])
         sums["clean"] += _cross_entropy(clean, ids, valid)
         n += int(valid.sum())
+        patches: dict[str, Patch] = {
+            "sae": partial(_stand_in, sae, i, seen),
+            "zero": torch.zeros_like,
+            "mean": lambda x: mean.to(x.dtype).expand_as(x),
+        }
         for name, patch in patches.items():
-            patched = _log_probabilities(bridge, ids, site, patch, mask)
+            patched = _log_probabilities(bridge, ids, [(site, _replace(patch, mask))])
             sums[name] += _cross_entropy(patched, ids, valid)
             if name == "sae":
                 kl += float(((clean.exp() * (clean - patched)).sum(-1)[:, :-1] * valid).sum(dtype=torch.float64))
     ce = {name: total / max(n, 1) for name, total in sums.items()}
     return ModelMetrics(
-        site=site,
+        site=sae.sites[i],
         tokens=n,
         ce_clean=ce["clean"],
         ce_sae=ce["sae"],
@@ -114,18 +119,35 @@ def _site(sae: TrainedSae, store: Store, bridge: Any, site: str, tokens: Tensor,
     )
 
 
-def _log_probabilities(
-    bridge: Any, ids: Tensor, site: str | None = None, patch: Patch | None = None, kept: Tensor | None = None
-) -> Tensor:
-    """log p(next token), float32 [B, context, vocabulary], with a site patched outside `kept`."""
+def _stand_in(sae: TrainedSae, i: int, seen: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What the SAE makes of untouched activations [B, context, d] for its site (or target) i, whose own are x."""
+    if sae.of_all_sites:
+        return sae.reconstruct(torch.stack([seen[name] for name in sae.sites], dim=-2))[..., i, :].to(x.dtype)
+    return sae.reconstruct(seen[sae.sites[i]], i).to(x.dtype)
+
+
+def _keep(into: dict[str, Tensor], name: str) -> Hook:
+    """A hook that keeps a site's activations, [B, context, d]."""
 
     def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 (TransformerLens calls it by name)
-        assert patch is not None
-        assert kept is not None
-        flat = value.reshape(*kept.shape, -1)
+        into[name] = value.flatten(2)
+        return value
+
+    return hook
+
+
+def _replace(patch: Patch, kept: Tensor) -> Hook:
+    """A hook that patches a site outside `kept`."""
+
+    def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001
+        flat = value.flatten(2)
         return torch.where(kept[..., None], flat, patch(flat).to(flat.dtype)).reshape(value.shape)
 
-    hooks = [] if site is None else [(site, hook)]
+    return hook
+
+
+def _log_probabilities(bridge: Any, ids: Tensor, hooks: list[tuple[str, Hook]]) -> Tensor:
+    """log p(next token), float32 [B, context, vocabulary]."""
     logits: Tensor = bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks, prepend_bos=False)
     return logits.float().log_softmax(dim=-1)
 
