@@ -12,7 +12,7 @@ from schemas.stream import Rescale
 
 
 class StepRecord(Schema):
-    """One line of `journal.jsonl`. Means over the steps since the last line; layers as named in the run."""
+    """One line of `journal.jsonl`. rows: trained on so far; means over the steps since the last line."""
 
     step: int
     rows: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -116,6 +117,10 @@ def test_corrupt_chunks_are_skipped_on_request_and_told_in_one_line(tmp_path: Pa
     assert line.startswith("note: skipped 1 chunks that cannot be read, 16 rows so far")
     assert "blocks.1.hook_mlp_out" in line
     assert "StreamWarning" not in err
+    rows = len(store.rows("train")) * len(store.sites) - 16
+    assert trainer.load(str(tmp_path / "skip")).record.rows == rows, "rows that were trained on"
+    last = json.loads((tmp_path / "skip" / "journal.jsonl").read_text().splitlines()[-1])
+    assert last["rows"] == rows
     code, _, err = cli(*words, "--out", str(tmp_path / "r"), "--on-corrupt", "ignore")
     assert (code, "wanted error or skip" in err) == (1, True)
 
@@ -143,7 +148,9 @@ def test_batches_of_lost_rows_are_no_steps(tmp_path: Path) -> None:
         train_group(store, {str(tmp_path / "cut"): one}, on_corrupt="skip", resume=True)
     whole, cut = (tmp_path / name / "sae.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
-    assert trainer.load(str(tmp_path / "whole")).record.steps == 300
+    records = [trainer.load(str(tmp_path / name)).record for name in ("whole", "cut")]
+    assert records[0].steps == 300
+    assert 300 < records[0].rows == records[1].rows < 4 * 300
 
 
 def test_options_for_pairs_and_aligned_rows(tmp_path: Path, cli: Cli) -> None:  # noqa: F811

@@ -1,8 +1,8 @@
 """Checkpoints: a folder of safetensors and JSON at any fsspec URL; nothing is pickled.
 
 `state.json` is written last: a folder without it is no checkpoint. Weights (and their moving average), optimiser,
-latent ages, running sums, random state and the stream's state are in it, so a resumed run goes on bit by bit on the
-same hardware. What is drawn (noise, resampling) is a function of the seed and the step, and needs no state.
+latent ages, rows seen, running sums, random state and the stream's state are in it, so a resumed run goes on bit by
+bit on the same hardware. What is drawn (noise, resampling) is a function of the seed and the step, and needs no state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
     parts = {
         "weights": _contiguous(learner.sae.state_dict()),
         "optimiser": _optimiser_tensors(learner),
-        "latents": {"silent_rows": learner.silent_rows, "random_state": torch.get_rng_state()},
+        "latents": {"silent_rows": learner.silent_rows, "seen": learner.seen, "random_state": torch.get_rng_state()},
         "sums": learner.sums,
     }
     if learner.average is not None:
@@ -85,6 +85,7 @@ def restore(storage: Storage, learner: Learner, step: int) -> None:
         learner.average.load_state_dict(tensors("average"))
     latents, device = tensors("latents"), learner.silent_rows.device
     learner.silent_rows.copy_(latents["silent_rows"])
+    learner.seen.copy_(latents["seen"])
     torch.set_rng_state(latents["random_state"])
     sums = tensors("sums")
     learner.sums = {name: sums[name].to(device) for name in state["sums"]}

@@ -27,9 +27,10 @@ SUMS = ("steps", "rows", "loss", "l0", "error", "variance")
 
 
 class Interval(NamedTuple):
-    """Means over the steps since the last call; `fvu` against the stored variance of the rows' layers; `mse` in
-    original units, of aligned rows over all sites of a token."""
+    """rows: trained on so far; the rest are means over the steps since the last call. fvu: against the stored variance
+    of the rows' layers; mse: in original units, of aligned rows over all sites of a token."""
 
+    rows: int
     loss: float
     mse: float
     l0: float
@@ -69,6 +70,7 @@ class Learner:
             sae.parameters(), plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay, fused=True
         )
         self.silent_rows = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
+        self.seen = torch.zeros((), dtype=torch.int64, device=device)  # rows; not those that were skipped
         self.average: Average | None = None
         self.step = 0
         self._forward = forward_of(self.sae, spec.compile) if parallel is None else parallel.forward_of(self.sae)
@@ -168,6 +170,7 @@ class Learner:
         if self.parallel is not None:
             n, fired, means, sums = self.parallel.totals(len(rows.x), fired, means, sums)
         self.silent_rows.add_(n).masked_fill_(fired > 0, 0)
+        self.seen += n
         self.sums["steps"] += 1
         self.sums["rows"] += n
         for name, value in {**sums, **means}.items():
@@ -187,7 +190,9 @@ class Learner:
 
     def interval(self) -> Interval:
         """The interval's means (one transfer from the device), and begin a new one."""
-        values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        every = {**self.sums, "seen": self.seen.double()}
+        values = dict(zip(every, torch.stack(list(every.values())).tolist(), strict=True))
+        seen = int(values.pop("seen"))
         n = max(values["steps"], 1.0)
         parts = {name: value / n for name, value in values.items() if name not in SUMS}
         dead = int((self.silent_rows > self.spec.dead_rows).sum())
@@ -196,7 +201,7 @@ class Learner:
         mse = values["error"] / max(values["rows"], 1.0)
         fvu = values["error"] / values["variance"] if values["variance"] else math.nan
         self.reset_sums()
-        return Interval(values["loss"] / n, mse, values["l0"] / n, fvu, dead, parts)
+        return Interval(seen, values["loss"] / n, mse, values["l0"] / n, fvu, dead, parts)
 
 
 def _on(factors: Rescaling, device: torch.device) -> tuple[Tensor, Tensor | None]:

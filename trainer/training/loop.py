@@ -217,7 +217,7 @@ def _log(run: Run, progress: Progress) -> Interval:
     run.journal.add(
         StepRecord(
             step=learner.step,
-            rows=learner.step * run.spec.stream.batch,
+            rows=interval.rows,
             loss=interval.loss,
             mse=interval.mse,
             l0=interval.l0,
@@ -269,7 +269,7 @@ def _finish(stream: Stream, run: Run) -> None:
         content_id=store.manifest.content_id,
         model=store.manifest.spec.model.name,
         steps=learner.step,
-        rows=learner.step * run.spec.stream.batch,
+        rows=int(learner.seen),
         seed=run.spec.seed,
         ema=run.spec.ema,
     )
