@@ -7,11 +7,13 @@ W_dec and b_dec constants in the last term, which alone trains the gate. Decoder
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from schemas.sae import Gated
-from trainer.kernels.dense import affine
+from trainer.kernels.dense import affine, in_cache
 from trainer.saes.ops import (
     Centre,
     Layer,
@@ -28,6 +30,45 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+
+
+class Gates(torch.autograd.Function):
+    """(gate [B, m], r_mag, b_gate, b_mag [m]) to (ReLU(gate) [B, m], f [B, m], the mean over rows of the sum of
+    ReLU(gate), and on how many rows each latent is above 0: int64 [m]). On a CPU block by block, each while it is in
+    cache. The gradients of the first two are overwritten: use each once, in a product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: Tensor, r_mag: Tensor, b_gate: Tensor, b_mag: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scale = r_mag.exp()
+        factor, start = scale.to(gate.dtype), (b_mag - scale * b_gate).to(gate.dtype)
+        opened, latents = torch.empty_like(gate), torch.empty_like(gate)
+        fired = torch.zeros(gate.shape[1], dtype=torch.int64, device=gate.device)
+        total = torch.zeros((), dtype=r_mag.dtype, device=gate.device)
+        for values, above, out in zip(in_cache(gate), in_cache(opened), in_cache(latents), strict=True):
+            torch.clamp_min(values, 0, out=above)
+            torch.addcmul(start, factor, values, out=out)
+            out.relu_().mul_(values > 0)
+            fired += (out > 0).sum(dim=0, dtype=torch.int32)
+            total += above.sum(dtype=total.dtype)
+        ctx.save_for_backward(gate, latents, scale, b_gate)
+        ctx.mark_non_differentiable(fired)
+        return opened, latents, total / max(1, len(gate)), fired
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gate, latents, scale, b_gate = ctx.saved_tensors
+        of_opened, of_latents = (gradient.contiguous() for gradient in gradients[:2])
+        of_each, factor = (gradients[2] / max(1, len(gate))).to(gate.dtype), scale.to(gate.dtype)
+        of_start, of_scale = torch.zeros_like(scale), torch.zeros_like(scale)
+        tensors = (gate, latents, of_opened, of_latents)
+        for values, out, above, of in zip(*(in_cache(tensor) for tensor in tensors), strict=True):
+            of.mul_(out > 0)
+            of_start += of.sum(dim=0, dtype=of_start.dtype)
+            of_scale += (of * values).sum(dim=0, dtype=of_scale.dtype)
+            above.add_(of_each).mul_(values > 0).addcmul_(of, factor)
+        return of_opened, scale * (of_scale - b_gate * of_start), -scale * of_start, of_start
 
 
 class GatedSae(nn.Module):
@@ -61,8 +102,7 @@ class GatedSae(nn.Module):
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Latents from the gate's pre-activations [B, m], of which the magnitude's are a function."""
-        scale, gate, shift = (part.to(pre.dtype) for part in (self.r_mag.exp(), self.b_gate, self.b_mag))
-        magnitude = torch.addcmul(shift, scale, pre - gate).relu()  # under autocast in its dtype: half the memory moved
+        magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), pre - self.b_gate).relu()
         return torch.where(pre > 0, magnitude, 0.0)
 
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
@@ -77,17 +117,15 @@ class GatedSae(nn.Module):
         """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
         shift = None if self.shape.d_out is not None else self.b_dec
         gate = affine(rows.x, shift, rows.layer, self.W_enc, self.b_gate)
-        opened, latents = gate.relu(), self.activate(gate)
+        opened, latents, l1, fired = Gates.apply(gate, self.r_mag, self.b_gate, self.b_mag)  # type: ignore[no-untyped-call]
         reconstruction = self.decode(latents, rows.layer)
         frozen = opened @ self.W_dec.detach() + of_layer(self.b_dec.detach(), rows.layer)
         parts = {
             "mse": squared_error(rows.wanted, reconstruction),
-            "l1": opened.sum(dim=-1).mean(),
+            "l1": l1,
             "aux": squared_error(rows.wanted, frozen),
         }
         loss = parts["mse"] + self.spec.l1 * sparsity * parts["l1"] + parts["aux"]
-        with torch.no_grad():
-            fired = (latents > 0).sum(dim=0)
         return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), parts)
 
     def before_update(self) -> None:
