@@ -17,7 +17,7 @@ from actstore.store import Store
 from actstore.stream.columns import columns_of
 from actstore.stream.follow import FollowedStore
 from actstore.stream.mixing import Mix, mixing_shortfall
-from actstore.stream.pool import Pool
+from actstore.stream.pool import Pool, Rows
 from actstore.stream.reader import ChunkReader
 from actstore.stream.rescale import Rescaling, rescaling
 from actstore.stream.setup import digests, load_plan, order_of, pinned
@@ -33,12 +33,14 @@ class StreamWarning(UserWarning):
 
 class Batch(NamedTuple):
     """x: [B, d] (aligned: [B, n_sites, d]); layer: int64 [B], index into `Stream.sites` (aligned: 0); row: int64 [B],
-    row id in the store; target: in pair mode [B, d_target], the output sites' rows of the same tokens."""
+    row id in the store; target: in pair mode [B, d_target], the output sites' rows of the same tokens; place: int64
+    [B], on the host, ascending: where each row is in the batch of all ranks."""
 
     x: torch.Tensor
     layer: torch.Tensor
     row: torch.Tensor
     target: torch.Tensor | None = None
+    place: torch.Tensor | None = None
 
 
 class Stream(IterableDataset[Batch]):
@@ -170,7 +172,7 @@ class Stream(IterableDataset[Batch]):
             raise StopIteration
         self._batch += 1
         self._tell_skipped()
-        return self._batched(rows.planes, rows.label, rows.row)
+        return self._batched(rows)
 
     def _after(self, rows: int) -> tuple[int, int]:
         """(epoch, element) behind so many rows of the stream."""
@@ -249,13 +251,14 @@ class Stream(IterableDataset[Batch]):
             for one in (self.rescaling, self.target_rescaling)
         ]
 
-    def _batched(self, planes: tuple[torch.Tensor, ...], layer: torch.Tensor, row: torch.Tensor) -> Batch:
+    def _batched(self, rows: Rows) -> Batch:
+        planes, layer, row, place = rows
         if self.spec.mode == "aligned":
             sites = torch.arange(len(self.sites), device=self.device)
             parts = [self._scaled(x, sites[i : i + 1], 0) for i, x in enumerate(planes)]
-            return Batch(torch.stack(parts, dim=1), layer, row)
+            return Batch(torch.stack(parts, dim=1), layer, row, None, place)
         target = self._scaled(planes[1], layer, 1) if self.targets is not None else None
-        return Batch(self._scaled(planes[0], layer, 0), layer, row, target)
+        return Batch(self._scaled(planes[0], layer, 0), layer, row, target, place)
 
     def _scaled(self, x: torch.Tensor, layer: torch.Tensor, part: int) -> torch.Tensor:
         """x [n, d] as it is delivered; layer: [n], or [1] for all rows."""

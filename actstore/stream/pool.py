@@ -18,11 +18,13 @@ from actstore.stream.reader import ChunkReader
 
 
 class Rows(NamedTuple):
-    """planes: [n, d] each, in the store's dtype (int8: float32); label, row: int64 [n]; all on the device."""
+    """planes: [n, d] each, in the store's dtype (int8: float32); label, row: int64 [n]; all on the device. place: int64
+    [n] on the host, which element of those asked for each is."""
 
     planes: tuple[torch.Tensor, ...]
     label: torch.Tensor
     row: torch.Tensor
+    place: torch.Tensor
 
 
 class _OnDevice(NamedTuple):
@@ -98,21 +100,22 @@ class Pool:
 
         Fewer where the plan ends before, or where chunks were skipped.
         """
-        n, parts = len(self._planes[0]), []
+        n, parts, begin = len(self._planes[0]), [], first
         while first < last:
             window = self._window(epoch, first // n)
             if window is None:
                 break
             stop = min(last, window.stop * n)
-            parts.append(self._take(window, first - window.start * n, stop - window.start * n, lanes))
+            parts.append(self._take(window, first - window.start * n, stop - window.start * n, lanes, first - begin))
             first = stop
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=self._device)
-            return Rows((), none, none)
+            return Rows((), none, none, torch.zeros(0, dtype=torch.int64))
         if len(parts) == 1:
             return parts[0]
         planes = tuple(torch.cat(plane) for plane in zip(*(part.planes for part in parts), strict=True))
-        return Rows(planes, torch.cat([part.label for part in parts]), torch.cat([part.row for part in parts]))
+        labels, rows, places = ([getattr(part, name) for part in parts] for name in ("label", "row", "place"))
+        return Rows(planes, torch.cat(labels), torch.cat(rows), torch.cat(places))
 
     def _window(self, epoch: int, row: int) -> Window | None:
         """The window that holds a column's row, None behind the last; windows before it are given back."""
@@ -158,23 +161,25 @@ class Pool:
             copied.record(torch.cuda.current_stream(self._device))
         return _OnDevice(*parts, index, row, copied)
 
-    def _take(self, window: Window, first: int, last: int, lanes: tuple[int, int]) -> Rows:
+    def _take(self, window: Window, first: int, last: int, lanes: tuple[int, int], before: int) -> Rows:
+        """Elements of a window; `before` of those asked for come before it."""
         n = len(self._planes[0])
         position = np.arange(first, last)
         if self._usable is not None:
             position = position[self._usable[first:last]]
         if lanes[1] > 1:
             position = position[window.lane[position // n] % lanes[1] == lanes[0]]
+        place = torch.from_numpy(position + (before - first))
         label = torch.from_numpy(self._label[position % n])  # numpy: torch's threads would spin beside the decoders
         if self._moved is not None:
             where = torch.from_numpy(position).to(self._device)
             source = self._moved.source[where]
             planes = tuple(self._decoded(self._moved, i, source) for i in range(len(self._planes)))
-            return Rows(planes, label.to(self._device), self._moved.row[where])
+            return Rows(planes, label.to(self._device), self._moved.row[where], place)
         assert self._loaded is not None
         index = window.source.reshape(-1)[position]
         planes = tuple(_gather(p.reshape(-1, p.shape[2]), index) for p in self._loaded.rows.values)
-        return Rows(planes, label, torch.from_numpy(window.row.reshape(-1)[position]))
+        return Rows(planes, label, torch.from_numpy(window.row.reshape(-1)[position]), place)
 
     def _decoded(self, moved: _OnDevice, plane: int, source: torch.Tensor) -> torch.Tensor:
         """Rows [n, d] of a window on the device; int8: mean + step * scale * value (`dtypes.decode_int8`)."""

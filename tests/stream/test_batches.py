@@ -111,6 +111,11 @@ def test_ranks_deliver_the_lanes_of_the_same_global_batches(store: Store) -> Non
         for i, batch in enumerate(whole):
             mine = torch.cat([part[i].row * 3 + part[i].layer for part in parts])
             assert torch.equal(mine.sort().values, (batch.row * 3 + batch.layer).sort().values)
+            for own in (batch, *(part[i] for part in parts)):
+                assert torch.equal(own.row, batch.row[own.place])
+                assert torch.equal(own.layer, batch.layer[own.place])
+                assert (own.place.diff() > 0).all()
+            assert torch.equal(batch.place, torch.arange(len(batch.x)))
     with pytest.raises(SpecError, match="do not divide"):
         store.stream(spec(), world=3)
     with pytest.raises(SpecError, match="rank 2 of 2"):

@@ -99,7 +99,6 @@ def refused(world: World) -> dict[str, str]:
     """What a dictionary that cannot be split says."""
     out = {}
     for sae in (
-        {"kind": "gated"},
         {"kind": "relu_l1", "decoder_similarity": 1.0},
         {"kind": "topk", "k": 99},
         {"n_latents": 1},
@@ -112,7 +111,7 @@ def refused(world: World) -> dict[str, str]:
     return out
 
 
-def alike(world: World, kind: str, split: bool) -> list[float] | None:
+def alike(world: World, kind: str, split: bool) -> list[float]:
     """Steps with resampling on random rows, other ones in each process: how far the processes' weights are apart, and
     how far they are from those of one process that has the rows of all in the order of processes."""
     raw = {"kind": kind, "n_latents": M, **TOGETHER[kind]}
@@ -121,11 +120,7 @@ def alike(world: World, kind: str, split: bool) -> list[float] | None:
         {"store": "", "sae": raw, "stream": {"batch": 40}, "dead_rows": 50, "resample": plan, "seed": 4}
         | {"optimiser": {"lr": 0.01, "eps": 1e-4}}
     )
-    parallel: Parallel
-    try:
-        parallel = Shards(world, spec, D, SITES) if split else DataParallel(world, spec)
-    except SaeError:
-        return None
+    parallel: Parallel = Shards(world, spec, D, SITES) if split else DataParallel(world, spec)
     one, whole = learner(spec, parallel), learner(spec, None)
     one.sae.load_state_dict(parallel.own(lambda: build(spec.sae, D, spec.seed, SITES).state_dict()))
     off = {"b_enc": torch.arange(M) % 5 == 2}
@@ -137,7 +132,7 @@ def alike(world: World, kind: str, split: bool) -> list[float] | None:
         if step in {0, 6}:
             silence(one, own_off["b_enc"])
             silence(whole, off["b_enc"])
-        one.update(x[own], layer[own])
+        one.update(x[own], layer[own], place=torch.arange(40)[own])
         whole.update(x, layer)
         row = torch.arange(40 * step, 40 * step + 40)
         resample(Same(Batch(x[own], layer[own], row[own])), [one])
@@ -146,7 +141,7 @@ def alike(world: World, kind: str, split: bool) -> list[float] | None:
     tensors = {name: value for name, value in one.sae.state_dict().items() if value.is_floating_point()}
     apart = 0.0
     for name, value in tensors.items():
-        if not split or name in {"b_dec", "threshold", "updates"}:
+        if not split or name in {"b_dec", "threshold", "updates", "W_hidden", "b_hidden"}:
             every = world.gather(value)
             apart = max(apart, float((every - every[0]).abs().max()))
     joined = parallel.whole(tensors | {"silent_rows": one.silent_rows})

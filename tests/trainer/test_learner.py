@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from schemas.stream import StreamSpec
 from schemas.train import Optimiser, Resampling, TrainSpec
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
+from trainer.saes.draws import Draws
 from trainer.saes.ops import Rows, geometric_median
 from trainer.training.draw import Draw
 from trainer.training.learner import Learner
@@ -33,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "topk": {"kind": "topk", "k": 3, "aux_k": 4},
     "batch_topk": {"kind": "batch_topk", "k": 3, "aux_k": 4},
     "matryoshka": {"kind": "matryoshka", "k": 3, "aux_k": 4},
-    "nsae": {"kind": "nsae", "alpha": 0.05, "noise": 0.0},
+    "nsae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3},
     "gated": {"kind": "gated", "l1": 0.1},
     "jumprelu": {"kind": "jumprelu", "l0": 0.1, "threshold": 0.5, "bandwidth": 0.6, "per_layer_threshold": True},
     "mlp_encoder": {"kind": "mlp_encoder", "l1": 0.1},
@@ -89,15 +91,32 @@ def test_micro_batches_are_one_big_batch(kind: str, n: int) -> None:
     assert (b.loss, b.mse, b.l0, b.fvu) == pytest.approx((a.loss, a.mse, a.l0, a.fvu), rel=1e-4)
 
 
-def test_micro_batches_of_batch_topk_have_its_sparsity_and_of_nsae_their_own_noise() -> None:
+@pytest.mark.parametrize("width", [3, 24])
+def test_noise_is_a_function_of_place_and_latent(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any rows and any latents it is that of the whole, which one draw of torch's gives, and it is N(0, 1)."""
+    draws = Draws(7, 1)
+    whole = draws.normal(torch.empty(2000, width), None)
+    plain = torch.randn(2000, width, generator=draws.generator(whole.device))
+    assert torch.equal(whole, plain)
+    assert abs(float(whole.mean())) < 4 / math.sqrt(whole.numel())
+    assert float(whole.std()) == pytest.approx(1, abs=4 / math.sqrt(2 * whole.numel()))
+    assert len(whole.unique(dim=0)) == 2000
+    monkeypatch.setattr("trainer.saes.draws._BLOCK", 160 * width)
+    g = torch.Generator().manual_seed(1)
+    for n, first, own in ((2000, 0, width), (1999, 1, 2), (700, 0, width), (1, 2, 1), (0, 0, width)):
+        place = torch.randperm(2000, generator=g)[:n].sort().values
+        part = draws.normal(torch.empty(n, own), place, (first, width))
+        assert torch.equal(part, whole[place, first : first + own])
+    for place in (torch.arange(50, 300), torch.arange(1900, 2000)):
+        assert torch.equal(draws.normal(torch.empty(len(place), width), place), whole[place])
+    draws.advance()
+    assert not torch.equal(draws.normal(torch.empty(2000, width), None), whole)
+
+
+def test_micro_batches_of_batch_topk_have_its_sparsity() -> None:
     cut = learner("batch_topk", accumulate=4)
     cut.update(*batch(0))
     assert cut.interval().l0 == pytest.approx(3.0)
-    noisy = learner("nsae", sae={"kind": "nsae", "n_latents": M, "noise": 0.5}, accumulate=2)
-    rows = Rows(torch.ones(4, D), torch.zeros(4, dtype=torch.int64), torch.ones(SITES))
-    dead = torch.zeros(M, dtype=torch.bool)
-    a, b = (noisy.sae.training_step(rows._replace(part=part), 1.0, dead).reconstruction for part in (0, 1))
-    assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["relu_l1", "decoder_norm", "batch_topk"])

@@ -25,8 +25,7 @@ from trainer.training.resample import mean_norm
 
 
 class DataParallel:
-    """Equal to one process up to the order of sums, with two exceptions: each process draws its own noise (nsae);
-    micro-batches of BatchTopK are other rows."""
+    """Equal to one process up to the order of sums, but for micro-batches of BatchTopK, which are other rows."""
 
     def __init__(self, world: World, spec: TrainSpec, skips: bool = False) -> None:
         self.world, self._spec, self._skips = world, spec, skips
@@ -36,12 +35,12 @@ class DataParallel:
         return self._spec.sae
 
     def forward_of(self, sae: Sae) -> Forward:
-        """Selections go over the rows of all processes; draws differ between them."""
-        plain, first = forward_of(sae, self._spec.compile, uneven=True), self.world.rank * self._spec.accumulate
+        """Selections go over the rows of all processes."""
+        plain = forward_of(sae, self._spec.compile, uneven=True)
 
         def forward(rows: Rows, sparsity: float, dead: Tensor) -> Step:
             with rows_among(self.world):
-                return plain(rows._replace(part=first + rows.part), sparsity, dead)
+                return plain(rows, sparsity, dead)
 
         return forward
 

@@ -1,8 +1,9 @@
 """A dictionary split by latents over processes, for one that no single device can hold; every process has all rows.
 
-A process has columns of W_enc, rows of W_dec and what else is by latent; what is not (b_dec) is in all of them, and
-stays the same in all. Reconstructions are sums of the processes' parts (`steps`). On disk a run looks as that of one
-process: weights go through the lead's host memory, which must hold the dictionary and, for a checkpoint, its moments.
+A process has columns of W_enc, rows of W_dec and what else is by latent; what is not (b_dec, a hidden layer, a skip) is
+in all of them, and stays the same in all. Reconstructions are sums of the processes' parts (`steps`). On disk a run
+looks as that of one process: weights go through the lead's host memory, which must hold the dictionary and, for a
+checkpoint, its moments.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from schemas.sae import BatchTopK, JumpRelu, ReluL1, SaeSpec, TopK
+from schemas.sae import BatchTopK, Crosscoder, Matryoshka, ReluL1, SaeSpec, TopK, Transcoder
 from schemas.train import TrainSpec
 from trainer.distributed import steps
 from trainer.distributed.parallel import Tensors, Totals
@@ -24,29 +24,25 @@ from trainer.errors import SaeError
 from trainer.saes.build import LATENT_AXIS, Sae, build
 from trainer.training.compiled import Forward
 
-Shardable = ReluL1 | TopK | BatchTopK | JumpRelu
 AXIS = {**LATENT_AXIS, "silent_rows": -1}
 
 
 class Shards:
     """The part that each process has of one SAE. Raises SaeError for what cannot be trained so."""
 
-    def __init__(self, world: World, spec: TrainSpec, d: int, n_sites: int) -> None:
-        self.world, self._spec = world, spec
-        self._sae = _refuse(spec, d, n_sites, world.size)
+    def __init__(self, world: World, spec: TrainSpec, d: int, n_sites: int, d_out: int | None = None) -> None:
+        self.world, self._spec, self._sae = world, spec, spec.sae
+        _refuse(spec, d, n_sites, d_out, world.size)
         self._sizes = [len(part) for part in torch.arange(self._sae.size(d)).tensor_split(world.size)]
 
     @property
     def local(self) -> SaeSpec:
         """The spec of this process's part."""
-        n = self._sizes[self.world.rank]
-        update: dict[str, int] = {"n_latents": n}
-        if isinstance(self._sae, TopK | BatchTopK):  # `steps` takes k from the spec of the whole
-            update["k"] = min(self._sae.k, n)
-        return self._sae.model_copy(update=update)
+        return _part_of(self._sae, self._sizes[self.world.rank])
 
     def forward_of(self, sae: Sae) -> Forward:
-        return partial(steps.training_step, sae, self._sae, self.world)
+        latents = sum(self._sizes[: self.world.rank]), sum(self._sizes)
+        return partial(steps.training_step, sae, self._sae, self.world, latents)
 
     def has_rows(self, n: int) -> bool:
         return n > 0
@@ -66,11 +62,11 @@ class Shards:
         gradients = {name: p.grad for name, p in sae.named_parameters() if p.grad is not None}
         squares = torch.zeros((), device=self.world.device)
         for name, gradient in gradients.items():
-            if name in AXIS:
+            if _axis(name) is not None:
                 squares += gradient.norm().square()
         self.world.sum_(squares)
         for name, gradient in gradients.items():
-            if name not in AXIS:
+            if _axis(name) is None:
                 squares += gradient.norm().square()
         factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
         for gradient in gradients.values():
@@ -107,13 +103,9 @@ class Shards:
             out[name] = self._part(name, tensors.pop(name) if lead else None, getattr(torch, dtype), shape)
         return out
 
-    def _axis(self, name: str, ndim: int) -> int | None:
-        """Along which a tensor is split: `W_dec`, `W_dec.exp_avg`; None where it is the same in all processes."""
-        return AXIS.get(name.partition(".")[0]) if ndim else None
-
     def _joined(self, name: str, tensor: Tensor) -> Tensor:
-        axis = self._axis(name, tensor.ndim)
-        if axis is None:
+        axis = _axis(name)
+        if axis is None or not tensor.ndim:
             return tensor.cpu()
         if not self.world.lead:
             self.world.send(tensor, 0)
@@ -126,7 +118,7 @@ class Shards:
         return torch.cat(parts, dim=axis)
 
     def _part(self, name: str, tensor: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
-        axis = self._axis(name, len(shape))
+        axis = _axis(name) if shape else None
         if tensor is not None:
             parts = [tensor] * self.world.size if axis is None else list(tensor.split(self._sizes, dim=axis))
             for rank in range(1, self.world.size):
@@ -137,17 +129,31 @@ class Shards:
         return self.world.receive(tuple(shape), dtype, 0)
 
 
-def _refuse(spec: TrainSpec, d: int, n_sites: int, size: int) -> Shardable:
+def _axis(name: str) -> int | None:
+    """Along which a tensor is split: `W_dec`, `inner.W_dec.exp_avg`; None where it is the same in all processes."""
+    return AXIS.get(name.removeprefix("inner.").partition(".")[0])
+
+
+def _part_of(sae: SaeSpec, n: int) -> SaeSpec:
+    """The spec of n latents of a dictionary; k and prefixes are of the whole one, whose spec `steps` has too."""
+    if isinstance(sae, Transcoder | Crosscoder):
+        return sae.model_copy(update={"inner": _part_of(sae.inner, n)})
+    update: dict[str, object] = {"n_latents": n}
+    if isinstance(sae, TopK | BatchTopK | Matryoshka):
+        update["k"] = min(sae.k, n)
+    if isinstance(sae, Matryoshka):
+        update["prefixes"] = (1.0,)
+    return sae.model_copy(update=update)
+
+
+def _refuse(spec: TrainSpec, d: int, n_sites: int, d_out: int | None, size: int) -> None:
     sae = spec.sae
-    if not isinstance(sae, Shardable):
-        can = ", ".join(kind.model_fields["kind"].default for kind in get_args(Shardable))
-        raise SaeError(f"{sae.kind}: its dictionary cannot be split over processes; those of {can} can")
-    if isinstance(sae, ReluL1) and sae.decoder_similarity:
+    inner = sae.inner if isinstance(sae, Transcoder | Crosscoder) else sae
+    if isinstance(inner, ReluL1) and inner.decoder_similarity:
         raise SaeError("decoder_similarity compares latents of all processes; leave it out of a split dictionary")
     if spec.compile:
         raise SaeError("compile: the forward of a split dictionary is not compiled; leave `compile` out")
     if sae.size(d) < size:
         raise SaeError(f"{sae.size(d)} latents cannot be split over {size} processes; start fewer")
     with torch.device("meta"):
-        build(sae, d, spec.seed, n_sites)  # the other checks
-    return sae
+        build(sae, d, spec.seed, n_sites, d_out)  # the other checks

@@ -16,6 +16,7 @@ from trainer.distributed.shards import Shards
 from trainer.distributed.world import World
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
+from trainer.saes.ops import Rows
 from trainer.training.learner import Learner
 from trainer.training.start import CENTRES, first_rows, initialise, rows_of
 
@@ -33,8 +34,8 @@ class Together:
         """Which part of each batch this process streams: (rank, world) of a Stream."""
         return (0, 1) if self.shard_dictionary else (self.world.rank, self.world.size)
 
-    def parallel(self, spec: TrainSpec, d: int, n_sites: int) -> Parallel:
-        """How the processes share one SAE. Raises SaeError for a dictionary that cannot be split."""
+    def parallel(self, spec: TrainSpec, d: int, n_sites: int, d_out: int | None = None) -> Parallel:
+        """How the processes share one SAE; d_out: as in `build`. Raises SaeError where a dictionary cannot be split."""
         if not self.shard_dictionary:
             return DataParallel(self.world, spec, self.skips)
         if self.skips:
@@ -42,7 +43,7 @@ class Together:
                 "on_corrupt: a process that skips rows would go on with other batches than the rest, which a split "
                 "dictionary cannot; leave --on-corrupt out"
             )
-        return Shards(self.world, spec, d, n_sites)
+        return Shards(self.world, spec, d, n_sites, d_out)
 
     def initialise(self, stream: Stream, learners: Sequence[Learner]) -> None:
         """The lead reads the first rows (of whole batches) and computes; the others are given the result."""
@@ -64,11 +65,12 @@ class Together:
 def _whole_start(stream: Stream, learner: Learner) -> dict[str, Tensor]:
     """State of the whole dictionary's SAE as one process would begin, in the host's memory."""
     spec = learner.spec
-    sae = build(spec.sae, stream.d, spec.seed, len(stream.sites))
+    sae = build(spec.sae, stream.d, spec.seed, len(stream.sites), stream.d_target)
     if spec.init == "data":
         rows = rows_of(learner, first_rows(stream, sae.n_latents))
-        on_host = [value if value is None else value.cpu() for value in (rows.x, rows.layer, rows.norm)]
-        assert on_host[0] is not None
-        initialise_from(sae, type(rows)(on_host[0], on_host[1], on_host[2]), CENTRES[spec.center_init])
+        layer, norm, target = (
+            value if value is None else value.cpu() for value in (rows.layer, rows.norm, rows.target)
+        )
+        initialise_from(sae, Rows(rows.x.cpu(), layer, norm, target), CENTRES[spec.center_init])
     state: dict[str, Tensor] = sae.state_dict()
     return {name: torch.as_tensor(value) for name, value in state.items()}

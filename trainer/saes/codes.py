@@ -47,11 +47,11 @@ class Encoder:
 
 
 def prefix_decoded(
-    values: Tensor, decoder: Tensor, pattern: Pattern, ends: Sequence[int], bias: Tensor
+    values: Tensor, decoder: Tensor, pattern: Pattern, ends: Sequence[int], bias: Tensor | None = None
 ) -> list[Tensor]:
     """bias + sum of codes over latents before `end`, for each of the ascending ends: [B, d] each.
 
-    Every nonzero is decoded once. values: [n]; decoder: [m, d], m the last end; bias: [d] or [B, d].
+    Every nonzero is decoded once. values: [n]; decoder: [m, d], m the last end; bias: [d] or [B, d], None for 0.
     """
     widths = [end - first for first, end in itertools.pairwise((0, *ends))]
     out: list[Tensor] = []

@@ -74,7 +74,7 @@ class CrosscoderSae(nn.Module):
 
     def inner_rows(self, rows: Rows) -> Rows:
         """Rows as `inner` sees them."""
-        return Rows(self._side_by_side(rows.x), part=rows.part)
+        return Rows(self._side_by_side(rows.x), place=rows.place)
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""

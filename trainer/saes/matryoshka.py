@@ -29,6 +29,11 @@ from trainer.saes.ops import (
 )
 
 
+def prefix_ends(spec: Matryoshka, n_latents: int) -> list[int]:
+    """How many latents each prefix has, of a dictionary of n_latents."""
+    return [max(1, round(share * n_latents)) for share in spec.prefixes]
+
+
 class MatryoshkaSae(nn.Module):
     """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out]; threshold [1]."""
 
@@ -39,7 +44,7 @@ class MatryoshkaSae(nn.Module):
     def __init__(self, spec: Matryoshka, shape: Shape) -> None:
         super().__init__()
         self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
-        self.prefixes = [max(1, round(share * self.n_latents)) for share in spec.prefixes]
+        self.prefixes = prefix_ends(spec, self.n_latents)
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
         self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape, by_latent=True))
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))

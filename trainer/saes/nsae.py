@@ -2,7 +2,8 @@
 
 Loss of a row of layer i: beta_i * sum c + |x' - x|^2 with beta_i = alpha * n_i^2. n_i is the mean norm of the layer's
 rows as the SAE sees them; with `norm: row` it is the row's own norm. The decoder is not held at norm 1. The noise,
-N(0, noise^2) per entry, is there in training only, and is drawn from (seed, updates so far).
+N(0, noise^2) per entry, is there in training only; it is a function of the seed, the updates so far, the row's place in
+the batch and the latent.
 """
 
 from __future__ import annotations
@@ -57,13 +58,7 @@ class NormalizedSae(nn.Module):
 
     def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
         """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty. No noise in eval mode."""
-        pre = rows.x @ self.W_enc + self.b_enc
-        if self.training and self.spec.noise:
-            generator = self.draws.generator(pre.device, rows.part)
-            pre = pre + self.spec.noise * torch.randn(
-                pre.shape, generator=generator, device=pre.device, dtype=pre.dtype
-            )
-        latents = self.activate(pre)
+        latents = self.activate(self.noisy(rows.x @ self.W_enc + self.b_enc, rows))
         reconstruction = self.decode(latents)
         mse = squared_error(rows.x, reconstruction)
         l1 = (self.squared_norms(rows) * latents.sum(dim=-1)).mean()
@@ -71,6 +66,12 @@ class NormalizedSae(nn.Module):
         with torch.no_grad():
             fired = (latents > 0).sum(dim=0)
         return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), {"mse": mse, "l1": l1})
+
+    def noisy(self, pre: Tensor, rows: Rows, latents: tuple[int, int] | None = None) -> Tensor:
+        """Pre-activations with this update's noise, outside training as they are; `latents` as in `Draws.normal`."""
+        if not self.training or not self.spec.noise:
+            return pre
+        return pre + self.spec.noise * self.draws.normal(pre.detach(), rows.place, latents)
 
     def squared_norms(self, rows: Rows) -> Tensor:
         """n_i^2 of each row, [B] or [1]. Raises SaeError where the layers' norms are wanted and not given."""

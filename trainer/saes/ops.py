@@ -19,15 +19,15 @@ class Rows(NamedTuple):
     """A batch as an architecture sees it, after rescaling.
 
     x: [B, d], for a crosscoder [B, n_sites, d]; layer: int64 [B], index of each row's site; norm: [n_sites], mean L2
-    norm of each layer's rows; target: [B, d_out], what a transcoder reconstructs; part: which micro-batch of its
-    optimiser step this is, so that random draws differ between them.
+    norm of each layer's rows; target: [B, d_out], what a transcoder reconstructs; place: int64 [B] on the host,
+    ascending, where each row is in the whole batch, of which these may be a part; None for a whole one.
     """
 
     x: Tensor
     layer: Tensor | None = None
     norm: Tensor | None = None
     target: Tensor | None = None
-    part: int = 0
+    place: Tensor | None = None
 
     @property
     def wanted(self) -> Tensor:

@@ -75,13 +75,17 @@ class TranscoderSae(nn.Module):
 
     def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:
         """Loss on rows with a target. Raises SaeError where they have none."""
-        skipped = None if self.W_skip is None else rows.x @ self.W_skip
-        step = self.inner.training_step(_without(rows, skipped), sparsity, dead)
+        skipped = self.skipped(rows)
+        step = self.inner.training_step(without(rows, skipped), sparsity, dead)
         return step if skipped is None else step._replace(reconstruction=step.reconstruction + skipped)
 
     def inner_rows(self, rows: Rows) -> Rows:
         """Rows as `inner` sees them. Raises SaeError where they have no target."""
-        return _without(rows, None if self.W_skip is None else rows.x @ self.W_skip)
+        return without(rows, self.skipped(rows))
+
+    def skipped(self, rows: Rows) -> Tensor | None:
+        """What the skip makes of the inputs [B, d_out]; None without one."""
+        return None if self.W_skip is None else rows.x @ self.W_skip
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""
@@ -96,7 +100,8 @@ class TranscoderSae(nn.Module):
         self.inner.initialise(rows, centre)
 
 
-def _without(rows: Rows, skipped: Tensor | None) -> Rows:
+def without(rows: Rows, skipped: Tensor | None) -> Rows:
+    """Rows whose targets lack what the skip gives. Raises SaeError where they have no target."""
     if rows.target is None:
         raise SaeError("a transcoder needs rows of two sites of the same tokens: Rows(x=inputs, target=outputs)")
     return rows if skipped is None else rows._replace(target=rows.target - skipped)

@@ -31,12 +31,12 @@ def forward_of(sae: Sae, compiled: bool, uneven: bool = False) -> Forward:
         )
     draws: Any = getattr(sae, "draws", None) or getattr(getattr(sae, "inner", None), "draws", None)
     if draws is not None:  # it depends on the update's number, for which there must not be a graph each
-        draws.generator = torch.compiler.disable(draws.generator)
+        draws.generator, draws.normal = map(torch.compiler.disable, (draws.generator, draws.normal))
     made = torch.compile(sae.training_step, dynamic=None if uneven else False)
 
     def forward(rows: Rows, sparsity: float, dead: Tensor) -> Step:
         share: Any = torch.tensor(sparsity, device=rows.x.device)  # a number would be compiled in
-        step: Step = made(rows._replace(part=0) if draws is None else rows, share, dead)
+        step: Step = made(rows._replace(place=None) if draws is None else rows, share, dead)
         return step
 
     return forward

@@ -83,16 +83,17 @@ class Learner:
         """Begin averaging at the weights as they are, if the spec wants an average."""
         self.average = None if self.spec.ema is None else Average(self.sae, self.spec.ema)
 
-    def rows(self, x: Tensor, layer: Tensor, target: Tensor | None = None) -> Rows:
-        """A batch in original units as the SAE sees it: x [B, d] (aligned rows: [B, n_sites, d]), target [B, d_out]."""
+    def rows(self, x: Tensor, layer: Tensor, target: Tensor | None = None, place: Tensor | None = None) -> Rows:
+        """A batch in original units as the SAE sees it: x [B, d] (aligned rows: [B, n_sites, d]), target [B, d_out];
+        place: as in `Rows`."""
         if x.ndim == 3:
-            return Rows(_scaled(x, self.scale, self.mean), norm=self.norms)
+            return Rows(_scaled(x, self.scale, self.mean), norm=self.norms, place=place)
         wanted = None if target is None else _scaled(target, self.scale_out, self.mean_out, layer)
-        return Rows(_scaled(x, self.scale, self.mean, layer), layer, self.norms, wanted)
+        return Rows(_scaled(x, self.scale, self.mean, layer), layer, self.norms, wanted, place)
 
-    def update(self, x: Tensor, layer: Tensor, target: Tensor | None = None) -> None:
-        """One optimiser step on a batch in original units; layer: int64 [B]."""
-        rows = self.rows(x, layer, target)
+    def update(self, x: Tensor, layer: Tensor, target: Tensor | None = None, place: Tensor | None = None) -> None:
+        """One optimiser step on a batch in original units; layer: int64 [B]; the others as in `rows`."""
+        rows = self.rows(x, layer, target, place)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.spec.optimiser, self.step, self.steps)
         self.optimiser.zero_grad(set_to_none=True)

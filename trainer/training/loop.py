@@ -144,7 +144,7 @@ def _train(stream: Stream, runs: Sequence[Run], report: Report | None, sinks: Si
 def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: str, together: Together | None) -> Run:
     check_rows_fit(spec)
     store, kind, center = stream.store, spec.stream.rescale, spec.stream.center
-    parallel = None if together is None else together.parallel(spec, stream.d, len(stream.sites))
+    parallel = None if together is None else together.parallel(spec, stream.d, len(stream.sites), stream.d_target)
     own = spec.sae if parallel is None else parallel.local
     sae = build(own, stream.d, spec.seed, len(stream.sites), stream.d_target)
     factors = rescaling(store, stream.sites, kind, center)
@@ -174,7 +174,7 @@ def _loop(stream: Stream, runs: Sequence[Run], report: Report | None) -> None:
     while step < steps and (batch := next_batch(stream, parallel)) is not None:
         active = [run for run in runs if run.learner.step == step < run.learner.steps]  # others are ahead, or done
         for run in active:
-            run.learner.update(batch.x, batch.layer, batch.target)
+            run.learner.update(batch.x, batch.layer, batch.target, batch.place)
         resample(stream, [run.learner for run in active])
         step += 1
         spec = runs[0].spec

@@ -17,8 +17,9 @@ def micro_batches(rows: Rows, n: int, some_empty: bool = False) -> list[Rows]:
     def cut(values: Tensor | None) -> list[Tensor | None]:
         return [None] * n if values is None else list(values.tensor_split(n))
 
-    pieces = zip(rows.x.tensor_split(n), cut(rows.layer), cut(rows.target), strict=True)
-    return [Rows(x, layer, rows.norm, target, part) for part, (x, layer, target) in enumerate(pieces)]
+    place = torch.arange(len(rows.x)) if rows.place is None else rows.place
+    pieces = zip(rows.x.tensor_split(n), cut(rows.layer), cut(rows.target), place.tensor_split(n), strict=True)
+    return [Rows(x, layer, rows.norm, target, at) for x, layer, target, at in pieces]
 
 
 def detached(step: Step) -> Step:

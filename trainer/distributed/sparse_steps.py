@@ -1,0 +1,123 @@
+"""Training steps of the TopK kinds whose dictionary is split by latents: selection over the whole dictionary.
+
+Each process finds its own part of the codes; all decode theirs, and sum the reconstructions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from schemas.sae import BatchTopK, Matryoshka, TopK
+from trainer.distributed.maps import shared, summed
+from trainer.distributed.world import World
+from trainer.kernels.pattern import Pattern
+from trainer.kernels.peers import batch_top_k_of_parts, rows_among
+from trainer.kernels.select import top_k_of_product
+from trainer.kernels.sparse import decoded, encoded
+from trainer.saes.batch_topk import BatchTopKSae
+from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded
+from trainer.saes.matryoshka import MatryoshkaSae, prefix_ends
+from trainer.saes.ops import Rows, Step, of_layer, squared_error
+from trainer.saes.topk import TopKSae
+
+TopKKind = TopK | BatchTopK | Matryoshka
+TopKKindSae = TopKSae | BatchTopKSae | MatryoshkaSae
+
+
+def top_k_step(
+    sae: TopKKindSae, spec: TopKKind, world: World, rows: Rows, dead: Tensor, latents: tuple[int, int]
+) -> Step:
+    """As `steps.training_step`. latents: the first that is here, and the number in the whole dictionary."""
+    encoder = Encoder(rows, sae.W_enc, sae.b_enc, shared(sae.b_dec, world), sae.shape)
+    if isinstance(sae, TopKSae):
+        values, pattern = _row_top_k(encoder, spec.k, world, None)
+        values = values.relu()
+    else:
+        values, pattern = _batch_top_k(encoder, spec.k * len(rows.x), world)
+        layered = isinstance(sae, BatchTopKSae) and sae.spec.per_layer_threshold
+        with rows_among(world):
+            sae._lowest = lowest(values, pattern, rows.layer if layered else None, len(sae.threshold))
+    bias = of_layer(sae.b_dec, rows.layer)
+    if isinstance(spec, Matryoshka):
+        ends = [min(max(0, end - latents[0]), pattern.n_latents) for end in prefix_ends(spec, latents[1])]
+        nested = summed(torch.stack(prefix_decoded(values, sae.W_dec, pattern, ends)), world) + bias
+        errors = [squared_error(rows.wanted, one) for one in nested]
+        reconstruction, parts = nested[-1], {"mse": errors[-1], "prefixes": torch.stack(errors).mean()}
+        loss = parts["prefixes"]
+    else:
+        reconstruction = summed(decoded(values, sae.W_dec, pattern), world) + bias
+        parts = {"mse": squared_error(rows.wanted, reconstruction)}
+        loss = parts["mse"]
+    if spec.aux_coefficient:
+        aux = _aux_k(encoder, (rows.wanted - reconstruction).detach(), dead, spec.aux_k, sae.W_dec, world)
+        if aux is not None:
+            parts["aux"] = aux
+            loss = loss + spec.aux_coefficient * aux
+    return step_of(loss, reconstruction, fired(values, pattern), parts, world)
+
+
+def step_of(loss: Tensor, reconstruction: Tensor, counts: Tensor, parts: dict[str, Tensor], world: World) -> Step:
+    """From the counts of this process's latents, on how many rows each was above 0."""
+    l0 = world.sum_(counts.sum()) / len(reconstruction)
+    return Step(loss, reconstruction, counts, l0, parts)
+
+
+def _centred(encoder: Encoder) -> Tensor:
+    return encoder.x.detach() if encoder.shift is None else encoder.x.detach() - encoder.shift.detach()
+
+
+def _differentiable(encoder: Encoder, values: Tensor, pattern: Pattern, centred: Tensor) -> Tensor:
+    return encoded(encoder.x, encoder.shift, encoder.weight, encoder.bias, values, pattern, centred)
+
+
+def _batch_top_k(encoder: Encoder, n: int, world: World) -> tuple[Tensor, Pattern]:
+    """This process's part of the n largest of the batch over the whole dictionary."""
+    centred, m = _centred(encoder), encoder.weight.shape[1]
+    found = batch_top_k_of_parts(
+        centred, encoder.weight, encoder.bias, n, min(n // world.size, len(centred) * m), world
+    )
+    pattern = Pattern.ragged(found[1], found[2], encoder.n_rows, m)
+    return _differentiable(encoder, found[0], pattern, centred), pattern
+
+
+def _row_top_k(encoder: Encoder, k: int, world: World, among: Tensor | None) -> tuple[Tensor, Pattern]:
+    """This process's part of the k largest of each row over the whole dictionary, or over the latents `among`.
+
+    Each process gives its own k largest of a row; the k largest of these are the row's, and all find the same ones.
+    """
+    centred, m = _centred(encoder), encoder.weight.shape[1]
+    own = min(k, m if among is None else len(among))
+    width = -int(world.least(-own))
+    values, latents = _largest_here(encoder, centred, own, among)
+    padded = values.new_full((len(values), width), -torch.inf)
+    padded[:, :own] = values
+    every = world.gather(padded).movedim(0, 1).flatten(1)
+    chosen = torch.zeros_like(every, dtype=torch.bool)
+    chosen.scatter_(1, every.topk(k, dim=-1, sorted=False).indices, True)
+    first = world.rank * width
+    at = chosen[:, first : first + own].nonzero(as_tuple=True)
+    pattern = Pattern.ragged(at[0], latents[at], encoder.n_rows, m)
+    return _differentiable(encoder, values[at], pattern, centred), pattern
+
+
+def _largest_here(encoder: Encoder, centred: Tensor, own: int, among: Tensor | None) -> tuple[Tensor, Tensor]:
+    if among is None:
+        return top_k_of_product(centred, encoder.weight, encoder.bias, own)
+    if not own:
+        none = centred.new_zeros(len(centred), 0)
+        return none, none.to(torch.int64)
+    values, local = top_k_of_product(centred, encoder.weight.T[among].T, encoder.bias[among], own)
+    return values, among[local]
+
+
+def _aux_k(
+    encoder: Encoder, error: Tensor, dead: Tensor, k: int | None, decoder: Tensor, world: World
+) -> Tensor | None:
+    """AuxK with the dead of all processes; as `Encoder.aux_k`."""
+    among = dead.nonzero()[:, 0]
+    n_dead = world.total(len(among))
+    if not n_dead:
+        return None
+    values, pattern = _row_top_k(encoder, min(k or max(1, error.shape[-1] // 2), n_dead), world, among)
+    return squared_error(error, summed(decoded(values.relu(), decoder, pattern), world))
