@@ -38,16 +38,16 @@ SAES: dict[str, dict[str, Any]] = {
     "topk": {"sae": {"kind": "topk", "k": 2, "aux_k": 4}, **DEAD, "resample": RESAMPLE},
     "batch_topk": {"sae": {"kind": "batch_topk", "k": 2, "aux_k": 4, "per_layer_threshold": True}, **DEAD},
     "jumprelu": {"sae": {"kind": "jumprelu", "l0": 0.05, "per_layer_threshold": True, "per_layer_bias": True}},
-    "matryoshka": {"sae": {"kind": "matryoshka", "k": 2}},
+    "matryoshka": {"sae": {"kind": "matryoshka", "k": 2, "aux_k": 4}, **DEAD, "accumulate": 3},
     "micro": {"sae": {"kind": "gated", "l1": 0.05}, "accumulate": 3},
-    "nsae": {"sae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3}},
-    "noisy_micro": {"sae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3, "norm": "row"}, "accumulate": 2},
+    "nsae": {"sae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3}, "accumulate": 2},
     "mlp_encoder": {"sae": {"kind": "mlp_encoder", "l1": 0.05, "per_layer_bias": True}},
     "tied": {"sae": {"kind": "relu_l1", "l1": 0.05, "tied": True}, "init": "random"},
     "sparse_bias": {"sae": {"kind": "topk", "k": 2, "aux_k": 4, "per_layer_bias": True}, **DEAD, "accumulate": 2},
     "crosscoder": {
         "sae": {"kind": "crosscoder", "inner": {"kind": "batch_topk", "k": 2}},
         "stream": {"batch": 48, "mode": "aligned"},
+        "accumulate": 2,
     },
     "transcoder": {
         "sae": {"kind": "transcoder", "inner": {"kind": "jumprelu", "l0": 0.05}, "skip": True},
@@ -62,8 +62,9 @@ SAES: dict[str, dict[str, Any]] = {
         "stream": {"batch": 48, "mode": "pairs", "sites": ["*.0.*"], "targets": ["*.2.*"]},
     },
     "few_rows": {"sae": {"kind": "batch_topk", "k": 2}, "stream": {"batch": 2}},  # all in one process
+    "few_micro": {"sae": {"kind": "batch_topk", "k": 2}, "stream": {"batch": 2}, "accumulate": 2},
 }
-SHARDED = tuple(name for name in SAES if name != "few_rows")
+SHARDED = tuple(name for name in SAES if not name.startswith("few_"))
 RESUMED = ("topk", "batch_topk", "nsae", "transcoder_nested")
 
 

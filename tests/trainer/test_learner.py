@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from actstore.stream.batches import Batch
 from actstore.stream.rescale import Rescaling
@@ -76,7 +77,7 @@ def test_schedules_rise_stay_and_fall() -> None:
     assert {sparsity(Optimiser(sparsity_warmup=0), step, 10) for step in range(10)} == {1.0}
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"batch_topk", "matryoshka"}))
+@pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("n", [3, 7])
 def test_micro_batches_are_one_big_batch(kind: str, n: int) -> None:
     whole, cut = learner(kind), learner(kind, accumulate=n)
@@ -113,10 +114,45 @@ def test_noise_is_a_function_of_place_and_latent(width: int, monkeypatch: pytest
     assert not torch.equal(draws.normal(torch.empty(2000, width), None), whole)
 
 
-def test_micro_batches_of_batch_topk_have_its_sparsity() -> None:
-    cut = learner("batch_topk", accumulate=4)
-    cut.update(*batch(0))
-    assert cut.interval().l0 == pytest.approx(3.0)
+@pytest.mark.parametrize("kind", ["batch_topk", "matryoshka", "layered"])
+@pytest.mark.parametrize("n", [4, 7, 100])
+def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int) -> None:
+    """Rows of very different lengths: a micro-batch of its own would choose others. Many values are the same."""
+    more: dict[str, Any] = {"dead_rows": BATCH, "optimiser": {"eps": 1e-3, "warmup": 0.0}}
+    if kind == "layered":
+        layered = {"kind": "batch_topk", "k": 3, "aux_k": 4, "per_layer_bias": True, "per_layer_threshold": True}
+        kind, more["sae"] = "batch_topk", {"n_latents": M, **layered}
+    whole, cut = learner(kind, **more), learner(kind, accumulate=n, **more)
+    g = torch.Generator().manual_seed(2)
+    for seed in range(6):
+        x, layer = torch.randint(-2, 3, (BATCH, D), generator=g).float(), batch(seed)[1]
+        x[:10] *= 20
+        if seed == 0:
+            for one in (whole, cut):
+                one.sae.W_enc.data.copy_(one.sae.W_enc.data.sign())
+                one.sae.b_enc.data[:5] = -1e3
+        for one in (whole, cut):
+            one.update(x, layer)
+        tensors = zip(weights(whole).items(), weights(cut).values(), strict=True)
+        assert all(torch.allclose(a, b, atol=2e-6, rtol=2e-6) for (_, a), b in tensors), seed
+        assert torch.equal(whole.silent_rows, cut.silent_rows)
+    a, b = whole.interval(), cut.interval()
+    assert a.dead
+    assert a.dead == b.dead
+    assert (a.loss, a.l0, a.fvu) == pytest.approx((b.loss, b.l0, b.fvu), rel=1e-5)
+    assert 0 < a.l0 < 3.001
+    rows = whole.rows(x, layer)
+    short = whole.sae.choose(whole.rows(x[10:], layer[10:])).pattern.rows
+    assert len(short) > 1.5 * (whole.sae.choose(rows).pattern.rows >= 10).sum(), "selections in parts are others"
+
+
+@pytest.mark.parametrize("kind", ["batch_topk", "matryoshka"])
+def test_micro_batches_of_batch_topk_cost_no_product_more(kind: str) -> None:
+    one = learner(kind, accumulate=4)
+    x, layer = batch(0, 4096)
+    with FlopCounterMode(display=False) as counted:
+        one.update(x, layer)
+    assert counted.get_total_flops() / (2 * 4096 * D * M) < 1.1
 
 
 @pytest.mark.parametrize("kind", ["relu_l1", "decoder_norm", "batch_topk"])

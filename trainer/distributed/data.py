@@ -21,11 +21,12 @@ from trainer.kernels.peers import rows_among
 from trainer.saes.build import Sae
 from trainer.saes.ops import Rows, Step
 from trainer.training.compiled import Forward, forward_of
+from trainer.training.micro import selected
 from trainer.training.resample import mean_norm
 
 
 class DataParallel:
-    """Equal to one process up to the order of sums, but for micro-batches of BatchTopK, which are other rows."""
+    """Equal to one process up to the order of sums."""
 
     def __init__(self, world: World, spec: TrainSpec, skips: bool = False) -> None:
         self.world, self._spec, self._skips = world, spec, skips
@@ -43,6 +44,10 @@ class DataParallel:
                 return plain(rows, sparsity, dead)
 
         return forward
+
+    def selected(self, sae: Sae, rows: Rows) -> Rows:
+        with rows_among(self.world):
+            return selected(sae, rows)
 
     def has_rows(self, n: int) -> bool:
         return not self._skips or self.world.total(n) > 0  # else asking the device would cost a wait

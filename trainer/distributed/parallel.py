@@ -41,6 +41,10 @@ class Parallel(Protocol):
         """The training step of one process."""
         ...
 
+    def selected(self, sae: Sae, rows: Rows) -> Rows:
+        """`training.micro.selected` over the whole batch, of this process's rows and latents."""
+        ...
+
     def has_rows(self, n: int) -> bool:
         """Whether the whole batch has rows, of which this process has n."""
         ...

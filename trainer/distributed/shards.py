@@ -44,6 +44,9 @@ class Shards:
         latents = sum(self._sizes[: self.world.rank]), sum(self._sizes)
         return partial(steps.training_step, sae, self._sae, self.world, latents)
 
+    def selected(self, sae: Sae, rows: Rows) -> Rows:
+        return steps.selected(sae, self._sae, self.world, rows)
+
     def has_rows(self, n: int) -> bool:
         return n > 0
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from schemas.sae import BatchTopK, Matryoshka, TopK
 from trainer.distributed.maps import shared, summed
 from trainer.distributed.world import World
-from trainer.kernels.pattern import Pattern
+from trainer.kernels.pattern import Chosen, Pattern
 from trainer.kernels.peers import batch_top_k_of_parts, rows_among
 from trainer.kernels.select import top_k_of_product
-from trainer.kernels.sparse import decoded, encoded
+from trainer.kernels.sparse import decoded
 from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded
 from trainer.saes.matryoshka import MatryoshkaSae, prefix_ends
@@ -34,10 +34,8 @@ def top_k_step(
         values, pattern = _row_top_k(encoder, spec.k, world, None)
         values = values.relu()
     else:
-        values, pattern = _batch_top_k(encoder, spec.k * len(rows.x), world)
-        layered = isinstance(sae, BatchTopKSae) and sae.spec.per_layer_threshold
-        with rows_among(world):
-            sae._lowest = lowest(values, pattern, rows.layer if layered else None, len(sae.threshold))
+        chosen = choose(sae, spec, world, rows) if rows.chosen is None else rows.chosen
+        values, pattern = encoder.at(chosen), chosen.pattern
     bias = of_layer(sae.b_dec, rows.layer)
     if isinstance(spec, Matryoshka):
         ends = [min(max(0, end - latents[0]), pattern.n_latents) for end in prefix_ends(spec, latents[1])]
@@ -63,22 +61,18 @@ def step_of(loss: Tensor, reconstruction: Tensor, counts: Tensor, parts: dict[st
     return Step(loss, reconstruction, counts, l0, parts)
 
 
-def _centred(encoder: Encoder) -> Tensor:
-    return encoder.x.detach() if encoder.shift is None else encoder.x.detach() - encoder.shift.detach()
-
-
-def _differentiable(encoder: Encoder, values: Tensor, pattern: Pattern, centred: Tensor) -> Tensor:
-    return encoded(encoder.x, encoder.shift, encoder.weight, encoder.bias, values, pattern, centred)
-
-
-def _batch_top_k(encoder: Encoder, n: int, world: World) -> tuple[Tensor, Pattern]:
-    """This process's part of the n largest of the batch over the whole dictionary."""
-    centred, m = _centred(encoder), encoder.weight.shape[1]
-    found = batch_top_k_of_parts(
-        centred, encoder.weight, encoder.bias, n, min(n // world.size, len(centred) * m), world
-    )
-    pattern = Pattern.ragged(found[1], found[2], encoder.n_rows, m)
-    return _differentiable(encoder, found[0], pattern, centred), pattern
+@torch.no_grad()
+def choose(sae: BatchTopKSae | MatryoshkaSae, spec: TopKKind, world: World, rows: Rows) -> Chosen:
+    """This process's part of the k * B largest of the batch over the whole dictionary."""
+    encoder = Encoder(rows, sae.W_enc, sae.b_enc, sae.b_dec, sae.shape)
+    n, m, weight = spec.k * len(rows.x), sae.n_latents, encoder.weight
+    here = min(n // world.size, len(rows.x) * m)
+    values, row, latent = batch_top_k_of_parts(encoder.centred, weight, encoder.bias, n, here, world)
+    chosen = Chosen(values, Pattern.ragged(row, latent, len(rows.x), m))
+    layered = isinstance(sae, BatchTopKSae) and sae.spec.per_layer_threshold
+    with rows_among(world):
+        sae._lowest = lowest(*chosen, rows.layer if layered else None, len(sae.threshold))
+    return chosen
 
 
 def _row_top_k(encoder: Encoder, k: int, world: World, among: Tensor | None) -> tuple[Tensor, Pattern]:
@@ -86,10 +80,10 @@ def _row_top_k(encoder: Encoder, k: int, world: World, among: Tensor | None) -> 
 
     Each process gives its own k largest of a row; the k largest of these are the row's, and all find the same ones.
     """
-    centred, m = _centred(encoder), encoder.weight.shape[1]
+    m = encoder.weight.shape[1]
     own = min(k, m if among is None else len(among))
     width = -int(world.least(-own))
-    values, latents = _largest_here(encoder, centred, own, among)
+    values, latents = _largest_here(encoder, own, among)
     padded = values.new_full((len(values), width), -torch.inf)
     padded[:, :own] = values
     every = world.gather(padded).movedim(0, 1).flatten(1)
@@ -98,10 +92,11 @@ def _row_top_k(encoder: Encoder, k: int, world: World, among: Tensor | None) -> 
     first = world.rank * width
     at = chosen[:, first : first + own].nonzero(as_tuple=True)
     pattern = Pattern.ragged(at[0], latents[at], encoder.n_rows, m)
-    return _differentiable(encoder, values[at], pattern, centred), pattern
+    return encoder.at(Chosen(values[at], pattern)), pattern
 
 
-def _largest_here(encoder: Encoder, centred: Tensor, own: int, among: Tensor | None) -> tuple[Tensor, Tensor]:
+def _largest_here(encoder: Encoder, own: int, among: Tensor | None) -> tuple[Tensor, Tensor]:
+    centred = encoder.centred
     if among is None:
         return top_k_of_product(centred, encoder.weight, encoder.bias, own)
     if not own:

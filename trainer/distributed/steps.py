@@ -19,7 +19,7 @@ from schemas.sae import (
     Transcoder,
 )
 from trainer.distributed.maps import shared, summed
-from trainer.distributed.sparse_steps import step_of, top_k_step
+from trainer.distributed.sparse_steps import choose, step_of, top_k_step
 from trainer.distributed.world import World
 from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.build import FlatSae, Sae
@@ -54,6 +54,15 @@ def training_step(
     assert not isinstance(sae, TranscoderSae | CrosscoderSae)
     assert not isinstance(spec, Transcoder | Crosscoder)
     return _flat(sae, spec, world, latents, rows, sparsity, dead)
+
+
+def selected(sae: Sae, spec: SaeSpec, world: World, rows: Rows) -> Rows:
+    """As `training.micro.selected`, of this process's latents."""
+    inner, whole = (sae.inner, spec.inner) if isinstance(spec, Transcoder | Crosscoder) else (sae, spec)
+    if not isinstance(inner, BatchTopKSae | MatryoshkaSae) or not isinstance(whole, BatchTopK | Matryoshka):
+        return rows
+    flat = sae.inner_rows(rows) if isinstance(sae, CrosscoderSae) else rows
+    return rows._replace(chosen=choose(inner, whole, world, flat))
 
 
 def _flat(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,3 +56,22 @@ class Pattern:
     def rows_by_latent(self) -> Tensor:
         """int64 [n]: `rows` in `order`."""
         return self.rows[self.order]
+
+
+class Chosen(NamedTuple):
+    """What a selection keeps: values [n] of the pattern's nonzeros, as they were computed, without a gradient."""
+
+    values: Tensor
+    pattern: Pattern
+
+    def split(self, sizes: Sequence[int]) -> list[Chosen]:
+        """By rows: a part for each of these numbers of rows."""
+        pattern, out, first = self.pattern, [], 0
+        ends = torch.cat([pattern.row_start, pattern.row_start.new_full((1,), len(pattern.rows))]).tolist()
+        for size in sizes:
+            own = slice(ends[first], ends[first + size])
+            start = pattern.row_start[first : first + size] - ends[first]
+            rows = pattern.rows[own] - first
+            out.append(Chosen(self.values[own], Pattern(rows, pattern.latents[own], start, pattern.n_latents)))
+            first += size
+        return out

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.kernels.choice import Products, chosen
-from trainer.kernels.pattern import Pattern
+from trainer.kernels.pattern import Chosen, Pattern
 from trainer.kernels.peers import batch_top_k_of_parts, peers
 from trainer.kernels.select import batch_top_k_of_product, top_k_of_product
 
@@ -49,13 +49,18 @@ def encode_batch_top_k(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Te
     Inside `peers.rows_among` of the rows of all processes, with the sum of their n: this process's part of them.
     """
     centred = _centred(x, shift)
+    values, pattern = choose_batch_top_k(centred, weight, bias, n)
+    return encoded(x, shift, weight, bias, values, pattern, centred), pattern
+
+
+def choose_batch_top_k(centred: Tensor, weight: Tensor, bias: Tensor, n: int) -> Chosen:
+    """As `encode_batch_top_k`, of x - shift and without gradients."""
     others = peers()
     if others is None:
         values, rows, latents = batch_top_k_of_product(centred, weight, bias, n)
     else:
         values, rows, latents = batch_top_k_of_parts(centred, weight, bias, others.total(n), n, others)
-    pattern = Pattern.ragged(rows, latents, len(x), weight.shape[1])
-    return encoded(x, shift, weight, bias, values, pattern, centred), pattern
+    return Chosen(values, Pattern.ragged(rows, latents, len(centred), weight.shape[1]))
 
 
 def encoded(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import BatchTopK
+from trainer.kernels.pattern import Chosen
 from trainer.kernels.sparse import decoded
 from trainer.saes.codes import Encoder, fired, lowest, running_mean
 from trainer.saes.ops import (
@@ -77,12 +78,19 @@ class BatchTopKSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
+    def choose(self, rows: Rows, encoder: Encoder | None = None) -> Chosen:
+        """The selection of a batch, whose training step may then be computed in parts."""
+        encoder = encoder or Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
+        chosen = encoder.batch_top_k(self.spec.k * len(rows.x))
+        layer = rows.layer if self.spec.per_layer_threshold else None
+        self._lowest = lowest(*chosen, layer, len(self.threshold))
+        return chosen
+
     def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
         """Loss on rows; `dead` bool [m] are the latents AuxK may use."""
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
-        values, pattern = encoder.batch_top_k(self.spec.k * len(rows.x))
-        layer = rows.layer if self.spec.per_layer_threshold else None
-        self._lowest = lowest(values, pattern, layer, len(self.threshold))
+        chosen = self.choose(rows, encoder) if rows.chosen is None else rows.chosen
+        values, pattern = encoder.at(chosen), chosen.pattern
         reconstruction = decoded(values, self.W_dec, pattern, of_layer(self.b_dec, rows.layer))
         parts = {"mse": squared_error(rows.wanted, reconstruction)}
         loss = parts["mse"]

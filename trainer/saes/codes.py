@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from trainer.kernels.pattern import Pattern
+from trainer.kernels.pattern import Chosen, Pattern
 from trainer.kernels.peers import peers
 from trainer.kernels.select import largest
-from trainer.kernels.sparse import decoded, encode_batch_top_k, encode_top_k
+from trainer.kernels.sparse import choose_batch_top_k, decoded, encode_top_k, encoded
 from trainer.saes.ops import Rows, Shape, encoder_input, squared_error
 
 
@@ -30,9 +31,18 @@ class Encoder:
         values, pattern = encode_top_k(self.x, self.shift, self.weight, self.bias, k, among)
         return values.relu(), pattern
 
-    def batch_top_k(self, n: int) -> tuple[Tensor, Pattern]:
+    @cached_property
+    def centred(self) -> Tensor:
+        """x - b_dec [B, d], a constant."""
+        return self.x.detach() if self.shift is None else self.x.detach() - self.shift.detach()
+
+    def batch_top_k(self, n: int) -> Chosen:
         """The n largest of the batch, or as many as are above 0: [<= n], and where they are."""
-        return encode_batch_top_k(self.x, self.shift, self.weight, self.bias, n)
+        return choose_batch_top_k(self.centred, self.weight, self.bias, n)
+
+    def at(self, chosen: Chosen) -> Tensor:
+        """The values of a selection among these pre-activations, with their gradient."""
+        return encoded(self.x, self.shift, self.weight, self.bias, *chosen, self.centred)
 
     def aux_k(self, error: Tensor, dead: Tensor, k: int | None, decoder: Tensor) -> Tensor | None:
         """AuxK (Gao et al. 2024): |e - e'|^2 with e' from the k strongest of the dead latents; None if none is dead.

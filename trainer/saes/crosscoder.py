@@ -74,7 +74,7 @@ class CrosscoderSae(nn.Module):
 
     def inner_rows(self, rows: Rows) -> Rows:
         """Rows as `inner` sees them."""
-        return Rows(self._side_by_side(rows.x), place=rows.place)
+        return Rows(self._side_by_side(rows.x), place=rows.place, chosen=rows.chosen)
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import Matryoshka
+from trainer.kernels.pattern import Chosen
 from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded, running_mean
 from trainer.saes.ops import (
     Centre,
@@ -79,11 +80,18 @@ class MatryoshkaSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
+    def choose(self, rows: Rows, encoder: Encoder | None = None) -> Chosen:
+        """The selection of a batch, whose training step may then be computed in parts."""
+        encoder = encoder or Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
+        chosen = encoder.batch_top_k(self.spec.k * len(rows.x))
+        self._lowest = lowest(*chosen, None, 1)
+        return chosen
+
     def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
         """Loss on rows; `dead` bool [m] are the latents AuxK may use. `parts.mse` is of the whole dictionary."""
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
-        values, pattern = encoder.batch_top_k(self.spec.k * len(rows.x))
-        self._lowest = lowest(values, pattern, None, 1)
+        chosen = self.choose(rows, encoder) if rows.chosen is None else rows.chosen
+        values, pattern = encoder.at(chosen), chosen.pattern
         nested = prefix_decoded(values, self.W_dec, pattern, self.prefixes, of_layer(self.b_dec, rows.layer))
         reconstruction, errors = nested[-1], [squared_error(rows.wanted, one) for one in nested]
         parts = {"mse": errors[-1], "prefixes": torch.stack(errors).mean()}

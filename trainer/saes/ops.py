@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import SaeError
+from trainer.kernels.pattern import Chosen
 
 Layer = int | Tensor | None
 Centre = Callable[[Tensor], Tensor]  # rows [n, d] to [d]
@@ -20,7 +21,8 @@ class Rows(NamedTuple):
 
     x: [B, d], for a crosscoder [B, n_sites, d]; layer: int64 [B], index of each row's site; norm: [n_sites], mean L2
     norm of each layer's rows; target: [B, d_out], what a transcoder reconstructs; place: int64 [B] on the host,
-    ascending, where each row is in the whole batch, of which these may be a part; None for a whole one.
+    ascending, where each row is in the whole batch, of which these may be a part; None for a whole one;
+    chosen: what a selection over the whole batch keeps of these rows, for kinds that have one; None: made of them.
     """
 
     x: Tensor
@@ -28,6 +30,7 @@ class Rows(NamedTuple):
     norm: Tensor | None = None
     target: Tensor | None = None
     place: Tensor | None = None
+    chosen: Chosen | None = None
 
     @property
     def wanted(self) -> Tensor:

@@ -16,7 +16,7 @@ from trainer.saes.build import LATENT_AXIS, Sae
 from trainer.saes.ops import Rows, Step
 from trainer.training.average import Average
 from trainer.training.compiled import forward_of
-from trainer.training.micro import detached, joined, micro_batches
+from trainer.training.micro import detached, joined, micro_batches, selected
 from trainer.training.schedule import learning_rate, sparsity
 from trainer.training.turned import contiguous_parameters
 
@@ -112,12 +112,15 @@ class Learner:
     def _gradients(self, rows: Rows) -> Step:
         """Gradients of the batch's mean loss, summed over its micro-batches; returns the whole batch's step, detached.
 
-        Terms that are means over rows come out as from one big batch. BatchTopK selects within a micro-batch.
+        They come out as from one big batch: its loss is a mean over rows; what BatchTopK keeps of it is found first.
         """
         share = sparsity(self.spec.optimiser, self.step, self.steps)
         dead = self.silent_rows > self.spec.dead_rows
         reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16")
         steps: list[Step] = []
+        if self.spec.accumulate > 1:
+            with using(self._products), reduced:
+                rows = selected(self.sae, rows) if self.parallel is None else self.parallel.selected(self.sae, rows)
         pieces = micro_batches(rows, self.spec.accumulate, some_empty=self.parallel is not None)
         n = len(rows.x) if self.parallel is None else self.parallel.rows(len(rows.x))
         for i, piece in enumerate(pieces):

@@ -28,6 +28,7 @@ HEAP = 2.2  # of [B, m] on a CPU: a heap that keeps freed memory (allocator.py) 
 ROWS, ROWS_PER_PREFIX = 12, 4  # float32 [B, d]: batch, scaled, reconstruction, error, their gradients, gaps
 BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}  # of pre-activations that are searched at once (kernels/select.py)
 CODE_BYTES = 48  # of a nonzero of the TopK kinds: value, gradient, indices, their sorting
+SEARCH_BYTES, KEPT_BYTES = 64, 20  # of a nonzero while two candidates for each are sorted, and then: value, row, latent
 INDEX_BYTES = 24  # of a row in a window: where it lies, its id, its lane
 SHARE = 0.9  # of free memory, where no limit is given
 FLOAT = 4
@@ -74,7 +75,10 @@ def step_bytes(spec: TrainSpec, stream: Stream, device: str) -> int:
     weights = 2 * FLOAT * n_latents * width if on_gpu else 0  # the decoder's gradient is projected at once there
     if isinstance(inner, TopK | BatchTopK | Matryoshka):
         block = min(BLOCK_BYTES["cuda" if on_gpu else "cpu"], FLOAT * piece * n_latents)
-        return values + weights + block + CODE_BYTES * piece * inner.k
+        codes = CODE_BYTES * piece * inner.k
+        if spec.accumulate > 1 and not isinstance(inner, TopK):  # found for the whole batch, then kept for its parts
+            codes = max(SEARCH_BYTES * batch * inner.k, codes + KEPT_BYTES * batch * inner.k)
+        return values + weights + block + codes
     free = isinstance(inner, ReluL1) and (inner.penalty == "decoder_norm" or isinstance(spec.sae, Crosscoder))
     kind = "decoder_norm" if free else inner.kind
     factor = DENSE[kind] + (0.5 if spec.precision == "bfloat16" else 0)

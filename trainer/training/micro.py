@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.saes.batch_topk import BatchTopKSae
+from trainer.saes.build import Sae
+from trainer.saes.crosscoder import CrosscoderSae
+from trainer.saes.matryoshka import MatryoshkaSae
 from trainer.saes.ops import Rows, Step
+from trainer.saes.transcoder import TranscoderSae
 
 
 def micro_batches(rows: Rows, n: int, some_empty: bool = False) -> list[Rows]:
@@ -19,7 +24,21 @@ def micro_batches(rows: Rows, n: int, some_empty: bool = False) -> list[Rows]:
 
     place = torch.arange(len(rows.x)) if rows.place is None else rows.place
     pieces = zip(rows.x.tensor_split(n), cut(rows.layer), cut(rows.target), place.tensor_split(n), strict=True)
-    return [Rows(x, layer, rows.norm, target, at) for x, layer, target, at in pieces]
+    made = [Rows(x, layer, rows.norm, target, at) for x, layer, target, at in pieces]
+    if rows.chosen is None:
+        return made
+    chosen = rows.chosen.split([len(piece.x) for piece in made])
+    return [piece._replace(chosen=own) for piece, own in zip(made, chosen, strict=True)]
+
+
+@torch.no_grad()
+def selected(sae: Sae, rows: Rows) -> Rows:
+    """Rows with what BatchTopK's selection keeps of the whole batch, so that micro-batches need not select; other kinds
+    do so row by row, if at all. It is found block by block: no more pre-activations are kept than in a step."""
+    inner = sae.inner if isinstance(sae, CrosscoderSae | TranscoderSae) else sae
+    if not isinstance(inner, BatchTopKSae | MatryoshkaSae):
+        return rows
+    return rows._replace(chosen=inner.choose(sae.inner_rows(rows) if isinstance(sae, CrosscoderSae) else rows))
 
 
 def detached(step: Step) -> Step:
