@@ -1,4 +1,12 @@
-"""torch.compile of an architecture's forward, for the kinds it can help."""
+"""torch.compile of an architecture's forward, for the kinds it can help.
+
+It cannot help the TopK kinds, whose time goes to the encoder's product, to selections and to sparse products, which are
+fused by hand. Tried with torch 2.13, against eager steps, with dead latents that change from step to step: traced with
+the kernels, gradients are the same, but numbers of dead latents are compiled anew (32 graphs in 14 steps, then torch's
+limit is met), at twenty times the time of an eager step. With the kernels kept out of the graphs there are 4 of them,
+whatever is dead, and what is left to fuse is a few passes over [B, d]. By Inductor: topk 120 ms for 116, batch_topk 122
+for 121, matryoshka 130 for 135 (forward and backward of 2048 rows of 512, 4096 latents, k 32, a CPU; not yet on a GPU).
+"""
 
 from __future__ import annotations
 
