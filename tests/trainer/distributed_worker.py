@@ -132,11 +132,12 @@ def alike(world: World, kind: str, split: bool) -> list[float]:
         if step in {0, 6}:
             silence(one, own_off["b_enc"])
             silence(whole, off["b_enc"])
-        one.update(x[own], layer[own], place=torch.arange(40)[own])
+        place = torch.arange(40)
+        one.update(x[own], layer[own], place=place[own])
         whole.update(x, layer)
         row = torch.arange(40 * step, 40 * step + 40)
-        resample(Same(Batch(x[own], layer[own], row[own])), [one])
-        resample(Same(Batch(x, layer, row)), [whole])
+        resample(Same(Batch(x[own], layer[own], row[own], None, place[own])), [one])
+        resample(Same(Batch(x, layer, row, None, place)), [whole])
     assert bias_of(whole).min() > -100, "nothing was resampled"
     tensors = {name: value for name, value in one.sae.state_dict().items() if value.is_floating_point()}
     apart = 0.0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from schemas.sae import SaeSpec
 from trainer.distributed.world import World
 from trainer.saes.build import Sae
+from trainer.saes.ops import Rows
 from trainer.training.compiled import Forward
 
 Tensors = dict[str, Tensor]

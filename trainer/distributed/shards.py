@@ -22,6 +22,7 @@ from trainer.distributed.parallel import Tensors, Totals
 from trainer.distributed.world import World
 from trainer.errors import SaeError
 from trainer.saes.build import LATENT_AXIS, Sae, build
+from trainer.saes.ops import Rows
 from trainer.training.compiled import Forward
 
 AXIS = {**LATENT_AXIS, "silent_rows": -1}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -116,21 +117,31 @@ class Learner:
         """
         share = sparsity(self.spec.optimiser, self.step, self.steps)
         dead = self.silent_rows > self.spec.dead_rows
-        reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16")
         steps: list[Step] = []
-        if self.spec.accumulate > 1:
-            with using(self._products), reduced:
-                rows = selected(self.sae, rows) if self.parallel is None else self.parallel.selected(self.sae, rows)
-        pieces = micro_batches(rows, self.spec.accumulate, some_empty=self.parallel is not None)
+        pieces = self._pieces(rows)
         n = len(rows.x) if self.parallel is None else self.parallel.rows(len(rows.x))
         for i, piece in enumerate(pieces):
-            with using(self._products), reduced:
+            with self._computing():
                 step = self._forward(piece, share, dead)
             weighted = step.loss if isinstance(n, int) and len(piece.x) == n else step.loss * (len(piece.x) / n)
             with self._reducing(last=i == len(pieces) - 1):
                 weighted.backward()
             steps.append(detached(step))
         return joined(steps, [len(piece.x) for piece in pieces])
+
+    def _pieces(self, rows: Rows) -> list[Rows]:
+        """Micro-batches of rows, with what is kept of the whole batch."""
+        if self.spec.accumulate > 1:
+            with self._computing():
+                rows = selected(self.sae, rows) if self.parallel is None else self.parallel.selected(self.sae, rows)
+        return micro_batches(rows, self.spec.accumulate, some_empty=self.parallel is not None)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Around forwards: the spec's kernels and precision."""
+        reduced = self.spec.precision == "bfloat16"
+        with using(self._products), torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
+            yield
 
     def _reducing(self, last: bool) -> AbstractContextManager[None]:
         if self.parallel is None or not last:
@@ -146,10 +157,8 @@ class Learner:
     @torch.no_grad()
     def reconstruction(self, rows: Rows) -> Tensor:
         """Of rows as the SAE sees them, as in a training step of the weights as they are."""
-        dead = self.silent_rows > self.spec.dead_rows
-        reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16")
-        pieces = micro_batches(rows, self.spec.accumulate, some_empty=self.parallel is not None)
-        with using(self._products), reduced:
+        dead, pieces = self.silent_rows > self.spec.dead_rows, self._pieces(rows)
+        with self._computing():
             return torch.cat([self._forward(piece, 1.0, dead).reconstruction for piece in pieces])
 
     def forget(self, latents: Tensor) -> None:

@@ -92,7 +92,7 @@ class _Renewal:
 
     def consider(self, batch: Batch, n_sites: int) -> None:
         learner = self.learner
-        rows = learner.rows(batch.x, batch.layer, batch.target)
+        rows = learner.rows(batch.x, batch.layer, batch.target, batch.place)
         error = (learner.reconstruction(rows).float() - rows.wanted).square().flatten(1).sum(dim=1)
         self._draw.add(rows, error.square(), batch.row * n_sites + batch.layer)
 
