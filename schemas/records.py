@@ -12,7 +12,8 @@ from schemas.stream import Rescale
 
 
 class StepRecord(Schema):
-    """One line of `journal.jsonl`. rows: trained on so far; means over the steps since the last line."""
+    """One line of `journal.jsonl`. rows: trained on so far; means over the steps since the last line. layers: FVU of
+    each site where there are several, null where no row was of it."""
 
     step: int
     rows: int
@@ -24,6 +25,7 @@ class StepRecord(Schema):
     lr: float
     rows_per_s: float
     stall: float
+    layers: dict[str, float | None] = {}
     parts: dict[str, float] = {}
 
 

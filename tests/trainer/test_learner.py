@@ -187,6 +187,28 @@ def test_resampling_is_due_when_rows_pass_a_multiple() -> None:
     assert [step for step in range(1, 9) if due(Resampling(every=10, times=50), step, 30)] == list(range(1, 9))
 
 
+@pytest.mark.parametrize("kind", ["relu_l1", "batch_topk"])
+def test_an_interval_tells_each_layers_fvu_in_original_units(kind: str) -> None:
+    one = learner(kind)
+    one.variance.copy_(torch.tensor([1.5, 2.0, 7.0]))
+    scale, wrong, rows = torch.tensor([1.0, 0.5, 2.0]).double(), torch.zeros(3).double(), torch.zeros(3)
+    for seed in range(3):
+        x, layer = batch(seed)
+        layer = layer.clamp_max(1)  # none of the third
+        seen = one.rows(x, layer)
+        error = (one.reconstruction(seen) - seen.x).double().square().sum(dim=1) / scale[layer].square()
+        for i in range(3):
+            wrong[i] += error[layer == i].sum()
+            rows[i] += int((layer == i).sum())
+        one.update(x, layer)
+    interval, variance = one.interval(), (rows * one.variance).double()
+    assert interval.layers[:2] == pytest.approx((wrong / variance)[:2].tolist(), rel=1e-5)
+    assert interval.layers[2] is None
+    assert interval.fvu == pytest.approx(float(wrong.sum() / variance.sum()), rel=1e-5)
+    assert interval.mse == pytest.approx(float(wrong.sum() / rows.sum()), rel=1e-5)
+    assert interval.rows == 3 * BATCH
+
+
 class Ahead:
     """A stream whose next rows are given, and which is watched."""
 

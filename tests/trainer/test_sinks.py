@@ -89,6 +89,7 @@ def test_both_get_what_the_journal_gets_and_the_weights_are_the_same(store: Stor
     for record in records:
         wanted = values(record)
         assert {"loss", "l0", "fvu", "dead", "rows_per_s", "stall", "loss/mse", "lr"} <= wanted.keys()
+        assert {f"fvu/{site}" for site in store.sites} <= wanted.keys()
         assert there.logged[record.step] == wanted
         assert {name: written[record.step] for name, written in writer.scalars.items()} == wanted
 
@@ -163,7 +164,7 @@ def test_tensorboard_itself_reads_what_was_written(store: Store, tmp_path: Path)
 
 def test_the_progress_line_says_it_all() -> None:
     now = Progress(5, 10, 12345.6, 0.0123)
-    now.last["a"] = Interval(640, 1.5, 1.0, 32.25, 0.1234, 7, {})
+    now.last["a"] = Interval(640, 1.5, 1.0, 32.25, 0.1234, 7, [], {})
     assert _figures(now) == "loss 1.5, L0 32.2, FVU 0.123, dead 7, 12,346 rows/s, stall 1.2%"
     now.last["b"] = now.last["a"]
     assert _figures(now) == "2 SAEs, 12,346 rows/s, stall 1.2%"

@@ -75,18 +75,19 @@ class DataParallel:
             work.wait()
 
     @torch.no_grad()
-    def totals(self, n: int, fired: Tensor, means: Tensors, sums: Tensors) -> Totals:
+    def totals(self, n: int, fired: Tensor, means: Tensors, by_layer: Tensor) -> Totals:
         """Means are weighted by rows; those of no rows are not looked at."""
-        local = torch.stack([value.double() * n for value in means.values()] + [v.double() for v in sums.values()])
+        figures = torch.stack([value.double() * n for value in means.values()])
+        local = torch.cat([figures, by_layer.double().flatten()])
         if not n:
             local = torch.zeros_like(local)
         counts = torch.cat([fired, torch.full((1,), n, dtype=fired.dtype, device=fired.device)])
         works = [self.world.sum_later(counts), self.world.sum_later(local)]
         for work in works:
             work.wait()
-        rows, together = counts[-1], local.unbind()
-        whole = {name: value / rows for name, value in zip(means, together, strict=False)}
-        return Totals(rows, counts[:-1], whole, dict(zip(sums, together[len(means) :], strict=True)))
+        rows, figures = counts[-1], local[: len(means)] / counts[-1]
+        whole = dict(zip(means, figures.unbind(), strict=True))
+        return Totals(rows, counts[:-1], whole, local[len(means) :].reshape(by_layer.shape))
 
     def clip(self, sae: nn.Module, limit: float) -> None:
         """Gradients are those of the whole batch already."""

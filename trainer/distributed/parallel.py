@@ -18,13 +18,13 @@ Tensors = dict[str, Tensor]
 
 
 class Totals(NamedTuple):
-    """Of the whole batch. rows: its number of rows; fired: int64 [m], for each latent of this process; means, sums:
-    figures by name."""
+    """Of the whole batch. rows: its number of rows; fired: int64 [m], for each latent of this process; means: figures
+    by name; by_layer: sums."""
 
     rows: int | Tensor
     fired: Tensor
     means: Tensors
-    sums: Tensors
+    by_layer: Tensor
 
 
 class Parallel(Protocol):
@@ -58,7 +58,7 @@ class Parallel(Protocol):
         """Around the last backward of an optimiser step: behind it gradients are those of the whole batch."""
         ...
 
-    def totals(self, n: int, fired: Tensor, means: Tensors, sums: Tensors) -> Totals:
+    def totals(self, n: int, fired: Tensor, means: Tensors, by_layer: Tensor) -> Totals:
         """Figures of the whole batch from those of this process's n rows."""
         ...
 

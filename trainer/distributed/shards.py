@@ -57,8 +57,8 @@ class Shards:
     def reducing(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:  # noqa: ARG002 (in `steps`)
         return nullcontext()
 
-    def totals(self, n: int, fired: Tensor, means: Tensors, sums: Tensors) -> Totals:
-        return Totals(n, fired, means, sums)
+    def totals(self, n: int, fired: Tensor, means: Tensors, by_layer: Tensor) -> Totals:
+        return Totals(n, fired, means, by_layer)
 
     @torch.no_grad()
     def clip(self, sae: nn.Module, limit: float) -> None:

@@ -40,7 +40,7 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
         "weights": _contiguous(learner.sae.state_dict()),
         "optimiser": _optimiser_tensors(learner),
         "latents": {"silent_rows": learner.silent_rows, "seen": learner.seen, "random_state": torch.get_rng_state()},
-        "sums": learner.sums,
+        "sums": {**learner.sums, "by_layer": learner.by_layer},
     }
     if learner.average is not None:
         parts["average"] = learner.average.state_dict()
@@ -89,6 +89,7 @@ def restore(storage: Storage, learner: Learner, step: int) -> None:
     torch.set_rng_state(latents["random_state"])
     sums = tensors("sums")
     learner.sums = {name: sums[name].to(device) for name in state["sums"]}
+    learner.by_layer.copy_(sums["by_layer"])
     _restore_optimiser(learner, tensors("optimiser"))
     learner.step = state["step"]
 

@@ -24,12 +24,13 @@ from trainer.training.turned import contiguous_parameters
 if TYPE_CHECKING:
     from trainer.distributed.parallel import Parallel
 
-SUMS = ("steps", "rows", "loss", "l0", "error", "variance")
+SUMS = ("steps", "rows", "loss", "l0")
 
 
 class Interval(NamedTuple):
     """rows: trained on so far; the rest are means over the steps since the last call. fvu: against the stored variance
-    of the rows' layers; mse: in original units, of aligned rows over all sites of a token."""
+    of the rows' layers; mse: in original units, of aligned rows over all sites of a token; layers: FVU of each site,
+    None where no row was of it."""
 
     rows: int
     loss: float
@@ -37,6 +38,7 @@ class Interval(NamedTuple):
     l0: float
     fvu: float
     dead: int
+    layers: list[float | None]
     parts: dict[str, float]
 
 
@@ -173,20 +175,27 @@ class Learner:
 
     @torch.no_grad()
     def _count(self, rows: Rows, result: Step) -> None:
-        layer, variance = rows.layer, self.variance
-        n: int | Tensor = len(rows.x)
-        scale = self.scale_out if layer is None else self.scale_out.index_select(0, layer)
-        error = (result.reconstruction.float() - rows.wanted).square().sum(dim=-1) / scale.square()
-        every = n * variance if layer is None else variance.index_select(0, layer)
-        sums = {"error": error.sum(), "variance": every.sum()}
+        layer, variance, n = rows.layer, self.variance, len(rows.x)
+        error = (result.reconstruction.float() - rows.wanted).square().sum(dim=-1)
+        if layer is None:
+            by_layer = torch.stack([error.sum(dim=0), n * variance])
+        else:
+            both = torch.stack([error, variance.index_select(0, layer)])
+            by_layer = both.new_zeros(2, len(variance)).index_add_(1, layer, both)
+        by_layer[0] /= self.scale_out.square()
+        self._add(n, result, by_layer)
+
+    def _add(self, n: int | Tensor, result: Step, by_layer: Tensor) -> None:
         means, fired = {"loss": result.loss, "l0": result.l0, **result.parts}, result.fired
         if self.parallel is not None:
-            n, fired, means, sums = self.parallel.totals(len(rows.x), fired, means, sums)
+            assert isinstance(n, int)
+            n, fired, means, by_layer = self.parallel.totals(n, fired, means, by_layer)
         self.silent_rows.add_(n).masked_fill_(fired > 0, 0)
         self.seen += n
         self.sums["steps"] += 1
         self.sums["rows"] += n
-        for name, value in {**sums, **means}.items():
+        self.by_layer += by_layer
+        for name, value in means.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros((), dtype=torch.float64, device=self._device)
             self.sums[name] += value
@@ -200,21 +209,24 @@ class Learner:
     def reset_sums(self) -> None:
         """Begin a new interval."""
         self.sums: dict[str, Tensor] = {n: torch.zeros((), dtype=torch.float64, device=self._device) for n in SUMS}
+        self.by_layer = torch.zeros(2, len(self.variance), dtype=torch.float64, device=self._device)
 
     def interval(self) -> Interval:
         """The interval's means (one transfer from the device), and begin a new one."""
-        every = {**self.sums, "seen": self.seen.double()}
-        values = dict(zip(every, torch.stack(list(every.values())).tolist(), strict=True))
-        seen = int(values.pop("seen"))
+        sums = torch.stack([*self.sums.values(), self.seen.double()])
+        flat = torch.cat([sums, self.by_layer.flatten()]).tolist()
+        values = dict(zip([*self.sums, "seen"], flat, strict=False))
+        by_layer = torch.tensor(flat[len(values) :], dtype=torch.float64).reshape(2, -1)
+        error, variance = by_layer.sum(dim=1).tolist()
         n = max(values["steps"], 1.0)
-        parts = {name: value / n for name, value in values.items() if name not in SUMS}
+        parts = {name: value / n for name, value in values.items() if name not in {*SUMS, "seen"}}
         dead = int((self.silent_rows > self.spec.dead_rows).sum())
         if self.parallel is not None:
             dead = self.parallel.latents(dead)
-        mse = values["error"] / max(values["rows"], 1.0)
-        fvu = values["error"] / values["variance"] if values["variance"] else math.nan
+        mse, fvu = error / max(values["rows"], 1.0), error / variance if variance else math.nan
+        layers = [wrong / all_of_it if all_of_it else None for wrong, all_of_it in by_layer.T.tolist()]
         self.reset_sums()
-        return Interval(seen, values["loss"] / n, mse, values["l0"] / n, fvu, dead, parts)
+        return Interval(int(values["seen"]), values["loss"] / n, mse, values["l0"] / n, fvu, dead, layers, parts)
 
 
 def _on(factors: Rescaling, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -41,6 +41,7 @@ class Run:
     storage: Storage
     learner: Learner
     journal: Journal
+    sites: tuple[str, ...]
 
     @property
     def lead(self) -> bool:
@@ -153,7 +154,7 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     norms = layer_norms(store, stream.sites, factors)
     steps, place = n_steps(spec, stream), torch.device(device)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
-    return Run(spec, storage, learner, Journal(storage, start))
+    return Run(spec, storage, learner, Journal(storage, start), stream.sites)
 
 
 def layer_norms(store: Store, sites: tuple[str, ...], factors: Rescaling) -> Tensor:
@@ -226,6 +227,7 @@ def _log(run: Run, progress: Progress) -> Interval:
             lr=learner.optimiser.param_groups[0]["lr"],
             rows_per_s=progress.rows_per_s,
             stall=progress.stall,
+            layers=dict(zip(run.sites, interval.layers, strict=True)) if len(run.sites) > 1 else {},
             parts=interval.parts,
         )
     )

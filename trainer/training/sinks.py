@@ -41,9 +41,10 @@ def sinks_for(urls: Sequence[str], tensorboard: bool, wandb: str | None) -> Sink
 
 
 def values(record: StepRecord) -> dict[str, float]:
-    """A record's figures by name; terms of the loss as `loss/NAME`."""
-    flat = record.model_dump(exclude={"step", "parts"})
-    return {**flat, **{f"loss/{name}": value for name, value in record.parts.items()}}
+    """A record's figures by name; a site's FVU as `fvu/SITE`, terms of the loss as `loss/NAME`."""
+    flat = record.model_dump(exclude={"step", "layers", "parts"})
+    layers = {f"fvu/{site}": value for site, value in record.layers.items() if value is not None}
+    return {**flat, **layers, **{f"loss/{name}": value for name, value in record.parts.items()}}
 
 
 class TensorBoardSink:
