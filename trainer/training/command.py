@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,8 +122,9 @@ def sweep_command(
         made = load_sweep(sweep, store)
         specs = {f"{out.rstrip('/')}/{name}": spec for name, spec in expand(made).items()}
         lead = together is None or together.world.lead
-        parts = [list(part) for part in _plan(specs, memory, device, resume)] if lead else []
-        if together is not None:  # the lead's view of memory and of folders is that of all
+        limit = _limit(memory, device, together)
+        parts = [list(part) for part in _plan(specs, limit, device, resume)] if lead else []
+        if together is not None:  # the lead's view of folders is that of all
             parts = together.world.shared(parts)
         of_specs = [{url: specs[url] for url in part} for part in parts]
         run_groups(of_specs, device, resume, tensorboard, wandb, on_corrupt, together)
@@ -130,17 +132,30 @@ def sweep_command(
         say(f"run: {url}")
 
 
-def _plan(specs: dict[str, TrainSpec], memory: str | None, device: str, resume: bool) -> list[dict[str, TrainSpec]]:
-    """Groups of the runs that are left, and what each takes of memory, printed. Looks at all run folders first."""
+def _limit(memory: str | None, device: str, together: Together | None) -> int:
+    """Bytes that one pass may take of a device: of several processes, what the one with least room has."""
     from actstore.harvesting.specs import parse_size
+    from trainer.training.memory import usable_memory
+
+    if memory is not None:
+        return parse_size(memory)
+    if together is None:
+        return usable_memory(device)
+    here = usable_memory(str(together.world.device))
+    if together.world.device.type == "cpu":  # which the processes of a machine share
+        here //= int(os.environ.get("LOCAL_WORLD_SIZE", together.world.size))
+    return int(together.world.least(here))
+
+
+def _plan(specs: dict[str, TrainSpec], limit: int, device: str, resume: bool) -> list[dict[str, TrainSpec]]:
+    """Groups of the runs that are left, and what each takes of memory, printed. Looks at all run folders first."""
     from actstore.store import open as open_store
     from trainer.training.loop import prepare
-    from trainer.training.memory import fitting, usable_memory
+    from trainer.training.memory import fitting
     from trainer.training.sweep import groups
 
     storages = {url: prepare(url, spec, resume) for url, spec in specs.items()}
     left = {url: spec for url, spec in specs.items() if not storages[url].exists("sae.json")}
-    limit = usable_memory(device) if memory is None else parse_size(memory)
     found = []
     for sharing in groups(left):
         first = next(iter(sharing.values()))
