@@ -98,12 +98,13 @@ def kept(world: World) -> list[list[list[bool]]]:
 def refused(world: World) -> dict[str, str]:
     """What a dictionary that cannot be split says."""
     out = {}
-    for sae in (
-        {"kind": "relu_l1", "decoder_similarity": 1.0},
+    for sae in (  # the last is compiled
         {"kind": "topk", "k": 99},
         {"n_latents": 1},
+        {"kind": "nsae"},
     ):
-        spec = TrainSpec.model_validate({"store": "", "sae": {"kind": "topk", "n_latents": M, **sae}})
+        raw = {"store": "", "sae": {"kind": "topk", "n_latents": M, **sae}, "compile": sae == {"kind": "nsae"}}
+        spec = TrainSpec.model_validate(raw)
         try:
             Shards(world, spec, D, SITES)
         except SaeError as error:

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 24, 96
 DEAD = {"dead_rows": 2 * BATCH}
 RESAMPLE = {"every": 5 * BATCH, "times": 4, "silent_rows": BATCH, "candidates": 4 * BATCH}
+SIMILAR = {"expansion": 17, "decoder_similarity": 0.5, "similar_above": 0.1}  # of 272 latents 256 are compared
 SAES: dict[str, dict[str, Any]] = {
     "relu_l1": {"sae": {"kind": "relu_l1", "l1": 0.05}, "ema": 0.9},
     "topk": {"sae": {"kind": "topk", "k": 2, "aux_k": 4}, **DEAD, "resample": RESAMPLE},
@@ -42,7 +43,7 @@ SAES: dict[str, dict[str, Any]] = {
     "micro": {"sae": {"kind": "gated", "l1": 0.05}, "accumulate": 3},
     "nsae": {"sae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3}, "accumulate": 2},
     "mlp_encoder": {"sae": {"kind": "mlp_encoder", "l1": 0.05, "per_layer_bias": True}},
-    "tied": {"sae": {"kind": "relu_l1", "l1": 0.05, "tied": True}, "init": "random"},
+    "tied": {"sae": {"kind": "relu_l1", "l1": 0.05, "tied": True, **SIMILAR}, "init": "random"},
     "sparse_bias": {"sae": {"kind": "topk", "k": 2, "aux_k": 4, "per_layer_bias": True}, **DEAD, "accumulate": 2},
     "crosscoder": {
         "sae": {"kind": "crosscoder", "inner": {"kind": "batch_topk", "k": 2}},
@@ -182,6 +183,10 @@ def test_losses_and_weights_are_those_of_one_process(trained: Trained) -> None:
             assert weights < 2e-5, (way, name)
     dead = [record.dead for record in records(trained.at / "two/topk")]
     assert max(dead) > 0, "AuxK had nothing to do"
+    at = f"checkpoints/step-{STEPS // 2:08d}/latents.safetensors"
+    silent = {name: load_file(trained.at / "two" / name / at)["silent_rows"] for name in ("topk", "sparse_bias")}
+    assert silent["sparse_bias"].max() > RESAMPLE["silent_rows"] > silent["topk"].max(), "nothing was resampled"
+    assert max(record.parts["similarity"] for record in records(trained.at / "split/tied")) > 1e-4
     assert any("aux" in record.parts for record in records(trained.at / "split/topk"))
 
 
@@ -255,9 +260,9 @@ def test_processes_stay_alike_and_resample_as_one(trained: Trained) -> None:
 
 def test_what_cannot_be_split_is_refused(trained: Trained) -> None:
     said = list(trained.found[1]["refused"].values())
-    assert "decoder_similarity" in said[0]
-    assert "k is 99, but the dictionary has 25 latents" in said[1]
-    assert "1 latents cannot be split over 2 processes" in said[2]
+    assert "k is 99, but the dictionary has 25 latents" in said[0]
+    assert "1 latents cannot be split over 2 processes" in said[1]
+    assert "leave `compile` out" in said[2]
 
 
 def test_one_process_cannot_split_a_dictionary() -> None:

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from schemas.sae import BatchTopK, Crosscoder, Matryoshka, ReluL1, SaeSpec, TopK, Transcoder
+from schemas.sae import BatchTopK, Crosscoder, Matryoshka, SaeSpec, TopK, Transcoder
 from schemas.train import TrainSpec
 from trainer.distributed import steps
 from trainer.distributed.parallel import Tensors, Totals
@@ -152,9 +152,6 @@ def _part_of(sae: SaeSpec, n: int) -> SaeSpec:
 
 def _refuse(spec: TrainSpec, d: int, n_sites: int, d_out: int | None, size: int) -> None:
     sae = spec.sae
-    inner = sae.inner if isinstance(sae, Transcoder | Crosscoder) else sae
-    if isinstance(inner, ReluL1) and inner.decoder_similarity:
-        raise SaeError("decoder_similarity compares latents of all processes; leave it out of a split dictionary")
     if spec.compile:
         raise SaeError("compile: the forward of a split dictionary is not compiled; leave `compile` out")
     if sae.size(d) < size:

@@ -72,7 +72,7 @@ def _flat(
         case TopKSae() | BatchTopKSae() | MatryoshkaSae(), TopK() | BatchTopK() | Matryoshka():
             return top_k_step(sae, spec, world, rows, dead, latents)
         case ReluL1Sae(), _:
-            return _relu_l1(sae, world, rows, sparsity)
+            return _relu_l1(sae, world, latents, rows, sparsity)
         case JumpReluSae(), _:
             return _jumprelu(sae, world, rows, sparsity)
         case GatedSae(), _:
@@ -84,12 +84,24 @@ def _flat(
     raise AssertionError(f"the SAE is no {spec.kind}")
 
 
-def _relu_l1(sae: ReluL1Sae, world: World, rows: Rows, sparsity: float) -> Step:
+def _relu_l1(sae: ReluL1Sae, world: World, at: Latents, rows: Rows, sparsity: float) -> Step:
     inputs = encoder_input(rows.x, shared(sae.b_dec, world), rows.layer, sae.shape)
     latents = (inputs @ sae.encoder + sae.b_enc).relu()
     reconstruction = summed(latents @ sae.W_dec, world) + of_layer(sae.b_dec, rows.layer)
     weighted = latents if sae.spec.penalty == "l1" else latents * sae.latent_norms
-    return _with_l1(sae.spec.l1 * sparsity, latents, reconstruction, weighted, world, rows)
+    step = _with_l1(sae.spec.l1 * sparsity, latents, reconstruction, weighted, world, rows)
+    if sae.draws is None:
+        return step
+    step.parts["similarity"] = sae.similarity(_rows_of(sae.W_dec, sae.sampled(sae.draws, at[1]), at[0], world))
+    return step._replace(loss=step.loss + sae.spec.decoder_similarity * step.parts["similarity"])
+
+
+def _rows_of(part: Tensor, chosen: Tensor, first: int, world: World) -> Tensor:
+    """Rows `chosen` of the whole of a tensor, of which each process has a part that begins with row `first`."""
+    local = chosen - first
+    here = (local >= 0) & (local < len(part))
+    own = part.index_select(0, local.clamp(0, len(part) - 1))
+    return summed(torch.where(here[:, None], own, 0.0), world)
 
 
 def _mlp_encoder(sae: MlpEncoderSae, world: World, rows: Rows, sparsity: float) -> Step:

@@ -91,7 +91,7 @@ class ReluL1Sae(nn.Module):
         parts = {"mse": squared_error(rows.wanted, reconstruction), "l1": l1}
         loss = parts["mse"] + self.spec.l1 * sparsity * parts["l1"]
         if self.draws is not None:
-            parts["similarity"] = self._similarity(self.draws)
+            parts["similarity"] = self.similarity(self.W_dec.index_select(0, self.sampled(self.draws, self.n_latents)))
             loss = loss + self.spec.decoder_similarity * parts["similarity"]
         return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), parts)
 
@@ -114,9 +114,13 @@ class ReluL1Sae(nn.Module):
         if rows.target is not None:
             self.b_enc.data.copy_(-middle @ self.encoder)
 
-    def _similarity(self, draws: Draws) -> Tensor:
-        device, n = self.W_dec.device, min(SAMPLED, self.n_latents)
-        sample = torch.randperm(self.n_latents, generator=draws.generator(device), device=device)[:n]
-        unit = unit_rows(self.W_dec.index_select(0, sample))
+    def sampled(self, draws: Draws, n_latents: int) -> Tensor:
+        """The latents that this update compares, of so many: int64 [n]."""
+        device = self.W_dec.device
+        return torch.randperm(n_latents, generator=draws.generator(device), device=device)[:SAMPLED]
+
+    def similarity(self, rows: Tensor) -> Tensor:
+        """Mean over pairs of decoder rows [n, d_out] of ReLU(cos - similar_above)^2."""
+        unit, n = unit_rows(rows), len(rows)
         above = (unit @ unit.T - self.spec.similar_above).relu().square()
         return (above.sum() - above.diagonal().sum()) / max(1, n * (n - 1))
