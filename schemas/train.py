@@ -51,7 +51,9 @@ class TrainSpec(Schema):
     center_init: Literal["mean", "geometric_median"] = Field(default="mean", description="where b_dec starts")
     resample: Resampling | None = Field(default=None, description="of dead latents; None: never")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights, which are the result")
-    accumulate: int = Field(default=1, gt=0, description="micro-batches that a batch is computed in, to save memory")
+    accumulate: int = Field(
+        default=1, gt=0, description="micro-batches that a batch is computed in, to save memory; its step is the same"
+    )
     compile: bool = Field(default=False, description="torch.compile of the forward of dense kinds")
     dead_rows: int = Field(default=10_000_000, gt=0, description="a latent silent for so many rows is dead")
     seed: int = Field(default=0, ge=0)

@@ -146,6 +146,26 @@ def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int
     assert len(short) > 1.5 * (whole.sae.choose(rows).pattern.rows >= 10).sum(), "selections in parts are others"
 
 
+@pytest.mark.parametrize("kind", ["crosscoder", "transcoder"])
+@pytest.mark.parametrize("inner", ["batch_topk", "matryoshka"])
+def test_micro_batches_of_several_sites_select_as_the_whole_batch(kind: str, inner: str) -> None:
+    sae = {"kind": kind, "inner": {"kind": inner, "k": 3, "n_latents": M}}
+    sae |= {"skip": True} if kind == "transcoder" else {}
+    g, found = torch.Generator().manual_seed(1), []
+    data = torch.randn(5, 2, BATCH, SITES, D, generator=g)
+    data[:, :, :10] *= 20
+    for accumulate in (1, 4):
+        spec = TrainSpec.model_validate({"store": "", "sae": sae, "accumulate": accumulate})
+        scale, d_out = Rescaling(np.ones(SITES), None), D if kind == "transcoder" else None
+        one = Learner(spec, build(spec.sae, D, 1, SITES, d_out), scale, torch.ones(SITES), 100, torch.device("cpu"))
+        for x, y in data:
+            layer = torch.zeros(BATCH, dtype=torch.int64)
+            one.update(*((x, layer) if d_out is None else (x[:, 0], layer, y[:, 0])))
+        found.append(weights(one))
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=1e-5, rtol=1e-5), name
+
+
 @pytest.mark.parametrize("kind", ["batch_topk", "matryoshka"])
 def test_micro_batches_of_batch_topk_cost_no_product_more(kind: str) -> None:
     one = learner(kind, accumulate=4)
