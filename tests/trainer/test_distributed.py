@@ -32,7 +32,7 @@ from trainer.training.loop import train_group
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 24, 96
 DEAD = {"dead_rows": 2 * BATCH}
-RESAMPLE = {"every": 5 * BATCH, "times": 4, "silent_rows": BATCH, "candidates": 4 * BATCH}
+RESAMPLE = {"every": 6 * BATCH, "silent_rows": BATCH // 2, "times": 3, "candidates": 4 * BATCH}
 SIMILAR = {"expansion": 17, "decoder_similarity": 0.5, "similar_above": 0.1}  # of 272 latents 256 are compared
 SAES: dict[str, dict[str, Any]] = {
     "relu_l1": {"sae": {"kind": "relu_l1", "l1": 0.05}, "ema": 0.9},
