@@ -11,6 +11,7 @@ from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.format.shard import ShardCodec, plain_metadata
 from schemas.harvest import Plan
+from schemas.manifest import StoreManifest
 
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 README = """# A store of language-model activations
@@ -28,17 +29,17 @@ With zarr-python 3.1, `import actstore.format.zarr_bfloat16` first if the values
 """
 
 
-def shard_codec(plan: Plan, d: int) -> ShardCodec:
+def shard_codec(plan: Plan | StoreManifest, d: int) -> ShardCodec:
     """How a site of width d is stored."""
     layout = plan.layout
     return ShardCodec(plan.spec.codec, numpy_dtype(plan.spec.dtype), layout.chunk_rows, d, layout.unit_chunks)
 
 
-def metadata_files(plan: Plan) -> dict[str, bytes]:
-    """Every group and array that a plan writes to, by key."""
+def metadata_files(plan: Plan | StoreManifest) -> dict[str, bytes]:
+    """Every group and array that a plan writes to, by key; of a manifest: all of the store but the columns."""
     layout = plan.layout
     arrays: dict[str, dict[str, Any]] = {}
-    if not plan.adds_sites:
+    if isinstance(plan, StoreManifest) or not plan.adds_sites:
         shape = (layout.n_units * layout.unit_sequences, layout.context)
         arrays["tokens"] = plain_metadata(shape, (layout.unit_sequences, layout.context), np.int32, -1)
         arrays["rows"] = plain_metadata((layout.n_slots, 2), (layout.capacity, 2), np.int32, -1)

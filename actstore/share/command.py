@@ -67,9 +67,17 @@ def print_table(table: Table) -> None:
 
 
 def verify_command(
-    url: Url, as_json: AsJson = False, threads: Annotated[int, typer.Option(min=1, help="Objects read at a time.")] = 4
+    url: Url,
+    as_json: AsJson = False,
+    threads: Annotated[int, typer.Option(min=1, help="Objects read at a time.")] = 4,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write bad zarr.json files anew, from the manifest.")
+    ] = False,
 ) -> None:
-    """Read every object and compare its digest; names each bad one. Exit code 1 if there is any."""
+    """Read every object and compare it with its digest, or with what it follows from; names each bad one.
+
+    Exit code 1 if there is any (that is not repaired).
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -79,7 +87,9 @@ def verify_command(
     store = open_store(url)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verifying", total=None)
-        result = verify(store, threads, lambda done, total: bar.update(task, completed=done, total=total))
+        result = verify(
+            store, threads, lambda done, total: bar.update(task, completed=done, total=total), repair=repair
+        )
     if as_json:
         import json
 
@@ -87,6 +97,8 @@ def verify_command(
     else:
         for problem in result.problems:
             typer.echo(problem)
+        for key in result.repaired:
+            typer.echo(f"repaired {store.url}/{key}")
         typer.echo(f"{result.objects} objects, {result.bytes:,} bytes: {len(result.problems)} bad")
     if result.problems:
         raise typer.Exit(1)

@@ -1,0 +1,142 @@
+"""Objects that no digest covers, because what is under one says what they hold: each is made anew and compared.
+
+`zarr.json` of groups and arrays follow from the manifest, a block record from its unit's record and tokens. JSON is
+compared as values, not as bytes: FORMAT.md fixes no white space. What a block record alone knows (the corpus' cursor,
+the documents left out) can only be looked at for its form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from actstore.errors import CorruptError, ObjectError, StorageError
+from actstore.format import layout as at
+from actstore.format.shard import decode_plain
+from actstore.harvesting.metadata import metadata_files
+from actstore.store import Store
+from schemas.harvest import Plan
+from schemas.manifest import BlockRecord, UnitRecord
+
+_COPY = (
+    "it cannot be recomputed, for it alone says where in the corpus the block ends: copy it from another copy of the "
+    "store. Without it the store is read as before, but `actstore extend` refuses it"
+)
+
+
+class Finding(NamedTuple):
+    """n_bytes: looked at; problem: a line, or None; repair: what the object must hold, where that is known."""
+
+    n_bytes: int
+    problem: str | None = None
+    repair: bytes | None = None
+
+
+class Derived(NamedTuple):
+    """An object and how to look at it."""
+
+    key: str
+    check: Callable[[], Finding]
+
+
+def derived_objects(store: Store, records: dict[int, UnitRecord]) -> list[Derived]:
+    """Every `zarr.json` outside the columns, and the block record of every unit in `records`.
+
+    records: by unit, of the generation that wrote the unit's tokens.
+    """
+    found = []
+    grown = _later_metadata(store)
+    for key, data in metadata_files(store.manifest).items():
+        allowed = [data, *(files[key] for files in grown if key in files)]
+        found.append(Derived(key, partial(_metadata, store, key, allowed)))
+    ends = {g.first_unit + g.n_units - 1 for i, g in enumerate(store.manifest.generations) if g.first_unit or not i}
+    for unit, record in records.items():
+        found.append(Derived(at.block_key(unit), partial(_block, store, record, last=unit in ends)))
+    return found
+
+
+def _later_metadata(store: Store) -> list[dict[str, bytes]]:
+    """What extensions that this manifest does not know yet make of the arrays: they grow them before anything else."""
+    files = []
+    generation = len(store.manifest.generations)
+    while store.storage.exists(key := at.plan_key(generation)):
+        try:
+            files.append(metadata_files(Plan.model_validate_json(store.storage.read(key))))
+        except ValidationError:
+            break
+        generation += 1
+    return files
+
+
+def _metadata(store: Store, key: str, allowed: list[bytes]) -> Finding:
+    where, wanted = f"{store.url}/{key}", allowed[0]
+    advice = f"it follows from the manifest: `actstore verify --repair {store.url}` writes it anew"
+    try:
+        data = store.storage.read(key)
+    except (ObjectError, StorageError) as error:
+        return Finding(0, f"missing  {error}; {advice}", wanted)
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        return Finding(len(data), f"corrupt  {where}: not JSON: {error}; {advice}", wanted)
+    differing = _differences(json.loads(wanted), values)
+    if differing and all(_differences(json.loads(one), values) for one in allowed[1:]):
+        return Finding(len(data), f"corrupt  {where}: {', '.join(differing)}; {advice}", wanted)
+    return Finding(len(data))
+
+
+def _differences(wanted: dict[str, Any], found: Any) -> list[str]:
+    """Keys in which two JSON objects differ, with both values; 1, 1.0 and true are three values."""
+    if not isinstance(found, dict):
+        return [f"wanted an object, got {type(found).__name__}"]
+    text = {key: (_text(wanted, key), _text(found, key)) for key in sorted({*wanted, *found})}
+    return [f"{key}: wanted {a}, got {b}" for key, (a, b) in text.items() if a != b]
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], sort_keys=True) if key in values else "none"
+
+
+def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
+    """A block record against its unit's record and the tokens themselves (where these are what was recorded)."""
+    key, tokens_key = at.block_key(unit.unit), at.chunk_key("tokens", unit.unit, 0)
+    where = f"{store.url}/{key}"
+    try:
+        data = store.storage.read(key)
+    except (ObjectError, StorageError) as error:
+        return Finding(0, f"missing  {error}; {_COPY}")
+    try:
+        found = BlockRecord.model_validate_json(data)
+    except ValueError as error:
+        reason = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else str(error)
+        return Finding(len(data), f"corrupt  {where}: not a block record: {reason}; {_COPY}")
+    wanted = {"unit": unit.unit, "n_sequences": unit.n_sequences, "tokens": unit.objects[tokens_key], "last": last}
+    n_tokens = _n_tokens(store, tokens_key)
+    wanted |= {} if n_tokens is None else {"n_tokens": n_tokens}
+    differing = [f"{k}: wanted {v}, got {getattr(found, k)}" for k, v in wanted.items() if getattr(found, k) != v]
+    differing += [] if _is_cursor(found.cursor, last=last) else [f"cursor: {found.cursor} is no place in a corpus"]
+    if differing:
+        return Finding(len(data), f"corrupt  {where}: {', '.join(differing)}; {_COPY}")
+    return Finding(len(data))
+
+
+def _n_tokens(store: Store, key: str) -> int | None:
+    """Tokens of a unit; None where they cannot be read, which is a problem of that object."""
+    layout = store.layout
+    try:
+        tokens = decode_plain(store.storage.read(key), (layout.unit_sequences, layout.context), np.int32, key)
+    except (ObjectError, CorruptError, StorageError):
+        return None
+    return int(np.count_nonzero(tokens >= 0))
+
+
+def _is_cursor(cursor: dict[str, Any], *, last: bool) -> bool:
+    """Named places, each counted from 0; or the corpus' end, which only a last block can have."""
+    if cursor == {"end": True}:
+        return last
+    return bool(cursor) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in cursor.values())
