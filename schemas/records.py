@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from schemas.base import Schema
@@ -133,10 +135,23 @@ class MemoryEstimate(Schema):
         return self.process + self.units + self.encoding + self.forward
 
 
+class CorpusEstimate(Schema):
+    """How many tokens a corpus holds, known without reading more of it than calibration does."""
+
+    asked: int = Field(description="tokens that the harvest is to run")
+    tokens: int | None = Field(description="positions of whole contexts in the corpus; None: not known")
+    how: Literal["counted", "estimated", "unknown"] = Field(
+        description="counted: calibration read all of it; estimated: from tokens per byte or per row of what it read"
+    )
+    documents: int = Field(description="that were read")
+    short: bool = Field(description="fewer than asked, and the estimate is for that many")
+
+
 class HarvestEstimate(Schema):
     """`actstore plan`: what a harvest will take, from a few calibration batches and arithmetic."""
 
-    layout: Layout
+    corpus: CorpusEstimate
+    layout: Layout = Field(description="of a corpus that is short: its units only")
     sites: tuple[Site, ...]
     codec: str
     rows: int = Field(description="per site")

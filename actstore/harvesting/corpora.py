@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
@@ -19,16 +19,21 @@ from actstore.harvesting.files import Files, exists, find, reading, suffix
 from schemas.source import CorpusSource
 
 PIECE_BYTES = 4 << 20
+FOOTERS = 100  # Parquet files whose footers are read to know a corpus' size
 Cursor = dict[str, Any]
 Content = Any  # text, or token ids (a sequence or array of integers), or None
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one. content: str, or token ids where the corpus is tokenised already."""
+    """A document, or a part of a long one. content: str, or token ids where the corpus is tokenised already.
+
+    size: what it takes of the corpus, in the measure of `Corpus.size`.
+    """
 
     cursor: Cursor
     content: Content
     first: bool = True
+    size: int = 1
 
 
 class Corpus(Protocol):
@@ -40,6 +45,10 @@ class Corpus(Protocol):
 
     def digest(self) -> str | None:
         """Identifies the contents, where that is known without reading them all."""
+        ...
+
+    def size(self) -> int | None:
+        """The sum of all pieces' sizes (bytes of files, rows), where that is known without reading them all."""
         ...
 
 
@@ -108,12 +117,15 @@ class Builtin:
         start = cursor["document"] if cursor else 0
         for i, path in enumerate(itertools.islice(self._files.paths, start, None), start):
             try:
-                yield Piece({"document": i}, Path(path).read_text(encoding="utf-8"))
+                yield Piece({"document": i}, Path(path).read_text(encoding="utf-8"), size=Path(path).stat().st_size)
             except UnicodeDecodeError:  # the library's few files that test other encodings
                 continue
 
     def digest(self) -> str | None:
         return self._files.digest()
+
+    def size(self) -> int | None:
+        return self._files.size()
 
 
 class TextFiles:
@@ -129,12 +141,16 @@ class TextFiles:
                 file.seek(offset)
                 while data := file.read(PIECE_BYTES):
                     data += file.readline()
-                    yield Piece({"file": i, "offset": offset}, self._decode(i, offset, data), first=offset == 0)
+                    text = self._decode(i, offset, data)
+                    yield Piece({"file": i, "offset": offset}, text, first=offset == 0, size=len(data))
                     offset += len(data)
             offset = 0
 
     def digest(self) -> str | None:
         return self._files.digest()
+
+    def size(self) -> int | None:
+        return self._files.size()
 
     def _decode(self, index: int, offset: int, data: bytes) -> str:
         try:
@@ -160,12 +176,15 @@ class JsonLines:
                 file.seek(offset)
                 while line := file.readline():
                     if line.strip():
-                        yield Piece({"file": i, "offset": offset}, self._content(i, offset, line))
+                        yield Piece({"file": i, "offset": offset}, self._content(i, offset, line), size=len(line))
                     offset += len(line)
             offset = 0
 
     def digest(self) -> str | None:
         return self._files.digest()
+
+    def size(self) -> int | None:
+        return self._files.size()
 
     def _content(self, index: int, offset: int, line: bytes) -> Content:
         where = f"{self._files.paths[index]}, line at byte {offset}"
@@ -193,6 +212,25 @@ class Parquet:
 
     def digest(self) -> str | None:
         return self._files.digest()
+
+    def size(self) -> int | None:
+        """Rows, from the files' footers; of many files some are asked, and the rest follow from their bytes."""
+        paths = self._files.paths[:: -(-len(self._files.paths) // FOOTERS)]
+        rows = sum(self._rows(path) for path in paths)
+        if len(paths) == len(self._files.paths):
+            return rows
+        some, every = self._files.size(paths), self._files.size()
+        return round(rows * every / some) if some and every else None
+
+    def _rows(self, path: str) -> int:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with reading(path), self._files.fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
+                return int(file.metadata.num_rows)
+        except pa.ArrowException as error:
+            raise CorpusError(f"cannot read {path}: {error}; remove the file from the corpus or repair it") from error
 
     def _file(self, index: int, group: int, row: int) -> Iterator[Piece]:
         import pyarrow as pa
@@ -228,6 +266,9 @@ class Memory:
 
     def digest(self) -> str | None:
         return None
+
+    def size(self) -> int | None:
+        return len(self._documents) if isinstance(self._documents, Sized) else None
 
 
 def check_column(column: str, columns: Iterable[str], where: str) -> None:

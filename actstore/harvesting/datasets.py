@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import blake3
@@ -29,6 +29,14 @@ class DatasetColumn:
 
     def digest(self) -> str | None:
         return self._digest
+
+    def size(self) -> int | None:
+        """Rows; of a streamed data set those its card promises, where the split has a card of its own."""
+        if isinstance(self._data, Sized):
+            return len(self._data)
+        split, splits = getattr(self._data, "split", None), getattr(self._data.info, "splits", None) or {}
+        found = splits.get(str(split)) if split is not None else None
+        return int(found.num_examples) if found is not None and found.num_examples else None
 
 
 def open_dataset(source: CorpusSource, *, hub: bool) -> DatasetColumn:

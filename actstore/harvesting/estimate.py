@@ -26,6 +26,7 @@ from actstore.errors import CorpusError
 from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.format.layout import unit_permutation
 from actstore.format.shard import ShardCodec
+from actstore.harvesting.extent import corpus_estimate, filled
 from actstore.harvesting.finish import object_record
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.norms import UnitStats
@@ -37,7 +38,7 @@ from actstore.harvesting.tap import Tap, device_of, open_tap
 from actstore.harvesting.tokens import sequencer
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import Codec, HarvestSpec, Layout
-from schemas.records import CodecEstimate, HarvestEstimate, MemoryEstimate
+from schemas.records import CodecEstimate, CorpusEstimate, HarvestEstimate, MemoryEstimate
 
 CODECS: tuple[Codec, ...] = ("lz4", "zstd", "raw")
 GB = 1e9
@@ -83,14 +84,16 @@ def estimate(
     wanted = resolve_spec(spec, model, tokens)
     loaded = load_model(wanted.model, device) if model is None else describe(model, tokenizer)
     loaded.check_context(wanted.context)
-    source, _ = sequencer(wanted, loaded.tokenizer, tokens)
+    source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
     source.seek(None)
-    sample = source.take(batches * wanted.batch).tokens
+    taken = source.take(batches * wanted.batch)
+    sample = taken.tokens
     if not len(sample):
         raise CorpusError(f"corpus {wanted.corpus.name!r} holds no context of {wanted.context} tokens")
+    held = corpus_estimate(wanted, source, corpus, taken)
     tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
     try:
-        layout = make_layout(wanted, tap)
+        layout = filled(make_layout(wanted, tap), held)
         before = resident()
         found = _calibrate(wanted, loaded, tap, sample)
         n_files = len(tokenizer_files(loaded.tokenizer))
@@ -98,12 +101,13 @@ def estimate(
         tap.close()
     codecs: dict[str, CodecEstimate] = {codec: _codec(codec, wanted, layout, found) for codec in CODECS}
     objects = n_objects(wanted, tap, layout) + n_files
-    return _estimate(wanted, tap, layout, found, codecs, objects, before, bandwidth, prices or Prices())
+    return _estimate(wanted, tap, held, layout, found, codecs, objects, before, bandwidth, prices or Prices())
 
 
 def _estimate(
     spec: HarvestSpec,
     tap: Tap,
+    corpus: CorpusEstimate,
     layout: Layout,
     found: _Calibration,
     codecs: dict[str, CodecEstimate],
@@ -126,6 +130,7 @@ def _estimate(
     hour = prices.device / 3600
     fixed = harvest_s * hour + month * prices.months + put_cost
     return HarvestEstimate(
+        corpus=corpus,
         layout=layout,
         sites=tap.sites,
         codec=spec.codec,

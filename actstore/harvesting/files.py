@@ -29,6 +29,14 @@ class Files(NamedTuple):
             state.update(f"{PurePosixPath(path).name}\0{self.fs.size(path)}\0".encode())
         return str(state.hexdigest())
 
+    def size(self, paths: tuple[str, ...] | None = None) -> int | None:
+        """Bytes of all files, or of some; None where one is compressed, or its size is not known."""
+        paths = self.paths if paths is None else paths
+        if any(path.lower().endswith(COMPRESSED) for path in paths):
+            return None
+        sizes = [self.fs.size(path) for path in paths]
+        return None if None in sizes else int(sum(sizes))
+
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[IO[bytes]]:
         """One file for reading bytes, decompressed by its suffix."""

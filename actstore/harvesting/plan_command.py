@@ -9,7 +9,7 @@ import typer
 from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
-    from schemas.records import HarvestEstimate
+    from schemas.records import CorpusEstimate, HarvestEstimate
 
 
 @with_spec
@@ -35,6 +35,10 @@ def plan_command(
     prices = Prices(storage_price, put_price, get_price, device_price, months)
     speed = float(parse_size(bandwidth)) if bandwidth else None
     found = estimate(spec, device=device, batches=batches, bandwidth=speed, prices=prices)
+    if found.corpus.short:
+        from actstore.harvesting.extent import sentence
+
+        typer.echo(f"warning: {sentence(found.corpus, spec.corpus.name)}", err=True)
     if as_json:
         typer.echo(found.to_json(), nl=False)
         return
@@ -59,6 +63,7 @@ def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
     }
     cost = found.harvest_s / 3600 * prices.device
     return [
+        ("corpus", _corpus(found.corpus)),
         ("sites", f"{len(names)}: {shown}"),
         ("rows", f"{found.rows:,} per site ({100 * found.kept:.1f} % of the tokens)"),
         ("units", f"{layout.n_units:,} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
@@ -73,6 +78,13 @@ def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
         ("storage", f"{found.storage_per_month:,.2f} a month"),
         ("break-even", _break_even(found)),
     ]  # fmt: skip
+
+
+def _corpus(found: CorpusEstimate) -> str:
+    if found.tokens is None:
+        return f"its size is not known; the figures hold if it has the {found.asked:,} tokens asked"
+    how = "counted" if found.how == "counted" else f"about, from the first {found.documents:,} documents"
+    return f"{found.tokens:,} tokens ({how}); asked {found.asked:,}{', which it does not have' if found.short else ''}"
 
 
 def _break_even(found: HarvestEstimate) -> str:

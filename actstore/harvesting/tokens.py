@@ -100,6 +100,11 @@ class ArraySequencer:
             raise SpecError(f"tokens of shape {list(array.shape)} do not fit context = {context}; make them equal")
         self._array, self._at = array, 0
 
+    @property
+    def n_sequences(self) -> int:
+        """All of them."""
+        return len(self._array)
+
     def seek(self, cursor: Cursor | None) -> None:
         self._at = cursor["sequence"] if cursor else 0
 
@@ -118,17 +123,30 @@ class _Part:
     used: int = 0
 
 
+@dataclass(slots=True)
+class Seen:
+    """What a sequencer has read and tokenised since it was last sent somewhere; it reads ahead of what it gives.
+
+    documents: with a token in them; tokens: with the documents' BOS; size: in the measure of `Corpus.size`.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    size: int = 0
+
+
 class DocumentSequencer:
     """Packs documents, or takes one per context. Cursor: the source's, and `token`: how many of the piece are used."""
 
     def __init__(self, corpus: Corpus, tokenizer: Any, context: int, *, pack: bool = True, bos: Bos) -> None:
         self._corpus, self._tokenizer, self._context = corpus, tokenizer, context
-        self._pack, self._bos = pack, bos
+        self._pack, self.bos, self.seen = pack, bos, Seen()
         self._pieces: Iterator[Piece] | None = None
         self._parts: deque[_Part] = deque()
         self._skipped = 0
 
     def seek(self, cursor: Cursor | None) -> None:
+        self.seen = Seen()
         self._parts.clear()
         self._skipped = 0
         if cursor == END:
@@ -155,10 +173,10 @@ class DocumentSequencer:
     def _packed(self, row: Tokens) -> bool:
         """Fill one row from the stream; False where the corpus ends before."""
         at = 0
-        if self._bos.every and self._bos.token is not None and self._settle():
+        if self.bos.every and self.bos.token is not None and self._settle():
             front = self._parts[0]
-            if front.used > 0 or front.ids[0] != self._bos.token:
-                row[0], at = self._bos.token, 1
+            if front.used > 0 or front.ids[0] != self.bos.token:
+                row[0], at = self.bos.token, 1
         while at < len(row):
             if not self._settle():
                 row[:] = PAD
@@ -204,13 +222,18 @@ class DocumentSequencer:
             characters += len(piece.content) if piece.content is not None else 0
             if len(batch) == _BATCH_PIECES or characters > _BATCH_CHARACTERS:
                 break
-        self._parts.extend(_Part(p, self._begin(p, ids)) for p, ids in zip(batch, self._encode(batch), strict=True))
+        for piece, ids in zip(batch, self._encode(batch), strict=True):
+            part = _Part(piece, self._begin(piece, ids))
+            self._parts.append(part)
+            self.seen.documents += len(part.ids) > 0 and (piece.first or isinstance(self._corpus, Memory))
+            self.seen.tokens += len(part.ids)
+            self.seen.size += piece.size
         return bool(batch)
 
     def _begin(self, piece: Piece, ids: Tokens) -> Tokens:
-        if self._bos.token is None or not piece.first or not len(ids) or ids[0] == self._bos.token:
+        if self.bos.token is None or not piece.first or not len(ids) or ids[0] == self.bos.token:
             return ids
-        return np.concatenate([np.array([self._bos.token], np.int32), ids])
+        return np.concatenate([np.array([self.bos.token], np.int32), ids])
 
     def _encode(self, pieces: list[Piece]) -> list[Tokens]:
         texts = [p.content for p in pieces if isinstance(p.content, str)]

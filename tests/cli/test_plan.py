@@ -118,7 +118,19 @@ def test_people_get_lines_and_nothing_is_written(cli: Cli, tmp_path: Path, monke
     assert (code, err) == (0, "")
     names = [line.split("  ")[0].strip() for line in out.splitlines()]
     assert names == [
-        *("sites", "rows", "units", "bytes", "objects", "memory", "model alone", "harvest", "one reading", "cost"),
+        *(
+            "corpus",
+            "sites",
+            "rows",
+            "units",
+            "bytes",
+            "objects",
+            "memory",
+            "model alone",
+            "harvest",
+            "one reading",
+            "cost",
+        ),
         *("storage", "break-even"),
     ]
     assert "2: blocks.0.hook_mlp_out, blocks.1.hook_mlp_out" in out
@@ -142,6 +154,20 @@ def test_mistakes_are_named_before_anything_is_run(cli: Cli, tmp_path: Path) -> 
     refused(cli(*words("plan", corpus=str(tmp_path / "none"))), "none")
     (tmp_path / "short.txt").write_text("x")
     refused(cli(*words("plan", corpus=str(tmp_path / "short.txt"))), "holds no context of 64 tokens")
+
+
+def test_a_corpus_that_is_too_short_is_a_warning_and_planned_for(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("a line of words\n" * 300)
+    code, out, err = cli(*words("plan", "--json", corpus=str(tmp_path / "short.txt"), tokens="2.5B"))
+    assert code == 0
+    found = json.loads(out)
+    held = found["corpus"]
+    assert (held["asked"], held["how"], held["short"]) == (2_500_000_000, "counted", True)
+    assert held["tokens"] == found["rows"] == found["layout"]["n_sequences"] * 64 < 10_000
+    assert err.startswith("warning: corpus ")
+    assert f"ends after {held['tokens']:,} tokens" in err
+    assert f"`--tokens {held['tokens']}`" in err
+    assert planned(cli)["corpus"]["how"] == "estimated"
 
 
 class Two(nn.Module):
