@@ -14,7 +14,8 @@ ActstoreError
     ├── ExistsError          the output is already there
     ├── ObjectError          an object that is missing
     │   └── CorruptError     an object whose bytes are not those recorded
-    └── StorageError         the medium refuses: disk full, no permission, no network
+    └── StorageError         the medium refuses: no permission, no network
+        └── FullError            no space is left, or a quota is used up
 """
 
 from __future__ import annotations
@@ -77,4 +78,8 @@ class CorruptError(ObjectError):
 
 
 class StorageError(StoreError):
-    """The medium refuses: disk full, no permission, no network."""
+    """The medium refuses: no permission, no network."""
+
+
+class FullError(StorageError):
+    """No space is left, or a quota is used up; its message ends so that what to do then can be added."""

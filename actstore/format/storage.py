@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,14 +19,12 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from actstore.errors import ObjectError, StorageError
+from actstore.errors import FullError, ObjectError, StorageError
 
 Buffers = bytes | Sequence[bytes | memoryview]
 TEMPORARY = ".tmp-"
 
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free some space and run the same command again, it goes on where it stopped",
-    errno.EDQUOT: "the quota is used up: free some space and run the same command again, it goes on where it stopped",
     errno.EACCES: "permission denied: check who may write there",
     errno.EPERM: "not permitted there",
     errno.EROFS: "the file system is read-only",
@@ -178,12 +177,27 @@ class Storage:
         except NotImplementedError as error:  # what fsspec's read-only places (http, zip) raise on a write
             raise StorageError(f"{where}: places of this kind can be read only; choose another one") from error
         except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise FullError(f"{where}: {error.strerror}; {_full(self.local)}: free some space there") from error
             advice = _ADVICE.get(error.errno or 0, "check the path, the network and the credentials")
             raise StorageError(f"{where}: {error.strerror or error}; {advice}") from error
         except Exception as error:
             if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
                 raise StorageError(f"{where}: {error}; check the endpoint and the credentials") from error
             raise
+
+
+def _full(path: Path | None) -> str:
+    """Which disk is full, or used up to a quota, and how large it is."""
+    if path is None:
+        return "the place is full"
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    mount = path.resolve()
+    while mount != mount.parent and mount.parent.stat().st_dev == mount.stat().st_dev:
+        mount = mount.parent
+    usage = shutil.disk_usage(mount)
+    return f"the disk is full (that at {mount}, {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB left)"
 
 
 def _local_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -70,7 +70,7 @@ def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
     from rich.console import Console
 
     from actstore.allocator import keep_freed_memory
-    from actstore.errors import OthersUnfinishedError
+    from actstore.errors import FullError, OthersUnfinishedError
 
     keep_freed_memory()
     console = Console(stderr=True)
@@ -80,6 +80,10 @@ def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
         with _terminable(), shown as report, _warnings_on(console):
             report("starting up", None)
             store = work(lambda now: report(now.stage, now))
+    except FullError as full:
+        raise FullError(
+            f"{full}, then run the same command again: what is committed is kept, it goes on from there"
+        ) from full
     except OthersUnfinishedError as left:
         console.print(str(left), highlight=False)
         return

@@ -59,7 +59,7 @@ def harvest(
     Raises:
         SpecError, SiteError, ModelError, CorpusError, NumericsError: see `actstore.errors`.
         ExistsError: a finished store, another harvest, or other files are at `out`.
-        StorageError: the disk is full, or the like; the same call goes on later.
+        StorageError: the disk is full (FullError), or the like; the same call goes on later.
         OthersUnfinishedError: this worker's units are done, and other workers still have some.
     """
     report = progress or (lambda _: None)

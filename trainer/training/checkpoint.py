@@ -8,6 +8,8 @@ bit on the same hardware. What is drawn (noise, resampling) is a function of the
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from actstore.errors import FullError
 from actstore.format.storage import Storage
 from schemas.stream import StreamState
 from trainer.training.learner import Learner
@@ -30,6 +33,21 @@ def steps(storage: Storage) -> list[int]:
     """Steps of the whole checkpoints, ascending."""
     names = [name for name in storage.list(FOLDER) if name.endswith("/state.json")]
     return sorted(int(name.split("/")[1].removeprefix("step-")) for name in names)
+
+
+@contextmanager
+def saying_how_to_resume(storages: Sequence[Storage]) -> Iterator[None]:
+    """A full disk's message says what is left of the runs, and how they go on."""
+    try:
+        yield
+    except FullError as full:
+        last = [f"{storage.url}: {_last(storage)}" for storage in storages]
+        raise FullError(f"{full}, then run the same command with --resume ({'; '.join(last)})") from full
+
+
+def _last(storage: Storage) -> str:
+    found = steps(storage)
+    return f"it goes on from its checkpoint of step {found[-1]}" if found else "no checkpoint yet, it begins again"
 
 
 def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> None:

@@ -104,9 +104,12 @@ def train_group(
         parts, device = together.world.shared(parts), str(together.world.device)
         together = replace(together, skips=on_corrupt == "skip")
     for starts in parts:
-        with Stream(
-            store, shared, device=device, threads=threads, on_corrupt=on_corrupt, rank=rank, world=size
-        ) as stream:
+        with (
+            Stream(
+                store, shared, device=device, threads=threads, on_corrupt=on_corrupt, rank=rank, world=size
+            ) as stream,
+            checkpoint.saying_how_to_resume([storages[url] for url in starts]),
+        ):
             behind, step = min(starts.items(), key=lambda one: one[1])
             if step:  # first of all: it may read an extended store as it was
                 stream.restore(checkpoint.stream_state(storages[behind], step))
@@ -206,9 +209,9 @@ def _end_early(stream: Stream, runs: Sequence[Run], progress: Progress) -> None:
 def _save(stream: Stream, run: Run) -> None:
     if not run.learner.finite():  # a checkpoint that is there is a good one
         raise _diverged(run, "the loss or the weights are no numbers any more")
-    checkpoint.save(run.storage, run.learner, stream.state(), run.spec.keep)
     if run.lead:
-        run.journal.write()
+        run.journal.write()  # first: resuming reads no more of it than up to its checkpoint, and needs all of that
+    checkpoint.save(run.storage, run.learner, stream.state(), run.spec.keep)
 
 
 def _log(run: Run, progress: Progress) -> Interval:
