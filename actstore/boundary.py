@@ -1,8 +1,15 @@
-"""Where errors become one clear message: both command lines run through `run`."""
+"""Where errors become one clear message: both command lines run through `run`.
+
+What the project reads and writes through `Storage` and `Files` has typed errors already. Here is what libraries and the
+interpreter raise besides: an OSError that files, disks or networks cause is the user's to mend and becomes a message;
+any other (a closed descriptor, an argument that makes no sense) is a bug, and keeps its traceback.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +19,28 @@ import typer
 from actstore.errors import ActstoreError
 
 DEBUG = "ACTSTORE_DEBUG"
+_ADVICE = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check who may read and write there",
+    errno.EPERM: "check who may do that there",
+    errno.EROFS: "the file system is read-only, choose another place",
+    errno.EISDIR: "a folder is where a file is wanted, check the path",
+    errno.ENOTDIR: "a file is where a folder is wanted, check the path",
+    errno.EEXIST: "something of that name is there already, choose another",
+    errno.ENOTEMPTY: "the folder is not empty, choose another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "symbolic links go in a circle there",
+    errno.ENOSPC: "the disk is full, free some space",
+    errno.EDQUOT: "the quota is used up, free some space",
+    errno.EFBIG: "the file system or a limit forbids files of that size",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the system has too many open files",
+    errno.EIO: "the disk cannot be read or written, look at the system's log",
+    errno.ESTALE: "the network file system lost the file, mount it again",
+    errno.ENXIO: "there is no such device",
+    errno.ENODEV: "there is no such device",
+    errno.EBUSY: "something else uses it",
+}
 
 
 def run(app: Callable[[], Any]) -> None:
@@ -26,9 +55,27 @@ def run(app: Callable[[], Any]) -> None:
         message = str(error) if isinstance(error, ActstoreError) else sentences(error)
         typer.echo(f"error: {message}", err=True)
         sys.exit(1)
+    except OSError as error:
+        if os.environ.get(DEBUG) or not is_users(error):
+            raise
+        typer.echo(f"error: {told(error)}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+
+
+def is_users(error: OSError) -> bool:
+    """Whether files, a disk or a network are to blame, and not the program."""
+    return error.errno in _ADVICE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+
+
+def told(error: OSError) -> str:
+    """An OSError as a sentence: where, what, what to do."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    where = f"{' -> '.join(names)}: " if names else ""
+    advice = _ADVICE.get(error.errno or 0, "check the network and the address")
+    return f"{where}{error.strerror or error}; {advice} ({DEBUG}=1 shows where it happened)"
 
 
 def sentences(error: Any) -> str:

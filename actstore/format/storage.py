@@ -19,15 +19,15 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from actstore.errors import FullError, ObjectError, StorageError
+from actstore.errors import FullError, ObjectError, StorageError, StoreError
 
 Buffers = bytes | Sequence[bytes | memoryview]
 TEMPORARY = ".tmp-"
 
 _ADVICE = {
-    errno.EACCES: "permission denied: check who may write there",
-    errno.EPERM: "not permitted there",
-    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "check who may read and write there",
+    errno.EPERM: "check who may do that there",
+    errno.EROFS: "choose a place that can be written",
     errno.EFBIG: "the file system or a limit forbids files of that size",
 }
 
@@ -41,10 +41,12 @@ class Storage:
         # `memory://` and `file:///` are roots: their slashes belong to the protocol.
         self.url = text if bare.endswith(":") or not bare else bare
         self.options = dict(options or {})
+        self.local: Path | None = None
         with self._guard(""):
             self._fs, root = url_to_fs(self.url, **self._filesystem_options())
         self._root = root.rstrip("/")
-        self.local: Path | None = Path(self._root or "/") if isinstance(self._fs, LocalFileSystem) else None
+        if isinstance(self._fs, LocalFileSystem):
+            self.local = Path(self._root or "/")
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -109,7 +111,7 @@ class Storage:
 
     def put(self, key: str, data: Buffers) -> None:
         """Write or replace an object as a whole."""
-        with self._guard(key):
+        with self._guard(key, writing=True):
             if self.local is None:
                 self._fs.pipe_file(self._path(key), _joined(data))
                 return
@@ -118,7 +120,7 @@ class Storage:
 
     def create(self, key: str, data: Buffers) -> bool:
         """Write an object only if there is none of that key; False where there is one already."""
-        with self._guard(key):
+        with self._guard(key, writing=True):
             if self.local is None:
                 return self._create_remote(self._path(key), _joined(data))
             with _temporary(self.local / key, data) as temporary:
@@ -164,27 +166,47 @@ class Storage:
         return self.options
 
     @contextlib.contextmanager
-    def _guard(self, key: str) -> Iterator[None]:
-        where = f"{self.url}/{key}".rstrip("/")
+    def _guard(self, key: str, *, writing: bool = False) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise ObjectError(f"{where}: there is no such object") from error
-        except (ValueError, ImportError) as error:
-            if isinstance(error, ValueError) and "rotocol" not in str(error):
-                raise
-            raise StorageError(f"{where}: not a URL that can be opened: {error}") from error
-        except NotImplementedError as error:  # what fsspec's read-only places (http, zip) raise on a write
-            raise StorageError(f"{where}: places of this kind can be read only; choose another one") from error
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise FullError(f"{where}: {error.strerror}; {_full(self.local)}: free some space there") from error
-            advice = _ADVICE.get(error.errno or 0, "check the path, the network and the credentials")
-            raise StorageError(f"{where}: {error.strerror or error}; {advice}") from error
         except Exception as error:
-            if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
-                raise StorageError(f"{where}: {error}; check the endpoint and the credentials") from error
-            raise
+            told = _typed(error, f"{self.url}/{key}".rstrip("/"), self.local, writing=writing)
+            if told is None:
+                raise
+            raise told from error
+
+
+def _typed(error: Exception, where: str, local: Path | None, *, writing: bool) -> StoreError | None:
+    """The error that the user is told; None for what is no fault of the place or the URL."""
+    if isinstance(error, OSError):
+        return _of_system(error, where, local, writing=writing)
+    if isinstance(error, NotImplementedError):  # what fsspec's read-only places (http, zip) raise on a write
+        return StorageError(f"{where}: places of this kind can be read only; choose another one")
+    if isinstance(error, ImportError) or (isinstance(error, ValueError) and "rotocol" in str(error)):
+        return StorageError(f"{where}: not a URL that can be opened: {error}")
+    if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
+        return StorageError(f"{where}: {error}; check the endpoint and the credentials")
+    return None
+
+
+def _of_system(error: OSError, where: str, local: Path | None, *, writing: bool) -> StoreError:
+    if isinstance(error, IsADirectoryError):
+        return ObjectError(f"{where}: it is a folder, wanted a file; check the path")
+    if writing and isinstance(error, (FileExistsError, NotADirectoryError)):
+        return StorageError(f"{where}: {_in_the_way(error)} is a file, wanted a folder; check the path")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return ObjectError(f"{where}: there is no such object")
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return FullError(f"{where}: {error.strerror}; {_full(local)}: free some space there")
+    advice = _ADVICE.get(error.errno or 0, "check the path, the network and the credentials")
+    return StorageError(f"{where}: {error.strerror or error}; {advice}")
+
+
+def _in_the_way(error: OSError) -> str:
+    """The first part of a path that is there and no folder."""
+    path = Path(os.fsdecode(error.filename)) if error.filename is not None else None
+    above = [] if path is None else [*reversed(path.parents), path]
+    return next((str(one) for one in above if one.exists() and not one.is_dir()), "what is there")
 
 
 def _full(path: Path | None) -> str:

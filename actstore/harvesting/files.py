@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import blake3
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorpusError
 
@@ -65,11 +66,20 @@ def find(url: str) -> Files:
             found = [p for p in fs.find(path) if not _hidden(p[len(path) :])]
         else:
             found = [path] if fs.exists(path) else []
+        if not found:
+            _refusing(fs, path)
     except (OSError, ValueError, ImportError) as error:
         raise CorpusError(f"corpus {url}: {error}") from error
     if not found:
         raise CorpusError(f"corpus {url}: there is no such file or folder, or no file in it")
     return Files(fs, tuple(sorted(found)))
+
+
+def _refusing(fs: Any, path: str) -> None:
+    """Raises PermissionError where a local path or folder seems empty because it may not be looked into."""
+    if isinstance(fs, LocalFileSystem) and not fsspec.core.has_magic(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            next(Path(path).iterdir(), None)
 
 
 def exists(url: str) -> bool:

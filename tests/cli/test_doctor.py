@@ -97,7 +97,7 @@ def test_no_permission(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert code == 1
     assert "Traceback" not in out + err
     assert out.splitlines()[-1].startswith("fail  write")
-    assert "permission denied" in out
+    assert "Permission denied" in out
     assert not list(tmp_path.iterdir())
 
 
