@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from schemas.base import Schema
 from schemas.harvest import Layout
 from schemas.sae import SaeSpec
 from schemas.source import Site
 from schemas.stream import Rescale
+
+
+def _from_null(value: object) -> object:
+    return math.nan if value is None else value
+
+
+def _to_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+Ratio = Annotated[float, BeforeValidator(_from_null), PlainSerializer(_to_null, when_used="json")]
+"""NaN where the denominator is 0, and null in JSON: nothing to divide by is no perfect score."""
 
 
 class StepRecord(Schema):
@@ -36,13 +49,13 @@ class LayerMetrics(Schema):
 
     site: str
     rows: int
-    fvu: float
+    fvu: Ratio
     mse: float
     mse_per_element: float
     l0: float
     l1: float
     l1_decoder: float
-    suppression: float
+    suppression: Ratio
 
 
 class ModelMetrics(Schema):
@@ -50,13 +63,13 @@ class ModelMetrics(Schema):
 
     site: str
     tokens: int
-    ce_clean: float
-    ce_sae: float
-    ce_zero: float
-    ce_mean: float
-    recovered_zero: float
-    recovered_mean: float
-    kl: float
+    ce_clean: Ratio
+    ce_sae: Ratio
+    ce_zero: Ratio
+    ce_mean: Ratio
+    recovered_zero: Ratio
+    recovered_mean: Ratio
+    kl: Ratio
 
 
 class EvalRecord(Schema):
@@ -68,7 +81,7 @@ class EvalRecord(Schema):
     split: str
     rows: int
     pooled: LayerMetrics
-    fvu_layer_mean: float
+    fvu_layer_mean: Ratio = Field(description="over the layers that have an FVU")
     layers: tuple[LayerMetrics, ...]
     dead: int
     dead_rows: int

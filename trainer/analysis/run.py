@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from safetensors.torch import load as load_tensors
@@ -39,6 +40,11 @@ def read_run(url: str) -> RunData:
         ) from error
     name = url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
+
+
+def shown(value: float, form: str = ".4g") -> str:
+    """A figure in a table; a dash where there is nothing to divide by."""
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def short(site: str) -> str:

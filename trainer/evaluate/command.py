@@ -66,14 +66,14 @@ def tables(record: EvalRecord) -> list[Any]:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from trainer.analysis.run import short
+    from trainer.analysis.run import short, shown
 
     head = f"{record.run}: {record.rows:,} {record.split} rows; never fired on them: {record.dead} latents"
     first = Table(title=head)
     for name in ("layer", "FVU", "MSE", "L0", "L1", "suppression"):
         first.add_column(name, justify="left" if name == "layer" else "right")
     for one in (*record.layers, record.pooled):
-        first.add_row(short(one.site), *(f"{v:.4g}" for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
+        first.add_row(short(one.site), *(shown(v) for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
     if not record.model:
         return [first]
     second = Table(title="CE and KL in nats per token; rec: share of CE recovered", box=SIMPLE)
@@ -81,7 +81,7 @@ def tables(record: EvalRecord) -> list[Any]:
         second.add_column(name, justify="left" if name == "layer" else "right")
     for row in record.model:
         values = (row.ce_clean, row.ce_sae, row.ce_zero, row.ce_mean, row.recovered_zero, row.recovered_mean, row.kl)
-        second.add_row(short(row.site), *(f"{v:.4f}" for v in values))
+        second.add_row(short(row.site), *(shown(v, ".4f") for v in values))
     return [first, second]
 
 

@@ -3,17 +3,18 @@
 With x a row, x' its reconstruction, mu_l the store's mean of its layer and f its latents in original units (what the
 SAE gives, over the layer's scale s_l):
 
-- FVU = sum |x - x'|^2 / sum |x - mu_l|^2; pooled: the sums over all layers
+- FVU = sum |x - x'|^2 / sum |x - mu_l|^2; pooled: the sums over all layers; NaN where all rows are the mean
 - MSE = mean |x - x'|^2 (summed over d); per element: that over d
 - L0 = mean number of latents above 0
 - L1 = mean sum_i f_i; decoder-weighted: mean sum_i f_i |W_dec,i| (equal for decoder rows of norm 1)
-- suppression = mean |x'| / |x| (below 1 is shrinkage)
+- suppression = mean |x'| / |x| over rows with |x| > 0 (below 1 is shrinkage); NaN where there is none
 - density of a latent = share of rows on which it is above 0; dead: on none of the rows evaluated
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -35,12 +36,11 @@ class LayerSums:
     l1: float = 0.0
     l1_decoder: float = 0.0
     suppression: float = 0.0
+    nonzero: int = 0  # rows with a norm above 0
 
     def __add__(self, other: LayerSums) -> LayerSums:
-        mine = [self.rows, self.error, self.variance, self.l0, self.l1, self.l1_decoder, self.suppression]
-        theirs = [other.rows, other.error, other.variance, other.l0, other.l1, other.l1_decoder, other.suppression]
-        rows, *sums = [a + b for a, b in zip(mine, theirs, strict=True)]
-        return LayerSums(self.firings + other.firings, int(rows), *sums)
+        names = [field.name for field in fields(self)]
+        return LayerSums(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def metrics(self, site: str, d: int) -> LayerMetrics:
         """The figures, from the sums."""
@@ -48,13 +48,13 @@ class LayerSums:
         return LayerMetrics(
             site=site,
             rows=self.rows,
-            fvu=self.error / self.variance if self.variance else 0.0,
+            fvu=self.error / self.variance if self.variance else math.nan,
             mse=self.error / n,
             mse_per_element=self.error / n / d,
             l0=self.l0 / n,
             l1=self.l1 / n,
             l1_decoder=self.l1_decoder / n,
-            suppression=self.suppression / n,
+            suppression=self.suppression / self.nonzero if self.nonzero else math.nan,
         )
 
     @property
@@ -80,6 +80,7 @@ def layer_sums(
         l1=float(latents.sum(dtype=torch.float64)) / scale,
         l1_decoder=float((latents.sum(dim=0, dtype=torch.float64) * decoder_norms.double()).sum()) / scale,
         suppression=float(ratio.sum()),
+        nonzero=len(ratio),
     )
 
 
@@ -101,5 +102,5 @@ def spread(shares: Tensor) -> Tensor:
 
 
 def recovered(ablated: float, patched: float, clean: float) -> float:
-    """(CE_ablated - CE_patched) / (CE_ablated - CE_clean)."""
-    return (ablated - patched) / (ablated - clean) if ablated != clean else 0.0
+    """(CE_ablated - CE_patched) / (CE_ablated - CE_clean); NaN where ablating changes nothing."""
+    return (ablated - patched) / (ablated - clean) if ablated != clean else math.nan

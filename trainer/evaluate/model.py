@@ -10,6 +10,7 @@ time by its reconstruction from the activations of all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -105,7 +106,7 @@ def _site(sae: TrainedSae, store: Store, bridge: Any, i: int, tokens: Tensor, ke
             sums[name] += _cross_entropy(patched, ids, valid)
             if name == "sae":
                 kl += float(((clean.exp() * (clean - patched)).sum(-1)[:, :-1] * valid).sum(dtype=torch.float64))
-    ce = {name: total / max(n, 1) for name, total in sums.items()}
+    ce = {name: total / n if n else math.nan for name, total in sums.items()}
     return ModelMetrics(
         site=sae.sites[i],
         tokens=n,
@@ -115,7 +116,7 @@ def _site(sae: TrainedSae, store: Store, bridge: Any, i: int, tokens: Tensor, ke
         ce_mean=ce["mean"],
         recovered_zero=recovered(ce["zero"], ce["sae"], ce["clean"]),
         recovered_mean=recovered(ce["mean"], ce["sae"], ce["clean"]),
-        kl=kl / max(n, 1),
+        kl=kl / n if n else math.nan,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -114,6 +115,7 @@ def _record(sae: TrainedSae, store: Store, split: str, sums: list[LayerSums]) ->
     d = sae.record.d_out or sae.d
     layers = tuple(one.metrics(site, d) for site, one in zip(sae.sites, sums, strict=True))
     alive = int((pooled.firings > 0).sum())
+    fvus = [layer.fvu for layer in layers if not math.isnan(layer.fvu)]
     return EvalRecord(
         run=sae.url,
         store=store.url,
@@ -121,7 +123,7 @@ def _record(sae: TrainedSae, store: Store, split: str, sums: list[LayerSums]) ->
         split=split,
         rows=pooled.rows,
         pooled=pooled.metrics("pooled", d),
-        fvu_layer_mean=sum(layer.fvu for layer in layers) / len(layers),
+        fvu_layer_mean=sum(fvus) / len(fvus) if fvus else math.nan,
         layers=layers,
         dead=sae.n_latents - alive,
         dead_rows=pooled.rows,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from schemas.records import EvalRecord
+from trainer.analysis.run import shown
 from trainer.export.origin import Origin, folder_name
 
 Format = Literal["saelens", "safetensors"]
@@ -86,7 +87,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
     if evaluation is None:
         return "Not evaluated."
     rows = [
-        (one.site, *(f"{v:.4g}" for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
+        (one.site, *(shown(v) for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
         for one in (*evaluation.layers, evaluation.pooled)
     ]
     which = f"{evaluation.rows:,} {evaluation.split.replace('_', ' ')} rows of store {evaluation.content_id}"
@@ -99,7 +100,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
             (
                 one.site,
                 *(f"{v:.4f}" for v in (one.ce_clean, one.ce_sae, one.ce_zero, one.ce_mean)),
-                *(f"{v:.4f}" for v in (one.recovered_zero, one.recovered_mean, one.kl)),
+                *(shown(v, ".4f") for v in (one.recovered_zero, one.recovered_mean, one.kl)),
             )
             for one in evaluation.model
         ]

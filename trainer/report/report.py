@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 from actstore.format.storage import Storage
@@ -10,7 +11,7 @@ from actstore.store import Store
 from actstore.store import open as open_store
 from trainer.analysis import figures
 from trainer.analysis.examples import Example, compute_examples
-from trainer.analysis.run import RunData, read_run, short
+from trainer.analysis.run import RunData, read_run, short, shown
 from trainer.errors import RunError
 from trainer.evaluate import rows as on_rows
 from trainer.evaluate.metrics import layer_shares, spread
@@ -26,10 +27,16 @@ def write_report(runs: Sequence[str], out: str, store: str | None, n_latents: in
     folder, name = _split(out)
     data = [_evaluated(run, store) for run in runs]
     opened = open_store(store or data[0].record.store)
-    best = min(data, key=lambda run: run.evaluation.pooled.fvu)
+    best = min(data, key=_pooled_fvu)
     examples = compute_examples(load(best.url), opened, best.firings, best.rows, n_latents)
     text = page(title, _lead(data, opened), _sections(data, opened, best, examples))
     Storage(folder).put(name, text.encode())
+
+
+def _pooled_fvu(run: RunData) -> float:
+    """To compare runs by: one that has none comes last."""
+    fvu = run.evaluation.pooled.fvu
+    return math.inf if math.isnan(fvu) else fvu
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -99,7 +106,7 @@ def _table(runs: Sequence[RunData]) -> str:
         one, spec = run.evaluation.pooled, run.record
         values = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.mse, one.suppression)
         cells = [run.name, spec.sae.kind, f"{spec.n_latents:,}", spec.rescale, f"{spec.rows:,}"]
-        lines.append([*cells, *(f"{value:.4g}" for value in values), f"{run.evaluation.dead:,}"])
+        lines.append([*cells, *(shown(value) for value in values), f"{run.evaluation.dead:,}"])
     return table(head, lines)
 
 

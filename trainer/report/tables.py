@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from actstore.store import Store
-from trainer.analysis.run import RunData, short
+from trainer.analysis.run import RunData, short, shown
 
 MODEL_HEAD = ("run", "layer", "CE clean", "CE SAE", "CE zero", "CE mean", "recovered (zero)", "recovered (mean)", "KL")
 
@@ -24,7 +24,7 @@ def model_table(runs: Sequence[RunData]) -> str:
     for run in runs:
         for m in run.evaluation.model:
             values = (m.ce_clean, m.ce_sae, m.ce_zero, m.ce_mean, m.recovered_zero, m.recovered_mean, m.kl)
-            lines.append([run.name, short(m.site), *(f"{value:.4f}" for value in values)])
+            lines.append([run.name, short(m.site), *(shown(value, ".4f") for value in values)])
     return table(MODEL_HEAD, lines) if lines else ""
 
 

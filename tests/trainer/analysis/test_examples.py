@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
+
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from schemas.records import LayerMetrics, ModelMetrics
+from schemas.train import TrainSpec
+from tests.support import make_store
+from trainer.analysis import figures
 from trainer.analysis.examples import layer_variance, widest
+from trainer.analysis.run import read_run, shown
+from trainer.evaluate.command import tables
 from trainer.evaluate.metrics import LayerSums, layer_sums, recovered
+from trainer.evaluate.rows import evaluate, with_model, write
+from trainer.report.report import _pooled_fvu
+from trainer.report.tables import model_table
+from trainer.trained import load
+from trainer.training.loop import train_group
 
 ROWS = torch.tensor([1000, 1000])
 
@@ -51,5 +68,53 @@ def test_known_values() -> None:
     found = one.metrics("s", 2)
     assert (found.fvu, found.mse, found.mse_per_element) == (0.25, 3.125, 1.5625)
     assert (found.l0, found.l1) == (1.5, 3.0)
+    assert found.suppression == 0.5  # the row of norm 0 has no ratio, and does not count
     assert one.density.tolist() == [1.0, 0.5]
     assert recovered(6.0, 4.0, 3.0) == pytest.approx(2 / 3)
+
+
+def test_nothing_to_divide_by_is_no_figure() -> None:
+    """Rows that are all their mean, and zero; an ablation that changes nothing: NaN, null in JSON, a dash in tables."""
+    x = torch.zeros(3, 2)
+    one = layer_sums(x, x, torch.zeros(3, 4), torch.zeros(2), 1.0, torch.ones(4))
+    found = (one + one).metrics("s", 2)
+    assert math.isnan(found.fvu)
+    assert math.isnan(found.suppression)
+    written = json.loads(found.to_json())
+    assert (written["fvu"], written["suppression"], written["mse"]) == (None, None, 0.0)
+    again = LayerMetrics.model_validate_json(found.to_json())
+    assert math.isnan(again.fvu)
+    assert again.mse == 0
+    assert math.isnan(recovered(3.0, 3.0, 3.0))
+    assert (shown(found.fvu), shown(0.123456), shown(2.0, ".4f")) == ("–", "0.1235", "2.0000")
+
+
+def test_tables_show_a_dash_and_the_best_run_has_a_figure(memory_url: str) -> None:
+    store = make_store(f"{memory_url}/store", n_units=24, values=constant_first)
+    spec = {"store": store.url, "sae": {"kind": "topk", "k": 2, "expansion": 2}, "stream": {"batch": 128}, "rows": 256}
+    train_group(store, {f"{memory_url}/run": TrainSpec.model_validate(spec)})
+    record, firings = evaluate(load(f"{memory_url}/run"), store)
+    assert [math.isnan(layer.fvu) for layer in record.layers] == [True, False, False]
+    assert record.fvu_layer_mean == pytest.approx(sum(layer.fvu for layer in record.layers[1:]) / 2)
+    assert math.isfinite(record.pooled.fvu)
+    effect = {"ce_clean": 2, "ce_sae": 2, "ce_zero": 2, "ce_mean": 3, "kl": 0.1, "tokens": 9}
+    one = ModelMetrics.model_validate({"site": "s", "recovered_zero": None, "recovered_mean": 1.0, **effect})
+    write(f"{memory_url}/run", with_model(record, (one,)), firings)
+    run = read_run(f"{memory_url}/run")
+    assert math.isnan(run.evaluation.layers[0].fvu)
+    assert "<td>2.0000</td><td>3.0000</td><td>–</td><td>1.0000</td>" in model_table([run])
+    console = Console(width=200, record=True, file=io.StringIO())
+    for made in tables(run.evaluation):
+        console.print(made)
+    assert console.export_text().count("–") == 3
+    nothing = record.model_copy(update={"pooled": record.layers[0]})
+    worst = run._replace(evaluation=nothing)
+    assert min([worst, run], key=_pooled_fvu) is run
+    assert json.loads(record.to_json())["layers"][0]["fvu"] is None
+    assert figures.pareto([run]) is not None
+
+
+def constant_first(site: str, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Zero everywhere at the first site."""
+    rng = np.random.default_rng([int(sequence[0]), len(site)])
+    return rng.standard_normal((len(sequence), 16)) * (site != "blocks.0.hook_mlp_out")
