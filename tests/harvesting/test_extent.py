@@ -201,12 +201,12 @@ class One(nn.Module):
         return self.a(tokens)
 
 
-def test_the_figures_of_a_short_corpus_are_those_of_the_store_it_makes() -> None:
+def test_the_figures_of_a_short_corpus_are_those_of_the_store_it_makes(memory_url: str) -> None:
     stream = np.random.default_rng(0).integers(0, 300, 3000)
     spec = {"sites": ("a",), "batch": 4, "context": 32, "tokens": 100_000, "codec": "raw"}
     found: HarvestEstimate = estimate(spec, model=One(), tokens=stream)
     with pytest.warns(UserWarning, match="ended early"):
-        store = actstore.harvest(spec, "memory://short", model=One(), tokens=stream)
+        store = actstore.harvest(spec, f"{memory_url}/store", model=One(), tokens=stream)
     assert found.corpus.tokens == 3000 // 32 * 32 == store.manifest.n_rows == found.rows
     assert found.layout.unit_sequences == store.layout.unit_sequences
     assert (found.layout.n_units, found.layout.n_sequences) == (store.manifest.n_units, store.manifest.n_sequences)
