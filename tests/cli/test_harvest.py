@@ -215,7 +215,9 @@ def test_a_disk_that_fills_up_inside_a_unit(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        refused(cli(*words(out)), "No space left", "free some space there, then run the same command again", f"norm/{SITE}")
+        refused(
+            cli(*words(out)), "No space left", "free some space there, then run the same command again", f"norm/{SITE}"
+        )
     assert (out / "acts" / SITE / "c" / "4" / "0").exists()
     assert not (out / "units" / "00004.json").exists()
     assert not (out / "manifest.json").exists()
