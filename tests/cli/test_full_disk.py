@@ -84,6 +84,7 @@ def harvesting(out: Path) -> list[str]:
     return words(out, model="builtin:tiny")
 
 
+@pytest.mark.slow
 def test_harvests_whose_disk_fills_up_go_on_when_there_is_room(cli: Cli, tmp_path: Path) -> None:
     """At the plan, half-way, at the very end; resumed on the disk made larger, and in a copy."""
     assert cli(*harvesting(tmp_path / "whole"))[0] == 0
