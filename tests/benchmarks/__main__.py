@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("harvest.py", "writing.py", "opening.py", "stream.py", "training.py", "sweep.py")
-PEERS = ("stream_peers.py", "training_peers.py")
+BENCHES = ("harvest", "writing", "opening", "stream", "training", "sweep")
+PEERS = ("stream_peers", "training_peers")
 
 
 def main() -> None:
@@ -27,16 +27,25 @@ def main() -> None:
         / f"{'peers' if peers else 'all'}_{platform.machine()}-{os.cpu_count()}cores_{today:%Y%m}.jsonl"
     )
     result.parent.mkdir(exist_ok=True)
-    lines = [f'{{"date": "{today:%Y-%m-%d}", "python": "{platform.python_version()}"}}']
+    add(result, f'{{"date": "{today:%Y-%m-%d}", "python": "{platform.python_version()}"}}')
     for bench in PEERS if peers else BENCHES:
-        done = subprocess.run([sys.executable, str(HERE / bench)], stdout=subprocess.PIPE, text=True, check=True)
-        found = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        sys.stdout.write("\n".join(found) + "\n")
-        sys.stdout.flush()
-        lines += found
-    with result.open("a") as file:
-        file.write("\n".join(lines) + "\n")
+        words = [sys.executable, "-m", f"tests.benchmarks.{bench}"]
+        with subprocess.Popen(words, cwd=HERE.parents[1], stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            for line in running.stdout:
+                if line.startswith("{"):
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+                    add(result, line.rstrip())
+        if running.returncode:
+            sys.exit(f"{bench}: ended with status {running.returncode}; what was measured before is in {result}")
     sys.stdout.write(f"written to {result}\n")
+
+
+def add(result: Path, line: str) -> None:
+    """One line more, at once: what was measured is kept whatever comes after."""
+    with result.open("a") as file:
+        file.write(line + "\n")
 
 
 if __name__ == "__main__":

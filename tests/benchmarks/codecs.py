@@ -1,4 +1,4 @@
-"""What each way of storing rows costs and loses: `python tests/benchmarks/codecs.py [--tokens N] [--steps N]`.
+"""What each way of storing rows costs and loses: `python -m tests.benchmarks.codecs [--tokens N] [--steps N]`.
 
 A harvest of the builtin model in float32 is written again in every dtype and codec, row for row. Per store: bytes per
 value (with scales and steps), speed of a shuffled epoch in rows per second, FVU floor (the share of variance lost by
@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import actstore
 import trainer

@@ -1,4 +1,4 @@
-"""Harvest speed against the bare forward: `python tests/benchmarks/harvest.py [--tokens N] [--out DIR]`.
+"""Harvest speed against the bare forward: `python -m tests.benchmarks.harvest [--tokens N] [--out DIR]`.
 
 Model: GPT-2-small's size with random weights (12 layers, d 768). Candidate: all 12 MLP outputs to a local store with
 the default codec, statistics and digests included. Floor: the same batches through the bare Hugging Face transformer

@@ -1,4 +1,4 @@
-"""From `actstore.open` to a stream's first batch: `python tests/benchmarks/opening.py [--units N] [--rounds N]`.
+"""From `actstore.open` to a stream's first batch: `python -m tests.benchmarks.opening [--units N] [--rounds N]`.
 
 Store: 12 sites of d 768 in bfloat16 (lz4), units of 64 chunks of 1.5 MiB; all shards are links to one page-cached file,
 so that 100,000 units (117 TB) cost nothing. Floor: the first window's chunks alone, read and decoded in as many threads.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import actstore
 from actstore.allocator import keep_freed_memory

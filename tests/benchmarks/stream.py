@@ -1,4 +1,4 @@
-"""Stream speed against sequential reads: `python tests/benchmarks/stream.py [--rows N] [--codecs lz4,raw] [--out DIR]`.
+"""Stream speed against sequential reads: `python -m tests.benchmarks.stream [--rows N] [--codecs lz4,raw] [--out DIR]`.
 
 Store: 12 sites of d 768 in bfloat16, made through the real writer, page-cached. Candidate: `store.stream()` to consumed
 mixed batches of 4,096 rows at the default window, in its steady state (one epoch, timed from the second on). Floor: the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actstore.allocator import keep_freed_memory
 from actstore.store import Store

@@ -1,4 +1,4 @@
-"""Our stream against other loaders, in one run on the same rows: `python tests/benchmarks/stream_peers.py [--rows N]`.
+"""Our stream against other loaders, in one run on the same rows: `python -m tests.benchmarks.stream_peers [--rows N]`.
 
 Store: that of `stream.py` (12 sites of d 768 in bfloat16, page-cached). Each loader delivers batches of 4,096 shuffled
 rows of all sites: ours (`store.stream()`), and two that read the chunks of the same windows in the same order with
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import actstore
 from actstore.allocator import keep_freed_memory

@@ -1,4 +1,4 @@
-"""Stream speed over numbers of sites, chunk sizes and threads: `python tests/benchmarks/stream_table.py [--rows N]`.
+"""Stream speed over numbers of sites, chunk sizes and threads: `python -m tests.benchmarks.stream_table [--rows N]`.
 
 The store of `stream.py` (d 768, bfloat16, lz4, page-cached), written with several chunk sizes; batches of 4,096 mixed
 rows, steady state. `floor`: the same at the defaults (12 sites, 1,024 rows, 2 threads), measured in turn with each.
@@ -12,8 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actstore.allocator import keep_freed_memory
 from actstore.store import Store

@@ -1,4 +1,4 @@
-"""A whole optimiser step, ours against peers' of the same kind: `python tests/benchmarks/training_peers.py`.
+"""A whole optimiser step, ours against peers' of the same kind: `python -m tests.benchmarks.training_peers`.
 
 d 768, 6,144 latents, batches of 4,096 rows that are in memory, float32 and bfloat16 autocast. Ours is `Learner.update`
 as in `training.py`; each peer's step is that of its own trainer, in a process with the peer's own Python (`peers/`),
@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from actstore.allocator import keep_freed_memory
 from schemas.records import BenchRecord

@@ -1,6 +1,6 @@
 """Writing alone: units of 12 sites x 8,192 rows x 768 in bfloat16 (151 MB) committed to a local store.
 
-`python tests/benchmarks/writing.py [--units N] [--rounds N] [--out DIR]`. Floor: 1 / (1/encode + 1/digest + 1/write),
+`python -m tests.benchmarks.writing [--units N] [--rounds N] [--out DIR]`. Floor: 1 / (1/encode + 1/digest + 1/write),
 each measured alone in the same round with the same threads: encode is permutation, default codec and checksums; digest
 is blake3; write puts the encoded bytes as objects (with fsync). The rows are Gaussian, which compress little.
 Cases: a folder on disk, and the memory file system where there is one.

@@ -374,6 +374,16 @@ def test_more_dead_latents_than_rows_and_no_rows_at_all() -> None:
     assert len(new) == 5
 
 
+def test_the_last_update_is_not_followed_by_resampling() -> None:
+    one, rows = learner("relu_l1", steps=1, resample={"every": BATCH, "silent_rows": 1}), ahead(2)
+    _silent(one, [3])
+    one.update(*batch(0))
+    before = weights(one)
+    resample(rows, [one])
+    assert rows.asked == 0
+    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), before.values(), strict=True))
+
+
 def test_candidates_are_read_once_for_all_and_within_an_epoch() -> None:
     plan = {"every": BATCH, "silent_rows": 1, "candidates": 7 * BATCH}
     learners = [learner("relu_l1", resample=plan), learner("topk", resample={**plan, "candidates": 2 * BATCH})]

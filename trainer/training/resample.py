@@ -57,10 +57,11 @@ def candidates(plan: Resampling, batch: int) -> int:
 def resample(stream: Stream, learners: Sequence[Learner]) -> None:
     """Give the dead latents of those learners that are due behind their last update new weights, in place.
 
-    All processes of a run call this together. Where the stream has no more rows the latents stay as they are.
+    Not behind a run's last update: nothing would train them. Where the stream has no more rows the latents stay as they
+    are. All processes of a run call this together.
     """
     batch = stream.spec.batch
-    planned = [(one, one.spec.resample) for one in learners if one.spec.resample is not None]
+    planned = [(one, one.spec.resample) for one in learners if one.spec.resample is not None and one.step < one.steps]
     renewals = [_Renewal(one, plan, batch) for one, plan in planned if due(plan, one.step, batch)]
     renewals = [one for one in renewals if one.n]
     if not renewals:

@@ -1,0 +1,32 @@
+"""Benchmarks are run by hand, and must not rot between runs."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.__main__ import BENCHES, PEERS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_make_bench_knows_them_all() -> None:
+    there = {path.stem for path in (ROOT / "tests/benchmarks").glob("*.py")} - {"__init__", "__main__"}
+    by_hand = {"stream_table", "codecs"}  # tables, not ratios
+    assert {*BENCHES, *PEERS} | by_hand == there
+
+
+@pytest.mark.parametrize("name", [*BENCHES, *PEERS, "stream_table", "codecs"])
+def test_each_can_be_imported(name: str) -> None:
+    module = importlib.import_module(f"tests.benchmarks.{name}")
+    assert callable(module.main)
+
+
+def test_one_starts_as_make_bench_starts_it() -> None:
+    words = [sys.executable, "-m", "tests.benchmarks.writing", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--units" in done.stdout) == (0, True), done.stderr
