@@ -55,6 +55,7 @@ def test_corpus_order_and_split_depend_on_paths_alone(tmp_path: Path) -> None:
     assert 0 < sum(map(corpus.held_out, before)) < 15
 
 
+@pytest.mark.slow
 def test_the_script_trains_and_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = [(f"d{i}.py", f"def f_{i}(x):\n    return x + {i}\n" * 200) for i in range(40)]
     documents += [(path, text[:2000]) for path, text in corpus.documents() if corpus.held_out(path)][:5]
