@@ -159,9 +159,9 @@ class Learner:
     @torch.no_grad()
     def reconstruction(self, rows: Rows) -> Tensor:
         """Of rows as the SAE sees them, as in a training step of the weights as they are."""
-        dead, pieces = self.silent_rows > self.spec.dead_rows, self._pieces(rows)
+        none_dead = torch.zeros_like(self.silent_rows, dtype=torch.bool)  # AuxK is no part of it
         with self._computing():
-            return torch.cat([self._forward(piece, 1.0, dead).reconstruction for piece in pieces])
+            return torch.cat([self._forward(piece, 1.0, none_dead).reconstruction for piece in self._pieces(rows)])
 
     def forget(self, latents: Tensor) -> None:
         """Latents [n] that were given new weights: Adam's moments are 0 again, and they count as alive."""
