@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import typer
 
 from actstore import boundary
 from tests.cli.test_bad_input import refused
+from tests.cli.test_boundary import failing
 from tests.support import make_store
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -160,16 +160,6 @@ def test_folders_where_files_are_wanted_and_the_other_way_round(place: Path, cli
             refused(cli(*line), str(file))
     assert file.read_text() == "mine"
     assert not list(folder.iterdir())
-
-
-def failing(error: BaseException) -> typer.Typer:
-    app = typer.Typer(pretty_exceptions_enable=False)
-
-    @app.command()
-    def command() -> None:
-        raise error
-
-    return app
 
 
 @pytest.mark.parametrize(
