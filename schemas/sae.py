@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from schemas.base import Schema
 
 PER_LAYER_BIAS = "a decoder bias for each layer of a mixture"
 PER_LAYER_THRESHOLD = "thresholds for each layer of a mixture"
+THRESHOLD_DECAY = "decay of the running mean of the threshold while training; at the end it is set exactly"
+TARGET_L0 = "mean active latents per row that the penalty is steered to; None: 32, or no steering if it is given"
+DEFAULT_L0 = 32.0
 Penalty = Annotated[float, Field(ge=0)]
 
 
@@ -29,15 +32,40 @@ class _TopKCommon(_Common):
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
 
 
-class ReluL1(_Common):
+class _Penalised(_Common):
+    """A kind whose sparsity is a penalty: `weight` names its weight. Either that is given, or it is steered."""
+
+    weight: ClassVar[str]
+    target_l0: float | None = Field(default=None, gt=0, description=TARGET_L0)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.target_l0 is not None and self.penalty_weight is not None:
+            raise ValueError(f"{self.weight} and target_l0 exclude each other: a weight, or the L0 it is steered to")
+        return self
+
+    @property
+    def penalty_weight(self) -> float | None:
+        """The penalty's weight as it is given; None where it is steered."""
+        value: float | None = getattr(self, self.weight)
+        return value
+
+    @property
+    def steered_l0(self) -> float | None:
+        """The mean L0 that training steers to; None where the penalty's weight is given."""
+        return None if self.penalty_weight is not None else self.target_l0 or DEFAULT_L0
+
+
+class ReluL1(_Penalised):
     """ReLU encoder, loss = squared error + l1 * sum of latents, decoder rows at norm 1 (methods, sections 2 and 3).
 
     With `penalty: decoder_norm` latents are weighted by their decoder norms, which are then free (Anthropic, April
     2024). `decoder_similarity` weighs a penalty on decoder cosines above `similar_above`, over sampled pairs.
     """
 
+    weight: ClassVar[str] = "l1"
     kind: Literal["relu_l1"] = "relu_l1"
-    l1: Penalty = 1e-3
+    l1: Penalty | None = Field(default=None, description="weight of the sum of latents; None: steered to target_l0")
     penalty: Literal["l1", "decoder_norm"] = "l1"
     tied: bool = Field(default=False, description="encoder = decoder transposed")
     decoder_similarity: Penalty = 0.0
@@ -55,7 +83,7 @@ class BatchTopK(_TopKCommon):
     """Keep the k * B largest pre-activations of a batch (Bussmann et al. 2024); outside training, a threshold."""
 
     kind: Literal["batch_topk"] = "batch_topk"
-    threshold_decay: float = Field(default=0.999, ge=0, lt=1, description="of the running mean of the threshold")
+    threshold_decay: float = Field(default=0.98, ge=0, lt=1, description=THRESHOLD_DECAY)
     per_layer_threshold: bool = Field(default=False, description=PER_LAYER_THRESHOLD)
 
 
@@ -64,7 +92,7 @@ class Matryoshka(_TopKCommon):
 
     kind: Literal["matryoshka"] = "matryoshka"
     prefixes: tuple[float, ...] = Field(default=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), description="shares of the latents")
-    threshold_decay: float = Field(default=0.999, ge=0, lt=1, description="of the running mean of the threshold")
+    threshold_decay: float = Field(default=0.98, ge=0, lt=1, description=THRESHOLD_DECAY)
 
     @model_validator(mode="after")
     def _nested(self) -> Matryoshka:
@@ -74,42 +102,50 @@ class Matryoshka(_TopKCommon):
         return self
 
 
-class Nsae(_Common):
+class Nsae(_Penalised):
     """Normalized SAE (methods, section 2): tanh(ReLU(.)) with noise in training, free decoder, L1 scaled by norms."""
 
+    weight: ClassVar[str] = "alpha"
     kind: Literal["nsae"] = "nsae"
-    alpha: Penalty = Field(default=1e-3, description="the weight of L1 is alpha times a squared norm")
+    alpha: Penalty | None = Field(
+        default=None, description="the weight of L1 is alpha times a squared norm; None: steered to target_l0"
+    )
     noise: float = Field(default=0.1, ge=0, description="standard deviation of the noise before the ReLU")
     norm: Literal["layer", "row"] = Field(default="layer", description="the layer's mean norm, or the row's own")
 
 
-class Gated(_Common):
+class Gated(_Penalised):
     """Gated SAE (Rajamanoharan et al. 2024): a gate that is penalised, a magnitude that is not."""
 
+    weight: ClassVar[str] = "l1"
     kind: Literal["gated"] = "gated"
-    l1: Penalty = 1e-3
+    l1: Penalty | None = Field(default=None, description="weight of the sum of gates; None: steered to target_l0")
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
 
 
-class JumpRelu(_Common):
+class JumpRelu(_Penalised):
     """JumpReLU (Rajamanoharan et al. 2024): learnt thresholds, L0 penalty, straight-through gradients.
 
-    `threshold` and `bandwidth` are in the units of pre-activations, which grow with the rows' norms.
+    `threshold` and `bandwidth` are in the units of rows whose mean squared norm is 1, which training sees.
     """
 
+    weight: ClassVar[str] = "l0"
     kind: Literal["jumprelu"] = "jumprelu"
-    l0: Penalty = Field(default=1e-3, description="weight of the number of active latents")
+    l0: Penalty | None = Field(
+        default=None, description="weight of the number of active latents; None: steered to target_l0"
+    )
     threshold: float = Field(default=0.1, gt=0, description="where the thresholds start")
     bandwidth: float = Field(default=0.1, gt=0, description="width of the rectangle kernel")
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
     per_layer_threshold: bool = Field(default=False, description=PER_LAYER_THRESHOLD)
 
 
-class MlpEncoder(_Common):
+class MlpEncoder(_Penalised):
     """An encoder with one hidden layer, a linear decoder of norm 1, ReLU and L1 (methods, section 5)."""
 
+    weight: ClassVar[str] = "l1"
     kind: Literal["mlp_encoder"] = "mlp_encoder"
-    l1: Penalty = 1e-3
+    l1: Penalty | None = Field(default=None, description="weight of the sum of latents; None: steered to target_l0")
     hidden: float = Field(default=2.0, gt=0, description="width of the hidden layer over d")
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,9 @@ from schemas.stream import StreamSpec
 class Optimiser(Schema):
     """Adam(W) and its schedule; warm-ups and decay as shares of the run."""
 
-    lr: float = Field(default=1e-3, gt=0)
+    lr: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        default="auto", description="peak learning rate; auto: by kind, dictionary size and updates (training/rates.py)"
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -55,12 +57,15 @@ class TrainSpec(Schema):
         default=1, gt=0, description="micro-batches that a batch is computed in, to save memory; its step is the same"
     )
     compile: bool = Field(default=False, description="torch.compile of the forward of dense kinds")
-    dead_rows: int = Field(default=10_000_000, gt=0, description="a latent silent for so many rows is dead")
+    dead_rows: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        default="auto", description="a latent silent for so many rows is dead; auto: by dictionary size and rows"
+    )
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16: autocast")
     kernels: Literal["eager", "triton"] = Field(default="eager", description="of sparse kinds; triton needs CUDA")
     log_every: int = Field(default=50, gt=0, description="steps")
     checkpoint_every: int = Field(default=1000, gt=0, description="steps")
+    checkpoint_minutes: float = Field(default=5.0, gt=0, description="also after so long, whatever the steps")
     keep: int = Field(default=2, gt=0, description="checkpoints")
 
 
