@@ -28,11 +28,11 @@ class _Common(Schema):
 class _TopKCommon(_Common):
     k: int = Field(default=32, gt=0, description="latents per row")
     aux_k: int | None = Field(default=None, gt=0, description="dead latents per row in AuxK; None: d / 2")
-    aux_coefficient: Penalty = 1 / 32
+    aux_coefficient: Penalty = Field(default=0.0, description="weight of AuxK, 1/32 in the paper; 0: left out")
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
 
 
-class _Penalised(_Common):
+class Penalised(_Common):
     """A kind whose sparsity is a penalty: `weight` names its weight. Either that is given, or it is steered."""
 
     weight: ClassVar[str]
@@ -56,7 +56,7 @@ class _Penalised(_Common):
         return None if self.penalty_weight is not None else self.target_l0 or DEFAULT_L0
 
 
-class ReluL1(_Penalised):
+class ReluL1(Penalised):
     """ReLU encoder, loss = squared error + l1 * sum of latents, decoder rows at norm 1 (methods, sections 2 and 3).
 
     With `penalty: decoder_norm` latents are weighted by their decoder norms, which are then free (Anthropic, April
@@ -102,7 +102,7 @@ class Matryoshka(_TopKCommon):
         return self
 
 
-class Nsae(_Penalised):
+class Nsae(Penalised):
     """Normalized SAE (methods, section 2): tanh(ReLU(.)) with noise in training, free decoder, L1 scaled by norms."""
 
     weight: ClassVar[str] = "alpha"
@@ -114,7 +114,7 @@ class Nsae(_Penalised):
     norm: Literal["layer", "row"] = Field(default="layer", description="the layer's mean norm, or the row's own")
 
 
-class Gated(_Penalised):
+class Gated(Penalised):
     """Gated SAE (Rajamanoharan et al. 2024): a gate that is penalised, a magnitude that is not."""
 
     weight: ClassVar[str] = "l1"
@@ -123,7 +123,7 @@ class Gated(_Penalised):
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
 
 
-class JumpRelu(_Penalised):
+class JumpRelu(Penalised):
     """JumpReLU (Rajamanoharan et al. 2024): learnt thresholds, L0 penalty, straight-through gradients.
 
     `threshold` and `bandwidth` are in the units of rows whose mean squared norm is 1, which training sees.
@@ -140,7 +140,7 @@ class JumpRelu(_Penalised):
     per_layer_threshold: bool = Field(default=False, description=PER_LAYER_THRESHOLD)
 
 
-class MlpEncoder(_Penalised):
+class MlpEncoder(Penalised):
     """An encoder with one hidden layer, a linear decoder of norm 1, ReLU and L1 (methods, section 5)."""
 
     weight: ClassVar[str] = "l1"
@@ -183,6 +183,11 @@ class Crosscoder(Schema):
     def size(self, d: int) -> int:
         """Dictionary size for sites of width `d`."""
         return self.inner.size(d)
+
+
+def inner_of(sae: FlatSpec | Transcoder | Crosscoder) -> FlatSpec:
+    """The spec of the latents: that inside a transcoder or crosscoder, else the spec itself."""
+    return sae.inner if isinstance(sae, Transcoder | Crosscoder) else sae
 
 
 SaeSpec = Annotated[FlatSpec | Transcoder | Crosscoder, Field(discriminator="kind")]

@@ -19,7 +19,7 @@ from trainer.distributed.parallel import Tensors, Totals
 from trainer.distributed.world import Waiting, World
 from trainer.kernels.peers import rows_among
 from trainer.saes.build import Sae
-from trainer.saes.ops import Rows, Step
+from trainer.saes.ops import Penalty, Rows, Step
 from trainer.training.compiled import Forward, forward_of
 from trainer.training.micro import selected
 from trainer.training.resample import mean_norm
@@ -39,9 +39,9 @@ class DataParallel:
         """Selections go over the rows of all processes."""
         plain = forward_of(sae, self._spec.compile, uneven=True)
 
-        def forward(rows: Rows, sparsity: float, dead: Tensor) -> Step:
+        def forward(rows: Rows, penalty: Penalty, dead: Tensor) -> Step:
             with rows_among(self.world):
-                return plain(rows, sparsity, dead)
+                return plain(rows, penalty, dead)
 
         return forward
 

@@ -66,11 +66,8 @@ def _whole_start(stream: Stream, learner: Learner) -> dict[str, Tensor]:
     """State of the whole dictionary's SAE as one process would begin, in the host's memory."""
     spec = learner.spec
     sae = build(spec.sae, stream.d, spec.seed, len(stream.sites), stream.d_target)
-    if spec.init == "data":
-        rows = rows_of(learner, first_rows(stream, sae.n_latents))
-        layer, norm, target = (
-            value if value is None else value.cpu() for value in (rows.layer, rows.norm, rows.target)
-        )
-        initialise_from(sae, Rows(rows.x.cpu(), layer, norm, target), CENTRES[spec.center_init])
+    rows = rows_of(learner, first_rows(stream, sae.n_latents))
+    layer, norm, target = (value if value is None else value.cpu() for value in (rows.layer, rows.norm, rows.target))
+    initialise_from(sae, Rows(rows.x.cpu(), layer, norm, target), CENTRES[spec.center_init], spec.init == "data")
     state: dict[str, Tensor] = sae.state_dict()
     return {name: torch.as_tensor(value) for name, value in state.items()}

@@ -29,7 +29,7 @@ from trainer.saes.jumprelu import Jump, JumpReluSae
 from trainer.saes.matryoshka import MatryoshkaSae
 from trainer.saes.mlp_encoder import MlpEncoderSae
 from trainer.saes.nsae import NormalizedSae
-from trainer.saes.ops import Rows, Step, encoder_input, of_layer, squared_error
+from trainer.saes.ops import Penalty, Rows, Step, encoder_input, of_layer, squared_error
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
 from trainer.saes.transcoder import TranscoderSae, without
@@ -38,7 +38,7 @@ Latents = tuple[int, int]  # the first that is here, and the number in the whole
 
 
 def training_step(
-    sae: Sae, spec: SaeSpec, world: World, latents: Latents, rows: Rows, sparsity: float, dead: Tensor
+    sae: Sae, spec: SaeSpec, world: World, latents: Latents, rows: Rows, penalty: Penalty, dead: Tensor
 ) -> Step:
     """The architecture's own training step, of this process's latents; `spec` is that of the whole dictionary.
 
@@ -46,14 +46,14 @@ def training_step(
     """
     if isinstance(sae, TranscoderSae) and isinstance(spec, Transcoder):
         skipped = sae.skipped(rows)
-        step = _flat(sae.inner, spec.inner, world, latents, without(rows, skipped), sparsity, dead)
+        step = _flat(sae.inner, spec.inner, world, latents, without(rows, skipped), penalty, dead)
         return step if skipped is None else step._replace(reconstruction=step.reconstruction + skipped)
     if isinstance(sae, CrosscoderSae) and isinstance(spec, Crosscoder):
-        step = _flat(sae.inner, spec.inner, world, latents, sae.inner_rows(rows), sparsity, dead)
+        step = _flat(sae.inner, spec.inner, world, latents, sae.inner_rows(rows), penalty, dead)
         return step._replace(reconstruction=step.reconstruction.view(-1, sae.n_sites, sae.d))
     assert not isinstance(sae, TranscoderSae | CrosscoderSae)
     assert not isinstance(spec, Transcoder | Crosscoder)
-    return _flat(sae, spec, world, latents, rows, sparsity, dead)
+    return _flat(sae, spec, world, latents, rows, penalty, dead)
 
 
 def selected(sae: Sae, spec: SaeSpec, world: World, rows: Rows) -> Rows:
@@ -66,30 +66,30 @@ def selected(sae: Sae, spec: SaeSpec, world: World, rows: Rows) -> Rows:
 
 
 def _flat(
-    sae: FlatSae, spec: FlatSpec, world: World, latents: Latents, rows: Rows, sparsity: float, dead: Tensor
+    sae: FlatSae, spec: FlatSpec, world: World, latents: Latents, rows: Rows, penalty: Penalty, dead: Tensor
 ) -> Step:
     match sae, spec:
         case TopKSae() | BatchTopKSae() | MatryoshkaSae(), TopK() | BatchTopK() | Matryoshka():
             return top_k_step(sae, spec, world, rows, dead, latents)
         case ReluL1Sae(), _:
-            return _relu_l1(sae, world, latents, rows, sparsity)
+            return _relu_l1(sae, world, latents, rows, penalty)
         case JumpReluSae(), _:
-            return _jumprelu(sae, world, rows, sparsity)
+            return _jumprelu(sae, world, rows, penalty)
         case GatedSae(), _:
-            return _gated(sae, world, rows, sparsity)
+            return _gated(sae, world, rows, penalty)
         case MlpEncoderSae(), _:
-            return _mlp_encoder(sae, world, rows, sparsity)
+            return _mlp_encoder(sae, world, rows, penalty)
         case NormalizedSae(), _:
-            return _nsae(sae, world, latents, rows, sparsity)
+            return _nsae(sae, world, latents, rows, penalty)
     raise AssertionError(f"the SAE is no {spec.kind}")
 
 
-def _relu_l1(sae: ReluL1Sae, world: World, at: Latents, rows: Rows, sparsity: float) -> Step:
+def _relu_l1(sae: ReluL1Sae, world: World, at: Latents, rows: Rows, penalty: Penalty) -> Step:
     inputs = encoder_input(rows.x, shared(sae.b_dec, world), rows.layer, sae.shape)
     latents = (inputs @ sae.encoder + sae.b_enc).relu()
     reconstruction = summed(latents @ sae.W_dec, world) + of_layer(sae.b_dec, rows.layer)
     weighted = latents if sae.spec.penalty == "l1" else latents * sae.latent_norms
-    step = _with_l1(sae.spec.l1 * sparsity, latents, reconstruction, weighted, world, rows)
+    step = _with_l1(penalty, latents, reconstruction, weighted, world, rows)
     if sae.draws is None:
         return step
     step.parts["similarity"] = sae.similarity(_rows_of(sae.W_dec, sae.sampled(sae.draws, at[1]), at[0], world))
@@ -104,16 +104,16 @@ def _rows_of(part: Tensor, chosen: Tensor, first: int, world: World) -> Tensor:
     return summed(torch.where(here[:, None], own, 0.0), world)
 
 
-def _mlp_encoder(sae: MlpEncoderSae, world: World, rows: Rows, sparsity: float) -> Step:
+def _mlp_encoder(sae: MlpEncoderSae, world: World, rows: Rows, penalty: Penalty) -> Step:
     """The hidden layer is not split: its gradient is summed where the latents begin."""
     hidden = (encoder_input(rows.x, sae.b_dec, rows.layer, sae.shape) @ sae.W_hidden + sae.b_hidden).relu()
     latents = (shared(hidden, world) @ sae.W_enc + sae.b_enc).relu()
     reconstruction = summed(latents @ sae.W_dec, world) + of_layer(sae.b_dec, rows.layer)
-    return _with_l1(sae.spec.l1 * sparsity, latents, reconstruction, latents, world, rows)
+    return _with_l1(penalty, latents, reconstruction, latents, world, rows)
 
 
 def _with_l1(
-    weight: float, latents: Tensor, reconstruction: Tensor, weighted: Tensor, world: World, rows: Rows
+    weight: Penalty, latents: Tensor, reconstruction: Tensor, weighted: Tensor, world: World, rows: Rows
 ) -> Step:
     parts = {
         "mse": squared_error(rows.wanted, reconstruction),
@@ -123,18 +123,18 @@ def _with_l1(
     return step_of(loss, reconstruction, _fired(latents), parts, world)
 
 
-def _jumprelu(sae: JumpReluSae, world: World, rows: Rows, sparsity: float) -> Step:
+def _jumprelu(sae: JumpReluSae, world: World, rows: Rows, penalty: Penalty) -> Step:
     inputs = encoder_input(rows.x, shared(sae.b_dec, world), rows.layer, sae.shape)
     threshold = of_layer(sae.threshold, rows.layer)
     pre = inputs @ sae.W_enc + sae.b_enc
     latents, count, fired = Jump.apply(pre, threshold, sae.spec.bandwidth)  # type: ignore[no-untyped-call]
     reconstruction = summed(latents @ sae.W_dec, world) + of_layer(sae.b_dec, rows.layer)
     mse, count = squared_error(rows.wanted, reconstruction), summed(count, world)
-    loss = mse + sae.spec.l0 * sparsity * count
+    loss = mse + penalty * count
     return step_of(loss, reconstruction, fired, {"mse": mse}, world)
 
 
-def _gated(sae: GatedSae, world: World, rows: Rows, sparsity: float) -> Step:
+def _gated(sae: GatedSae, world: World, rows: Rows, penalty: Penalty) -> Step:
     gate = encoder_input(rows.x, shared(sae.b_dec, world), rows.layer, sae.shape) @ sae.W_enc + sae.b_gate
     opened, latents = gate.relu(), sae.activate(gate)
     both = summed(torch.stack([latents @ sae.W_dec, opened @ sae.W_dec.detach()]), world)
@@ -145,16 +145,16 @@ def _gated(sae: GatedSae, world: World, rows: Rows, sparsity: float) -> Step:
         "l1": summed(opened.sum(dim=-1).mean(), world),
         "aux": squared_error(rows.wanted, frozen),
     }
-    loss = parts["mse"] + sae.spec.l1 * sparsity * parts["l1"] + parts["aux"]
+    loss = parts["mse"] + penalty * parts["l1"] + parts["aux"]
     return step_of(loss, reconstruction, _fired(latents), parts, world)
 
 
-def _nsae(sae: NormalizedSae, world: World, latents: Latents, rows: Rows, sparsity: float) -> Step:
+def _nsae(sae: NormalizedSae, world: World, latents: Latents, rows: Rows, penalty: Penalty) -> Step:
     codes = sae.activate(sae.noisy(rows.x @ sae.W_enc + sae.b_enc, rows, latents))
     reconstruction = summed(codes @ sae.W_dec, world)
     l1 = summed((sae.squared_norms(rows) * codes.sum(dim=-1)).mean(), world)
     parts = {"mse": squared_error(rows.x, reconstruction), "l1": l1}
-    loss = parts["mse"] + sae.spec.alpha * sparsity * l1
+    loss = parts["mse"] + penalty * l1
     return step_of(loss, reconstruction, _fired(codes), parts, world)
 
 

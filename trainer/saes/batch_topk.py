@@ -7,20 +7,22 @@ decoder rows are kept at norm 1.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from schemas.sae import BatchTopK
 from trainer.kernels.pattern import Chosen
 from trainer.kernels.sparse import decoded
-from trainer.saes.codes import Encoder, fired, lowest, running_mean
+from trainer.saes.codes import Encoder, fired, lowest, running_mean, top_k
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     first_encoder,
     mean,
@@ -30,6 +32,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, fitted
 
 
 class BatchTopKSae(nn.Module):
@@ -50,6 +53,11 @@ class BatchTopKSae(nn.Module):
         self.register_buffer("threshold", torch.zeros(n_thresholds))
         self.register_buffer("updates", torch.zeros(n_thresholds))
         self._lowest: Tensor | None = None  # of the last training step; it enters the threshold with the update
+
+    @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
 
     @property
     def encoder(self) -> Tensor:
@@ -86,7 +94,7 @@ class BatchTopKSae(nn.Module):
         self._lowest = lowest(*chosen, layer, len(self.threshold))
         return chosen
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
         """Loss on rows; `dead` bool [m] are the latents AuxK may use."""
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
         chosen = self.choose(rows, encoder) if rows.chosen is None else rows.chosen
@@ -113,8 +121,13 @@ class BatchTopKSae(nn.Module):
         if self._lowest is not None:
             running_mean(self.threshold, self.updates, self._lowest, self.spec.threshold_decay)
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder, encoder and decoder bias from data (methods, section 4)."""
-        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions and the encoder's length from rows (`start`)."""
+        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
-            self.b_enc.data.copy_(-middle @ self.W_enc)
+            self.b_enc.copy_(-middle @ self.W_enc)
+        codes = partial(top_k, k=self.spec.k)
+        scale = fitted(lambda part: self.pre_activations(part.x, part.layer), codes, self.W_dec, fit, self.b_dec)
+        self.W_enc.mul_(scale)
+        self.b_enc.mul_(scale)

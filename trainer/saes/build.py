@@ -34,6 +34,7 @@ from trainer.saes.transcoder import TranscoderSae
 FlatSae = ReluL1Sae | TopKSae | BatchTopKSae | MatryoshkaSae | NormalizedSae | GatedSae | JumpReluSae | MlpEncoderSae
 Sae = FlatSae | TranscoderSae | CrosscoderSae
 
+_PRE_ACTIVATION_STD = 0.1  # about; 1 / sqrt(d) at first
 # Which axis of a parameter counts latents; the others have none of it.
 LATENT_AXIS = {"W_dec": 0, "W_enc": 1, "b_enc": -1, "b_gate": -1, "b_mag": -1, "r_mag": -1, "log_threshold": -1}
 
@@ -103,10 +104,31 @@ def _check(spec: FlatSpec, d: int) -> None:
         raise SaeError(f"the first prefix, {spec.prefixes[0]:.3g} of {n_latents} latents, is empty; raise it")
 
 
-@torch.no_grad()
-def initialise_from(sae: Sae, rows: Rows | Tensor, centre: Centre = mean) -> None:
-    """Start from data (methods, section 4): b_dec = centre, decoder = centred rows at norm 1, encoder = decoder^T.
+def initialise_from(sae: Sae, rows: Rows | Tensor, centre: Centre = mean, from_data: bool = True) -> None:
+    """Start at data: decoder bias, directions (random ones if not `from_data`) and the encoder's length (`start`)."""
+    sae.initialise(rows if isinstance(rows, Rows) else Rows(rows), centre, from_data)
 
-    Where there are fewer rows than latents, the others keep their random directions.
+
+@torch.no_grad()
+def lift_biases(sae: Sae, latents: Tensor, by: float) -> None:
+    """Make some latents fire more often: `latents` bool [m]."""
+    latents_of(sae).firing_bias.add_(latents, alpha=by)
+
+
+@torch.no_grad()
+def raise_thresholds(sae: Sae, by: Tensor) -> None:
+    """Make all latents of a kind with a penalty rarer, or more frequent where `by` (a scalar) is below 0.
+
+    A rise of 1 is about one standard deviation of pre-activations of rows with a mean square of 1; of JumpReLU, whose
+    thresholds are learnt, that of a threshold's logarithm.
     """
-    sae.initialise(rows if isinstance(rows, Rows) else Rows(rows), centre)
+    inner = latents_of(sae)
+    if isinstance(inner, JumpReluSae):
+        inner.log_threshold.add_(by)
+    else:
+        inner.firing_bias.sub_(by if isinstance(inner, NormalizedSae) else by * _PRE_ACTIVATION_STD)
+
+
+def latents_of(sae: Sae) -> FlatSae:
+    """The part of an SAE that has the latents: inside a transcoder or crosscoder, else all of it."""
+    return sae.inner if isinstance(sae, TranscoderSae | CrosscoderSae) else sae

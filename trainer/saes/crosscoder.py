@@ -14,7 +14,7 @@ from schemas.sae import Crosscoder
 from trainer.errors import SaeError
 from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.matryoshka import MatryoshkaSae
-from trainer.saes.ops import Centre, Layer, Rows, Step, mean
+from trainer.saes.ops import Centre, Layer, Penalty, Rows, Step, mean
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
 
@@ -67,9 +67,9 @@ class CrosscoderSae(nn.Module):
         """Reconstruction [B, n_sites, d] of latents [B, m]."""
         return self.inner.decode(latents).view(-1, self.n_sites, self.d)
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:
         """Loss on rows of all sites."""
-        step = self.inner.training_step(self.inner_rows(rows), sparsity, dead)
+        step = self.inner.training_step(self.inner_rows(rows), penalty, dead)
         return step._replace(reconstruction=step.reconstruction.view(-1, self.n_sites, self.d))
 
     def inner_rows(self, rows: Rows) -> Rows:
@@ -84,9 +84,9 @@ class CrosscoderSae(nn.Module):
         """Behind the optimiser's step."""
         self.inner.after_update()
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
         """From rows of all sites."""
-        self.inner.initialise(self.inner_rows(rows), centre)
+        self.inner.initialise(self.inner_rows(rows), centre, from_data)
 
     def _side_by_side(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or x.shape[1:] != (self.n_sites, self.d):

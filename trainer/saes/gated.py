@@ -17,10 +17,10 @@ from trainer.kernels.dense import affine, in_cache
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     first_encoder,
     mean,
@@ -30,6 +30,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, first_l0, fitted, limits
 
 
 class Gates(torch.autograd.Function):
@@ -87,6 +88,11 @@ class GatedSae(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
 
     @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_gate
+
+    @property
     def encoder(self) -> Tensor:
         """[d, m]."""
         return self.W_enc
@@ -113,8 +119,8 @@ class GatedSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `penalty` is its weight."""
         shift = None if self.shape.d_out is not None else self.b_dec
         gate = affine(rows.x, shift, rows.layer, self.W_enc, self.b_gate)
         opened, latents, l1, fired = Gates.apply(gate, self.r_mag, self.b_gate, self.b_mag)  # type: ignore[no-untyped-call]
@@ -125,7 +131,7 @@ class GatedSae(nn.Module):
             "l1": l1,
             "aux": squared_error(rows.wanted, frozen),
         }
-        loss = parts["mse"] + self.spec.l1 * sparsity * parts["l1"] + parts["aux"]
+        loss = parts["mse"] + penalty * parts["l1"] + parts["aux"]
         return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), parts)
 
     def before_update(self) -> None:
@@ -137,9 +143,18 @@ class GatedSae(nn.Module):
         """Behind the optimiser's step."""
         normalise_rows(self.W_dec)
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder, encoder and decoder bias from data (methods, section 4)."""
-        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions, thresholds and the encoder's length from rows (`start`)."""
+        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
-            self.b_gate.data.copy_(-middle @ self.W_enc)
-            self.b_mag.data.copy_(self.b_gate)
+            self.b_gate.copy_(-middle @ self.W_enc)
+
+        def pre(part: Rows) -> Tensor:
+            return self.gate(part.x, part.layer)
+
+        threshold = limits(pre, fit, first_l0(self.spec)).threshold
+        scale = fitted(pre, lambda values: torch.where(values > threshold, values, 0.0), self.W_dec, fit, self.b_dec)
+        self.W_enc.mul_(scale)
+        self.b_mag.copy_(scale * self.b_gate)
+        self.b_gate.copy_(scale * (self.b_gate - threshold))

@@ -18,10 +18,10 @@ from trainer.kernels.dense import affine, in_cache
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     first_encoder,
     mean,
@@ -31,6 +31,9 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, first_l0, fitted, limits
+
+LEAST_THRESHOLD = 1e-3
 
 
 class Jump(torch.autograd.Function):
@@ -86,6 +89,11 @@ class JumpReluSae(nn.Module):
         self.log_threshold = nn.Parameter(torch.full(thresholds, spec.threshold).log())
 
     @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
+
+    @property
     def encoder(self) -> Tensor:
         """[d, m]."""
         return self.W_enc
@@ -116,15 +124,15 @@ class JumpReluSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `penalty` is its weight."""
         shift = None if self.shape.d_out is not None else self.b_dec
         pre = affine(rows.x, shift, rows.layer, self.W_enc, self.b_enc)
         threshold = of_layer(self.threshold, rows.layer)
         latents, count, fired = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
         reconstruction = self.decode(latents, rows.layer)
         mse = squared_error(rows.wanted, reconstruction)
-        loss = mse + self.spec.l0 * sparsity * count
+        loss = mse + penalty * count
         return Step(loss, reconstruction, fired, count.detach(), {"mse": mse})
 
     def before_update(self) -> None:
@@ -136,8 +144,18 @@ class JumpReluSae(nn.Module):
         """Behind the optimiser's step."""
         normalise_rows(self.W_dec)
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder, encoder and decoder bias from data (methods, section 4)."""
-        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions, thresholds and the encoder's length from rows (`start`)."""
+        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
-            self.b_enc.data.copy_(-middle @ self.W_enc)
+            self.b_enc.copy_(-middle @ self.W_enc)
+
+        def pre(part: Rows) -> Tensor:
+            return self.pre_activations(part.x, part.layer)
+
+        threshold = limits(pre, fit, first_l0(self.spec)).threshold
+        scale = fitted(pre, lambda values: torch.where(values > threshold, values, 0.0), self.W_dec, fit, self.b_dec)
+        self.W_enc.mul_(scale)
+        self.b_enc.mul_(scale)
+        self.log_threshold.copy_((scale * threshold).clamp_min(LEAST_THRESHOLD).log())

@@ -6,19 +6,21 @@ i < m_p, and loss = mean over p of |x - x'_p|^2 (+ AuxK on the error of the whol
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from schemas.sae import Matryoshka
 from trainer.kernels.pattern import Chosen
-from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded, running_mean
+from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded, running_mean, top_k
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     first_encoder,
     mean,
@@ -28,6 +30,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, fitted
 
 
 def prefix_ends(spec: Matryoshka, n_latents: int) -> list[int]:
@@ -53,6 +56,11 @@ class MatryoshkaSae(nn.Module):
         self.register_buffer("threshold", torch.zeros(1))
         self.register_buffer("updates", torch.zeros(1))
         self._lowest: Tensor | None = None  # of the last training step; it enters the threshold with the update
+
+    @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
 
     @property
     def encoder(self) -> Tensor:
@@ -87,7 +95,7 @@ class MatryoshkaSae(nn.Module):
         self._lowest = lowest(*chosen, None, 1)
         return chosen
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
         """Loss on rows; `dead` bool [m] are the latents AuxK may use. `parts.mse` is of the whole dictionary."""
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
         chosen = self.choose(rows, encoder) if rows.chosen is None else rows.chosen
@@ -115,8 +123,13 @@ class MatryoshkaSae(nn.Module):
         if self._lowest is not None:
             running_mean(self.threshold, self.updates, self._lowest, self.spec.threshold_decay)
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder, encoder and decoder bias from data (methods, section 4)."""
-        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions and the encoder's length from rows (`start`)."""
+        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
-            self.b_enc.data.copy_(-middle @ self.W_enc)
+            self.b_enc.copy_(-middle @ self.W_enc)
+        codes = partial(top_k, k=self.spec.k)
+        scale = fitted(lambda part: self.pre_activations(part.x, part.layer), codes, self.W_dec, fit, self.b_dec)
+        self.W_enc.mul_(scale)
+        self.b_enc.mul_(scale)

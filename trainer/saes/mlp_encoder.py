@@ -13,10 +13,10 @@ from schemas.sae import MlpEncoder
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     mean,
     normalise_rows,
@@ -25,6 +25,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, first_l0, fitted, limits
 
 
 class MlpEncoderSae(nn.Module):
@@ -43,6 +44,11 @@ class MlpEncoderSae(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
         self._linear_start()
+
+    @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
 
     @property
     def encoder(self) -> Tensor:
@@ -66,14 +72,14 @@ class MlpEncoderSae(nn.Module):
         """Reconstruction [B, d] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `penalty` is its weight."""
         latents = self.encode(rows.x, rows.layer)
         reconstruction = self.decode(latents, rows.layer)
         mse, l1 = squared_error(rows.wanted, reconstruction), latents.sum(dim=-1).mean()
         with torch.no_grad():
             fired = (latents > 0).sum(dim=0)
-        loss = mse + self.spec.l1 * sparsity * l1
+        loss = mse + penalty * l1
         return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), {"mse": mse, "l1": l1})
 
     def before_update(self) -> None:
@@ -85,10 +91,20 @@ class MlpEncoderSae(nn.Module):
         """Behind the optimiser's step."""
         normalise_rows(self.W_dec)
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder and decoder bias from data (methods, section 4), the encoder to match."""
-        data_start(rows, self.W_dec, None, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions, thresholds and the encoder's length from rows (`start`)."""
+        _, fit = begin_at(rows, self.W_dec, None, self.b_dec, centre, from_data)
         self._linear_start()
+
+        def pre(part: Rows) -> Tensor:
+            hidden = encoder_input(part.x, self.b_dec, part.layer, self.shape) @ self.W_hidden + self.b_hidden
+            return hidden.relu() @ self.W_enc + self.b_enc
+
+        self.b_enc.sub_(limits(pre, fit, first_l0(self.spec)).threshold)
+        scale = fitted(pre, torch.relu, self.W_dec, fit, self.b_dec)
+        self.W_enc.mul_(scale)
+        self.b_enc.mul_(scale)
 
     @torch.no_grad()
     def _linear_start(self) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from schemas.sae import Nsae
 from trainer.errors import SaeError
 from trainer.saes.draws import Draws
-from trainer.saes.ops import Centre, Layer, Rows, Shape, Step, mean, squared_error, unit_rows
+from trainer.saes.ops import Centre, Layer, Penalty, Rows, Shape, Step, mean, squared_error, unit_rows
+from trainer.saes.start import begin_at, blocks, first_l0, fitted, limits
 
 STAGE = 32
 
@@ -33,6 +34,11 @@ class NormalizedSae(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.register_buffer("b_dec", torch.zeros(self.d), persistent=False)
         self.draws = Draws(seed, STAGE)
+
+    @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
 
     @property
     def encoder(self) -> Tensor:
@@ -56,13 +62,13 @@ class NormalizedSae(nn.Module):
         """Reconstruction [B, d] of latents [B, m]."""
         return latents @ self.W_dec
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty. No noise in eval mode."""
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `penalty` is its weight. No noise in eval mode."""
         latents = self.activate(self.noisy(rows.x @ self.W_enc + self.b_enc, rows))
         reconstruction = self.decode(latents)
         mse = squared_error(rows.x, reconstruction)
         l1 = (self.squared_norms(rows) * latents.sum(dim=-1)).mean()
-        loss = mse + self.spec.alpha * sparsity * l1
+        loss = mse + penalty * l1
         with torch.no_grad():
             fired = (latents > 0).sum(dim=0)
         return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), {"mse": mse, "l1": l1})
@@ -90,13 +96,22 @@ class NormalizedSae(nn.Module):
         self.draws.advance()
 
     @torch.no_grad()
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder rows = centred data rows in their own length; an encoder that a row of that length meets at 1."""
-        middle = centre(rows.x)
-        centred = rows.x - middle
-        usable = centred[centred.norm(dim=1) > 0][: self.n_latents]
-        length = usable.norm(dim=1).mean()
-        self.W_dec.copy_(unit_rows(self.W_dec) * length)
-        self.W_dec[: len(usable)] = usable
-        self.W_enc.copy_(unit_rows(self.W_dec).T / length)
-        self.b_enc.copy_(-middle @ self.W_enc)
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Directions and thresholds from rows (`start`), pre-activations with a standard deviation of 1.
+
+        There is no decoder bias, so decoder rows share what it would be: each also points to the rows' centre, by as
+        much as gives the centre where the mean row's latents are active.
+        """
+        middle = torch.zeros_like(self.b_dec)
+        _, fit = begin_at(rows, self.W_dec, self.W_enc, middle, centre, from_data)
+        own = limits(lambda part: part.x @ self.W_enc, fit, first_l0(self.spec))
+        self.W_enc.div_(own.std)
+        self.b_enc.copy_(-own.threshold / own.std)
+
+        def pre(part: Rows) -> Tensor:
+            return part.x @ self.W_enc + self.b_enc
+
+        active = torch.stack([self.activate(pre(part)).sum(dim=0) for part in blocks(fit)]).sum(dim=0) / len(fit.x)
+        directions = self.W_dec - active[:, None] * (active @ self.W_dec) / active.square().sum()
+        scale = fitted(pre, self.activate, directions, fit, middle)
+        self.W_dec.copy_(scale * directions + active[:, None] * middle / active.square().sum())

@@ -12,6 +12,7 @@ from trainer.errors import SaeError
 from trainer.kernels.pattern import Chosen
 
 Layer = int | Tensor | None
+Penalty = float | Tensor  # the weight of a kind's sparsity penalty; the TopK kinds have none
 Centre = Callable[[Tensor], Tensor]  # rows [n, d] to [d]
 _BLOCK_ROWS = 256  # what is read twice should still be in cache
 
@@ -142,28 +143,3 @@ def geometric_median(rows: Tensor, iterations: int = 100, tolerance: float = 1e-
         if moved <= tolerance * at.norm():
             break
     return at.to(rows.dtype)
-
-
-@torch.no_grad()
-def data_start(rows: Rows, decoder: Tensor, encoder: Tensor | None, b_dec: Tensor, centre: Centre) -> Tensor:
-    """In place: b_dec = centre (of each layer); decoder [m, d] = centred rows at norm 1; encoder [d, m] = the same.
-
-    Where there are fewer rows than latents, the others keep their random directions. A transcoder's decoder comes
-    from the targets and its encoder from the inputs. Returns the inputs' centre [d].
-    """
-    wanted = rows.wanted
-    if b_dec.ndim == 2 and rows.layer is not None:
-        for i in rows.layer.unique().tolist():
-            b_dec[i] = centre(wanted[rows.layer == i])
-    else:
-        b_dec.copy_(centre(wanted))
-    centred = wanted - of_layer(b_dec, rows.layer)
-    middle = centre(rows.x)
-    inputs = centred if rows.target is None else rows.x - middle
-    usable = (centred.norm(dim=1) > 0) & (inputs.norm(dim=1) > 0)
-    n = min(int(usable.sum()), len(decoder))
-    decoder[:n] = unit_rows(centred[usable][:n])
-    if encoder is not None:
-        encoder.copy_(encoder if rows.target is not None else decoder.T)
-        encoder[:, :n] = unit_rows(inputs[usable][:n]).T
-    return middle

@@ -19,10 +19,10 @@ from trainer.saes.draws import Draws
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     first_encoder,
     mean,
@@ -32,6 +32,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, first_l0, fitted, limits
 
 SAMPLED = 256
 STAGE = 31
@@ -48,6 +49,11 @@ class ReluL1Sae(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
         self.draws = Draws(seed, STAGE) if spec.decoder_similarity else None
+
+    @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
 
     @property
     def encoder(self) -> Tensor:
@@ -82,14 +88,14 @@ class ReluL1Sae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `sparsity` in [0, 1] is the warm-up of the penalty."""
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+        """Loss on rows; `penalty` is its weight."""
         shift = None if self.shape.d_out is not None else self.b_dec
         latents, summed, fired = relu_codes(rows.x, shift, rows.layer, self.encoder, self.b_enc)
         reconstruction = self.decode(latents, rows.layer)
         l1 = summed if self.spec.penalty == "l1" else (latents * self.latent_norms).sum(dim=-1).mean()
         parts = {"mse": squared_error(rows.wanted, reconstruction), "l1": l1}
-        loss = parts["mse"] + self.spec.l1 * sparsity * parts["l1"]
+        loss = parts["mse"] + penalty * parts["l1"]
         if self.draws is not None:
             parts["similarity"] = self.similarity(self.W_dec.index_select(0, self.sampled(self.draws, self.n_latents)))
             loss = loss + self.spec.decoder_similarity * parts["similarity"]
@@ -108,11 +114,22 @@ class ReluL1Sae(nn.Module):
         if self.draws is not None:
             self.draws.advance()
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder, encoder and decoder bias from data (methods, section 4)."""
-        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions, thresholds and the encoder's length from rows (`start`)."""
+        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
-            self.b_enc.data.copy_(-middle @ self.encoder)
+            self.b_enc.copy_(-middle @ self.encoder)
+
+        def pre(part: Rows) -> Tensor:
+            return encoder_input(part.x, self.b_dec, part.layer, self.shape) @ self.encoder + self.b_enc
+
+        threshold = limits(pre, fit, first_l0(self.spec)).threshold
+        self.b_enc.sub_(threshold)
+        if self.W_enc is not None:
+            scale = fitted(pre, torch.relu, self.W_dec, fit, self.b_dec)
+            self.W_enc.mul_(scale)
+            self.b_enc.mul_(scale)
 
     def sampled(self, draws: Draws, n_latents: int) -> Tensor:
         """The latents that this update compares, of so many: int64 [n]."""

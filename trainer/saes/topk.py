@@ -6,6 +6,8 @@ times `aux_coefficient`, is added to the loss. Decoder rows are kept at norm 1.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +17,10 @@ from trainer.saes.codes import Encoder, fired, top_k
 from trainer.saes.ops import (
     Centre,
     Layer,
+    Penalty,
     Rows,
     Shape,
     Step,
-    data_start,
     encoder_input,
     first_encoder,
     mean,
@@ -28,6 +30,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
+from trainer.saes.start import begin_at, fitted
 
 
 class TopKSae(nn.Module):
@@ -42,6 +45,11 @@ class TopKSae(nn.Module):
         self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape, by_latent=True))
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
+
+    @property
+    def firing_bias(self) -> Tensor:
+        """[m]: raised, a latent fires more often."""
+        return self.b_enc
 
     @property
     def encoder(self) -> Tensor:
@@ -69,7 +77,7 @@ class TopKSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
         """Loss on rows; `dead` bool [m] are the latents AuxK may use."""
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
         values, pattern = encoder.top_k(self.spec.k)
@@ -93,8 +101,13 @@ class TopKSae(nn.Module):
         """Behind the optimiser's step."""
         normalise_rows(self.W_dec)
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
-        """Decoder, encoder and decoder bias from data (methods, section 4)."""
-        middle = data_start(rows, self.W_dec, self.W_enc, self.b_dec, centre)
+    @torch.no_grad()
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+        """Decoder bias, directions and the encoder's length from rows (`start`)."""
+        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
-            self.b_enc.data.copy_(-middle @ self.W_enc)
+            self.b_enc.copy_(-middle @ self.W_enc)
+        codes = partial(top_k, k=self.spec.k)
+        scale = fitted(lambda part: self.pre_activations(part.x, part.layer), codes, self.W_dec, fit, self.b_dec)
+        self.W_enc.mul_(scale)
+        self.b_enc.mul_(scale)

@@ -15,7 +15,7 @@ from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.gated import GatedSae
 from trainer.saes.jumprelu import JumpReluSae
 from trainer.saes.matryoshka import MatryoshkaSae
-from trainer.saes.ops import Centre, Layer, Rows, Step, mean
+from trainer.saes.ops import Centre, Layer, Penalty, Rows, Step, mean
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
 
@@ -73,10 +73,10 @@ class TranscoderSae(nn.Module):
         out = self.decode(self.encode(x, layer), layer)
         return out if self.W_skip is None else out + x @ self.W_skip
 
-    def training_step(self, rows: Rows, sparsity: float, dead: Tensor) -> Step:
+    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:
         """Loss on rows with a target. Raises SaeError where they have none."""
         skipped = self.skipped(rows)
-        step = self.inner.training_step(without(rows, skipped), sparsity, dead)
+        step = self.inner.training_step(without(rows, skipped), penalty, dead)
         return step if skipped is None else step._replace(reconstruction=step.reconstruction + skipped)
 
     def inner_rows(self, rows: Rows) -> Rows:
@@ -95,9 +95,9 @@ class TranscoderSae(nn.Module):
         """Behind the optimiser's step."""
         self.inner.after_update()
 
-    def initialise(self, rows: Rows, centre: Centre = mean) -> None:
+    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
         """From pairs of rows: decoder from outputs, encoder from inputs."""
-        self.inner.initialise(rows, centre)
+        self.inner.initialise(rows, centre, from_data)
 
 
 def without(rows: Rows, skipped: Tensor | None) -> Rows:

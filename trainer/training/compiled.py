@@ -19,9 +19,9 @@ from torch import Tensor
 from schemas.sae import BatchTopK, Crosscoder, Matryoshka, TopK, Transcoder
 from trainer.errors import SaeError
 from trainer.saes.build import Sae
-from trainer.saes.ops import Rows, Step
+from trainer.saes.ops import Penalty, Rows, Step
 
-Forward = Callable[[Rows, float, Tensor], Step]
+Forward = Callable[[Rows, Penalty, Tensor], Step]
 
 
 def forward_of(sae: Sae, compiled: bool, uneven: bool = False) -> Forward:
@@ -42,8 +42,8 @@ def forward_of(sae: Sae, compiled: bool, uneven: bool = False) -> Forward:
         draws.generator, draws.normal = map(torch.compiler.disable, (draws.generator, draws.normal))
     made = torch.compile(sae.training_step, dynamic=None if uneven else False)
 
-    def forward(rows: Rows, sparsity: float, dead: Tensor) -> Step:
-        share: Any = torch.tensor(sparsity, device=rows.x.device)  # a number would be compiled in
+    def forward(rows: Rows, penalty: Penalty, dead: Tensor) -> Step:
+        share: Any = torch.as_tensor(penalty, device=rows.x.device)  # a number would be compiled in
         step: Step = made(rows._replace(place=None) if draws is None else rows, share, dead)
         return step
 

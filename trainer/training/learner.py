@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from actstore.stream.rescale import Rescaling
+from schemas.sae import Penalised, SaeSpec, inner_of
 from schemas.train import TrainSpec
 from trainer.kernels.choice import products, using
-from trainer.saes.build import LATENT_AXIS, Sae
-from trainer.saes.ops import Rows, Step
+from trainer.saes.build import LATENT_AXIS, Sae, lift_biases, raise_thresholds
+from trainer.saes.ops import Penalty, Rows, Step
 from trainer.training.average import Average
 from trainer.training.compiled import forward_of
 from trainer.training.micro import detached, joined, micro_batches, selected
+from trainer.training.rates import dead_after, peak_rate
 from trainer.training.schedule import learning_rate, sparsity
+from trainer.training.steering import Steering
 from trainer.training.turned import contiguous_parameters
 
 if TYPE_CHECKING:
@@ -69,8 +72,12 @@ class Learner:
         self.variance = variance.to(device, torch.float32)
         self.norms = None if norms is None else norms.to(device, torch.float32)
         plan = spec.optimiser
+        self.lr = peak_rate(spec, sae.d, spec.sae.size(sae.d), steps)
+        self.dead_rows = dead_after(spec, spec.sae.size(sae.d), steps)
+        self.weight, target = penalty_of(spec.sae)
+        self.steering = None if target is None else Steering(inner_of(spec.sae).kind, target, device)
         self.optimiser = torch.optim.AdamW(
-            sae.parameters(), plan.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay, fused=True
+            sae.parameters(), self.lr, plan.betas, plan.eps, weight_decay=plan.weight_decay, fused=True
         )
         self.silent_rows = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
         self.seen = torch.zeros((), dtype=torch.int64, device=device)  # rows; not those that were skipped
@@ -98,7 +105,7 @@ class Learner:
         """One optimiser step on a batch in original units; layer: int64 [B]; the others as in `rows`."""
         rows = self.rows(x, layer, target, place)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.spec.optimiser, self.step, self.steps)
+            group["lr"] = self.lr * learning_rate(self.spec.optimiser, self.step, self.steps)
         self.optimiser.zero_grad(set_to_none=True)
         result = self._gradients(rows)
         self.sae.before_update()
@@ -107,8 +114,9 @@ class Learner:
         with contiguous_parameters(self.optimiser):
             self.optimiser.step()
         self.sae.after_update()
-        self.step += 1
         self._count(rows, result)
+        self._revive()
+        self.step += 1
         if self.average is not None:
             self.average.update(self.sae, self.step)
 
@@ -117,19 +125,25 @@ class Learner:
 
         They come out as from one big batch: its loss is a mean over rows; what BatchTopK keeps of it is found first.
         """
-        share = sparsity(self.spec.optimiser, self.step, self.steps)
-        dead = self.silent_rows > self.spec.dead_rows
+        weight = self._penalty()
+        dead = self.silent_rows > self.dead_rows
         steps: list[Step] = []
         pieces = self._pieces(rows)
         n = len(rows.x) if self.parallel is None else self.parallel.rows(len(rows.x))
         for i, piece in enumerate(pieces):
             with self._computing():
-                step = self._forward(piece, share, dead)
+                step = self._forward(piece, weight, dead)
             weighted = step.loss if isinstance(n, int) and len(piece.x) == n else step.loss * (len(piece.x) / n)
             with self._reducing(last=i == len(pieces) - 1):
                 weighted.backward()
             steps.append(detached(step))
         return joined(steps, [len(piece.x) for piece in pieces])
+
+    def _penalty(self) -> Penalty:
+        """The weight of the sparsity penalty at this step."""
+        if self.steering is not None:
+            return self.steering.weight
+        return self.weight * sparsity(self.spec.optimiser, self.step, self.steps)
 
     def _pieces(self, rows: Rows) -> list[Rows]:
         """Micro-batches of rows, with what is kept of the whole batch."""
@@ -149,6 +163,11 @@ class Learner:
         if self.parallel is None or not last:
             return nullcontext()
         return self.parallel.reducing(self.sae.parameters())
+
+    def _revive(self) -> None:
+        """Lift the biases of dead latents, each update by the learning rate, until they fire."""
+        if self.spec.revive:
+            lift_biases(self.sae, self.silent_rows > self.dead_rows, self.optimiser.param_groups[0]["lr"])
 
     def _clip(self, limit: float) -> None:
         if self.parallel is None:
@@ -194,6 +213,10 @@ class Learner:
         self.seen += n
         self.sums["steps"] += 1
         self.sums["rows"] += n
+        if self.steering is not None:
+            means["penalty"] = self.steering.weight
+            share = learning_rate(self.spec.optimiser, self.step, self.steps)
+            raise_thresholds(self.sae, self.steering.update(means["l0"], share))
         self.by_layer += by_layer
         for name, value in means.items():
             if name not in self.sums:
@@ -220,13 +243,21 @@ class Learner:
         error, variance = by_layer.sum(dim=1).tolist()
         n = max(values["steps"], 1.0)
         parts = {name: value / n for name, value in values.items() if name not in {*SUMS, "seen"}}
-        dead = int((self.silent_rows > self.spec.dead_rows).sum())
+        dead = int((self.silent_rows > self.dead_rows).sum())
         if self.parallel is not None:
             dead = self.parallel.latents(dead)
         mse, fvu = error / max(values["rows"], 1.0), error / variance if variance else math.nan
         layers = [wrong / all_of_it if all_of_it else None for wrong, all_of_it in by_layer.T.tolist()]
         self.reset_sums()
         return Interval(int(values["seen"]), values["loss"] / n, mse, values["l0"] / n, fvu, dead, layers, parts)
+
+
+def penalty_of(sae: SaeSpec) -> tuple[float, float | None]:
+    """The weight of the sparsity penalty as it is given (0 for kinds that have none), and the L0 it is steered to."""
+    inner = inner_of(sae)
+    if not isinstance(inner, Penalised):
+        return 0.0, None
+    return inner.penalty_weight or 0.0, inner.steered_l0
 
 
 def _on(factors: Rescaling, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -18,7 +19,7 @@ from actstore.stream.batches import Stream
 from actstore.stream.rescale import Rescaling, rescaling
 from schemas.records import RunRecord, StepRecord
 from schemas.train import TrainSpec
-from trainer.errors import DivergedError, RunError
+from trainer.errors import DivergedError, RunError, SaeError
 from trainer.saes.build import build
 from trainer.training import checkpoint
 from trainer.training.journal import Journal, Sinks
@@ -151,13 +152,37 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     parallel = None if together is None else together.parallel(spec, stream.d, len(stream.sites), stream.d_target)
     own = spec.sae if parallel is None else parallel.local
     sae = build(own, stream.d, spec.seed, len(stream.sites), stream.d_target)
-    factors = rescaling(store, stream.sites, kind, center)
-    out = None if stream.targets is None else rescaling(store, stream.targets, kind, center)
+    factors = unit_mixture(stream, stream.sites, rescaling(store, stream.sites, kind, center))
+    out = (
+        None
+        if stream.targets is None
+        else unit_mixture(stream, stream.targets, rescaling(store, stream.targets, kind, center))
+    )
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.targets or stream.sites])
     norms = layer_norms(store, stream.sites, factors)
     steps, place = n_steps(spec, stream), torch.device(device)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
+
+
+def unit_mixture(stream: Stream, sites: tuple[str, ...], factors: Rescaling) -> Rescaling:
+    """The factors times one number, the same for all layers, with which rows of the mixture have a mean square of 1.
+
+    So penalties, thresholds, noise and learning rates mean the same for every model. The square is about the layer's
+    mean, where the decoder bias begins, or about 0 over ordinary tokens if that is less: first positions and special
+    tokens may be hundreds of times larger than the rest. A crosscoder's row is that of all its sites together.
+    """
+    store = stream.store
+    squares = np.array([float(store.variance(site).sum()) for site in sites])
+    rest = [store.norms[site].rest for site in sites]
+    if factors.mean is None:
+        squares = np.minimum(squares, [one.mean_sq_norm if one.count else np.inf for one in rest])
+    squares = squares * factors.scale**2
+    copies = np.array(stream.columns.copies)
+    total = squares.sum() if stream.spec.mode == "aligned" else squares @ copies / copies.sum()
+    if not total > 0:
+        raise SaeError(f"{store.url}: the rows of {', '.join(sites)} do not vary, so there is nothing to learn")
+    return Rescaling(factors.scale / math.sqrt(total), factors.mean)
 
 
 def layer_norms(store: Store, sites: tuple[str, ...], factors: Rescaling) -> Tensor:

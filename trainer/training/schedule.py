@@ -6,11 +6,11 @@ from schemas.train import Optimiser
 
 
 def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
-    """Linear warm-up, plateau, linear decay towards 0; `step` counts from 0."""
+    """Share of the peak: linear warm-up, plateau, linear decay towards 0; `step` counts from 0."""
     warm, decay = round(spec.warmup * steps), round(spec.decay * steps)
     up = (step + 1) / warm if step < warm else 1.0
     down = (steps - step) / decay if steps - step < decay else 1.0
-    return spec.lr * min(up, down)
+    return min(up, down)
 
 
 def sparsity(spec: Optimiser, step: int, steps: int) -> float:

@@ -10,6 +10,7 @@ from actstore.format.layout import permutation
 from actstore.stream.batches import Batch, Stream
 from trainer.saes.build import initialise_from
 from trainer.saes.ops import Centre, Rows, geometric_median, mean
+from trainer.saes.start import FIT_ROWS
 from trainer.training.learner import Learner
 from trainer.training.streams import next_batch
 
@@ -20,19 +21,20 @@ INIT_STAGE = 21  # of the key, so that no other draw shares it
 
 def initialise(stream: Stream, learners: Sequence[Learner]) -> None:
     """Start those that want it from the stream's first rows; the stream then begins again."""
-    wanted = [learner for learner in learners if learner.spec.init == "data"]
-    if not wanted:
+    if not learners:
         return
-    first = first_rows(stream, max(learner.sae.n_latents for learner in wanted))
-    for learner in wanted:
-        initialise_from(learner.sae, rows_of(learner, first), CENTRES[learner.spec.center_init])
+    first = first_rows(stream, max(learner.sae.n_latents for learner in learners))
+    for learner in learners:
+        spec = learner.spec
+        initialise_from(learner.sae, rows_of(learner, first), CENTRES[spec.center_init], spec.init == "data")
         learner.start_average()
 
 
 def first_rows(stream: Stream, n_latents: int) -> Batch:
-    """Whole batches that hold a row for each latent, up to `INIT_ROWS`, as one; the stream then goes back."""
+    """Whole batches that hold a row for each latent, up to `INIT_ROWS`, and more to fit the encoder on, as one; the
+    stream then goes back."""
     start, batches, n = stream.state(), [], 0
-    while n < min(INIT_ROWS, n_latents) and (batch := next_batch(stream)) is not None:
+    while n < min(INIT_ROWS, n_latents) + FIT_ROWS and (batch := next_batch(stream)) is not None:
         batches.append(batch)
         n += len(batch.x)
     stream.restore(start)

@@ -1,0 +1,136 @@
+"""Where an SAE begins: at data, with an encoder that fits it, so that training starts below an FVU of 1.
+
+Decoder rows are data rows at norm 1, or random directions, and the encoder is their transpose; then, on rows that gave
+no direction, the encoder's length is fitted by least squares: with x' - b_dec = c u, u from the encoder as it is,
+c = <x - b_dec, u> / <u, u>. Kinds whose sparsity is a penalty also get thresholds: latent i fires where its
+pre-activation is more than q standard deviations above its mean, with the one q at which rows have the wanted number
+of active latents. So no latent starts dead, and the penalty has nothing to clear away first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schemas.sae import DEFAULT_L0, Penalised
+from trainer.saes.ops import Centre, Rows, of_layer, unit_rows
+
+FIT_ROWS = 4096
+_BLOCK = 256  # rows whose [n, m] pre-activations are in memory at once
+_SHARPEST = 8  # a row is taken to have at most so many times the wanted number of latents above a threshold
+_LEAST_SCALE = 1e-3
+_WIDEST = 4096  # rows whose covariance is worth its eigenvectors
+_FLATTEST = 1e-4  # of the largest variance: flatter directions are not blown up further
+PreActivations = Callable[[Rows], Tensor]
+Codes = Callable[[Tensor], Tensor]  # pre-activations [n, m] to latents [n, m]
+
+
+def first_l0(spec: Penalised) -> float:
+    """Active latents per row that a kind with a penalty begins with: those it is steered to, if it is."""
+    return spec.steered_l0 or DEFAULT_L0
+
+
+class Limits(NamedTuple):
+    """Pre-activations on some rows. mean, std: [m]; q: at which a row has the wanted number of latents above."""
+
+    mean: Tensor
+    std: Tensor
+    q: float
+
+    @property
+    def threshold(self) -> Tensor:
+        """[m]: where latents begin to fire."""
+        return self.mean + self.q * self.std
+
+
+@torch.no_grad()
+def begin_at(
+    rows: Rows, decoder: Tensor, encoder: Tensor | None, b_dec: Tensor, centre: Centre, from_data: bool
+) -> tuple[Tensor, Rows]:
+    """In place: b_dec = the centre (of each layer); with from_data decoder [m, d] = centred rows at norm 1 and encoder
+    [d, m] = the same, as far as rows go. Returns the inputs' centre [d], and rows to fit the encoder's length on.
+
+    A transcoder's decoder comes from the targets and its encoder from the inputs.
+    """
+    wanted = rows.wanted
+    if b_dec.ndim == 2 and rows.layer is not None:
+        for i in rows.layer.unique().tolist():
+            b_dec[i] = centre(wanted[rows.layer == i])
+    else:
+        b_dec.copy_(centre(wanted))
+    middle = centre(rows.x)
+    if not from_data:
+        return middle, some(rows, slice(0, FIT_ROWS))
+    centred = wanted - of_layer(b_dec, rows.layer)
+    inputs = centred if rows.target is None else rows.x - middle
+    usable = ((centred.norm(dim=1) > 0) & (inputs.norm(dim=1) > 0)).nonzero()[: len(decoder), 0]
+    n = len(usable)
+    made = whitened(centred)(centred[usable])
+    decoder[:n] = made
+    if encoder is not None:
+        encoder.copy_(encoder if rows.target is not None else decoder.T)
+        encoder[:, :n] = made.T if rows.target is None else whitened(inputs)(inputs[usable]).T
+    unused = len(rows.x) - n  # rows that are directions themselves fit too well
+    return middle, some(rows, slice(-min(FIT_ROWS, unused), None) if unused >= _BLOCK else slice(0, FIT_ROWS))
+
+
+def whitened(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """From rows [n, d] about their centre to directions [n, d] of norm 1, C^(-1/2) x / |C^(-1/2) x|, C the rows'
+    covariance: without it most directions would lie along the few with the largest variance, and many would agree."""
+    if len(rows) < 2 * rows.shape[1] or rows.shape[1] > _WIDEST:
+        return unit_rows
+    centred = (rows - rows.mean(dim=0)).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+    values = values.clamp_min(_FLATTEST * values[-1].clamp_min(torch.finfo(torch.float64).tiny))
+    root = (vectors * values.rsqrt() @ vectors.T).to(rows.dtype)
+    return lambda x: unit_rows(x @ root)
+
+
+def some(rows: Rows, which: slice) -> Rows:
+    """A part of rows."""
+    layer = None if rows.layer is None else rows.layer[which]
+    target = None if rows.target is None else rows.target[which]
+    return Rows(rows.x[which], layer, rows.norm, target)
+
+
+@torch.no_grad()
+def limits(pre: PreActivations, rows: Rows, l0: float) -> Limits:
+    """Mean and spread of each latent's pre-activation, and where rows have l0 latents above mean + q std."""
+    sums = squares = torch.zeros((), dtype=torch.float64)
+    for part in blocks(rows):
+        values = pre(part).double()
+        sums, squares = sums + values.sum(dim=0), squares + values.square().sum(dim=0)
+    n = len(rows.x)
+    mean = sums / n
+    std = (squares / n - mean.square()).clamp_min(0).sqrt()
+    std = std.clamp_min(1e-6 * float(std.max()) + torch.finfo(torch.float32).tiny)
+    mean, std = mean.float(), std.float()
+    per_row = min(len(mean), max(1, round(_SHARPEST * l0)))
+    tops = torch.cat([((pre(part) - mean) / std).topk(per_row, sorted=False).values.flatten() for part in blocks(rows)])
+    wanted = min(len(tops), max(1, round(l0 * n)))
+    return Limits(mean, std, float(tops.topk(wanted).values[-1]))
+
+
+@torch.no_grad()
+def fitted(
+    pre: PreActivations, codes: Codes, decoder: Tensor, rows: Rows, b_dec: Tensor, constant: Codes | None = None
+) -> float:
+    """The c with the least squared error of x - b_dec against c codes(pre) W_dec (+ constant(pre) W_dec)."""
+    dots = squares = 0.0
+    for part in blocks(rows):
+        values = pre(part)
+        made = codes(values) @ decoder
+        wanted = part.wanted - of_layer(b_dec, part.layer)
+        if constant is not None:
+            wanted = wanted - constant(values) @ decoder
+        dots += float((made * wanted).sum(dtype=torch.float64))
+        squares += float(made.square().sum(dtype=torch.float64))
+    return max(dots / squares, _LEAST_SCALE) if squares > 0 else 1.0
+
+
+def blocks(rows: Rows) -> list[Rows]:
+    """Rows in parts of a size whose pre-activations fit into memory."""
+    return [some(rows, slice(first, first + _BLOCK)) for first in range(0, len(rows.x), _BLOCK)]
