@@ -122,6 +122,9 @@ class RunRecord(Schema):
     rows: int
     seed: int
     ema: float | None = None
+    lr: float | None = Field(default=None, description="the peak learning rate; None: imported")
+    dead_rows: int | None = None
+    penalty: float | None = Field(default=None, description="weight of the sparsity penalty at the end")
 
 
 class CodecEstimate(Schema):

@@ -134,7 +134,7 @@ class JumpRelu(Penalised):
     l0: Penalty | None = Field(
         default=None, description="weight of the number of active latents; None: steered to target_l0"
     )
-    threshold: float = Field(default=0.1, gt=0, description="where the thresholds start")
+    threshold: float | None = Field(default=None, gt=0, description="where the thresholds start; None: from the data")
     bandwidth: float = Field(default=0.1, gt=0, description="width of the rectangle kernel")
     per_layer_bias: bool = Field(default=False, description=PER_LAYER_BIAS)
     per_layer_threshold: bool = Field(default=False, description=PER_LAYER_THRESHOLD)

@@ -73,10 +73,17 @@ class BatchTopKSae(nn.Module):
         """[B, m], before the selection."""
         return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
 
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """By how much pre-activations are above where latents begin to fire: [B, m]."""
+        return self.pre_activations(x, layer) - self.threshold_of(layer)
+
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:
         """Latents of pre-activations [B, m] by the threshold."""
-        threshold = of_layer(self.threshold[:, None], layer) if self.spec.per_layer_threshold else self.threshold
-        return torch.where(pre > threshold, pre, 0.0)
+        return torch.where(pre > self.threshold_of(layer), pre, 0.0)
+
+    def threshold_of(self, layer: Layer = None) -> Tensor:
+        """[1], or that of each row's layer [B, 1]."""
+        return of_layer(self.threshold[:, None], layer) if self.spec.per_layer_threshold else self.threshold
 
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Latents [B, m] of rows [B, d], each row for itself."""

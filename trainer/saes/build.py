@@ -117,16 +117,20 @@ def lift_biases(sae: Sae, latents: Tensor, by: float) -> None:
 
 @torch.no_grad()
 def raise_thresholds(sae: Sae, by: Tensor) -> None:
-    """Make all latents of a kind with a penalty rarer, or more frequent where `by` (a scalar) is below 0.
-
-    A rise of 1 is about one standard deviation of pre-activations of rows with a mean square of 1; of JumpReLU, whose
-    thresholds are learnt, that of a threshold's logarithm.
-    """
+    """Make all latents rarer, or more frequent where `by` is below 0: by so much `margins` fall. by: a scalar, or for
+    thresholds that differ by layer [n_sites]."""
     inner = latents_of(sae)
     if isinstance(inner, JumpReluSae):
         inner.log_threshold.add_(by)
+    elif isinstance(inner, BatchTopKSae | MatryoshkaSae):
+        inner.threshold.add_(by).clamp_min_(0)
     else:
-        inner.firing_bias.sub_(by if isinstance(inner, NormalizedSae) else by * _PRE_ACTIVATION_STD)
+        inner.firing_bias.sub_(by)
+
+
+def margin_std(sae: Sae) -> float:
+    """About the standard deviation of margins where rows have a mean square of 1."""
+    return 1.0 if isinstance(latents_of(sae), JumpReluSae | NormalizedSae) else _PRE_ACTIVATION_STD
 
 
 def latents_of(sae: Sae) -> FlatSae:

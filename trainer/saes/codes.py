@@ -99,8 +99,9 @@ def lowest(values: Tensor, pattern: Pattern, layer: Tensor | None, n_layers: int
 
 @torch.no_grad()
 def running_mean(mean: Tensor, count: Tensor, new: Tensor, decay: float) -> None:
-    """Take finite new values [n] into a mean [n], in place: plain for the first 1 / (1 - decay), then moving."""
+    """Take finite new values [n] into an exponential mean [n], in place, corrected for its start as Adam's moments
+    are: the weights of the `count` values so far sum to 1."""
     seen = new.isfinite()
     count.add_(seen)
-    share = (1 / count.clamp_min(1)).clamp_min(1 - decay)
+    share = (1 - decay) / (1 - decay ** count.clamp_min(1).double()).float()
     mean.add_(torch.where(seen, share * (torch.where(seen, new, mean) - mean), 0.0))

@@ -106,6 +106,10 @@ class GatedSae(nn.Module):
         """The gate's pre-activations [B, m]."""
         return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_gate
 
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """By how much pre-activations are above where latents begin to fire: [B, m]."""
+        return self.gate(x, layer)
+
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Latents from the gate's pre-activations [B, m], of which the magnitude's are a function."""
         magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), pre - self.b_gate).relu()

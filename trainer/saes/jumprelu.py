@@ -33,7 +33,7 @@ from trainer.saes.ops import (
 )
 from trainer.saes.start import begin_at, first_l0, fitted, limits
 
-LEAST_THRESHOLD = 1e-3
+LEAST_THRESHOLD = 1e-2
 
 
 class Jump(torch.autograd.Function):
@@ -86,7 +86,7 @@ class JumpReluSae(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
         thresholds = (shape.n_sites, self.n_latents) if spec.per_layer_threshold else (self.n_latents,)
-        self.log_threshold = nn.Parameter(torch.full(thresholds, spec.threshold).log())
+        self.log_threshold = nn.Parameter(torch.full(thresholds, spec.threshold or LEAST_THRESHOLD).log())
 
     @property
     def firing_bias(self) -> Tensor:
@@ -111,6 +111,10 @@ class JumpReluSae(nn.Module):
     def pre_activations(self, x: Tensor, layer: Layer = None) -> Tensor:
         """[B, m]."""
         return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
+
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """As logarithms, by how much pre-activations are above where latents begin to fire: [B, m]."""
+        return (self.pre_activations(x, layer).relu() / of_layer(self.threshold, layer)).log()
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:
         """Latents of pre-activations [B, m]."""
@@ -158,4 +162,8 @@ class JumpReluSae(nn.Module):
         scale = fitted(pre, lambda values: torch.where(values > threshold, values, 0.0), self.W_dec, fit, self.b_dec)
         self.W_enc.mul_(scale)
         self.b_enc.mul_(scale)
-        self.log_threshold.copy_((scale * threshold).clamp_min(LEAST_THRESHOLD).log())
+        first = (scale * threshold).clamp_min(LEAST_THRESHOLD)
+        if self.spec.threshold is not None:  # biases take what the thresholds are not given
+            self.b_enc.add_(self.spec.threshold - first)
+            first = torch.full_like(first, self.spec.threshold)
+        self.log_threshold.copy_(first.log())

@@ -76,6 +76,10 @@ class MatryoshkaSae(nn.Module):
         """[B, m], before the selection."""
         return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
 
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """By how much pre-activations are above where latents begin to fire: [B, m]."""
+        return self.pre_activations(x, layer) - self.threshold
+
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Latents of pre-activations [B, m] by the threshold."""
         return torch.where(pre > self.threshold, pre, 0.0)

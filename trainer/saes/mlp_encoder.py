@@ -64,9 +64,14 @@ class MlpEncoderSae(nn.Module):
         """Latents [B, m] of the hidden layer's pre-activations [B, h]."""
         return (pre.relu() @ self.W_enc + self.b_enc).relu()
 
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """By how much pre-activations are above where latents begin to fire: [B, m]."""
+        hidden = encoder_input(x, self.b_dec, layer, self.shape) @ self.W_hidden + self.b_hidden
+        return hidden.relu() @ self.W_enc + self.b_enc
+
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Latents [B, m] of rows [B, d]."""
-        return self.activate(encoder_input(x, self.b_dec, layer, self.shape) @ self.W_hidden + self.b_hidden)
+        return self.margins(x, layer).relu()
 
     def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
         """Reconstruction [B, d] of latents [B, m]."""
@@ -98,8 +103,7 @@ class MlpEncoderSae(nn.Module):
         self._linear_start()
 
         def pre(part: Rows) -> Tensor:
-            hidden = encoder_input(part.x, self.b_dec, part.layer, self.shape) @ self.W_hidden + self.b_hidden
-            return hidden.relu() @ self.W_enc + self.b_enc
+            return self.margins(part.x, part.layer)
 
         self.b_enc.sub_(limits(pre, fit, first_l0(self.spec)).threshold)
         scale = fitted(pre, torch.relu, self.W_dec, fit, self.b_dec)

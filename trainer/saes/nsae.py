@@ -54,9 +54,13 @@ class NormalizedSae(nn.Module):
         """Latents of pre-activations [B, m]."""
         return pre.relu().tanh()
 
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
+        """By how much pre-activations are above where latents begin to fire: [B, m]."""
+        return x @ self.W_enc + self.b_enc
+
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Latents [B, m] of rows [B, d], without noise."""
-        return self.activate(x @ self.W_enc + self.b_enc)
+        return self.activate(self.margins(x))
 
     def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Reconstruction [B, d] of latents [B, m]."""
@@ -109,7 +113,7 @@ class NormalizedSae(nn.Module):
         self.b_enc.copy_(-own.threshold / own.std)
 
         def pre(part: Rows) -> Tensor:
-            return part.x @ self.W_enc + self.b_enc
+            return self.margins(part.x)
 
         active = torch.stack([self.activate(pre(part)).sum(dim=0) for part in blocks(fit)]).sum(dim=0) / len(fit.x)
         directions = self.W_dec - active[:, None] * (active @ self.W_dec) / active.square().sum()

@@ -80,9 +80,13 @@ class ReluL1Sae(nn.Module):
         """Latents of pre-activations [B, m]."""
         return pre.relu()
 
+    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
+        """By how much pre-activations are above where latents begin to fire: [B, m]."""
+        return encoder_input(x, self.b_dec, layer, self.shape) @ self.encoder + self.b_enc
+
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Latents [B, m] of rows [B, d]."""
-        return self.activate(encoder_input(x, self.b_dec, layer, self.shape) @ self.encoder + self.b_enc)
+        return self.activate(self.margins(x, layer))
 
     def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
         """Reconstruction [B, d_out] of latents [B, m]."""
@@ -122,7 +126,7 @@ class ReluL1Sae(nn.Module):
             self.b_enc.copy_(-middle @ self.encoder)
 
         def pre(part: Rows) -> Tensor:
-            return encoder_input(part.x, self.b_dec, part.layer, self.shape) @ self.encoder + self.b_enc
+            return self.margins(part.x, part.layer)
 
         threshold = limits(pre, fit, first_l0(self.spec)).threshold
         self.b_enc.sub_(threshold)

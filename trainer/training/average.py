@@ -31,13 +31,14 @@ class Average:
             own.lerp_(new, share)
 
     @torch.no_grad()
-    def result(self, sae: Sae) -> dict[str, Tensor]:
-        """State to hand on: averaged weights, decoder rows at norm 1 again where the kind wants it, sae's buffers."""
+    def result(self, sae: Sae) -> Sae:
+        """What to hand on: averaged weights, decoder rows at norm 1 again where the kind wants it, sae's buffers."""
         made = copy.deepcopy(self.sae)
         if made.unit_decoder:
             normalise_rows(made.W_dec)
         averaged = dict(made.named_parameters())
-        return {name: averaged.get(name, value).detach() for name, value in sae.state_dict().items()}
+        made.load_state_dict({name: averaged.get(name, value) for name, value in sae.state_dict().items()})
+        return made
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.sae.named_parameters()}

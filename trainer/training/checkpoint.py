@@ -60,6 +60,8 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
         "latents": {"silent_rows": learner.silent_rows, "seen": learner.seen, "random_state": torch.get_rng_state()},
         "sums": {**learner.sums, "by_layer": learner.by_layer},
     }
+    if learner.steering is not None:
+        parts["latents"]["steering"] = learner.steering.state
     if learner.average is not None:
         parts["average"] = learner.average.state_dict()
     if learner.parallel is not None:
@@ -104,6 +106,8 @@ def restore(storage: Storage, learner: Learner, step: int) -> None:
     latents, device = tensors("latents"), learner.silent_rows.device
     learner.silent_rows.copy_(latents["silent_rows"])
     learner.seen.copy_(latents["seen"])
+    if learner.steering is not None:
+        learner.steering.state.copy_(latents["steering"])
     torch.set_rng_state(latents["random_state"])
     sums = tensors("sums")
     learner.sums = {name: sums[name].to(device) for name in state["sums"]}

@@ -14,7 +14,7 @@ from actstore.stream.rescale import Rescaling
 from schemas.sae import Penalised, SaeSpec, inner_of
 from schemas.train import TrainSpec
 from trainer.kernels.choice import products, using
-from trainer.saes.build import LATENT_AXIS, Sae, lift_biases, raise_thresholds
+from trainer.saes.build import LATENT_AXIS, Sae, lift_biases, margin_std, raise_thresholds
 from trainer.saes.ops import Penalty, Rows, Step
 from trainer.training.average import Average
 from trainer.training.compiled import forward_of
@@ -139,6 +139,13 @@ class Learner:
             steps.append(detached(step))
         return joined(steps, [len(piece.x) for piece in pieces])
 
+    @property
+    def penalty(self) -> float | None:
+        """The weight of the sparsity penalty after warm-up, as it is given or steered to now; None without one."""
+        if self.steering is not None:
+            return float(self.steering.weight)
+        return self.weight or None
+
     def _penalty(self) -> Penalty:
         """The weight of the sparsity penalty at this step."""
         if self.steering is not None:
@@ -216,7 +223,8 @@ class Learner:
         if self.steering is not None:
             means["penalty"] = self.steering.weight
             share = learning_rate(self.spec.optimiser, self.step, self.steps)
-            raise_thresholds(self.sae, self.steering.update(means["l0"], share))
+            rise = self.steering.update(means["l0"], share)
+            raise_thresholds(self.sae, rise * margin_std(self.sae))
         self.by_layer += by_layer
         for name, value in means.items():
             if name not in self.sums:

@@ -18,10 +18,12 @@ from actstore.store import Store
 from actstore.stream.batches import Stream
 from actstore.stream.rescale import Rescaling, rescaling
 from schemas.records import RunRecord, StepRecord
+from schemas.stream import StreamState
 from schemas.train import TrainSpec
 from trainer.errors import DivergedError, RunError, SaeError
 from trainer.saes.build import build
 from trainer.training import checkpoint
+from trainer.training.calibration import calibrate
 from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Interval, Learner
 from trainer.training.resample import resample
@@ -43,6 +45,7 @@ class Run:
     learner: Learner
     journal: Journal
     sites: tuple[str, ...]
+    end: StreamState | None = None  # where the stream was when it ended
 
     @property
     def lead(self) -> bool:
@@ -131,6 +134,7 @@ def _begin(stream: Stream, runs: Sequence[Run], starts: dict[str, int], together
         together.initialise(stream, new)
     for run in runs:
         if starts[run.storage.url]:
+            run.end = checkpoint.stream_state(run.storage, starts[run.storage.url])
             checkpoint.restore(run.storage, run.learner, starts[run.storage.url])
 
 
@@ -236,7 +240,8 @@ def _save(stream: Stream, run: Run) -> None:
         raise _diverged(run, "the loss or the weights are no numbers any more")
     if run.lead:
         run.journal.write()  # first: resuming reads no more of it than up to its checkpoint, and needs all of that
-    checkpoint.save(run.storage, run.learner, stream.state(), run.spec.keep)
+    run.end = stream.state()
+    checkpoint.save(run.storage, run.learner, run.end, run.spec.keep)
 
 
 def _log(run: Run, progress: Progress) -> Interval:
@@ -273,7 +278,11 @@ def _diverged(run: Run, what: str) -> DivergedError:
 
 def _finish(stream: Stream, run: Run) -> None:
     learner, store = run.learner, stream.store
-    state = learner.sae.state_dict() if learner.average is None else learner.average.result(learner.sae)
+    result = learner.sae if learner.average is None else learner.average.result(learner.sae)
+    if run.end is not None:
+        stream.restore(run.end)
+    calibrate(stream, learner, result)
+    state = result.state_dict()
     if learner.parallel is not None:
         state = learner.parallel.whole(state)
         if not run.lead:
@@ -302,6 +311,9 @@ def _finish(stream: Stream, run: Run) -> None:
         rows=int(learner.seen),
         seed=run.spec.seed,
         ema=run.spec.ema,
+        lr=learner.lr,
+        dead_rows=learner.dead_rows,
+        penalty=learner.penalty,
     )
     run.storage.put("sae.safetensors", save_tensors(tensors))
     run.storage.put("sae.json", record.to_json().encode())

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,6 @@ from actstore.stream.batches import Batch, Stream
 from schemas.train import Resampling
 from trainer.saes.build import LATENT_AXIS, Sae
 from trainer.saes.crosscoder import CrosscoderSae
-from trainer.saes.jumprelu import JumpReluSae
 from trainer.saes.mlp_encoder import MlpEncoderSae
 from trainer.saes.ops import Rows, encoder_input, of_layer, unit_rows
 from trainer.saes.transcoder import TranscoderSae
@@ -137,7 +135,7 @@ def replace(
         sae.W_enc[:, latents] = (unit_rows(inputs) * norm).T
     for name, parameter in sae.named_parameters():
         if LATENT_AXIS.get(name) == -1:
-            start = float(np.log(sae.spec.threshold)) if isinstance(sae, JumpReluSae) and name == "log_threshold" else 0
+            start = parameter[..., living].mean() if name == "log_threshold" else parameter.new_zeros(())
             parameter.index_fill_(-1, latents, start)
 
 

@@ -1,0 +1,149 @@
+"""At the end of training: thresholds at which rows have the wanted number of active latents, exactly.
+
+Over ROWS rows of the stream the margins of all latents (by how much pre-activations are above where a latent fires) are
+collected as far as they are large, and the n-th largest, n = L0 times the rows, is where thresholds move to. That sets
+the thresholds of BatchTopK and Matryoshka, which selected by batch until now, and takes the last per cent off the L0
+that penalised kinds were steered to. Kinds whose L0 follows from a given penalty stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from actstore.stream.batches import Stream
+from schemas.sae import BatchTopK, Matryoshka, Penalised, SaeSpec, inner_of
+from trainer.kernels.peers import Peers, largest_of_all
+from trainer.saes.batch_topk import BatchTopKSae
+from trainer.saes.build import Sae, latents_of, raise_thresholds
+from trainer.saes.ops import Rows
+from trainer.training.streams import next_batch
+
+if TYPE_CHECKING:
+    from trainer.training.learner import Learner
+
+ROWS = 1 << 17
+SPARES = (1.5, 6.0)  # margins kept, over those wanted; the second where the first rows were unlike the rest
+_BLOCK = 512  # rows whose margins [n, m] are in memory at once
+
+
+def wanted_l0(spec: SaeSpec) -> float | None:
+    """The mean L0 that a spec asks for outside training; None where it asks for none, or has it anyway (topk)."""
+    inner = inner_of(spec)
+    if isinstance(inner, BatchTopK | Matryoshka):
+        return inner.k
+    return inner.steered_l0 if isinstance(inner, Penalised) else None
+
+
+@torch.no_grad()
+def calibrate(stream: Stream, learner: Learner, sae: Sae) -> None:
+    """Move the thresholds of `sae`, the learner's result, so that rows have the wanted L0. All processes of a run call
+    this together; the stream then goes back."""
+    l0 = wanted_l0(learner.spec.sae)
+    if l0 is None:
+        return
+    start, parallel = stream.state(), learner.parallel
+    peers = None if parallel is None else parallel.world
+    for spare in SPARES:
+        levels = Levels(sae, l0, spare, peers)
+        for _ in range(0, min(ROWS, stream.rows_per_epoch), stream.spec.batch):
+            batch = next_batch(stream, parallel)
+            if batch is None:
+                break
+            rows = learner.rows(batch.x, batch.layer, batch.target)
+            levels.add(rows, len(rows.x) if parallel is None else int(parallel.rows(len(rows.x))))
+        stream.restore(start if levels.seen else start.model_copy(update={"epoch": 0, "batch": 0}))
+        if levels.enough():
+            break
+    if levels.seen:
+        raise_thresholds(sae, levels.found())
+    stream.restore(start)
+
+
+class Levels:
+    """The largest margins of rows, and the level that the wanted number of them exceed; one for each threshold."""
+
+    def __init__(self, sae: Sae, l0: float, spare: float, peers: Peers | None = None) -> None:
+        self._sae, self._l0, self._spare, self._peers = sae, l0, spare, peers
+        inner = latents_of(sae)
+        by_layer = isinstance(inner, BatchTopKSae) and inner.spec.per_layer_threshold
+        self._parts = [_Level(l0, spare, peers) for _ in range(len(inner.threshold) if by_layer else 1)]
+
+    @property
+    def seen(self) -> int:
+        """Rows so far, in all processes."""
+        return sum(part.rows for part in self._parts)
+
+    def add(self, rows: Rows, n: int) -> None:
+        """Rows of this process, which with those of the others are n."""
+        for first in range(0, len(rows.x), _BLOCK):
+            x = rows.x[first : first + _BLOCK]
+            layer = None if rows.layer is None else rows.layer[first : first + _BLOCK]
+            margins = _margins(self._sae, x, layer)
+            if len(self._parts) == 1:
+                self._parts[0].add(margins)
+                continue
+            for i, part in enumerate(self._parts):
+                part.add(margins[layer == i])
+        if len(self._parts) == 1:
+            self._parts[0].rows += n
+        elif rows.layer is not None:
+            counts = torch.bincount(rows.layer, minlength=len(self._parts))
+            if self._peers is not None and n != len(rows.x):
+                counts = self._peers.sum_(counts)
+            for part, count in zip(self._parts, counts.tolist(), strict=True):
+                part.rows += count
+
+    def enough(self) -> bool:
+        """Whether as many margins were kept as are wanted."""
+        return all([part.enough() for part in self._parts])
+
+    def found(self) -> Tensor:
+        """By how much thresholds have to rise: [1], or [n_sites]."""
+        return torch.stack([part.found() for part in self._parts])
+
+
+class _Level:
+    def __init__(self, l0: float, spare: float, peers: Peers | None) -> None:
+        self._l0, self._spare, self._peers = l0, spare, peers
+        self._kept: list[Tensor] = []
+        self._floor: float | None = None
+        self.rows = 0
+
+    def add(self, margins: Tensor) -> None:
+        if self._floor is None:
+            self._floor = self._first_floor(margins)
+        flat = margins.flatten()
+        self._kept.append(flat[flat > self._floor])
+
+    def enough(self) -> bool:
+        n = sum(len(part) for part in self._kept)
+        return (n if self._peers is None else self._peers.total(n)) >= self._wanted
+
+    def found(self) -> Tensor:
+        values = torch.cat(self._kept)
+        n = min(self._wanted, len(values)) if self._peers is None else self._wanted
+        if self._peers is None:
+            return values.sort(descending=True).values[n - 1] if n else values.new_zeros(())
+        # the bits of positive numbers are in their order
+        above = values - float(self._floor or 0.0) + torch.finfo(torch.float32).tiny
+        kept = values[largest_of_all(above, n, self._peers)]
+        return values.new_tensor(self._peers.least(float(kept.min()) if len(kept) else math.inf))
+
+    @property
+    def _wanted(self) -> int:
+        return max(1, round(self._l0 * self.rows))
+
+    def _first_floor(self, margins: Tensor) -> float:
+        n = math.ceil(self._spare * self._l0 * len(margins))
+        flat = margins.flatten()
+        floor = float(flat.topk(n).values[-1]) if 0 < n < len(flat) else -math.inf
+        return floor if self._peers is None else self._peers.least(floor)
+
+
+def _margins(sae: Sae, x: Tensor, layer: Tensor | None) -> Tensor:
+    inner = latents_of(sae)
+    return inner.margins(x.flatten(1), layer)  # type: ignore[union-attr]  # topk, which has none, is never here
