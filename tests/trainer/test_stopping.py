@@ -148,9 +148,10 @@ def test_one_more_signal_ends_it_while_it_saves_and_no_part_is_taken_for_whole(
             signal.raise_signal(signal.SIGINT)
         return real(tensors)
 
-    with monkeypatch.context() as patch, signals() as stop, pytest.raises(Stopped) as stopped:
+    with monkeypatch.context() as patch, signals() as stop:
         patch.setattr(checkpoint, "save_tensors", interrupted)
-        train_group(store, {str(run): made}, report=at(17), stop=stop)
+        with pytest.raises(Stopped) as stopped:
+            train_group(store, {str(run): made}, report=at(17), stop=stop)
     assert (stopped.value.number, stopped.value.saved) == (signal.SIGINT, "")
     assert (run / "checkpoints/step-00000017/weights.safetensors").exists()
     assert checkpoint.steps(actstore.format.storage.Storage(str(run))) == [10]
@@ -170,9 +171,10 @@ def test_a_signal_before_the_first_step_ends_it_at_once(
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("it went on")
 
-    with monkeypatch.context() as patch, signals() as stop, pytest.raises(Stopped, match="interrupted"):
+    with monkeypatch.context() as patch, signals() as stop:
         patch.setattr(loop, "initialise", initialise)
-        train_group(store, {str(run): spec(store.url)}, stop=stop)
+        with pytest.raises(Stopped, match="interrupted"):
+            train_group(store, {str(run): spec(store.url)}, stop=stop)
     assert sorted(path.name for path in run.iterdir()) == ["spec.json"]
     train_group(store, {str(run): spec(store.url)}, resume=True)
     same(run, whole)
