@@ -14,6 +14,7 @@ from typing import Any
 from actstore.stopping import Stopped
 
 RESUME = "--resume"
+COMMANDS = ("train", "sweep")  # others that train, such as the recipes, go on by themselves
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def resuming(
     """The command line that this process is of, with --resume. words: as in sys.argv; typed: as in sys.orig_argv."""
     words, typed = sys.argv if words is None else words, sys.orig_argv if typed is None else typed
     own = list(words[1:])
-    if RESUME not in own:
+    if RESUME not in own and " ".join(own[:1]) in COMMANDS:
         own.append(RESUME)
     return shlex.join([*_program(words, typed, environment), *own])
 
