@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from actstore.errors import ActstoreError
+from actstore.stopping import Stopped, signals
 
 DEBUG = "ACTSTORE_DEBUG"
 _ADVICE = {
@@ -44,11 +45,13 @@ _ADVICE = {
 
 
 def run(app: Callable[[], Any]) -> None:
-    """Run a typer app. A user's mistake gives a message and exit code 1, no traceback (unless ACTSTORE_DEBUG)."""
+    """Run a typer app. A user's mistake gives a message and exit code 1, no traceback (unless ACTSTORE_DEBUG); SIGINT
+    and SIGTERM give 130 and 143."""
     from pydantic import ValidationError
 
     try:
-        app()
+        with signals():
+            app()
     except (ActstoreError, ValidationError) as error:
         if os.environ.get(DEBUG):
             raise
@@ -60,6 +63,10 @@ def run(app: Callable[[], Any]) -> None:
             raise
         typer.echo(f"error: {told(error)}", err=True)
         sys.exit(1)
+    except Stopped as stop:
+        if not stop.told:
+            typer.echo(str(stop), err=True)
+        sys.exit(stop.code)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)

@@ -118,6 +118,16 @@ class Storage:
             with _temporary(self.local / key, data) as temporary:
                 temporary.replace(self.local / key)
 
+    def append(self, key: str, data: bytes, *, sync: bool) -> None:
+        """Make an object of a local folder longer. A process that is killed may leave a part of `data`: readers must
+        know where a piece ends. sync: wait until the disk has it."""
+        assert self.local is not None
+        with self._guard(key, writing=True), (self.local / key).open("ab") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+
     def create(self, key: str, data: Buffers) -> bool:
         """Write an object only if there is none of that key; False where there is one already."""
         with self._guard(key, writing=True):

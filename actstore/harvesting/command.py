@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -71,13 +70,14 @@ def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
 
     from actstore.allocator import keep_freed_memory
     from actstore.errors import FullError, OthersUnfinishedError
+    from actstore.stopping import Stopped, signals
 
     keep_freed_memory()
     console = Console(stderr=True)
     shown = _json_lines() if as_json else _bar(console) if console.is_terminal else _plain_lines(console)
     began = time.monotonic()
     try:
-        with _terminable(), shown as report, _warnings_on(console):
+        with signals(), shown as report, _warnings_on(console):
             report("starting up", None)
             store = work(lambda now: report(now.stage, now))
     except FullError as full:
@@ -87,11 +87,12 @@ def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
     except OthersUnfinishedError as left:
         console.print(str(left), highlight=False)
         return
-    except KeyboardInterrupt:
+    except Stopped as stop:  # the unit being written was finished first
         console.print(
             "[yellow]interrupted[/]: what is committed is kept; run the same command again, it goes on from there"
         )
-        raise typer.Exit(130) from None
+        stop.told = True
+        raise
     found = store.manifest
     console.print(
         f"{store.url}: {found.n_rows:,} rows of {len(found.sites)} sites in {found.n_units} units, "
@@ -193,17 +194,3 @@ def _warnings_on(console: Any) -> Iterator[None]:
     for one in caught:
         if one.category.__name__ == "HarvestWarning":
             console.print(f"[yellow]note[/]: {one.message}", highlight=False)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a harvest as Ctrl-C does: the unit being written is finished first."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,8 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
+import actstore.cli
 import tests.harvesting.killing as loaded
-from actstore.cli import main
+import trainer.cli
 
 LOADED = loaded
 
@@ -19,4 +20,4 @@ def run(words: list[str], out: Path, err: Path) -> None:
     for path, fd in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
     sys.argv = words
-    main()
+    {"actstore": actstore.cli.main, "trainer": trainer.cli.main}[words[0]]()

@@ -46,7 +46,7 @@ def test_sigint_and_sigterm_leave_a_hint_and_a_store_to_go_on_with(cli: Cli, tmp
     for i, worker in enumerate(workers):
         worker.join(60)
         lines, err = (path.read_text() for path in texts[i])
-        assert worker.exitcode == 130, err
+        assert worker.exitcode == 128 + numbers[i], err
         assert "interrupted: what is committed is kept; run the same command again" in " ".join(err.split())
         assert "Traceback" not in err
         assert [json.loads(line)["stage"] for line in lines.splitlines()][:2] == ["starting up", "loading the model"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from actstore.format.storage import Storage
@@ -26,6 +29,7 @@ from tests.support import make_store
 from tests.trainer.distributed_worker import half_done, values
 from trainer.distributed.launch import under_torchrun
 from trainer.errors import PeerError
+from trainer.training.checkpoint import steps
 from trainer.training.journal import read
 from trainer.training.loop import train_group
 
@@ -85,7 +89,14 @@ def spec_of(name: str, store: Store) -> TrainSpec:
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     numbers = {name: str(value) for name, value in places.items()}
     return {**os.environ, **numbers, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
 
@@ -289,10 +300,12 @@ def test_a_process_that_fails_ends_the_others(trained: Trained, tmp_path: Path) 
     killed[1].kill()
     (status, text), (other, _) = ended(killed)
     assert (status, other) == (1, -9)
-    assert text.strip() == (
-        "error: another process of this run has ended or cannot be reached, and this one ends too; look for its "
-        "message, then start all of them again with --resume"
-    )
+    assert [line for line in text.splitlines() if not line.startswith("training: ")] == [
+        (
+            "error: another process of this run has ended or cannot be reached, and this one ends too; look for its "
+            "message, then start all of them again with --resume"
+        )
+    ]
 
 
 def test_torchrun_starts_it_and_a_loss_that_is_no_number_is_told_once(trained: Trained, tmp_path: Path) -> None:
@@ -329,3 +342,29 @@ def test_torchrun_starts_it_and_a_loss_that_is_no_number_is_told_once(trained: T
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert "the loss is" in told[0] or "no numbers any more" in told[0]
+
+
+def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_goes_on(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", n_units=24, unit_sequences=8)
+    raw = spec_of("batch_topk", store).model_dump(mode="json")
+    raw |= {"rows": 400 * BATCH, "checkpoint_every": 10_000, "log_every": 5}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(raw))
+    words = ["train", "--spec", str(tmp_path / "spec.yaml"), "--out"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    processes = start(*[["-m", "trainer", *words, str(run)]] * 2)
+    deadline = time.monotonic() + 60
+    while not (run / "journal.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    found = ended(processes)
+    assert [status for status, _ in found] == [143, 143], found
+    [step] = [int(at) for at in re.findall(r"stopped and saved at step (\d+) of 400; go on with", found[0][1])]
+    assert f"torchrun --nproc-per-node=2 -m trainer {' '.join(words)} {run} --resume" in found[0][1]
+    assert "go on with" not in found[1][1], "the lead speaks"
+    assert steps(Storage(str(run))) == [step]
+    spec = TrainSpec.model_validate(raw)
+    for out in (run, whole):
+        train_group(store, {str(out): spec}, resume=True, threads=1)
+    weights = [load_file(out / "sae.safetensors") for out in (run, whole)]
+    for name, wanted in weights[1].items():
+        assert torch.allclose(weights[0][name], wanted, atol=1e-2), name

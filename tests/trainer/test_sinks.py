@@ -16,9 +16,7 @@ from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.cli import app
 from trainer.errors import TrainerError
-from trainer.training.command import _figures
 from trainer.training.journal import read
-from trainer.training.learner import Interval
 from trainer.training.loop import Progress, train_group
 from trainer.training.sinks import sinks_for, values
 
@@ -160,11 +158,3 @@ def test_tensorboard_itself_reads_what_was_written(store: Store, tmp_path: Path)
     found.Reload()
     wanted = {record.step: record.loss for record in read(Storage(run))}
     assert {one.step: one.value for one in found.Scalars("loss")} == pytest.approx(wanted)
-
-
-def test_the_progress_line_says_it_all() -> None:
-    now = Progress(5, 10, 12345.6, 0.0123)
-    now.last["a"] = Interval(640, 1.5, 1.0, 32.25, 0.1234, 7, [], {})
-    assert _figures(now) == "loss 1.5, L0 32.2, FVU 0.123, dead 7, 12,346 rows/s, stall 1.2%"
-    now.last["b"] = now.last["a"]
-    assert _figures(now) == "2 SAEs, 12,346 rows/s, stall 1.2%"

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.nn  # first imported later, its defaults would keep the group alive beyond its end
 from torch import Tensor
 
+from actstore.stopping import Stopped
 from trainer.errors import PeerError
 
 TIMEOUT = timedelta(minutes=30)  # a checkpoint that one process writes takes the others' time
@@ -159,8 +160,8 @@ def started(device: str, environment: Mapping[str, str] = os.environ) -> Iterato
     try:
         yield world
         world.barrier()
-    except BaseException:
-        first = _first_to_fail()
+    except BaseException as error:
+        first = isinstance(error, Stopped) or _first_to_fail()  # a signal stops all of them, with the same exit code
         if place.type == "cpu":  # gloo's threads must not outlive the interpreter; NCCL's end might wait for the others
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()

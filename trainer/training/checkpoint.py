@@ -8,6 +8,7 @@ bit on the same hardware. What is drawn (noise, resampling) is a function of the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,8 +32,13 @@ def key(step: int) -> str:
 
 def steps(storage: Storage) -> list[int]:
     """Steps of the whole checkpoints, ascending."""
-    names = [name for name in storage.list(FOLDER) if name.endswith("/state.json")]
-    return sorted(int(name.split("/")[1].removeprefix("step-")) for name in names)
+    return sorted(_steps_with(storage.list(FOLDER), "state.json"))
+
+
+def _steps_with(names: Sequence[str], file: str = ".*") -> set[int]:
+    """Steps in whose folders such a file is."""
+    found = (re.fullmatch(rf"{FOLDER}/step-(\d+)/{file}", name) for name in names)
+    return {int(match[1]) for match in found if match}
 
 
 @contextmanager
@@ -51,8 +57,9 @@ def _last(storage: Storage) -> str:
 
 
 def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> None:
-    """Write a checkpoint of the learner's step, then remove all but the last `keep`. Of several processes, all call
-    it and the lead writes; what it writes does not tell how many there were."""
+    """Write a checkpoint of the learner's step, then remove all but the last `keep`, and what killed processes left
+    half-written. Of several processes, all call it and the lead writes; what it writes does not tell how many there
+    were."""
     at = key(learner.step)
     parts = {
         "weights": _contiguous(learner.sae.state_dict()),
@@ -72,7 +79,9 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
         storage.put(f"{at}/{name}.safetensors", save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
     state = {"step": learner.step, "stream": stream.model_dump(), "sums": list(learner.sums)}
     storage.put(f"{at}/state.json", (json.dumps(state, indent=1) + "\n").encode())
-    for old in steps(storage)[:-keep]:
+    names = storage.list(FOLDER)
+    kept = sorted(_steps_with(names, "state.json"))[-keep:]
+    for old in sorted(_steps_with(names).difference(kept)):
         remove(storage, old)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,9 +12,15 @@ from trainer.distributed.launch import say, under_torchrun
 from trainer.training.specs import load_spec, load_sweep
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from actstore.stopping import Stop
     from schemas.train import TrainSpec
     from trainer.distributed.start import Together
-    from trainer.training.loop import OnCorrupt, Progress, Report
+    from trainer.training.journal import Sinks
+    from trainer.training.loop import OnCorrupt
+    from trainer.training.stepping import Progress
+    from trainer.training.summary import Ended
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard; the run must be local.")]
@@ -127,7 +132,7 @@ def sweep_command(
         if together is not None:  # the lead's view of folders is that of all
             parts = together.world.shared(parts)
         of_specs = [{url: specs[url] for url in part} for part in parts]
-        run_groups(of_specs, device, resume, tensorboard, wandb, on_corrupt, together)
+        run_groups(of_specs, device, resume, tensorboard, wandb, on_corrupt, together, out)
     for url in specs:
         say(f"run: {url}")
 
@@ -177,35 +182,78 @@ def run_groups(
     wandb: str | None = None,
     on_corrupt: str = "error",
     together: Together | None = None,
+    out: str | None = None,
 ) -> None:
-    """Train groups one after the other, with a progress bar; `together` with other processes that do the same."""
+    """Train groups one after the other, with a progress bar; `together` with other processes that do the same.
+
+    At the end, say how good the SAEs are and what to do next. A signal ends it as soon as all is saved, and the command
+    that goes on is told. out: the folder of a sweep.
+    """
     from rich.console import Console
 
     from actstore.allocator import keep_freed_memory
-    from actstore.store import open as open_store
-    from trainer.training.loop import train_group
-    from trainer.training.notes import notes_on
+    from actstore.stopping import signals
+    from trainer.training.again import saying_how_to_resume
     from trainer.training.sinks import sinks_for
+    from trainer.training.summary import show
 
     corrupt = _on_corrupt(on_corrupt)
     keep_freed_memory()
     lead = together is None or together.world.lead
-    sinks = sinks_for([url for group in parts for url in group], tensorboard, wandb) if lead else None
-    console, silent = Console(stderr=True), Console(stderr=True, quiet=True)
-    for group in parts:
-        spec = next(iter(group.values()))
-        with notes_on(console), _bar(console if lead else silent) as report:
-            opened = open_store(spec.store, follow=spec.stream.follow)
-            train_group(
-                opened,
-                group,
-                device=device,
-                on_corrupt=corrupt,
-                resume=resume,
-                report=report,
-                sinks=sinks,
-                together=together,
-            )
+    console = Console(stderr=True, quiet=not lead)
+    ended: list[Ended] = []
+    with signals() as stop, saying_how_to_resume(console):
+        sinks = sinks_for([url for group in parts for url in group], tensorboard, wandb) if lead else None
+        for group in parts:
+            ended += _run_group(group, console, stop, device, resume, corrupt, sinks, together)
+    show(console, ended, out)
+
+
+def _run_group(
+    group: dict[str, TrainSpec],
+    console: Console,
+    stop: Stop,
+    device: str,
+    resume: bool,
+    corrupt: OnCorrupt,
+    sinks: Sinks | None,
+    together: Together | None,
+) -> list[Ended]:
+    """Train one group; the lead looks at what came of it."""
+    from rich.console import Console
+
+    from actstore.store import open as open_store
+    from trainer.training.display import shown
+    from trainer.training.loop import train_group
+    from trainer.training.notes import notes_on
+    from trainer.training.summary import ended
+
+    spec, began = next(iter(group.values())), time.monotonic()
+    last: dict[str, Progress] = {}
+    with notes_on(Console(stderr=True) if console.quiet else console), shown(console) as display:
+
+        def report(now: Progress) -> None:
+            last.update(dict.fromkeys(now.last, now))
+            display(now)
+
+        train_group(
+            open_store(spec.store, follow=spec.stream.follow),
+            group,
+            device=device,
+            on_corrupt=corrupt,
+            resume=resume,
+            report=report,
+            sinks=sinks,
+            together=together,
+            stop=stop,
+        )
+    seconds = time.monotonic() - began
+    if console.quiet:
+        return []
+    where = device if together is None else str(together.world.device)
+    whole = together is None or not together.shard_dictionary
+    with console.status("evaluating"):
+        return [ended(url, spec.store, where, last.get(url), seconds, whole) for url in group]
 
 
 def _on_corrupt(word: str) -> OnCorrupt:
@@ -216,31 +264,3 @@ def _on_corrupt(word: str) -> OnCorrupt:
     if word == "skip":
         return "skip"
     raise SpecError(f"--on-corrupt {word}: wanted error or skip")
-
-
-@contextmanager
-def _bar(console: Any) -> Iterator[Report]:
-    from rich import progress as rich_progress
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[figures]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None, figures="")
-
-        def report(now: Progress) -> None:
-            bar.update(task, completed=now.step, total=now.steps, figures=_figures(now))
-
-        yield report
-
-
-def _figures(now: Progress) -> str:
-    speed = f"{now.rows_per_s:,.0f} rows/s, stall {now.stall:.1%}"
-    if len(now.last) != 1:
-        return f"{len(now.last)} SAEs, {speed}"
-    one = next(iter(now.last.values()))
-    return f"loss {one.loss:.4g}, L0 {one.l0:.1f}, FVU {one.fvu:.3f}, dead {one.dead}, {speed}"

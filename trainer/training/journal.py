@@ -1,7 +1,11 @@
-"""`journal.jsonl` of a run: one StepRecord a line; sinks get the same records as they come."""
+"""`journal.jsonl` of a run: one StepRecord a line; sinks get the same records as they come.
+
+A line is in the journal when it ends: what a killed process left of one is not read, and written over on resuming.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +15,8 @@ from schemas.records import StepRecord
 from schemas.train import TrainSpec
 
 KEY = "journal.jsonl"
+REMOTE_EVERY_S = 30.0
+REMOTE_SHARE = 0.05  # of the time, at most, goes into writing it again and again
 
 
 class Sink(Protocol):
@@ -25,12 +31,15 @@ Sinks = Callable[[str, TrainSpec, int], list[Sink]]
 
 
 class Journal:
-    """Collects lines; `write` replaces the object as a whole, so that any fsspec URL will do."""
+    """Collects records. In a local folder each is added to the file as it comes; elsewhere, where objects can only be
+    replaced, the whole journal is written now and then."""
 
     def __init__(self, storage: Storage, up_to_step: int = 0) -> None:
         self._storage = storage
         self.sinks: list[Sink] = []
         self.records = [record for record in read(storage) if record.step <= up_to_step]
+        self._written: int | None = None  # records there; None: whatever is there is of another life of the run
+        self._again_at = 0.0  # elsewhere: when the next writing is due
 
     def add(self, record: StepRecord) -> None:
         self.records.append(record)
@@ -43,14 +52,35 @@ class Journal:
             sink.close()
 
     def write(self) -> None:
-        text = "".join(record.model_dump_json() + "\n" for record in self.records)
-        self._storage.put(KEY, text.encode())
+        """All records are there, and stay there if the machine stops, when this returns."""
+        self._write(sync=True)
+
+    def flush(self) -> None:
+        """The same at little cost: the system may take a moment to put them on the disk; elsewhere it is not done
+        every time."""
+        if self._storage.local is not None or time.monotonic() >= self._again_at:
+            self._write(sync=False)
+
+    def _write(self, *, sync: bool) -> None:
+        began = time.monotonic()
+        if self._storage.local is not None and self._written is not None:
+            self._storage.append(KEY, _lines(self.records[self._written :]), sync=sync)
+        elif self._written != len(self.records):
+            self._storage.put(KEY, _lines(self.records))
+        self._written = len(self.records)
+        took = time.monotonic() - began
+        self._again_at = began + max(REMOTE_EVERY_S, took / REMOTE_SHARE)
 
 
 def read(storage: Storage) -> list[StepRecord]:
     """The records of a run's journal; none where it has not been written yet."""
     try:
-        lines = storage.read(KEY).decode().splitlines()
+        data = storage.read(KEY)
     except ObjectError:
         return []
-    return [StepRecord.model_validate_json(line) for line in lines]
+    whole, _, _torn = data.rpartition(b"\n")
+    return [StepRecord.model_validate_json(line) for line in whole.splitlines()]
+
+
+def _lines(records: list[StepRecord]) -> bytes:
+    return "".join(record.model_dump_json() + "\n" for record in records).encode()

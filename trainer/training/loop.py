@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,57 +13,28 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from actstore.format.storage import Storage
+from actstore.stopping import Stop
 from actstore.store import Store
 from actstore.stream.batches import Stream
 from actstore.stream.rescale import Rescaling, rescaling
-from schemas.records import RunRecord, StepRecord
-from schemas.stream import StreamState
+from schemas.records import RunRecord
 from schemas.train import TrainSpec
-from trainer.errors import DivergedError, RunError, SaeError
+from trainer.errors import RunError, SaeError
 from trainer.saes.build import build
 from trainer.training import checkpoint
 from trainer.training.calibration import calibrate
 from trainer.training.journal import Journal, Sinks
-from trainer.training.learner import Interval, Learner
-from trainer.training.resample import resample
+from trainer.training.learner import Learner
 from trainer.training.start import initialise
-from trainer.training.streams import check_rows_fit, last_steps, n_steps, next_batch, of_one_store, shared_stream
+from trainer.training.stepping import Progress, Report, Run, take_steps
+from trainer.training.streams import check_rows_fit, last_steps, n_steps, of_one_store, shared_stream
 
 if TYPE_CHECKING:
     from trainer.distributed.start import Together
 
+__all__ = ["OnCorrupt", "Progress", "Report", "Run", "prepare", "train_group"]
+
 OnCorrupt = Literal["error", "skip"]
-
-
-@dataclass
-class Run:
-    """One SAE of a group: where it is written, and what trains it."""
-
-    spec: TrainSpec
-    storage: Storage
-    learner: Learner
-    journal: Journal
-    sites: tuple[str, ...]
-    end: StreamState | None = None  # where the stream was when it ended
-
-    @property
-    def lead(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.learner.parallel is None or self.learner.parallel.world.lead
-
-
-@dataclass
-class Progress:
-    """What a progress display shows."""
-
-    step: int
-    steps: int
-    rows_per_s: float
-    stall: float
-    last: dict[str, Interval] = field(default_factory=dict)
-
-
-Report = Callable[[Progress], None]
 
 
 def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
@@ -91,6 +61,7 @@ def train_group(
     report: Report | None = None,
     sinks: Sinks | None = None,
     together: Together | None = None,
+    stop: Stop | None = None,
 ) -> list[str]:
     """Train runs (URL -> spec) that share a stream; returns their URLs. Specs must agree on `shared_stream`.
 
@@ -98,7 +69,9 @@ def train_group(
     checkpoint; one that has ended is left as it is.
     sinks: makes what besides the journal gets a run's records, from its URL, its spec and the step it starts behind.
     together: the processes that train the same runs, all of which call this; only the lead writes and reports.
+    stop: once it has a signal, training ends behind a step, saves, and raises Stopped; in all processes, where one has.
     """
+    stop = Stop() if stop is None else stop
     lead = together is None or together.world.lead
     storages = {url: prepare(url, spec, resume) if lead else Storage(url) for url, spec in specs.items()}
     shared = shared_stream(next(iter(specs.values())))
@@ -108,6 +81,8 @@ def train_group(
         parts, device = together.world.shared(parts), str(together.world.device)
         together = replace(together, skips=on_corrupt == "skip")
     for starts in parts:
+        if together is None:
+            stop.check()
         with (
             Stream(
                 store, shared, device=device, threads=threads, on_corrupt=on_corrupt, rank=rank, world=size
@@ -122,7 +97,7 @@ def train_group(
                 for run in runs:  # only now: a spec that cannot be used leaves nothing behind
                     run.storage.put("spec.json", run.spec.to_json().encode())
             _begin(stream, runs, starts, together)
-            _train(stream, runs, report if lead else None, sinks if lead else None)
+            _train(stream, runs, report if lead else None, sinks if lead else None, stop)
     return list(specs)
 
 
@@ -136,13 +111,15 @@ def _begin(stream: Stream, runs: Sequence[Run], starts: dict[str, int], together
         if starts[run.storage.url]:
             run.end = checkpoint.stream_state(run.storage, starts[run.storage.url])
             checkpoint.restore(run.storage, run.learner, starts[run.storage.url])
+            run.saved = run.learner.step
 
 
-def _train(stream: Stream, runs: Sequence[Run], report: Report | None, sinks: Sinks | None) -> None:
+def _train(stream: Stream, runs: Sequence[Run], report: Report | None, sinks: Sinks | None, stop: Stop) -> None:
     try:
         for run in runs:
             run.journal.sinks = [] if sinks is None else sinks(run.storage.url, run.spec, run.learner.step)
-        _loop(stream, runs, report)
+        with stop.held():
+            take_steps(stream, runs, report, stop)
         for run in runs:
             _finish(stream, run)
     finally:
@@ -196,84 +173,6 @@ def layer_norms(store: Store, sites: tuple[str, ...], factors: Rescaling) -> Ten
     else:
         norms = [math.sqrt(store.variance(site).sum()) for site in sites]
     return torch.tensor(norms, dtype=torch.float64) * torch.from_numpy(factors.scale)
-
-
-def _loop(stream: Stream, runs: Sequence[Run], report: Report | None) -> None:
-    steps = max(run.learner.steps for run in runs)
-    step = min(run.learner.step for run in runs)
-    began, stalled, since = time.perf_counter(), stream.stall_s, step
-    progress = Progress(step, steps, 0.0, 0.0)
-    parallel = runs[0].learner.parallel
-    while step < steps and (batch := next_batch(stream, parallel)) is not None:
-        active = [run for run in runs if run.learner.step == step < run.learner.steps]  # others are ahead, or done
-        for run in active:
-            run.learner.update(batch.x, batch.layer, batch.target, batch.place)
-        resample(stream, [run.learner for run in active])
-        step += 1
-        spec = runs[0].spec
-        if step % spec.log_every == 0 or step == steps:
-            now = time.perf_counter()
-            progress.rows_per_s = (step - since) * spec.stream.batch / max(now - began, 1e-9)
-            progress.stall = (stream.stall_s - stalled) / max(now - began, 1e-9)
-            began, stalled, since = now, stream.stall_s, step
-            for run in active:
-                progress.last[run.storage.url] = _log(run, progress)
-        progress.step = step
-        if report is not None:
-            report(progress)
-        for run in active:
-            if step % run.spec.checkpoint_every == 0 or run.learner.step == run.learner.steps:
-                _save(stream, run)
-    _end_early(stream, [run for run in runs if run.learner.step < run.learner.steps], progress)
-
-
-def _end_early(stream: Stream, runs: Sequence[Run], progress: Progress) -> None:
-    """A harvest that was followed had fewer rows than planned."""
-    for run in runs:
-        if run.learner.sums["steps"]:
-            _log(run, progress)
-        _save(stream, run)
-
-
-def _save(stream: Stream, run: Run) -> None:
-    if not run.learner.finite():  # a checkpoint that is there is a good one
-        raise _diverged(run, "the loss or the weights are no numbers any more")
-    if run.lead:
-        run.journal.write()  # first: resuming reads no more of it than up to its checkpoint, and needs all of that
-    run.end = stream.state()
-    checkpoint.save(run.storage, run.learner, run.end, run.spec.keep)
-
-
-def _log(run: Run, progress: Progress) -> Interval:
-    interval, learner = run.learner.interval(), run.learner
-    if not math.isfinite(interval.loss):
-        raise _diverged(run, f"the loss is {interval.loss}")
-    run.journal.add(
-        StepRecord(
-            step=learner.step,
-            rows=interval.rows,
-            loss=interval.loss,
-            mse=interval.mse,
-            l0=interval.l0,
-            fvu=interval.fvu,
-            dead=interval.dead,
-            lr=learner.optimiser.param_groups[0]["lr"],
-            rows_per_s=progress.rows_per_s,
-            stall=progress.stall,
-            layers=dict(zip(run.sites, interval.layers, strict=True)) if len(run.sites) > 1 else {},
-            parts=interval.parts,
-        )
-    )
-    return interval
-
-
-def _diverged(run: Run, what: str) -> DivergedError:
-    good = checkpoint.steps(run.storage)
-    last = f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint yet"
-    return DivergedError(
-        f"{run.storage.url}: {what} at step {run.learner.step}; {last}; "
-        "lower the learning rate, or look for non-finite rows with `actstore norms`"
-    )
 
 
 def _finish(stream: Stream, run: Run) -> None:
