@@ -184,7 +184,7 @@ def run_groups(
     from actstore.allocator import keep_freed_memory
     from actstore.store import open as open_store
     from trainer.training.loop import train_group
-    from trainer.training.notes import notes_on
+    from trainer.training.notes import notes_on, say_if_slow
     from trainer.training.sinks import sinks_for
 
     corrupt = _on_corrupt(on_corrupt)
@@ -192,6 +192,8 @@ def run_groups(
     lead = together is None or together.world.lead
     sinks = sinks_for([url for group in parts for url in group], tensorboard, wandb) if lead else None
     console, silent = Console(stderr=True), Console(stderr=True, quiet=True)
+    if lead:
+        say_if_slow(console, (spec for group in parts for spec in group.values()), device)
     for group in parts:
         spec = next(iter(group.values()))
         with notes_on(console), _bar(console if lead else silent) as report:
