@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from actstore.format.storage import Storage
 from actstore.stream.rescale import Rescaling
+from schemas.stream import StreamState
 from schemas.train import TrainSpec
 from tests.trainer.waits import Waits
 from trainer.kernels import device, select
 from trainer.kernels.pattern import Pattern
 from trainer.saes.build import build
 from trainer.saes.codes import prefix_decoded
+from trainer.training import checkpoint
 from trainer.training import learner as learner_module
 from trainer.training.learner import Learner
 
@@ -99,6 +103,23 @@ def test_the_dead_are_looked_for_every_so_many_updates_whatever_is_logged(monkey
                 one.update(*batch)
             looked += [step] if "nonzero" in seen.found else []
         assert looked == wanted
+
+
+def test_a_resumed_run_has_the_dead_that_were_listed(tmp_path: Path) -> None:
+    """Not those of the moment: between two looks the sizes stay, and so do the bits."""
+    (one, batch), (again, _) = made("topk", "cpu"), made("topk", "cpu")
+    one.silent_rows[4:16] = 1000
+    for _ in range(3):
+        one.update(*batch)
+        one.silent_rows[2:9] = 1000
+    assert one.listed.tolist() == list(range(4, 16))
+    storage = Storage(str(tmp_path))
+    checkpoint.save(storage, one, StreamState(store="", spec="", epoch=0, batch=3), 1)
+    checkpoint.restore(storage, again, 3)
+    assert torch.equal(again.listed, one.listed)
+    for each in (one, again):
+        each.update(*batch)
+    assert all(torch.equal(a, b) for a, b in zip(one.sae.parameters(), again.sae.parameters(), strict=True))
 
 
 def test_what_waits_is_seen() -> None:
