@@ -15,6 +15,7 @@ from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
     from actstore.harvesting.harvest import Progress
+    from schemas.harvest import HarvestSpec
 
 REPORT_EVERY_S = 10.0
 
@@ -38,7 +39,18 @@ def harvest_command(
 
         return harvest(spec, out, device=device, worker=worker, progress=progress)
 
+    say_if_slow(spec, device)
     _run(run, as_json=as_json)
+
+
+def say_if_slow(spec: HarvestSpec, device: str) -> None:
+    """One line where the model would be faster in float32."""
+    from actstore.precision import slow_here
+
+    for option, dtype in (("--model-dtype", spec.model.dtype), ("--autocast", spec.autocast)):
+        slow = slow_here(dtype, device)
+        if slow is not None:
+            typer.echo(f"note: {option} {dtype}: {slow}", err=True)
 
 
 def extend_command(

@@ -18,7 +18,7 @@ from actstore.errors import ActstoreError
 from actstore.format.storage import Storage
 
 PACKAGES = ("torch", "transformer_lens", "transformers", "zarr", "numcodecs", "fsspec", "s3fs", "numpy", "pydantic")
-MINIMUM = {"zarr": (3, 1), "torch": (2, 4), "transformer_lens": (3, 0)}
+MINIMUM = {"zarr": (3, 1), "torch": (2, 7), "transformer_lens": (3, 0)}
 PROBE_BYTES = 32 << 20
 LOW_SPACE = 10 << 30
 
@@ -37,6 +37,7 @@ def examine(url: str | None = None, options: dict[str, object] | None = None) ->
     yield from (_package(name) for name in PACKAGES)
     yield _device()
     yield _machine()
+    yield _bfloat16()
     if url is not None:
         yield from _place(url, options)
 
@@ -69,6 +70,14 @@ def _machine() -> Check:
     except (ValueError, OSError, AttributeError):
         memory = "memory unknown"
     return Check("machine", "ok", f"{cores} cores, {memory}")
+
+
+def _bfloat16() -> Check:
+    """Of the CPU, on which a model or a training run may be told to use it."""
+    from actstore import precision
+
+    speed = precision.measured("bfloat16")
+    return Check("bfloat16", "warn" if speed.slow else "ok", precision.sentence("bfloat16", speed))
 
 
 def _place(url: str, options: dict[str, object] | None) -> Iterator[Check]:

@@ -33,7 +33,7 @@ def examined(cli: Cli, *words: str) -> tuple[int, dict[str, dict[str, str]]]:
 def test_without_a_place_it_speaks_of_the_machine(cli: Cli) -> None:
     code, found = examined(cli)
     assert code == 0
-    assert set(found) == {"python", *doctor.PACKAGES, "GPU", "machine"}
+    assert set(found) == {"python", *doctor.PACKAGES, "GPU", "machine", "bfloat16"}
     assert "write" not in found
     code, out, _ = cli("actstore", "doctor")
     assert code == 0

@@ -26,11 +26,13 @@ from trainer.distributed.world import World, started
 from trainer.errors import SaeError
 from trainer.kernels.peers import largest_of_all
 from trainer.saes.build import build
+from trainer.training import learner as learner_module
 from trainer.training.learner import Learner
 from trainer.training.loop import train_group
 from trainer.training.resample import resample
 
 D, M, SITES = 8, 25, 3
+DEAD_EVERY = 5  # the runs are short
 TOGETHER: dict[str, dict[str, Any]] = {
     "relu_l1": {"l1": 0.1},
     "topk": {"k": 3, "aux_k": 4, "aux_coefficient": 0.5},
@@ -44,6 +46,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 
 def main(path: Path) -> None:
+    learner_module.DEAD_EVERY = DEAD_EVERY
     plan = json.loads(path.read_text())
     torch.set_num_threads(1)
     store = actstore.open(plan["store"])

@@ -26,9 +26,10 @@ from schemas.records import StepRecord
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from tests.support import make_store
-from tests.trainer.distributed_worker import half_done, values
+from tests.trainer.distributed_worker import DEAD_EVERY, half_done, values
 from trainer.distributed.launch import under_torchrun
 from trainer.errors import PeerError
+from trainer.training import learner
 from trainer.training.checkpoint import steps
 from trainer.training.journal import read
 from trainer.training.loop import train_group
@@ -162,7 +163,9 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Trained(tmp_path_factory.mktemp("distributed"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "DEAD_EVERY", DEAD_EVERY)
+        yield Trained(tmp_path_factory.mktemp("distributed"))
     torch.set_num_threads(threads)
 
 

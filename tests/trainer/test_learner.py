@@ -77,6 +77,13 @@ def test_schedules_rise_stay_and_fall() -> None:
     assert {sparsity(Optimiser(sparsity_warmup=0), step, 10) for step in range(10)} == {1.0}
 
 
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dead are looked for at every update: runs here are short."""
+    monkeypatch.setattr("trainer.training.learner.DEAD_EVERY", 1)
+
+
+@pytest.mark.usefixtures("looking")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("n", [3, 7])
 def test_micro_batches_are_one_big_batch(kind: str, n: int) -> None:
@@ -114,6 +121,7 @@ def test_noise_is_a_function_of_place_and_latent(width: int, monkeypatch: pytest
     assert not torch.equal(draws.normal(torch.empty(2000, width), None), whole)
 
 
+@pytest.mark.usefixtures("looking")
 @pytest.mark.parametrize("kind", ["batch_topk", "matryoshka", "layered"])
 @pytest.mark.parametrize("n", [4, 7, 100])
 def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int) -> None:

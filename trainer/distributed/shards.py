@@ -25,7 +25,7 @@ from trainer.saes.build import LATENT_AXIS, Sae, build
 from trainer.saes.ops import Rows
 from trainer.training.compiled import Forward
 
-AXIS = {**LATENT_AXIS, "silent_rows": -1}
+AXIS = {**LATENT_AXIS, "silent_rows": -1, "listed": -1}
 
 
 class Shards:

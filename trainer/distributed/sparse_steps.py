@@ -14,9 +14,9 @@ from trainer.distributed.world import World
 from trainer.kernels.pattern import Chosen, Pattern
 from trainer.kernels.peers import batch_top_k_of_parts, rows_among
 from trainer.kernels.select import top_k_of_product
-from trainer.kernels.sparse import decoded
+from trainer.kernels.sparse import decoded, part_of
 from trainer.saes.batch_topk import BatchTopKSae
-from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded
+from trainer.saes.codes import Encoder, fired, listed, lowest, prefix_decoded
 from trainer.saes.matryoshka import MatryoshkaSae, prefix_ends
 from trainer.saes.ops import Rows, Step, of_layer, squared_error
 from trainer.saes.topk import TopKSae
@@ -102,17 +102,19 @@ def _largest_here(encoder: Encoder, own: int, among: Tensor | None) -> tuple[Ten
     if not own:
         none = centred.new_zeros(len(centred), 0)
         return none, none.to(torch.int64)
-    values, local = top_k_of_product(centred, encoder.weight.T[among].T, encoder.bias[among], own)
-    return values, among[local]
+    latents, weight, bias = part_of(encoder.weight, encoder.bias, among)
+    values, local = top_k_of_product(centred, weight, bias, own)
+    return values, latents[local]
 
 
 def _aux_k(
     encoder: Encoder, error: Tensor, dead: Tensor, k: int | None, decoder: Tensor, world: World
 ) -> Tensor | None:
     """AuxK with the dead of all processes; as `Encoder.aux_k`."""
-    among = dead.nonzero()[:, 0]
-    n_dead = world.total(len(among))
-    if not n_dead:
+    among = listed(dead)
+    n_listed = world.total(len(among))
+    if not n_listed:
         return None
-    values, pattern = _row_top_k(encoder, min(k or max(1, error.shape[-1] // 2), n_dead), world, among)
-    return squared_error(error, summed(decoded(values.relu(), decoder, pattern), world))
+    values, pattern = _row_top_k(encoder, min(k or max(1, error.shape[-1] // 2), n_listed), world, among)
+    left = squared_error(error, summed(decoded(values.relu(), decoder, pattern), world))
+    return torch.where(world.sum_((among >= 0).sum()) > 0, left, 0.0)

@@ -23,8 +23,9 @@ class Pattern:
     def per_row(cls, latents: Tensor, n_latents: int) -> Pattern:
         """The same number of nonzeros in every row: latents [B, k]."""
         n_rows, k = latents.shape
-        rows = torch.arange(n_rows, device=latents.device)
-        return cls(rows.repeat_interleave(k, output_size=n_rows * k), latents.reshape(-1), rows * k, n_latents)
+        every = torch.arange(n_rows * k, device=latents.device)
+        start = torch.arange(n_rows, device=latents.device) * k
+        return cls(every // k, latents.reshape(-1), start, n_latents)
 
     @classmethod
     def ragged(cls, rows: Tensor, latents: Tensor, n_rows: int, n_latents: int) -> Pattern:
@@ -59,13 +60,16 @@ class Pattern:
 
 
 class Chosen(NamedTuple):
-    """What a selection keeps: values [n] of the pattern's nonzeros, as they were computed, without a gradient."""
+    """What a selection keeps: values [n] of the pattern's nonzeros, as they were computed, without a gradient.
+
+    Values of 0 only fill it up, on a device, to a size that does not depend on the data. In a row latents ascend.
+    """
 
     values: Tensor
     pattern: Pattern
 
     def split(self, sizes: Sequence[int]) -> list[Chosen]:
-        """By rows: a part for each of these numbers of rows."""
+        """By rows: a part for each of these numbers of rows. Waits for a device: sizes are the data's."""
         pattern, out, first = self.pattern, [], 0
         ends = torch.cat([pattern.row_start, pattern.row_start.new_full((1,), len(pattern.rows))]).tolist()
         for size in sizes:

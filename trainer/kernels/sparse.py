@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.kernels import device
 from trainer.kernels.choice import Products, chosen
 from trainer.kernels.pattern import Chosen, Pattern
 from trainer.kernels.peers import batch_top_k_of_parts, peers
-from trainer.kernels.select import batch_top_k_of_product, top_k_of_product
+from trainer.kernels.select import batch_top_k_of_product, batch_top_k_on_device, top_k_of_product
 
 _Gradients = tuple[Tensor | None, ...]
 
@@ -31,33 +32,45 @@ def encode_top_k(
 
     x: [B, d]; shift: [d] or None for 0; weight: [d, m]; bias: [m]. Differentiable in all four.
     Latents are `pattern.latents` [B * k].
-    among: int64, the only latents that may be chosen; None: all.
+    among: int64, the only latents that may be chosen; None: all. Those given as ~latent, that is -1 - latent, are there
+    to keep a size: their value is -inf.
     """
     centred = _centred(x, shift)
     if among is None:
         values, latents = top_k_of_product(centred, weight, bias, k)
     else:
-        values, local = top_k_of_product(centred, weight.T[among].T, bias[among], k)
-        latents = among[local]
+        own, of_weight, of_bias = part_of(weight, bias, among)
+        values, local = top_k_of_product(centred, of_weight, of_bias, k)
+        latents = own[local]
     pattern = Pattern.per_row(latents, weight.shape[1])
     return encoded(x, shift, weight, bias, values, pattern, centred), pattern
 
 
+@torch.no_grad()
+def part_of(weight: Tensor, bias: Tensor, among: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The encoder of some latents, `among` as in `encode_top_k`: their numbers [n], weight [d, n] and bias [n]."""
+    latents = torch.where(among < 0, ~among, among)
+    of_bias = bias.index_select(0, latents).masked_fill(among < 0, -torch.inf)
+    return latents, weight.T.index_select(0, latents).T, of_bias
+
+
 def encode_batch_top_k(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, n: int) -> tuple[Tensor, Pattern]:
     """The n largest of the whole of (x - shift) W + b, or as many as are above 0: values [<= n] and where they are.
+    On a device always n, of which those that fill up are 0 and have no gradient.
 
     Inside `peers.rows_among` of the rows of all processes, with the sum of their n: this process's part of them.
     """
     centred = _centred(x, shift)
     values, pattern = choose_batch_top_k(centred, weight, bias, n)
-    return encoded(x, shift, weight, bias, values, pattern, centred), pattern
+    return encoded(x, shift, weight, bias, values, pattern, centred).relu(), pattern
 
 
 def choose_batch_top_k(centred: Tensor, weight: Tensor, bias: Tensor, n: int) -> Chosen:
     """As `encode_batch_top_k`, of x - shift and without gradients."""
     others = peers()
     if others is None:
-        values, rows, latents = batch_top_k_of_product(centred, weight, bias, n)
+        search = batch_top_k_of_product if device.on_host(centred) else batch_top_k_on_device
+        values, rows, latents = search(centred, weight, bias, n)
     else:
         values, rows, latents = batch_top_k_of_parts(centred, weight, bias, others.total(n), n, others)
     return Chosen(values, Pattern.ragged(rows, latents, len(centred), weight.shape[1]))

@@ -64,7 +64,12 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
     parts = {
         "weights": _contiguous(learner.sae.state_dict()),
         "optimiser": _optimiser_tensors(learner),
-        "latents": {"silent_rows": learner.silent_rows, "seen": learner.seen, "random_state": torch.get_rng_state()},
+        "latents": {
+            "silent_rows": learner.silent_rows,
+            "listed": torch.zeros_like(learner.silent_rows).index_fill_(0, learner.listed, 1),
+            "seen": learner.seen,
+            "random_state": torch.get_rng_state(),
+        },
         "sums": {**learner.sums, "by_layer": learner.by_layer},
     }
     if learner.steering is not None:
@@ -114,6 +119,7 @@ def restore(storage: Storage, learner: Learner, step: int) -> None:
         learner.average.load_state_dict(tensors("average"))
     latents, device = tensors("latents"), learner.silent_rows.device
     learner.silent_rows.copy_(latents["silent_rows"])
+    learner.listed = latents["listed"].to(device).nonzero()[:, 0]
     learner.seen.copy_(latents["seen"])
     if learner.steering is not None:
         learner.steering.state.copy_(latents["steering"])

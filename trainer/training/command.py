@@ -194,6 +194,7 @@ def run_groups(
     from actstore.allocator import keep_freed_memory
     from actstore.stopping import signals
     from trainer.training.again import saying_how_to_resume
+    from trainer.training.notes import say_if_slow
     from trainer.training.sinks import sinks_for
     from trainer.training.summary import show
 
@@ -202,6 +203,8 @@ def run_groups(
     lead = together is None or together.world.lead
     console = Console(stderr=True, quiet=not lead)
     ended: list[Ended] = []
+    if lead:
+        say_if_slow(console, (spec for group in parts for spec in group.values()), device)
     with signals() as stop, saying_how_to_resume(console):
         sinks = sinks_for([url for group in parts for url in group], tensorboard, wandb) if lead else None
         for group in parts:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.distributed.parallel import Parallel
 
 SUMS = ("steps", "rows", "loss", "l0")
+DEAD_EVERY = 50  # updates between two looks at which latents are dead, for AuxK: an update's only wait for the device
 
 
 class Interval(NamedTuple):
@@ -81,6 +82,9 @@ class Learner:
         )
         self.silent_rows = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
         self.seen = torch.zeros((), dtype=torch.int64, device=device)  # rows; not those that were skipped
+        self.listed = torch.zeros(0, dtype=torch.int64, device=device)  # latents that AuxK may use: `_dead`
+        inner = getattr(sae, "inner", sae)  # of transcoders and crosscoders
+        self._has_aux = bool(getattr(inner.spec, "aux_coefficient", 0))
         self.average: Average | None = None
         self.step = 0
         self._forward = forward_of(self.sae, spec.compile) if parallel is None else parallel.forward_of(self.sae)
@@ -126,7 +130,7 @@ class Learner:
         They come out as from one big batch: its loss is a mean over rows; what BatchTopK keeps of it is found first.
         """
         weight = self._penalty()
-        dead = self.silent_rows > self.dead_rows
+        dead = self._dead()
         steps: list[Step] = []
         pieces = self._pieces(rows)
         n = len(rows.x) if self.parallel is None else self.parallel.rows(len(rows.x))
@@ -151,6 +155,17 @@ class Learner:
         if self.steering is not None:
             return self.steering.weight
         return self.weight * sparsity(self.spec.optimiser, self.step, self.steps)
+
+    def _dead(self) -> Tensor:
+        """What AuxK may use, as `codes.listed` has it: those dead when last looked for, and dead still.
+
+        How many latents are dead decides the size of AuxK's codes, which the host has to know. It asks every DEAD_EVERY
+        updates, whatever is logged; in between a size stays.
+        """
+        if self._has_aux and self.step % DEAD_EVERY == 0:
+            self.listed = (self.silent_rows > self.dead_rows).nonzero()[:, 0]
+        still = self.silent_rows.index_select(0, self.listed) > self.dead_rows
+        return torch.where(still, self.listed, ~self.listed)
 
     def _pieces(self, rows: Rows) -> list[Rows]:
         """Micro-batches of rows, with what is kept of the whole batch."""
@@ -185,7 +200,7 @@ class Learner:
     @torch.no_grad()
     def reconstruction(self, rows: Rows) -> Tensor:
         """Of rows as the SAE sees them, as in a training step of the weights as they are."""
-        none_dead = torch.zeros_like(self.silent_rows, dtype=torch.bool)  # AuxK is no part of it
+        none_dead = self.silent_rows.new_zeros(0)  # AuxK is no part of it
         with self._computing():
             return torch.cat([self._forward(piece, 1.0, none_dead).reconstruction for piece in self._pieces(rows)])
 

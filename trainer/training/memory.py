@@ -18,6 +18,7 @@ from actstore.store import Store
 from actstore.stream.batches import Stream, StreamWarning
 from schemas.sae import BatchTopK, Crosscoder, Matryoshka, ReluL1, SaeSpec, TopK, Transcoder
 from schemas.train import TrainSpec
+from trainer.kernels.select import ROOM
 from trainer.saes.build import build
 from trainer.training.streams import shared_stream
 
@@ -78,6 +79,8 @@ def step_bytes(spec: TrainSpec, stream: Stream, device: str) -> int:
         codes = CODE_BYTES * piece * inner.k
         if spec.accumulate > 1 and not isinstance(inner, TopK):  # found for the whole batch, then kept for its parts
             codes = max(SEARCH_BYTES * batch * inner.k, codes + KEPT_BYTES * batch * inner.k)
+        if on_gpu and not isinstance(inner, TopK):  # more candidates, and which entries of a block are some
+            codes, block = max(codes, ROOM // 2 * SEARCH_BYTES * batch * inner.k), block + block // 4
         return values + weights + block + codes
     free = isinstance(inner, ReluL1) and (inner.penalty == "decoder_norm" or isinstance(spec.sae, Crosscoder))
     kind = "decoder_norm" if free else inner.kind
