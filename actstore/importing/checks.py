@@ -62,7 +62,7 @@ def aligned(
     if len(set(counts.values())) > 1:
         raise SourceError(f"numbers of rows differ: {_listed(counts)}; a row is the same token at every site")
     rows, size = next(iter(counts.values())), next(iter(said.values()), 1)
-    if not rows and not empty:
+    if not size or not (rows or empty):
         raise SourceError(f"{next(iter(counts))}: there are no rows in it")
     if rows and rows % size:
         raise SourceError(

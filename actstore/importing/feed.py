@@ -103,12 +103,14 @@ class IteratorFeed:
         if first is None:
             raise SourceError("the iterator holds nothing; wanted at least one item with activations")
         self._kinds = _kinds(first)
-        self.context, self.contexts, _ = aligned(*_shapes(first), context)
+        self.context, self.contexts, _ = aligned(*_shapes(first), context, empty=True)
         self.sites = tuple(Site(name=name, d=x.shape[-1]) for name, x in first.values.items())
         self._limit = LARGEST if rows is None else -(-rows // self.context)
         self._add(first)
         while rows is None and not self._ended and self._bytes < READ_AHEAD:
             self._pull()
+        if not self._fill():
+            raise SourceError("the iterator: there are no rows in it")
         waiting = sum(one.n for one in self._waiting)
         self.n_sequences = waiting if self._ended else None if rows is None else self._limit
         self.imported = Imported(

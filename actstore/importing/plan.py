@@ -14,7 +14,7 @@ from actstore.harvesting.rows import buffer_bytes
 from actstore.harvesting.specs import resolve_spec
 from actstore.importing.checks import LARGEST
 from actstore.importing.feed import Feed
-from schemas.harvest import ModelInfo, Numerics, Plan
+from schemas.harvest import HarvestSpec, ModelInfo, Numerics, Plan
 from schemas.manifest import FORMAT_VERSION
 
 BATCH_BYTES = 32 << 20  # of all sites in float32, read at a time
@@ -25,6 +25,7 @@ def make_plan(feed: Feed, model: str, stored: Mapping[str, Any]) -> Plan:
     """The plan of an import: what a harvest's is, with what was imported in place of a corpus."""
     n = feed.n_sequences if feed.n_sequences is not None else LARGEST
     row_bytes = 4 * sum(site.d for site in feed.sites)
+    memory = stored.get("memory", HarvestSpec.model_fields["memory"].default)
     spec = resolve_spec(
         {
             **stored,
@@ -34,7 +35,7 @@ def make_plan(feed: Feed, model: str, stored: Mapping[str, Any]) -> Plan:
             "tokens": n * feed.context,
             "context": feed.context,
             "pack": False,
-            "batch": max(1, BATCH_BYTES // (feed.context * row_bytes)),
+            "batch": max(1, min(BATCH_BYTES, memory // 8) // (feed.context * row_bytes)),
         }
     )
     layout = at.plan_layout(
