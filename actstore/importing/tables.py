@@ -25,7 +25,7 @@ def open_parquet(path: Path, stack: ExitStack) -> list[Array]:
     """The columns of a file that hold numbers."""
     import pyarrow.parquet as pq
 
-    file = stack.enter_context(pq.ParquetFile(path, pre_buffer=False))
+    file = stack.enter_context(pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20))
     n, found = file.metadata.num_rows, []
     for field in file.schema_arrow:
         if _depth(field.type) is not None:
