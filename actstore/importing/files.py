@@ -68,7 +68,7 @@ def open_part(name: str, path: Path, kind: ImportFormat) -> Part:
 
 def short_names(paths: list[Path]) -> dict[Path, str]:
     """Names relative to the folder that all of them lie in: no store tells where on a machine its sources lay."""
-    resolved = [path.resolve() for path in paths]
+    resolved = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (a link keeps its own name)
     above = Path(os.path.commonpath([path.parent for path in resolved])) if resolved else Path()
     return {path: one.relative_to(above).as_posix() for path, one in zip(paths, resolved, strict=True)}
 
