@@ -1,4 +1,4 @@
-"""`actstore`: harvest a store, look at it, check it. Heavy imports are inside the commands."""
+"""`actstore`: harvest or import a store, look at it, check it. Heavy imports are inside the commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import typer
 from actstore import boundary
 from actstore.harvesting.command import extend_command, harvest_command
 from actstore.harvesting.plan_command import plan_command
+from actstore.importing.command import import_command
 from actstore.share.command import doctor_command, info_command, ls_command, norms_command, verify_command
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command("harvest")(harvest_command)
 app.command("plan")(plan_command)
 app.command("extend")(extend_command)
+app.command("import")(import_command)
 app.command("info")(info_command)
 app.command("norms")(norms_command)
 app.command("verify")(verify_command)

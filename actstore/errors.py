@@ -5,6 +5,7 @@ ActstoreError
 │   └── SiteError        a site that does not exist, or has no vector per token
 ├── ModelError           the model cannot be loaded or hooked
 ├── CorpusError          the corpus cannot be read
+├── SourceError          activations that cannot be imported
 ├── NumericsError        values that the storage dtype cannot hold
 └── StoreError           something about a store
     ├── NotAStoreError       there is no store at the URL
@@ -39,6 +40,10 @@ class ModelError(ActstoreError):
 
 class CorpusError(ActstoreError):
     """The corpus cannot be read."""
+
+
+class SourceError(ActstoreError):
+    """A file or array of activations (or of their tokens) that cannot be imported."""
 
 
 class NumericsError(ActstoreError):

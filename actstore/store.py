@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from actstore.errors import CorruptError, SiteError
+from actstore.errors import CorruptError, SiteError, SpecError
 from actstore.format import layout as at
 from actstore.format.dtypes import Int8Rows, decode_int8, numpy_dtype, to_float32
 from actstore.format.manifest import read_manifest
@@ -34,7 +34,11 @@ Rows = NDArray[np.int64]
 
 
 class Provenance(NamedTuple):
-    """Where rows come from: global sequence number, position in it, token id; int64 [n] each."""
+    """Where rows come from: global sequence number, position in it, token id; int64 [n] each.
+
+    Of an imported store without tokens all tokens are -1; without contexts, `sequence` is the row's number in
+    its source.
+    """
 
     sequence: Rows
     position: Rows
@@ -200,7 +204,12 @@ class Store:
         return Provenance(pairs[:, 0], pairs[:, 1], tokens)
 
     def tokens(self, sequences: ArrayLike) -> NDArray[np.int32]:
-        """Token ids of sequences, int32 [n, context]; -1 is padding."""
+        """Token ids of sequences, int32 [n, context]; -1 is padding.
+
+        Raises SpecError where the store was imported without tokens.
+        """
+        if not self.manifest.has_tokens:
+            raise SpecError(f"{self.url}: this store was imported without tokens; import again with them (--tokens)")
         ids = np.asarray(sequences, np.int64)
         end = self.manifest.n_units * self.layout.unit_sequences
         if len(ids) and (ids.min() < 0 or ids.max() >= end):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.base import Schema
-from schemas.source import CorpusSource, ModelDtype, ModelSource, Site, StorageDtype
+from schemas.source import CorpusSource, Imported, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
 
@@ -96,6 +96,9 @@ class Plan(Schema):
     generation: int = Field(default=0, ge=0)
     parent: str | None = Field(default=None, description="content id of the store that this generation extends")
     first_unit: int = Field(default=0, ge=0, description="units before it belong to earlier generations")
+    imported: Imported | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="of an import; else the key is absent"
+    )
 
     @property
     def adds_sites(self) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.harvest import HarvestSpec, Layout, ModelInfo, Numerics
-from schemas.source import Site
+from schemas.source import Imported, Site
 
 FORMAT_VERSION = 1
 HELD_OUT_EVERY = 20
@@ -104,3 +104,16 @@ class StoreManifest(Schema):
     n_bytes: int = Field(description="stored bytes of all units' objects")
     norms: tuple[NormStats, ...]
     files: dict[str, ObjectRecord] = Field(description="columns, merged statistics, tokenizer: everything else")
+    imported: Imported | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="of an imported store; else the key is absent"
+    )
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the rows' token ids are known; an import may come without."""
+        return self.imported is None or self.imported.tokens is not None
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether a row's position in its sequence is known; an import may come without."""
+        return self.imported is None or self.imported.contexts

@@ -10,7 +10,8 @@ from schemas.base import Schema
 
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 StorageDtype = Literal["bfloat16", "float16", "float32", "int8"]
-CorpusKind = Literal["auto", "builtin", "text", "jsonl", "parquet", "dataset", "hub", "memory"]
+CorpusKind = Literal["auto", "builtin", "text", "jsonl", "parquet", "dataset", "hub", "memory", "imported"]
+ImportFormat = Literal["npy", "pt", "safetensors", "hdf5", "parquet", "zarr", "saelens", "memory", "iterator"]
 
 
 class ModelSource(Schema):
@@ -41,3 +42,30 @@ class Site(Schema):
 
     name: str
     d: int = Field(gt=0)
+
+
+class ImportedFile(Schema):
+    """A file that was imported, or a folder that is one data set; an array in memory under the name of its site."""
+
+    name: str = Field(description="relative to the folder that all of them lie in")
+    bytes: int = Field(ge=0)
+    digest: str = Field(description="blake3 of the bytes; of a folder: over its files' names and digests, sorted")
+
+
+class ImportedArray(Schema):
+    """What became a site: one array, or the parts of one in several files."""
+
+    site: str
+    format: ImportFormat
+    key: str | None = Field(default=None, description="of the array in its file, where a file can hold several")
+    dtype: str
+    files: tuple[str, ...] = ()
+
+
+class Imported(Schema):
+    """Where the activations of an imported store come from. A harvested store has none of this."""
+
+    arrays: tuple[ImportedArray, ...]
+    files: tuple[ImportedFile, ...] = ()
+    tokens: str | None = Field(default=None, description="where the token ids come from; None: they are not known")
+    contexts: bool = Field(description="whether rows came in sequences; if not, each is a sequence of its own")

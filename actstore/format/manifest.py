@@ -19,7 +19,7 @@ def read_manifest(storage: Storage) -> StoreManifest:
     except ObjectError:
         if storage.exists(at.plan_key()):
             raise UnfinishedError(
-                f"{storage.url}: this harvest has not ended; run the same `actstore harvest` again, it goes on"
+                f"{storage.url}: this harvest (or import) has not ended; run the same command again, it goes on"
             ) from None
         raise NotAStoreError(
             f"{storage.url}: wanted a store, but there is no {at.MANIFEST}; check the URL (`actstore ls` lists stores)"

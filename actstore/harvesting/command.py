@@ -40,7 +40,7 @@ def harvest_command(
         return harvest(spec, out, device=device, worker=worker, progress=progress)
 
     say_if_slow(spec, device)
-    _run(run, as_json=as_json)
+    run_shown(run, as_json=as_json)
 
 
 def say_if_slow(spec: HarvestSpec, device: str) -> None:
@@ -73,11 +73,11 @@ def extend_command(
         more = tuple(sites) if sites else None
         return extend(url, sites=more, tokens=count, device=device, worker=worker, progress=progress)
 
-    _run(run, as_json=as_json)
+    run_shown(run, as_json=as_json)
 
 
-def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
-    """Harvest with a bar; print what came of it."""
+def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "tokens") -> None:
+    """Harvest (or import) with a bar; print what came of it. counted: what progress is in."""
     from rich.console import Console
 
     from actstore.allocator import keep_freed_memory
@@ -86,7 +86,9 @@ def _run(work: Callable[[Any], Any], *, as_json: bool) -> None:
 
     keep_freed_memory()
     console = Console(stderr=True)
-    shown = _json_lines() if as_json else _bar(console) if console.is_terminal else _plain_lines(console)
+    shown = (
+        _json_lines() if as_json else _bar(console, counted) if console.is_terminal else _plain_lines(console, counted)
+    )
     began = time.monotonic()
     try:
         with signals(), shown as report, _warnings_on(console):
@@ -117,7 +119,7 @@ Shown = Any  # a context manager that gives report(stage, Progress or None)
 
 
 @contextlib.contextmanager
-def _bar(console: Any) -> Iterator[Any]:
+def _bar(console: Any, counted: str = "tokens") -> Iterator[Any]:
     """A rich progress bar for a terminal."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -136,14 +138,14 @@ def _bar(console: Any) -> Iterator[Any]:
             if now is None or not now.n_tokens:
                 bar.update(task, description=stage)
                 return
-            figures = f"{rate(now):,.0f} tokens/s, unit {now.units}/{now.n_units}, {now.bytes / 1e6:,.0f} MB"
+            figures = f"{rate(now):,.0f} {counted}/s, unit {now.units}/{now.n_units}, {now.bytes / 1e6:,.0f} MB"
             bar.update(task, description=stage, total=now.n_tokens, completed=now.tokens, figures=figures)
 
         yield report
 
 
 @contextlib.contextmanager
-def _plain_lines(console: Any) -> Iterator[Any]:
+def _plain_lines(console: Any, counted: str = "tokens") -> Iterator[Any]:
     """A line now and then, where there is no terminal."""
     rate, last = _Rate(), time.monotonic()
 
@@ -157,7 +159,7 @@ def _plain_lines(console: Any) -> Iterator[Any]:
         last = time.monotonic()
         left = (now.n_tokens - now.tokens) / speed if speed else 0
         console.print(
-            f"{now.tokens:,}/{now.n_tokens:,} tokens, {speed:,.0f} tokens/s, unit {now.units}/{now.n_units} "
+            f"{now.tokens:,}/{now.n_tokens:,} {counted}, {speed:,.0f} {counted}/s, unit {now.units}/{now.n_units} "
             f"({now.in_flight} captured, not committed), {now.bytes / 1e6:,.0f} MB, {left:,.0f} s left",
             highlight=False,
         )

@@ -221,4 +221,5 @@ def _manifest(
         n_bytes=int(columns.bytes.sum()),
         norms=merged.norms(),
         files=dict(sorted(files.items())),
+        imported=plan.imported if parent is None else parent.imported,
     )

@@ -112,13 +112,11 @@ def extend(
         SpecError: neither or both of sites and tokens; SiteError: a site that the store has already.
         ModelError: another model; CorpusError: another corpus, or nothing left in it.
     """
-    from actstore.format.manifest import read_manifest
-
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")
     report = progress or (lambda _: None)
     storage, share = Storage(out, dict(options or {})), parse_worker(worker)
-    parent = read_manifest(storage)
+    parent = _extendable(storage)
     if sites is not None:
         names = (sites,) if isinstance(sites, str) else tuple(sites)
         wanted = parent.spec.model_copy(update={"sites": names})
@@ -144,6 +142,19 @@ def extend(
         stack.callback(writer.close)
         Run(plan, writer, reader, tap, _device(device, loaded), report, share).run(first)
         return _finished(writer, out, options)
+
+
+def _extendable(storage: Storage) -> StoreManifest:
+    """The manifest of a harvested store. Raises SpecError for an imported one."""
+    from actstore.format.manifest import read_manifest
+
+    found = read_manifest(storage)
+    if found.imported is not None:
+        raise SpecError(
+            f"{storage.url}: this store was imported, so there is no model and no corpus to go on with; import all of "
+            "it into a new store"
+        )
+    return found
 
 
 def _finished(writer: StoreWriter, out: str, options: Mapping[str, Any] | None) -> Store:

@@ -121,6 +121,7 @@ class RowCollector:
     staging: Sequence[UnitBuffer] = ()  # two on the device, where that is not the host; they take turns
     filter: TokenFilter = field(default_factory=TokenFilter)
     seed: int = 0
+    positions: bool = True  # False: rows come in no sequences, so none of them is the first of one
     _side: Any = None  # the CUDA stream of the copies to the host
     _target: UnitBuffer | None = None
     _turn: int = 0
@@ -149,7 +150,9 @@ class RowCollector:
         n, start = len(sequence), self._n
         self._buffer.rows[start : start + n, 0] = sequence + first_sequence
         self._buffer.rows[start : start + n, 1] = position
-        special = (position == 0) | np.isin(tokens[sequence, position], self.special_tokens)
+        special = np.isin(tokens[sequence, position], self.special_tokens)
+        if self.positions:
+            special |= position == 0
         self._buffer.special[start : start + n] = special
         weights = torch.from_numpy(np.stack([special, ~special]).astype(np.float32)).to(self.device)
         keep = None

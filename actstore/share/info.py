@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.format.storage import Storage
 from actstore.store import Store
-from schemas.manifest import QUANTILES
+from schemas.manifest import QUANTILES, StoreManifest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +23,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
     return [
         ("store", store.url),
         ("content id", m.content_id),
-        ("model", f"{m.spec.model.name} ({m.model.architecture}, {m.model.n_layers} layers, {m.spec.model.dtype})"),
-        ("corpus", f"{m.spec.corpus.name}, contexts of {layout.context}, {'packed' if m.spec.pack else 'not packed'}"),
+        *_origin(m),
         ("sites", f"{len(m.sites)} of d {', '.join(map(str, widths))}: {_short(store.sites)}"),
         ("rows", f"{m.n_rows:,} per site: {m.n_train_rows:,} training, {held:,} held out"),
         ("units", f"{m.n_units} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
@@ -33,6 +32,25 @@ def describe(store: Store) -> list[tuple[str, str]]:
             f"{m.spec.dtype}, {m.spec.codec}: {m.n_bytes / 1e6:,.1f} MB, {m.n_bytes / raw:.2f} of the values",
         ),
         ("format", f"{m.format_version}"),
+    ]
+
+
+def _origin(m: StoreManifest) -> list[tuple[str, str]]:
+    """Where the activations come from: a model and a corpus, or files."""
+    spec, found = m.spec, m.imported
+    if found is None:
+        return [
+            ("model", f"{spec.model.name} ({m.model.architecture}, {m.model.n_layers} layers, {spec.model.dtype})"),
+            ("corpus", f"{spec.corpus.name}, contexts of {spec.context}, {'packed' if spec.pack else 'not packed'}"),
+        ]
+    kinds = sorted({f"{one.format}, {one.dtype}" for one in found.arrays})
+    size = sum(one.bytes for one in found.files)
+    files = f": {_short(tuple(one.name for one in found.files))} ({size / 1e6:,.1f} MB)" if found.files else ""
+    return [
+        ("model", f"{spec.model.name} (not harvested here)"),
+        ("imported", f"{'; '.join(kinds)}{files}"),
+        ("tokens", found.tokens or "not known"),
+        ("contexts", f"of {spec.context}" if found.contexts else "not known: each row counts as a sequence of its own"),
     ]
 
 

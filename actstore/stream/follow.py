@@ -149,4 +149,5 @@ class FollowedStore(Store):
             n_bytes=0,
             norms=self._first_stats.norms(),
             files={},
+            imported=plan.imported,
         )

@@ -32,6 +32,7 @@ class NormBounds(NamedTuple):
 
 def kept_rows(store: Store, rule: RowFilter, units: NDArray[np.int64], sites: tuple[str, ...]) -> Kept:
     """The rows of some units that a filter keeps; `sites` are the streamed ones. Raises SpecError where none is."""
+    _check_known(store, rule)
     layout = store.layout
     bounds = [one for norms in rule.norms for one in norm_bounds(store, norms, sites)]
     mask = np.zeros((len(units), layout.unit_chunks, -(-layout.chunk_rows // 8)), np.uint8)
@@ -51,6 +52,23 @@ def kept_rows(store: Store, rule: RowFilter, units: NDArray[np.int64], sites: tu
             f"{store.url}: the filter leaves no row; widen it ({rule.model_dump_json(exclude_defaults=True)})"
         )
     return Kept(mask, counts)
+
+
+def _check_known(store: Store, rule: RowFilter) -> None:
+    """Raises SpecError where a filter asks for what an imported store does not know."""
+    by_token = rule.tokens is not None or bool(rule.exclude_tokens)
+    for asked, known, what in (
+        (
+            by_token,
+            store.manifest.has_tokens,
+            "token (filter.tokens, filter.exclude_tokens): it was imported without tokens",
+        ),
+        (rule.positions is not None, store.manifest.has_contexts, "position: it was imported without contexts"),
+    ):
+        if asked and not known:
+            raise SpecError(
+                f"{store.url}: its rows cannot be filtered by {what}; import again with them, or leave it out"
+            )
 
 
 def norm_bounds(store: Store, norms: NormRange, sites: tuple[str, ...]) -> list[NormBounds]:

@@ -124,6 +124,8 @@ class _Text:
         self._store, self._tokenizer = store, store.tokenizer()
 
     def context(self, value: float, site: str, row: int) -> Context:
+        if not self._store.manifest.has_tokens:
+            return Context(value, site, "", f"row {row}: imported without tokens, so there is no text", "")
         found = self._store.provenance([row])
         sequence, at = int(found.sequence[0]), int(found.position[0])
         ids = self._store.tokens([sequence])[0]

@@ -42,8 +42,13 @@ def model_metrics(
 ) -> tuple[ModelMetrics, ...]:
     """Metrics of every site over the first held-out sequences; `model` overrides the store's own.
 
-    Raises RunError where the model's weights are not those that were harvested.
+    Raises RunError where the model's weights are not those that were harvested, or are not known.
     """
+    if store.manifest.imported is not None:
+        raise RunError(
+            f"{store.url}: its activations were imported, so it is not known which model's weights they are of; "
+            "what an SAE does to a model is measured on a store that was harvested (leave out --ce and --model)"
+        )
     source = store.manifest.spec.model
     loaded = load_model(source if model is None else ModelSource(name=model, dtype=source.dtype), device)
     if loaded.info.weights_digest != store.manifest.model.weights_digest:

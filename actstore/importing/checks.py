@@ -1,0 +1,88 @@
+"""What arrays must be to become a store, and whether several of them are the same rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import SourceError, SpecError
+from actstore.importing.arrays import can_be_site
+
+LARGEST = 2**31 - 1  # sequences and token ids are int32
+_SITE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+def check_site(name: str) -> str:
+    """A site's name is a part of keys and of patterns. Raises SpecError."""
+    if not _SITE.fullmatch(name):
+        raise SpecError(
+            f"site name {name!r}: wanted letters, digits, `.`, `_` and `-`, such as blocks.3.hook_resid_post"
+        )
+    return name
+
+
+def check_activations(site: str, where: str, dtype: str, shape: Sequence[int]) -> None:
+    """Raises SourceError where an array cannot be a site."""
+    if not can_be_site(dtype, shape):
+        raise SourceError(
+            f"{where}: {dtype} {list(shape)} cannot be site {site!r}; wanted float16, bfloat16, float32 or float64 "
+            "values of shape [n, d] or [n_sequences, context, d]"
+        )
+    if shape[-1] == 0:
+        raise SourceError(f"{where}: {dtype} {list(shape)} has rows without values")
+
+
+def check_tokens(where: str, dtype: str, shape: Sequence[int]) -> None:
+    """Raises SourceError where an array cannot be token ids."""
+    if not re.fullmatch(r"u?int\d+", dtype) or len(shape) not in {1, 2}:
+        raise SourceError(
+            f"{where}: {dtype} {list(shape)} are no token ids; wanted integers of shape [n_sequences, context] or [n]"
+        )
+
+
+def aligned(
+    shapes: Mapping[str, tuple[int, ...]], ids: tuple[int, ...] | None, context: int | None, *, empty: bool = False
+) -> tuple[int, bool, int]:
+    """(context, whether it is known, number of sequences) of arrays by name and token ids. Raises SourceError.
+
+    empty: whether there may be none.
+    """
+    said = {name: shape[1] for name, shape in shapes.items() if len(shape) == 3}
+    counts = {name: int(np.prod(shape[:-1])) for name, shape in shapes.items()}
+    if ids is not None:
+        counts["the tokens"] = int(np.prod(ids))
+        said |= {"the tokens": ids[1]} if len(ids) == 2 else {}
+    said |= {} if context is None else {"--context": context}
+    if len(set(said.values())) > 1:
+        raise SourceError(f"contexts differ: {_listed(said)}; all must come from the same sequences")
+    if len(set(counts.values())) > 1:
+        raise SourceError(f"numbers of rows differ: {_listed(counts)}; a row is the same token at every site")
+    rows, size = next(iter(counts.values())), next(iter(said.values()), 1)
+    if not size or not (rows or empty):
+        raise SourceError(f"{next(iter(counts))}: there are no rows in it")
+    if rows and rows % size:
+        raise SourceError(
+            f"{next(iter(counts))}: {rows:,} rows are no whole number of contexts of {size}; something is missing, or "
+            "the context is another"
+        )
+    n = rows // max(size, 1)
+    if n > LARGEST:
+        raise SourceError(
+            f"{n:,} sequences are too many for one store ({LARGEST:,}); give --context, or several stores"
+        )
+    return size, bool(said), n
+
+
+def token_ids(ids: NDArray[Any], where: str) -> NDArray[np.int32]:
+    """Token ids as int32, -1 for padding. Raises SourceError where one is no token id."""
+    if ids.size and (int(ids.min()) < -1 or int(ids.max()) > LARGEST):
+        raise SourceError(f"{where}: {ids.min()} ... {ids.max()} are no token ids; wanted 0 and more, -1 for padding")
+    return ids.astype(np.int32)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items())
