@@ -38,7 +38,7 @@ def read_run(url: str) -> RunData:
         raise RunError(
             f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})"
         ) from error
-    name = url.rstrip("/").rsplit("/", 1)[-1]
+    name = record.name or url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
 
 
