@@ -45,6 +45,16 @@ def validated(schema: type[Model], values: Any, where: str, options: Options | N
         raise SpecError(sentences(error, schema, where, options)) from error
 
 
+def validated_json(schema: type[Model], data: bytes, where: str) -> Model:
+    """The schema's instance from JSON that a file holds. Raises SpecError in sentences that name the file."""
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate_json(data)
+    except ValidationError as error:
+        raise SpecError(sentences(error, schema, where)) from error
+
+
 def sentences(
     error: ValidationError, schema: type[BaseModel] | None = None, where: str = "", options: Options | None = None
 ) -> str:
@@ -225,11 +235,13 @@ def _known() -> dict[str, type[BaseModel]]:
     """Our schemas that are loaded, by name."""
     from schemas.base import Schema
 
-    found, left = {}, [Schema]
+    found: dict[str, type[BaseModel]] = {}
+    left: list[type[BaseModel]] = [Schema]
     while left:
-        found[left[-1].__name__] = one = left.pop()
+        one = left.pop()
+        found[one.__name__] = one
         left += one.__subclasses__()
-    return dict(found)
+    return found
 
 
 def _kinds(node: Node) -> list[str]:

@@ -52,94 +52,117 @@ def _of(name: str) -> Callable[[str], list[str]]:
     return values_of(SCHEMA, FIELDS[name])
 
 
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="builtin:tiny, builtin:mini, a folder in Hugging Face layout, or a hub name.",
+        rich_help_panel=MODEL,
+        autocompletion=one_of("builtin:tiny", "builtin:mini"),
+    ),
+]
+Corpus = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="builtin:stdlib, text, JSONL or Parquet files (folders, globs, URLs), a saved data set, a hub name.",
+        rich_help_panel=CORPUS,
+        autocompletion=one_of("builtin:stdlib"),
+    ),
+]
+Sites = Annotated[
+    list[str],
+    typer.Option(
+        metavar="SITES",
+        help="TransformerLens hook names; `*` and {0..5} are patterns. May be given again.",
+        rich_help_panel=MODEL,
+    ),
+]
+Tokens = Annotated[str, typer.Option(help="Tokens to run: 300k, 1M, 2.5B.", rich_help_panel=CORPUS)]
+ModelDtype = Annotated[
+    str | None, typer.Option(help="The model's weights.", rich_help_panel=MODEL, autocompletion=_of("model_dtype"))
+]
+Revision = Annotated[str | None, typer.Option(help="Of the model on the hub.", rich_help_panel=MODEL)]
+Autocast = Annotated[
+    str | None,
+    typer.Option(help="Run the forward under autocast.", rich_help_panel=MODEL, autocompletion=_of("autocast")),
+]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Run the forward through torch.compile.", rich_help_panel=MODEL)
+]
+Batch = Annotated[int | None, typer.Option(help="Sequences per forward pass.", rich_help_panel=MODEL)]
+Context = Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=CORPUS)]
+Pack = Annotated[
+    bool | None,
+    typer.Option(help="Fill contexts from consecutive documents, or one document each.", rich_help_panel=CORPUS),
+]
+PrependBos = Annotated[bool | None, typer.Option(help="BOS before every context.", rich_help_panel=CORPUS)]
+CorpusKind = Annotated[
+    str | None, typer.Option(help="What it is.", rich_help_panel=CORPUS, autocompletion=_of("corpus_kind"))
+]
+CorpusRevision = Annotated[str | None, typer.Option(help="Of the data set on the hub.", rich_help_panel=CORPUS)]
+CorpusConfig = Annotated[
+    str | None, typer.Option(help="Configuration of the data set on the hub.", rich_help_panel=CORPUS)
+]
+Split = Annotated[str | None, typer.Option(help="Of a data set.", rich_help_panel=CORPUS)]
+TextColumn = Annotated[str | None, typer.Option(help="Column with the documents.", rich_help_panel=CORPUS)]
+TokenColumn = Annotated[
+    str | None, typer.Option(help="Column with token ids, if tokenised already.", rich_help_panel=CORPUS)
+]
+ExcludeSpecialTokens = Annotated[
+    bool,
+    typer.Option("--exclude-special-tokens", help="Keep no rows of BOS, EOS and the like.", rich_help_panel=ROWS),
+]
+SkipFirst = Annotated[
+    int | None, typer.Option(help="Keep no rows of the first N positions of a context.", rich_help_panel=ROWS)
+]
+ExcludeTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with token ids, one per line, whose rows are not kept.",
+        show_default="none",
+        rich_help_panel=ROWS,
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="Stored values.", rich_help_panel=STORED, autocompletion=_of("dtype"))]
+Codec = Annotated[
+    str | None, typer.Option(help="How chunks are compressed.", rich_help_panel=STORED, autocompletion=_of("codec"))
+]
+Seed = Annotated[int | None, typer.Option(help="Of the rows' permutation.", rich_help_panel=STORED)]
+Memory = Annotated[str | None, typer.Option(help="What units in flight may take: 4GiB, 500MB.", rich_help_panel=STORED)]
+UnitSequences = Annotated[int | None, typer.Option(help="Sequences per unit.", rich_help_panel=STORED)]
+ChunkRows = Annotated[int | None, typer.Option(help="Rows per chunk.", rich_help_panel=STORED)]
+
+
 def spec_options(
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="builtin:tiny, builtin:mini, a folder in Hugging Face layout, or a hub name.",
-            rich_help_panel=MODEL,
-            autocompletion=one_of("builtin:tiny", "builtin:mini"),
-        ),
-    ],
-    corpus: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="builtin:stdlib, text, JSONL or Parquet files (folders, globs, URLs), a saved data set, a hub name.",
-            rich_help_panel=CORPUS,
-            autocompletion=one_of("builtin:stdlib"),
-        ),
-    ],
-    sites: Annotated[
-        list[str],
-        typer.Option(
-            metavar="SITES",
-            help="TransformerLens hook names; `*` and {0..5} are patterns. May be given again.",
-            rich_help_panel=MODEL,
-        ),
-    ],
-    tokens: Annotated[str, typer.Option(help="Tokens to run: 300k, 1M, 2.5B.", rich_help_panel=CORPUS)],
-    model_dtype: Annotated[
-        str | None, typer.Option(help="The model's weights.", rich_help_panel=MODEL, autocompletion=_of("model_dtype"))
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.", rich_help_panel=MODEL)] = None,
-    autocast: Annotated[
-        str | None,
-        typer.Option(help="Run the forward under autocast.", rich_help_panel=MODEL, autocompletion=_of("autocast")),
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Run the forward through torch.compile.", rich_help_panel=MODEL)
-    ] = False,
-    batch: Annotated[int | None, typer.Option(help="Sequences per forward pass.", rich_help_panel=MODEL)] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=CORPUS)] = None,
-    pack: Annotated[
-        bool | None,
-        typer.Option(help="Fill contexts from consecutive documents, or one document each.", rich_help_panel=CORPUS),
-    ] = None,
-    prepend_bos: Annotated[bool | None, typer.Option(help="BOS before every context.", rich_help_panel=CORPUS)] = None,
-    corpus_kind: Annotated[
-        str | None, typer.Option(help="What it is.", rich_help_panel=CORPUS, autocompletion=_of("corpus_kind"))
-    ] = None,
-    corpus_revision: Annotated[
-        str | None, typer.Option(help="Of the data set on the hub.", rich_help_panel=CORPUS)
-    ] = None,
-    corpus_config: Annotated[
-        str | None, typer.Option(help="Configuration of the data set on the hub.", rich_help_panel=CORPUS)
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set.", rich_help_panel=CORPUS)] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column with the documents.", rich_help_panel=CORPUS)] = None,
-    token_column: Annotated[
-        str | None, typer.Option(help="Column with token ids, if tokenised already.", rich_help_panel=CORPUS)
-    ] = None,
-    exclude_special_tokens: Annotated[
-        bool,
-        typer.Option("--exclude-special-tokens", help="Keep no rows of BOS, EOS and the like.", rich_help_panel=ROWS),
-    ] = False,
-    skip_first: Annotated[
-        int | None, typer.Option(help="Keep no rows of the first N positions of a context.", rich_help_panel=ROWS)
-    ] = None,
-    exclude_tokens: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="File with token ids, one per line, whose rows are not kept.",
-            show_default="none",
-            rich_help_panel=ROWS,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Stored values.", rich_help_panel=STORED, autocompletion=_of("dtype"))
-    ] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="How chunks are compressed.", rich_help_panel=STORED, autocompletion=_of("codec"))
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the rows' permutation.", rich_help_panel=STORED)] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What units in flight may take: 4GiB, 500MB.", rich_help_panel=STORED)
-    ] = None,
-    unit_sequences: Annotated[int | None, typer.Option(help="Sequences per unit.", rich_help_panel=STORED)] = None,
-    chunk_rows: Annotated[int | None, typer.Option(help="Rows per chunk.", rich_help_panel=STORED)] = None,
+    model: Model,
+    corpus: Corpus,
+    sites: Sites,
+    tokens: Tokens,
+    model_dtype: ModelDtype = None,
+    revision: Revision = None,
+    autocast: Autocast = None,
+    compiled: Compiled = False,
+    batch: Batch = None,
+    context: Context = None,
+    pack: Pack = None,
+    prepend_bos: PrependBos = None,
+    corpus_kind: CorpusKind = None,
+    corpus_revision: CorpusRevision = None,
+    corpus_config: CorpusConfig = None,
+    split: Split = None,
+    text_column: TextColumn = None,
+    token_column: TokenColumn = None,
+    exclude_special_tokens: ExcludeSpecialTokens = False,
+    skip_first: SkipFirst = None,
+    exclude_tokens: ExcludeTokens = None,
+    dtype: Dtype = None,
+    codec: Codec = None,
+    seed: Seed = None,
+    memory: Memory = None,
+    unit_sequences: UnitSequences = None,
+    chunk_rows: ChunkRows = None,
 ) -> HarvestSpec:
     """The spec that the options describe. Raises SpecError."""
     given = {name: value for name, value in locals().items() if name in FIELDS}
