@@ -68,11 +68,11 @@ def choices(schema: str, path: str) -> tuple[str, ...]:
     return choices_of(_json_schema(schema), path)
 
 
-@functools.cache
 def _json_schema(schema: str) -> dict[str, Any]:
+    from actstore.validation import json_schema
+
     module, name = schema.split(":")
-    found: dict[str, Any] = getattr(import_module(module), name).model_json_schema()
-    return found
+    return json_schema(getattr(import_module(module), name))
 
 
 def _describe(param: Any, schema: str, path: str, names: Mapping[str, str]) -> None:
@@ -85,6 +85,11 @@ def _describe(param: Any, schema: str, path: str, names: Mapping[str, str]) -> N
             return
     if path:
         _describe_field(param, schema, path, names)
+    if flag and param.secondary_opts:  # in a column of its own it would take the others' room
+        if isinstance(param.show_default, bool):
+            param.show_default = (param.opts if param.default else param.secondary_opts)[0].removeprefix("--")
+        param.help = f"{param.help} Or {param.secondary_opts[0]}."
+        param.secondary_opts = []
 
 
 def _describe_field(param: Any, schema: str, path: str, names: Mapping[str, str]) -> None:

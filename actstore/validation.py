@@ -6,6 +6,7 @@ pydantic says what failed and where. What a field takes is told from its schema,
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,12 +56,18 @@ def validated_json(schema: type[Model], data: bytes, where: str) -> Model:
         raise SpecError(sentences(error, schema, where)) from error
 
 
+@functools.cache
+def json_schema(schema: type[BaseModel]) -> Node:
+    """A schema's JSON schema, made once."""
+    return schema.model_json_schema()
+
+
 def sentences(
     error: ValidationError, schema: type[BaseModel] | None = None, where: str = "", options: Options | None = None
 ) -> str:
     """A ValidationError as sentences, one for each field; `schema` is found by its name if it is one of ours."""
     schema = schema or _known().get(error.title)
-    whole: Node = {} if schema is None else schema.model_json_schema()
+    whole: Node = {} if schema is None else json_schema(schema)
     names = options or {}
     found: dict[str, str] = {}
     for one in error.errors(include_url=False):

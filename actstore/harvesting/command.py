@@ -150,10 +150,10 @@ def _plain_lines(console: Any) -> Iterator[Any]:
         if now is None or not now.n_tokens:
             return
         speed = rate(now)  # at every report: the first one starts its clock
-        if time.monotonic() - last < REPORT_EVERY_S:
+        if not speed or time.monotonic() - last < REPORT_EVERY_S:
             return
         last = time.monotonic()
-        left = (now.n_tokens - now.tokens) / speed if speed else 0
+        left = (now.n_tokens - now.tokens) / speed
         console.print(
             f"{now.tokens:,}/{now.n_tokens:,} tokens, {speed:,.0f} tokens/s, unit {now.units}/{now.n_units} "
             f"({now.in_flight} captured, not committed), {now.bytes / 1e6:,.0f} MB, {left:,.0f} s left",
