@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench recipes clean
+.PHONY: demo test test-slow readme lint bench recipes clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -13,6 +13,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+readme: $(VENV)/.dev
+	$(BIN)/python -m tests.readme
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

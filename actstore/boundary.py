@@ -47,16 +47,20 @@ _ADVICE = {
 def run(app: Callable[[], Any]) -> None:
     """Run a typer app. A user's mistake gives a message and exit code 1, no traceback (unless ACTSTORE_DEBUG); SIGINT
     and SIGTERM give 130 and 143."""
-    from pydantic import ValidationError
-
     try:
         with signals():
             app()
-    except (ActstoreError, ValidationError) as error:
+    except ActstoreError as error:
         if os.environ.get(DEBUG):
             raise
-        message = str(error) if isinstance(error, ActstoreError) else sentences(error)
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except ValueError as error:
+        if os.environ.get(DEBUG) or type(error).__name__ != "ValidationError":  # pydantic's, loaded only if it was used
+            raise
+        from actstore.validation import sentences
+
+        typer.echo(f"error: {sentences(error)}", err=True)  # type: ignore[arg-type]
         sys.exit(1)
     except OSError as error:
         if os.environ.get(DEBUG) or not is_users(error):
@@ -83,14 +87,3 @@ def told(error: OSError) -> str:
     where = f"{' -> '.join(names)}: " if names else ""
     advice = _ADVICE.get(error.errno or 0, "check the network and the address")
     return f"{where}{error.strerror or error}; {advice} ({DEBUG}=1 shows where it happened)"
-
-
-def sentences(error: Any) -> str:
-    """A pydantic ValidationError as sentences: which field, what was wanted, what came."""
-    lines = []
-    for one in error.errors():
-        place = ".".join(str(part) for part in one["loc"]) or error.title
-        came = f" (got {one['input']!r})" if not isinstance(one["input"], dict) else ""
-        wanted = "there is no such key; check its spelling" if one["type"] == "extra_forbidden" else one["msg"]
-        lines.append(f"{place}: {wanted}{came}")
-    return "; ".join(lines)

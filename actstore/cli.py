@@ -6,8 +6,10 @@ import typer
 
 from actstore import boundary
 from actstore.harvesting.command import extend_command, harvest_command
+from actstore.harvesting.options import FIELDS, SCHEMA
 from actstore.harvesting.plan_command import plan_command
 from actstore.importing.command import import_command
+from actstore.options import Command, command_for
 from actstore.share.command import doctor_command, info_command, ls_command, norms_command, verify_command
 
 app = typer.Typer(
@@ -15,17 +17,17 @@ app = typer.Typer(
     help="Harvest a language model's activations once, keep them well, share them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.command("harvest")(harvest_command)
-app.command("plan")(plan_command)
-app.command("extend")(extend_command)
-app.command("import")(import_command)
-app.command("info")(info_command)
-app.command("norms")(norms_command)
-app.command("verify")(verify_command)
-app.command("ls")(ls_command)
-app.command("doctor")(doctor_command)
+Harvest = command_for(SCHEMA, FIELDS)
+app.command("harvest", cls=Harvest)(harvest_command)
+app.command("plan", cls=Harvest)(plan_command)
+app.command("extend", cls=Command)(extend_command)
+app.command("import", cls=Command)(import_command)
+app.command("info", cls=Command)(info_command)
+app.command("norms", cls=Command)(norms_command)
+app.command("verify", cls=Command)(verify_command)
+app.command("ls", cls=Command)(ls_command)
+app.command("doctor", cls=Command)(doctor_command)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from actstore.format.dtypes import Int8Rows, decode_int8, numpy_dtype, to_float3
 from actstore.format.manifest import read_manifest
 from actstore.format.shard import ABSENT, ShardCodec, ShardIndex, decode_plain
 from actstore.format.storage import Storage
+from actstore.rowids import Asked, ids_of, pieces
 from schemas.harvest import Layout
 from schemas.manifest import NormStats, StoreManifest, UnitRecord
 from schemas.source import Site
@@ -76,7 +77,14 @@ class Store:
 
     def __repr__(self) -> str:
         m = self.manifest
-        return f"Store({self.url!r}, {len(self.sites)} sites, {m.n_rows:,} rows, {m.spec.dtype})"
+        sites = f"{len(m.sites)} sites of d {', '.join(map(str, sorted({site.d for site in m.sites})))}"
+        return f"Store({self.url!r}: {m.spec.model.name}, {sites}, {m.n_rows:,} rows each, {m.spec.dtype})"
+
+    def _repr_html_(self) -> str:
+        from actstore.notebook import table
+        from actstore.share.info import describe
+
+        return table(f"Store {self.url}", describe(self)[1:])
 
     @property
     def url(self) -> str:
@@ -166,9 +174,13 @@ class Store:
                 raise CorruptError(f"{self.url}/{key}: {error}; `actstore verify` lists every bad object") from error
         return self._indexes[site, unit]
 
-    def read(self, site: str, rows: ArrayLike) -> NDArray[np.float32]:
-        """Activations of a site, float32 [n, d], in the order of `rows` (ids; invalid ones raise IndexError)."""
-        ids = self._checked(rows)
+    def read(self, site: str, rows: Asked = None) -> NDArray[np.float32]:
+        """Activations of a site, float32 [n, d]; they take n * d * 4 bytes, and `read_pieces` is for more than fits.
+
+        rows: ids, read in their order; or a slice of all valid rows in store order, `slice(0, 1000)`; or None: all.
+        Raises SiteError, or IndexError for ids that do not exist.
+        """
+        ids = ids_of(self, rows)
         out = np.empty((len(ids), self.site(site).d), np.float32)
         for unit, where in self._by_unit(ids):
             slots = ids[where] - unit * self.layout.capacity
@@ -176,23 +188,28 @@ class Store:
             out[where] = self._widen(site, unit, slots, values)
         return out
 
+    def read_pieces(self, site: str, rows: Asked = None, size: int = 65_536) -> Iterator[NDArray[np.float32]]:
+        """What `read` gives, in pieces of `size` rows (the last may be smaller), one after the other."""
+        for ids in pieces(self, rows, size):
+            yield self.read(site, ids)
+
     def read_unit(self, site: str, unit: int) -> NDArray[np.float32]:
         """All valid rows of a unit in slot order, float32 [n_rows, d]."""
         return self.read(site, np.arange(self.unit_rows[unit]) + unit * self.layout.capacity)
 
-    def read_norms(self, site: str, rows: ArrayLike) -> NDArray[np.float32]:
-        """L2 norms of stored rows, float32 [n], without decoding activations."""
+    def read_norms(self, site: str, rows: Asked = None) -> NDArray[np.float32]:
+        """L2 norms of stored rows (see `read`), float32 [n], without decoding activations."""
         self.site(site)
-        ids = self._checked(rows)
+        ids = ids_of(self, rows)
         out = np.empty(len(ids), np.float32)
         for unit, where in self._by_unit(ids):
             key = at.chunk_key(at.norm_key(site), unit)
             out[where] = self._plain(key, (self.layout.capacity,), np.float32)[ids[where] % self.layout.capacity]
         return out
 
-    def provenance(self, rows: ArrayLike) -> Provenance:
-        """(sequence, position, token) of rows, the same for every site."""
-        ids = self._checked(rows)
+    def provenance(self, rows: Asked = None) -> Provenance:
+        """(sequence, position, token) of rows (see `read`), the same for every site."""
+        ids = ids_of(self, rows)
         pairs = np.empty((len(ids), 2), np.int64)
         tokens = np.empty(len(ids), np.int64)
         size = self.layout.unit_sequences
@@ -251,29 +268,33 @@ class Store:
                 (Path(folder) / key.rsplit("/", 1)[1]).write_bytes(self.storage.read(key))
             return AutoTokenizer.from_pretrained(folder)
 
-    def stream(self, spec: StreamSpec | None = None, **runtime: Any) -> Stream:
-        """Shuffled batches of training rows (held-out ones on request); `runtime`: device, threads, rank, world."""
-        from actstore.stream.batches import Stream
-        from schemas.stream import StreamSpec
+    def stream(
+        self,
+        spec: StreamSpec | None = None,
+        *,
+        device: Any = "cpu",
+        threads: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        on_corrupt: Literal["error", "skip"] = "error",
+        **fields: Any,
+    ) -> Stream:
+        """Shuffled batches of training rows: `store.stream(batch=512, rescale="log")`.
 
-        return Stream(self, spec or StreamSpec(), **runtime)
+        `fields` are those of a StreamSpec (`schemas/stream.py`) and override `spec`'s; `actstore.stream.batches.Stream`
+        tells the rest. Raises SpecError for a field that does not exist or cannot be used.
+        """
+        from actstore.stream.batches import Stream
+        from actstore.stream.setup import spec_with
+
+        made = spec_with(spec, fields)
+        return Stream(self, made, device=device, threads=threads, rank=rank, world=world, on_corrupt=on_corrupt)
 
     def int8_parts(self, site: str, unit: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         """A unit's row scales [capacity] and channel mean and step [2, d], of an int8 store."""
         scale = self._plain(at.chunk_key(at.scale_key(site), unit), (self.layout.capacity,), np.float16)
         step = self._plain(at.chunk_key(at.step_key(site), unit, 0, 0), (1, 2, self.site(site).d), np.float32)
         return scale, step[0]
-
-    def _checked(self, rows: ArrayLike) -> Rows:
-        ids = np.asarray(rows, np.int64).reshape(-1)
-        if len(ids) == 0:
-            return ids
-        units = at.unit_of(ids, self.layout)
-        bad = (ids < 0) | (units >= self.manifest.n_units)
-        bad |= ids % self.layout.capacity >= self.unit_rows[np.where(bad, 0, units)]
-        if bad.any():
-            raise IndexError(f"{self.url}: row {ids[bad][0]} does not exist; `store.rows()` gives the ids there are")
-        return ids
 
     def _by_unit(self, ids: Rows) -> Iterator[tuple[int, Rows]]:
         units = at.unit_of(ids, self.layout)

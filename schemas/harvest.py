@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.base import Schema
+from schemas.base import Count, Names, Schema, Size
 from schemas.source import CorpusSource, Imported, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
@@ -17,8 +17,8 @@ class HarvestSpec(Schema):
 
     model: ModelSource
     corpus: CorpusSource
-    sites: tuple[str, ...] = Field(min_length=1, description="hook names; `*` and `{0..5}` are patterns")
-    tokens: int = Field(gt=0, description="token positions to run (sequences = tokens / context, rounded up)")
+    sites: Names = Field(min_length=1, description="hook names; `*` and `{0..5}` are patterns")
+    tokens: Count = Field(gt=0, description="token positions to run (sequences = tokens / context, rounded up)")
     context: int = Field(default=128, gt=0, description="tokens per sequence")
     pack: bool = Field(default=True, description="fill contexts from consecutive documents, else one document each")
     prepend_bos: bool | None = Field(default=None, description="None: as the model's tokenizer does")
@@ -26,13 +26,19 @@ class HarvestSpec(Schema):
     dtype: StorageDtype = "bfloat16"
     codec: Codec = "lz4"
     seed: int = Field(default=0, ge=0)
-    memory: int = Field(default=4 << 30, gt=0, description="bytes that units in flight may take")
-    unit_sequences: int | None = Field(default=None, gt=0, description="overrides the planned unit size")
-    chunk_rows: int | None = Field(default=None, gt=0, description="overrides the planned chunk size")
+    memory: Size = Field(default=4 << 30, gt=0, description="bytes that units in flight may take")
+    unit_sequences: int | None = Field(
+        default=None, gt=0, description="sequences per unit; None: planned, from `memory`"
+    )
+    chunk_rows: int | None = Field(
+        default=None, gt=0, description="rows per chunk; None: planned, from the width of a row"
+    )
     exclude_special_tokens: bool = Field(default=False, description="keep no rows of BOS, EOS and the like")
     skip_first: int = Field(default=0, ge=0, description="keep no rows of the first positions of a context")
     exclude_tokens: tuple[int, ...] = Field(default=(), description="keep no rows of these token ids")
-    autocast: ModelDtype | None = Field(default=None, description="run the forward under torch.autocast")
+    autocast: ModelDtype | None = Field(
+        default=None, description="run the forward under torch.autocast; None: no autocast"
+    )
     compile: bool = Field(default=False, description="run the forward through torch.compile")
 
 

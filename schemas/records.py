@@ -73,9 +73,10 @@ class ModelMetrics(Schema):
 
 
 class EvalRecord(Schema):
-    """`eval.json` of a run."""
+    """`eval.json` of a run. run: its folder; name: what it is called, if it has a name of its own."""
 
     run: str
+    name: str | None = None
     store: str
     content_id: str
     split: str
@@ -87,6 +88,7 @@ class EvalRecord(Schema):
     dead_rows: int
     alive_share: float
     model: tuple[ModelMetrics, ...] = ()
+    model_pooled: ModelMetrics | None = Field(default=None, description="over all sites' tokens")
 
 
 class BenchRecord(Schema):
@@ -118,6 +120,7 @@ class RunRecord(Schema):
     store: str
     content_id: str
     model: str
+    name: str | None = Field(default=None, description="what tables and reports call it; None: the name of its folder")
     steps: int
     rows: int
     seed: int

@@ -11,8 +11,11 @@ from schemas.base import Schema
 PER_LAYER_BIAS = "a decoder bias for each layer of a mixture"
 PER_LAYER_THRESHOLD = "thresholds for each layer of a mixture"
 THRESHOLD_DECAY = "decay of the running mean of the threshold while training; at the end it is set exactly"
-TARGET_L0 = "mean active latents per row that the penalty is steered to; None: 32, or no steering if it is given"
 DEFAULT_L0 = 32.0
+TARGET_L0 = (
+    "mean active latents per row that the penalty is steered to; "
+    f"None: {DEFAULT_L0:g}, unless the penalty has a weight of its own"
+)
 Penalty = Annotated[float, Field(ge=0)]
 
 
@@ -191,3 +194,12 @@ def inner_of(sae: FlatSpec | Transcoder | Crosscoder) -> FlatSpec:
 
 
 SaeSpec = Annotated[FlatSpec | Transcoder | Crosscoder, Field(discriminator="kind")]
+
+SPARSITY: dict[str, tuple[str, ...]] = {
+    **{str(one.model_fields["kind"].default): ("k",) for one in (TopK, BatchTopK, Matryoshka)},
+    **{
+        str(one.model_fields["kind"].default): (one.weight, "target_l0")
+        for one in (ReluL1, Nsae, Gated, JumpRelu, MlpEncoder)
+    },
+}
+"""What sets the sparsity of each kind, by its name; `transcoder` and `crosscoder` have their inner kind's."""

@@ -18,7 +18,7 @@ class ModelSource(Schema):
     """A language model: `builtin:tiny`, a local folder in Hugging Face layout, or a hub name with a revision."""
 
     name: str = Field(min_length=1)
-    revision: str | None = None
+    revision: str | None = Field(default=None, description="on the hub; None: the newest")
     dtype: ModelDtype = "float32"
 
 
@@ -30,11 +30,11 @@ class CorpusSource(Schema):
 
     name: str = Field(min_length=1)
     kind: CorpusKind = "auto"
-    revision: str | None = None
+    revision: str | None = Field(default=None, description="on the hub; None: the newest")
     split: str = "train"
-    config: str | None = None
+    config: str | None = Field(default=None, description="on the hub; None: the data set's only one")
     text_column: str = "text"
-    token_column: str | None = None
+    token_column: str | None = Field(default=None, description="token ids; None: documents are tokenised")
 
 
 class Site(Schema):

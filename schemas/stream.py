@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Count, Names, Schema, Size
 
 Rescale = Literal["none", "sqrt", "log", "log1p", "linear", "unit", "sqrt_d"]
 Split = Literal["train", "held_out"]
@@ -17,7 +17,7 @@ STATE_VERSION = 1
 class NormRange(Schema):
     """Rows whose stored L2 norm lies in a range at every one of some sites."""
 
-    sites: tuple[str, ...] | None = Field(default=None, description="names or patterns; None: the streamed ones")
+    sites: Names | None = Field(default=None, description="names or patterns; None: the streamed ones")
     low: float = Field(default=0.0, ge=0, le=1, description="quantile of the site's norm, from its histogram")
     high: float = Field(default=1.0, ge=0, le=1, description="likewise")
     medians: float | None = Field(default=None, gt=0, description="at most so many times the site's median norm")
@@ -35,26 +35,24 @@ class RowFilter(Schema):
 class StreamSpec(Schema):
     """A shuffled stream of batches. The order is a function of (store, spec, seed, epoch) alone."""
 
-    sites: tuple[str, ...] | None = Field(default=None, description="names or patterns; None: every site")
+    sites: Names | None = Field(default=None, description="names or patterns; None: every site")
     mode: Mode = Field(default="mixed", description="mixed: rows of all sites; aligned: all sites of the same token")
-    targets: tuple[str, ...] | None = Field(
-        default=None, description="pairs: the output sites, one for each of `sites`"
-    )
+    targets: Names | None = Field(default=None, description="pairs: the output sites, one for each of `sites`")
     weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         default=None, description="shares by site name or pattern; a site that none matches has weight 1"
     )
     filter: RowFilter | None = None
-    batch: int = Field(default=4096, gt=0, description="rows per batch, over all ranks")
+    batch: Count = Field(default=4096, gt=0, description="rows per batch, over all ranks")
     seed: int = Field(default=0, ge=0)
     split: Split = "train"
     epochs: int | None = Field(default=1, gt=0, description="None: for ever")
-    limit_rows: int | None = Field(default=None, gt=0, description="rows to deliver, behind those skipped")
-    skip_rows: int = Field(default=0, ge=0, description="rows of the stream to pass over at its start")
+    limit_rows: Count | None = Field(default=None, gt=0, description="rows to deliver, behind those skipped")
+    skip_rows: Count = Field(default=0, ge=0, description="rows of the stream to pass over at its start")
     follow: bool = Field(default=False, description="groups in unit order, as a harvest commits them; one epoch")
     rescale: Rescale = "none"
     center: bool = Field(default=False, description="subtract each site's stored mean before scaling")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the batches")
-    memory: int = Field(default=2 << 30, gt=0, description="bytes for the two windows")
+    memory: Size = Field(default=2 << 30, gt=0, description="bytes for the two windows")
     window_chunks: int | None = Field(default=None, gt=0, description="chunks per site and window; None: from memory")
     lanes: int = Field(default=8, gt=0)
 

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Count, Schema
 from schemas.sae import SaeSpec
 from schemas.stream import StreamSpec
+
+ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
 
 class Optimiser(Schema):
@@ -30,10 +32,10 @@ class Optimiser(Schema):
 class Resampling(Schema):
     """New directions for dead latents, as in "Towards Monosemanticity" (Bricken et al. 2023), counted in rows."""
 
-    every: int = Field(default=50_000_000, gt=0, description="rows between resamplings")
+    every: Count = Field(default=50_000_000, gt=0, description="rows between resamplings")
     times: int = Field(default=4, gt=0, description="resamplings of a run")
-    silent_rows: int | None = Field(default=None, gt=0, description="silent for so many: dead; None: half of `every`")
-    candidates: int | None = Field(
+    silent_rows: Count | None = Field(default=None, gt=0, description="silent for so many: dead; None: half of `every`")
+    candidates: Count | None = Field(
         default=None,
         gt=0,
         description="rows that new directions are drawn from; None: 819,200 as in the paper, at most a 50th of `every`",
@@ -45,9 +47,16 @@ class TrainSpec(Schema):
     """One SAE trained from one store. `stream.rescale` and `stream.sites` say what it sees."""
 
     store: str
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=120,
+        pattern=ONE_LINE,
+        description="what tables and reports call it; None: the name of its folder",
+    )
     sae: SaeSpec
     stream: StreamSpec = StreamSpec(epochs=None)
-    rows: int | None = Field(default=None, gt=0, description="rows to train on; None: one epoch")
+    rows: Count | None = Field(default=None, gt=0, description="rows to train on; None: one epoch")
     optimiser: Optimiser = Optimiser()
     init: Literal["random", "data"] = Field(default="data", description="directions: random, or whitened data rows")
     center_init: Literal["mean", "geometric_median"] = Field(default="mean", description="where b_dec starts")
@@ -57,15 +66,15 @@ class TrainSpec(Schema):
         default=1, gt=0, description="micro-batches that a batch is computed in, to save memory; its step is the same"
     )
     compile: bool = Field(default=False, description="torch.compile of the forward of dense kinds")
-    dead_rows: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+    dead_rows: Literal["auto"] | Annotated[Count, Field(gt=0)] = Field(
         default="auto", description="a latent silent for so many rows is dead; auto: by dictionary size and rows"
     )
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16: autocast")
     kernels: Literal["eager", "triton"] = Field(default="eager", description="of sparse kinds; triton needs CUDA")
-    log_every: int = Field(default=50, gt=0, description="steps")
+    log_every: Count = Field(default=50, gt=0, description="steps")
     revive: bool = Field(default=True, description="lift the biases of dead latents until they fire")
-    checkpoint_every: int = Field(default=1000, gt=0, description="steps")
+    checkpoint_every: Count = Field(default=1000, gt=0, description="steps")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="also after so long, whatever the steps")
     keep: int = Field(default=2, gt=0, description="checkpoints")
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import typer
 
 from actstore import boundary
+from actstore.options import Command
 from trainer.evaluate.command import eval_command
 from trainer.export.command import export_command
 from trainer.imports.command import import_command
 from trainer.report.command import report_command
 from trainer.training.command import sweep_command, train_command
+from trainer.training.options import TrainCommand
 
 app = typer.Typer(
     name="trainer",
     help="Train sparse autoencoders from activation stores, and show what they do.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.command("train")(train_command)
-app.command("sweep")(sweep_command)
-app.command("eval")(eval_command)
-app.command("report")(report_command)
-app.command("export")(export_command)
-app.command("import")(import_command)
+app.command("train", cls=TrainCommand)(train_command)
+app.command("sweep", cls=Command)(sweep_command)
+app.command("eval", cls=Command)(eval_command)
+app.command("report", cls=Command)(report_command)
+app.command("export", cls=Command)(export_command)
+app.command("import", cls=Command)(import_command)
 
 
 def main() -> None:

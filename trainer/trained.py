@@ -13,6 +13,8 @@ from torch import Tensor
 
 from actstore.errors import ObjectError
 from actstore.format.storage import Storage
+from actstore.notebook import table
+from actstore.validation import validated_json
 from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
 from trainer.saes.build import Sae, build
@@ -38,9 +40,13 @@ class FoldedSae(NamedTuple):
     act: Callable[[Tensor], Tensor]
 
     def encode(self, x: Tensor) -> Tensor:
+        """Latents [..., m] of activations [..., d]."""
+        _check_shape("encode", "activations", x, (self.W_enc.shape[0],))
         return self.act((x - self.b_dec) @ self.W_enc + self.b_enc)
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Reconstruction [..., d] of latents [..., m]."""
+        _check_shape("decode", "latents", latents, (self.W_dec.shape[0],))
         return latents @ self.W_dec + self.b_dec
 
 
@@ -69,7 +75,24 @@ class TrainedSae:
         self.d, self.n_latents = record.d, record.n_latents
 
     def __repr__(self) -> str:
-        return f"TrainedSae({self.spec.kind}, d {self.d}, {self.n_latents} latents, {len(self.sites)} sites)"
+        return f"TrainedSae({self.url!r}: {', '.join(f'{name} {value}' for name, value in self._described())})"
+
+    def _repr_html_(self) -> str:
+        return table(f"Trained SAE {self.record.name or self.url}", self._described())
+
+    def _described(self) -> list[tuple[str, str]]:
+        record, names = self.record, self.sites
+        sites = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
+        inner = getattr(self.spec, "inner", None)
+        return [
+            ("kind", self.spec.kind if inner is None else f"{self.spec.kind} of {inner.kind}"),
+            ("latents", f"{self.n_latents:,}"),
+            ("d", f"{self.d}" if record.d_out is None else f"{self.d} to {record.d_out}"),
+            ("sites", f"{len(names)} ({sites})"),
+            ("rescale", f"{record.rescale}{', centred' if record.center else ''}"),
+            ("trained on", f"{record.rows:,} rows of {record.store or 'no store'}"),
+            ("device", f"{self.device}"),
+        ]
 
     @property
     def decoder(self) -> Tensor:
@@ -95,7 +118,8 @@ class TrainedSae:
         return self
 
     def encode(self, x: Tensor, layer: Layer | None = None) -> Tensor:
-        """Latents [..., m] of activations [..., d] in original units."""
+        """Latents [..., m] of activations [..., d] in original units. Raises SaeError for other shapes."""
+        self._check_input(x, layer)
         if isinstance(self.sae, CrosscoderSae):
             flat = x.reshape(-1, *x.shape[-2:]).float()
             centred = flat if self.mean is None else flat - self.mean
@@ -104,7 +128,9 @@ class TrainedSae:
         return self.sae.encode(self._scaled(flat, at), at).reshape(*x.shape[:-1], self.n_latents)
 
     def decode(self, latents: Tensor, layer: Layer | None = None) -> Tensor:
-        """Reconstruction [..., d] in original units of latents [..., m]."""
+        """Reconstruction [..., d] in original units of latents [..., m]. Raises SaeError for other shapes."""
+        _check_shape("decode", "latents", latents, (self.n_latents,))
+        self._check_layer(layer, latents.shape[:-1].numel())
         flat = latents.reshape(-1, self.n_latents)
         if isinstance(self.sae, CrosscoderSae):
             out = self.sae.decode(flat) / self.scale[:, None]
@@ -114,6 +140,7 @@ class TrainedSae:
 
     def reconstruct(self, x: Tensor, layer: Layer | None = None) -> Tensor:
         """decode(encode(x)) in x's dtype; of a transcoder the output [..., d_out], its skip connection included."""
+        self._check_input(x, layer)
         if isinstance(self.sae, TranscoderSae):
             at, flat = self._index(layer), x.reshape(-1, self.d).float()
             out = self._unscaled(self.sae.predict(self._scaled(flat, at), at), at)
@@ -158,6 +185,28 @@ class TrainedSae:
         with model.hooks(fwd_hooks=[(name, patch(name)) for name in sites or self.sites]):
             yield model
 
+    def _check_input(self, x: Tensor, layer: Layer | None) -> None:
+        shape = (len(self.sites), self.d) if self.of_all_sites else (self.d,)
+        _check_shape("encode", "activations of all sites" if self.of_all_sites else "activations", x, shape)
+        self._check_layer(layer, x.shape[: -len(shape)].numel())
+
+    def _check_layer(self, layer: Layer | None, rows: int) -> None:
+        """Whether the layer is there, and of a tensor, whether it has an index for each row."""
+        if self.of_all_sites:
+            if layer is not None:
+                raise SaeError("a crosscoder takes no layer: its rows hold all sites")
+            return
+        if not isinstance(layer, Tensor):
+            return
+        if layer.dtype != torch.int64 or layer.ndim != 1 or len(layer) != rows:
+            raise SaeError(
+                f"layer: wanted a site, its index, or int64 indices of sites [{rows}], one for each row; got "
+                f"{str(layer.dtype).removeprefix('torch.')} {list(layer.shape)}"
+            )
+        low, high = (int(layer.min()), int(layer.max())) if rows else (0, 0)
+        if low < 0 or high >= len(self.sites):
+            raise SaeError(f"layer: its indices are {low} to {high}; this SAE has {len(self.sites)} sites")
+
     def _own_dims(self, value: Tensor) -> int:
         """Trailing dimensions that make up one vector: 1, or 2 where heads are separate."""
         return 1 if value.shape[-1] == self.d else 2
@@ -184,11 +233,20 @@ class TrainedSae:
         return wide if self.mean_out is None else wide + self.mean_out[at]
 
 
+def _check_shape(call: str, what: str, x: Any, last: tuple[int, ...]) -> None:
+    """Raises SaeError where x is no tensor whose last dimensions are these."""
+    wanted = f"{call}: wanted {what}, a tensor [..., {', '.join(map(str, last))}]"
+    if not isinstance(x, Tensor):
+        raise SaeError(f"{wanted}; got {type(x).__name__}; torch.from_numpy(x) makes one of an array")
+    if tuple(x.shape[-len(last) :]) != last:
+        raise SaeError(f"{wanted}; got {list(x.shape)}")
+
+
 def load(run: str, options: dict[str, Any] | None = None, device: str | torch.device = "cpu") -> TrainedSae:
     """The trained SAE of a run folder (any fsspec URL). Raises RunError where there is none."""
     storage = Storage(run, options)
     try:
-        record = RunRecord.model_validate_json(storage.read("sae.json"))
+        record = validated_json(RunRecord, storage.read("sae.json"), f"{run}/sae.json")
         tensors = load_tensors(storage.read("sae.safetensors"))
     except ObjectError:
         what = (

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, UnfinishedError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
+from actstore.validation import sentences
 from schemas.manifest import FORMAT_VERSION, StoreManifest
 
 
@@ -43,4 +44,4 @@ def parse_manifest(data: bytes, url: str) -> StoreManifest:
     try:
         return StoreManifest.model_validate_json(data)
     except ValidationError as error:
-        raise CorruptError(f"{url}/{at.MANIFEST}: not a valid manifest: {error}") from error
+        raise CorruptError(f"{url}/{at.MANIFEST}: not a valid manifest: {sentences(error)}") from error

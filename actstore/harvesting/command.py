@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 REPORT_EVERY_S = 10.0
 
 
-Worker = Annotated[str | None, typer.Option(help="i/n: be the i-th of n workers on this store, such as 3/8.")]
+Worker = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N", help="Be the i-th of n workers on this store, such as 3/8.", show_default="the only one"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Progress as JSON lines on standard output.")]
 
 
 @with_spec
 def harvest_command(
     spec: Any,
-    out: Annotated[str, typer.Option(help="Where the store goes: a folder or any fsspec URL.")],
+    out: Annotated[str, typer.Option(metavar="URL", help="Where the store goes: a folder or any fsspec URL.")],
     device: Device = "cpu",
     worker: Worker = None,
     as_json: AsJson = False,
@@ -54,11 +59,17 @@ def say_if_slow(spec: HarvestSpec, device: str) -> None:
 
 
 def extend_command(
-    url: Annotated[str, typer.Argument(help="A finished store.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="A finished store.")],
     sites: Annotated[
-        list[str] | None, typer.Option(help="More sites, on the tokens and rows that the store has.")
+        list[str] | None,
+        typer.Option(
+            metavar="SITES", help="More sites, on the tokens and rows that the store has.", show_default="none"
+        ),
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="More tokens of the same corpus, at the sites it has.")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT", help="More tokens of the same corpus, at the sites it has.", show_default="none"),
+    ] = None,
     device: Device = "cpu",
     worker: Worker = None,
     as_json: AsJson = False,
@@ -154,10 +165,10 @@ def _plain_lines(console: Any, counted: str = "tokens") -> Iterator[Any]:
         if now is None or not now.n_tokens:
             return
         speed = rate(now)  # at every report: the first one starts its clock
-        if time.monotonic() - last < REPORT_EVERY_S:
+        if not speed or time.monotonic() - last < REPORT_EVERY_S:
             return
         last = time.monotonic()
-        left = (now.n_tokens - now.tokens) / speed if speed else 0
+        left = (now.n_tokens - now.tokens) / speed
         console.print(
             f"{now.tokens:,}/{now.n_tokens:,} {counted}, {speed:,.0f} {counted}/s, unit {now.units}/{now.n_units} "
             f"({now.in_flight} captured, not committed), {now.bytes / 1e6:,.0f} MB, {left:,.0f} s left",

@@ -10,78 +10,173 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.options import one_of, option, values_of
+
 if TYPE_CHECKING:
     from schemas.harvest import HarvestSpec
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: over all GPUs (needs accelerate).")]
+SCHEMA = "schemas.harvest:HarvestSpec"
+FIELDS = {
+    "model": "model.name",
+    "revision": "model.revision",
+    "model_dtype": "model.dtype",
+    "corpus": "corpus.name",
+    "corpus_kind": "corpus.kind",
+    "corpus_revision": "corpus.revision",
+    "corpus_config": "corpus.config",
+    "split": "corpus.split",
+    "text_column": "corpus.text_column",
+    "token_column": "corpus.token_column",
+    "compiled": "compile",
+    **{
+        name: name
+        for name in (
+            *("sites", "tokens", "context", "batch", "dtype", "codec", "pack", "prepend_bos", "exclude_special_tokens"),
+            *("skip_first", "exclude_tokens", "seed", "memory", "autocast", "unit_sequences", "chunk_rows"),
+        )
+    },
+}
+MODEL, CORPUS, ROWS, STORED = "Model and sites", "Corpus", "Rows that are kept", "How it is stored"
+
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, or auto: over all GPUs (needs accelerate).",
+        autocompletion=one_of("cpu", "cuda", "auto"),
+    ),
+]
+
+
+def _of(name: str) -> Callable[[str], list[str]]:
+    return values_of(SCHEMA, FIELDS[name])
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="builtin:tiny, builtin:mini, a folder in Hugging Face layout, or a hub name.",
+        rich_help_panel=MODEL,
+        autocompletion=one_of("builtin:tiny", "builtin:mini"),
+    ),
+]
+Corpus = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="builtin:stdlib, text, JSONL or Parquet files (folders, globs, URLs), a saved data set, a hub name.",
+        rich_help_panel=CORPUS,
+        autocompletion=one_of("builtin:stdlib"),
+    ),
+]
+Sites = Annotated[
+    list[str],
+    typer.Option(
+        metavar="SITES",
+        help="TransformerLens hook names; `*` and {0..5} are patterns. May be given again.",
+        rich_help_panel=MODEL,
+    ),
+]
+Tokens = Annotated[str, typer.Option(help="Tokens to run: 300k, 1M, 2.5B.", rich_help_panel=CORPUS)]
+ModelDtype = Annotated[
+    str | None, typer.Option(help="The model's weights.", rich_help_panel=MODEL, autocompletion=_of("model_dtype"))
+]
+Revision = Annotated[str | None, typer.Option(help="Of the model on the hub.", rich_help_panel=MODEL)]
+Autocast = Annotated[
+    str | None,
+    typer.Option(help="Run the forward under autocast.", rich_help_panel=MODEL, autocompletion=_of("autocast")),
+]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Run the forward through torch.compile.", rich_help_panel=MODEL)
+]
+Batch = Annotated[int | None, typer.Option(help="Sequences per forward pass.", rich_help_panel=MODEL)]
+Context = Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=CORPUS)]
+Pack = Annotated[
+    bool | None,
+    typer.Option(help="Fill contexts from consecutive documents, or one document each.", rich_help_panel=CORPUS),
+]
+PrependBos = Annotated[bool | None, typer.Option(help="BOS before every context.", rich_help_panel=CORPUS)]
+CorpusKind = Annotated[
+    str | None, typer.Option(help="What it is.", rich_help_panel=CORPUS, autocompletion=_of("corpus_kind"))
+]
+CorpusRevision = Annotated[str | None, typer.Option(help="Of the data set on the hub.", rich_help_panel=CORPUS)]
+CorpusConfig = Annotated[
+    str | None, typer.Option(help="Configuration of the data set on the hub.", rich_help_panel=CORPUS)
+]
+Split = Annotated[str | None, typer.Option(help="Of a data set.", rich_help_panel=CORPUS)]
+TextColumn = Annotated[str | None, typer.Option(help="Column with the documents.", rich_help_panel=CORPUS)]
+TokenColumn = Annotated[
+    str | None, typer.Option(help="Column with token ids, if tokenised already.", rich_help_panel=CORPUS)
+]
+ExcludeSpecialTokens = Annotated[
+    bool,
+    typer.Option("--exclude-special-tokens", help="Keep no rows of BOS, EOS and the like.", rich_help_panel=ROWS),
+]
+SkipFirst = Annotated[
+    int | None, typer.Option(help="Keep no rows of the first N positions of a context.", rich_help_panel=ROWS)
+]
+ExcludeTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with token ids, one per line, whose rows are not kept.",
+        show_default="none",
+        rich_help_panel=ROWS,
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="Stored values.", rich_help_panel=STORED, autocompletion=_of("dtype"))]
+Codec = Annotated[
+    str | None, typer.Option(help="How chunks are compressed.", rich_help_panel=STORED, autocompletion=_of("codec"))
+]
+Seed = Annotated[int | None, typer.Option(help="Of the rows' permutation.", rich_help_panel=STORED)]
+Memory = Annotated[str | None, typer.Option(help="What units in flight may take: 4GiB, 500MB.", rich_help_panel=STORED)]
+UnitSequences = Annotated[int | None, typer.Option(help="Sequences per unit.", rich_help_panel=STORED)]
+ChunkRows = Annotated[int | None, typer.Option(help="Rows per chunk.", rich_help_panel=STORED)]
 
 
 def spec_options(
-    model: Annotated[
-        str, typer.Option(help="builtin:tiny, builtin:mini, a folder in Hugging Face layout, or a hub name.")
-    ],
-    corpus: Annotated[
-        str,
-        typer.Option(
-            help="builtin:stdlib, text, JSONL or Parquet files (folders, globs, URLs), a saved data set, a hub name."
-        ),
-    ],
-    sites: Annotated[
-        list[str], typer.Option(help="TransformerLens hook names; `*` and {0..5} are patterns. May be given again.")
-    ],
-    tokens: Annotated[str, typer.Option(help="Tokens to run: 300k, 1M, 2.5B.")],
-    context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
-    batch: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 32,
-    dtype: Annotated[str, typer.Option(help="Stored values: bfloat16, float16, float32 or int8.")] = "bfloat16",
-    codec: Annotated[str, typer.Option(help="lz4, zstd or raw.")] = "lz4",
-    pack: Annotated[bool, typer.Option(help="Fill contexts from consecutive documents, or one document each.")] = True,
-    prepend_bos: Annotated[
-        bool | None, typer.Option(help="BOS before every context; default: as the model's tokenizer does.")
-    ] = None,
-    exclude_special_tokens: Annotated[bool, typer.Option(help="Keep no rows of BOS, EOS and the like.")] = False,
-    skip_first: Annotated[int, typer.Option(help="Keep no rows of the first N positions of a context.")] = 0,
-    exclude_tokens: Annotated[
-        str | None, typer.Option(help="File with token ids, one per line, whose rows are not kept.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the rows' permutation.")] = 0,
-    memory: Annotated[str, typer.Option(help="What units in flight may take: 4GiB, 500MB.")] = "4GiB",
-    model_dtype: Annotated[str, typer.Option(help="The model's weights: float32, bfloat16 or float16.")] = "float32",
-    autocast: Annotated[str | None, typer.Option(help="Run the forward under autocast: bfloat16 or float16.")] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the forward through torch.compile.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Of the model on the hub.")] = None,
-    corpus_kind: Annotated[str, typer.Option(help="auto, builtin, text, jsonl, parquet, dataset or hub.")] = "auto",
-    corpus_revision: Annotated[str | None, typer.Option(help="Of the data set on the hub.")] = None,
-    corpus_config: Annotated[str | None, typer.Option(help="Configuration of the data set on the hub.")] = None,
-    split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
-    text_column: Annotated[str, typer.Option(help="Column with the documents.")] = "text",
-    token_column: Annotated[str | None, typer.Option(help="Column with token ids, if tokenised already.")] = None,
-    unit_sequences: Annotated[int | None, typer.Option(help="Sequences per unit, instead of the planned size.")] = None,
-    chunk_rows: Annotated[int | None, typer.Option(help="Rows per chunk, instead of the planned size.")] = None,
+    model: Model,
+    corpus: Corpus,
+    sites: Sites,
+    tokens: Tokens,
+    model_dtype: ModelDtype = None,
+    revision: Revision = None,
+    autocast: Autocast = None,
+    compiled: Compiled = False,
+    batch: Batch = None,
+    context: Context = None,
+    pack: Pack = None,
+    prepend_bos: PrependBos = None,
+    corpus_kind: CorpusKind = None,
+    corpus_revision: CorpusRevision = None,
+    corpus_config: CorpusConfig = None,
+    split: Split = None,
+    text_column: TextColumn = None,
+    token_column: TokenColumn = None,
+    exclude_special_tokens: ExcludeSpecialTokens = False,
+    skip_first: SkipFirst = None,
+    exclude_tokens: ExcludeTokens = None,
+    dtype: Dtype = None,
+    codec: Codec = None,
+    seed: Seed = None,
+    memory: Memory = None,
+    unit_sequences: UnitSequences = None,
+    chunk_rows: ChunkRows = None,
 ) -> HarvestSpec:
     """The spec that the options describe. Raises SpecError."""
-    from actstore.harvesting.specs import parse_count, parse_size, read_tokens, resolve_spec
+    given = {name: value for name, value in locals().items() if name in FIELDS}
+    from actstore.harvesting.specs import read_tokens, resolve_spec
 
-    given = {name: value for name, value in locals().items() if name in _PLAIN}
-    data_set = {"kind": corpus_kind, "revision": corpus_revision, "config": corpus_config, "split": split}
-    columns = {"text_column": text_column, "token_column": token_column}
-    return resolve_spec(
-        {
-            **given,
-            "model": {"name": model, "revision": revision, "dtype": model_dtype},
-            "corpus": {"name": corpus, **data_set, **columns},
-            "sites": tuple(sites),
-            "tokens": parse_count(tokens),
-            "memory": parse_size(memory),
-            "exclude_tokens": read_tokens(exclude_tokens) if exclude_tokens else (),
-            "compile": compiled,
-        }
-    )
-
-
-_PLAIN = {
-    *("context", "batch", "dtype", "codec", "pack", "prepend_bos", "exclude_special_tokens", "skip_first", "seed"),
-    *("autocast", "unit_sequences", "chunk_rows"),
-}
+    if exclude_tokens:
+        given["exclude_tokens"] = read_tokens(exclude_tokens)
+    values: dict[str, Any] = {"model": {}, "corpus": {}}
+    for name, value in given.items():
+        if value is not None:
+            above, _, key = FIELDS[name].rpartition(".")
+            (values[above] if above else values)[key] = value
+    names = {path: option(name) for name, path in FIELDS.items()}
+    return resolve_spec(values, where="the options", options=names)
 
 
 def with_spec(command: Callable[..., None]) -> Callable[..., None]:

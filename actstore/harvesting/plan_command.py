@@ -18,7 +18,12 @@ def plan_command(
     spec: Any,
     device: Device = "cpu",
     batches: Annotated[int, typer.Option(min=1, help="Calibration batches.")] = 3,
-    bandwidth: Annotated[str | None, typer.Option(help="Of the storage, per second: 500MB, 2GB.")] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Of the storage, per second: 500MB, 2GB.", show_default="no less than decoding"
+        ),
+    ] = None,
     storage_price: Annotated[float, typer.Option(help="Per GB and month.")] = 0.023,
     put_price: Annotated[float, typer.Option(help="Per 1,000 PUT requests.")] = 0.005,
     get_price: Annotated[float, typer.Option(help="Per 1,000 GET requests.")] = 0.0004,

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from actstore.errors import SpecError
+from actstore.validation import Options, validated
+from schemas import base
 from schemas.harvest import HarvestSpec
-
-_COUNT = re.compile(r"\s*([0-9]+(?:[._][0-9]+)*|\.[0-9]+)\s*([kmbt]?)\s*", re.IGNORECASE)
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?)b?|b?)\s*", re.IGNORECASE)
-_THOUSANDS = {"": 0, "k": 1, "m": 2, "b": 3, "g": 3, "t": 4}
 
 
 def parse_count(text: str) -> int:
-    """A number of tokens: `300k`, `1M`, `2.5B`, `100_000`. Raises SpecError."""
-    found = _COUNT.fullmatch(text)
-    if found is None:
-        raise SpecError(f"{text!r} is not a number of tokens; write 300k, 1M, 2.5B or plain digits")
-    return round(float(found.group(1).replace("_", "")) * 1000.0 ** _THOUSANDS[found.group(2).lower()])
+    """A number of tokens or rows: `300k`, `1M`, `2.5B`, `100_000`. Raises SpecError."""
+    return _parsed(base.parse_count, text)
 
 
 def parse_size(text: str) -> int:
     """A number of bytes: `4GiB`, `500MB`, `1.5g` (binary without the B), plain digits. Raises SpecError."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise SpecError(f"{text!r} is not a size; write 4GiB, 500MB or a number of bytes")
-    unit, binary = (found.group(2) or "").lower(), found.group(3) or not text.strip().lower().endswith("b")
-    return round(float(found.group(1)) * (1024.0 if binary else 1000.0) ** _THOUSANDS[unit])
+    return _parsed(base.parse_size, text)
+
+
+def _parsed(parse: Callable[[str], int], text: str) -> int:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 def read_tokens(path: str) -> tuple[int, ...]:
@@ -51,8 +46,16 @@ def read_tokens(path: str) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def resolve_spec(spec: HarvestSpec | Mapping[str, Any], model: Any = None, tokens: Any = None) -> HarvestSpec:
+def resolve_spec(
+    spec: HarvestSpec | Mapping[str, Any],
+    model: Any = None,
+    tokens: Any = None,
+    where: str = "harvest spec",
+    options: Options | None = None,
+) -> HarvestSpec:
     """The spec, with what follows from a module and tokens in memory filled in.
+
+    `where` it is from, and what came as options of a command: for errors (see `validated`).
 
     Raises:
         SpecError: an unknown key or a value that cannot be used.
@@ -72,23 +75,4 @@ def resolve_spec(spec: HarvestSpec | Mapping[str, Any], model: Any = None, token
     for key in ("model", "corpus"):
         if isinstance(values.get(key), str):
             values[key] = {"name": values[key]}
-    if isinstance(values.get("sites"), str):
-        values["sites"] = (values["sites"],)
-    try:
-        return HarvestSpec.model_validate(values)
-    except ValidationError as error:
-        raise SpecError(f"harvest spec: {readable(error)}") from error
-
-
-def readable(error: ValidationError) -> str:
-    """What was wrong, one clause per field: name, reason, what came."""
-    parts = []
-    for one in error.errors():
-        name = ".".join(map(str, one["loc"])) or "the spec"
-        if one["type"] == "extra_forbidden":
-            parts.append(f"{name}: there is no such key")
-        elif one["type"] == "missing":
-            parts.append(f"{name}: missing")
-        else:
-            parts.append(f"{name}: {one['msg'][0].lower()}{one['msg'][1:]}, got {one['input']!r}")
-    return "; ".join(parts)
+    return validated(HarvestSpec, values, where, options)

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-Url = Annotated[str, typer.Argument(help="A store: a folder or any fsspec URL.")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="A store: a folder or any fsspec URL.")]
 WIDTH = 120
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
@@ -38,7 +38,12 @@ def info_command(
 def norms_command(
     url: Url,
     as_json: AsJson = False,
-    plot: Annotated[str | None, typer.Option(help="Write the plot of mean norm by layer to this HTML file.")] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write the plot of mean norm by layer to this HTML file.", show_default="none"
+        ),
+    ] = None,
 ) -> None:
     """Norms of every site: mean, quantiles, outliers and non-finite rows."""
     from actstore.share.info import norm_table, plot_norms
@@ -121,7 +126,14 @@ def ls_command(url: Url, as_json: AsJson = False) -> None:
 
 
 def doctor_command(
-    url: Annotated[str | None, typer.Argument(help="Where a store shall lie: it is written to and cleaned up.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="URL",
+            help="Where a store shall lie: it is written to and cleaned up.",
+            show_default="no place is tried",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Versions, GPU, memory; with a URL, free space and a round trip with throughput. Exit code 1 if a check fails."""

@@ -20,6 +20,7 @@ from actstore.format import layout as at
 from actstore.format.shard import decode_plain
 from actstore.harvesting.metadata import metadata_files
 from actstore.store import Store
+from actstore.validation import sentences
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, UnitRecord
 
@@ -113,7 +114,7 @@ def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
     try:
         found = BlockRecord.model_validate_json(data)
     except ValueError as error:
-        reason = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else str(error)
+        reason = sentences(error) if isinstance(error, ValidationError) else str(error)
         return Finding(len(data), f"corrupt  {where}: not a block record: {reason}; {_COPY}")
     wanted = {"unit": unit.unit, "n_sequences": unit.n_sequences, "tokens": unit.objects[tokens_key], "last": last}
     n_tokens = _n_tokens(store, tokens_key)

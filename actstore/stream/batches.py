@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from actstore.errors import SpecError
+from actstore.notebook import table
 from actstore.store import Store
 from actstore.stream.columns import columns_of
 from actstore.stream.follow import FollowedStore
@@ -108,6 +109,26 @@ class Stream(IterableDataset[Batch]):
         self._pool = Pool(reader, planes, label, rows, self.device, self._threads, skip_corrupt=skip)
         self._set_rescaling()
         self._digests = digests(store, self.spec, self.columns, self.window_chunks)
+
+    def __repr__(self) -> str:
+        return f"Stream({self.store.url!r}: {', '.join(f'{name} {value}' for name, value in self._described())})"
+
+    def _repr_html_(self) -> str:
+        return table(f"Stream of {self.store.url}", self._described())
+
+    def _described(self) -> list[tuple[str, str]]:
+        spec, names = self.spec, self.sites
+        sites = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
+        widths = f"d {self.d}" + ("" if self.d_target is None else f" to {self.d_target}")
+        centred = ", centred" if spec.center else ""
+        return [
+            ("mode", spec.mode),
+            ("sites", f"{len(names)} of {widths} ({sites})"),
+            ("batch", f"{spec.batch:,} rows of {spec.dtype} on {self.device}"),
+            ("rescale", f"{spec.rescale}{centred}"),
+            ("epoch", f"{self.rows_per_epoch:,} {spec.split} rows in {self.batches_per_epoch:,} batches"),
+            ("next", f"batch {self._batch} of epoch {self._epoch}"),
+        ]
 
     @property
     def batches_per_epoch(self) -> int:

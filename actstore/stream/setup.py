@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -15,7 +16,15 @@ from actstore.stream.follow import FollowedStore
 from actstore.stream.mixing import Mix, window_chunks
 from actstore.stream.order import Order
 from actstore.stream.rowfilter import kept_rows
+from actstore.validation import validated
 from schemas.stream import StreamSpec, StreamState
+
+
+def spec_with(spec: StreamSpec | None, fields: Mapping[str, Any]) -> StreamSpec:
+    """The spec (or the default one) with some of its fields given anew. Raises SpecError in sentences."""
+    made = spec or StreamSpec()
+    given = {name: getattr(made, name) for name in made.model_fields_set}
+    return validated(StreamSpec, {**given, **fields}, "store.stream") if fields else made
 
 
 def digests(store: Store, spec: StreamSpec, columns: Columns, window: int) -> tuple[str, str]:

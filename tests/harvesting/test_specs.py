@@ -36,9 +36,9 @@ def test_what_is_no_number_is_refused(text: str) -> None:
 def test_a_spec_says_what_is_wrong_with_it() -> None:
     good = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": "a", "tokens": 10}
     assert resolve_spec(good).sites == ("a",)
-    with pytest.raises(SpecError, match=r"tokens: input should be greater than 0, got 0"):
+    with pytest.raises(SpecError, match=r"harvest spec: tokens: wanted a count above 0, such as 500k, got 0"):
         resolve_spec({**good, "tokens": 0})
-    with pytest.raises(SpecError, match=r"sits: there is no such key"):
+    with pytest.raises(SpecError, match=r"sits: there is no such key; did you mean sites"):
         resolve_spec({**good, "sits": "b"})
     with pytest.raises(SpecError, match=r"model: missing"):
         resolve_spec({"corpus": "builtin:stdlib", "sites": "a", "tokens": 10})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actstore.errors import ObjectError
 from actstore.format.storage import Storage
+from actstore.validation import validated_json
 from schemas.records import EvalRecord, RunRecord, StepRecord
 from trainer.errors import RunError
 from trainer.training import journal
@@ -31,14 +32,14 @@ def read_run(url: str) -> RunData:
     """An evaluated run. Raises RunError where it is none, or not evaluated yet."""
     storage = Storage(url)
     try:
-        record = RunRecord.model_validate_json(storage.read("sae.json"))
-        evaluation = EvalRecord.model_validate_json(storage.read("eval.json"))
+        record = validated_json(RunRecord, storage.read("sae.json"), f"{url}/sae.json")
+        evaluation = validated_json(EvalRecord, storage.read("eval.json"), f"{url}/eval.json")
         latents = load_tensors(storage.read("latents.safetensors"))
     except ObjectError as error:
         raise RunError(
             f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})"
         ) from error
-    name = url.rstrip("/").rsplit("/", 1)[-1]
+    name = record.name or url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
 
 

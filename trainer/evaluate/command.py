@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from actstore.options import AsJson, Device, one_of
 
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
 
 
 def eval_command(
-    runs: Annotated[list[str], typer.Argument(help="Run folders.")],
-    store: Annotated[str | None, typer.Option(help="The store; default: the one the run was trained from.")] = None,
-    split: Annotated[str, typer.Option(help="held_out or train.")] = "held_out",
-    rows: Annotated[str | None, typer.Option(help="Rows per site at most: 50k, 1M.")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="The store.", show_default="the one the run was trained from")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="held_out or train.", autocompletion=one_of("held_out", "train"))
+    ] = "held_out",
+    rows: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Rows per site at most: 50k, 1M.", show_default="all of them")
+    ] = None,
     ce: Annotated[
         bool, typer.Option("--ce", help="Also run the language model: CE and KL with each site patched.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="The model, if not where the harvest found it; implies --ce.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The model, if it is not where the harvest found it; implies --ce.",
+            show_default="the store's",
+        ),
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Held-out sequences for CE and KL.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    sequences: Annotated[int, typer.Option(metavar="N", help="Held-out sequences for CE and KL.")] = 64,
+    device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
     """Metrics of trained SAEs per layer and pooled, from held-out rows; written to RUN/eval.json."""
     from rich.console import Console
@@ -44,7 +58,7 @@ def eval_command(
         if not (store or sae.record.store):
             raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
         opened = open_store(store or sae.record.store)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(f"evaluating {run}", total=None)
             tick = _tick(bar, task)
             record, firings = on_rows.evaluate(sae, opened, split, None if rows is None else parse_count(rows), tick)
@@ -62,27 +76,58 @@ def eval_command(
 
 
 def tables(record: EvalRecord) -> list[Any]:
-    """The record as rich tables."""
-    from rich.box import SIMPLE
-    from rich.table import Table
+    """The record as rich tables, which fit into 80 columns."""
+    from trainer.analysis.run import shown
 
-    from trainer.analysis.run import short, shown
-
-    head = f"{record.run}: {record.rows:,} {record.split} rows; never fired on them: {record.dead} latents"
-    first = Table(title=head)
-    for name in ("layer", "FVU", "MSE", "L0", "L1", "suppression"):
-        first.add_column(name, justify="left" if name == "layer" else "right")
-    for one in (*record.layers, record.pooled):
-        first.add_row(short(one.site), *(shown(v) for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
+    called = f"{record.name} ({record.run})" if record.name else record.run
+    head = f"{called}: {record.rows:,} {record.split} rows; never fired on them: {record.dead} latents"
+    names = ("FVU", "MSE", "L0", "L1", "L1 dec", "suppr")
+    caption = "L1 dec: L1 weighted by decoder norms; suppr: suppression, mean |x'| / |x|"
+    lines = [
+        (one.site, *map(shown, (one.fvu, one.mse, one.l0, one.l1, one.l1_decoder, one.suppression)))
+        for one in (*record.layers, record.pooled)
+    ]
+    first = _table(head, names, lines, caption)
     if not record.model:
         return [first]
-    second = Table(title="CE and KL in nats per token; rec: share of CE recovered", box=SIMPLE)
-    for name in ("layer", "CE clean", "CE SAE", "CE zero", "CE mean", "rec zero", "rec mean", "KL"):
-        second.add_column(name, justify="left" if name == "layer" else "right")
-    for row in record.model:
+    rows = (*record.model, *([record.model_pooled] if record.model_pooled else []))
+    effects = []
+    for row in rows:
         values = (row.ce_clean, row.ce_sae, row.ce_zero, row.ce_mean, row.recovered_zero, row.recovered_mean, row.kl)
-        second.add_row(short(row.site), *(shown(v, ".4f") for v in values))
-    return [first, second]
+        effects.append((row.site, *(shown(v, ".4f") for v in values)))
+    heads = ("CE clean", "CE SAE", "CE zero", "CE mean", "rec zero", "rec mean", "KL")
+    return [first, _table("CE and KL in nats per token; rec: share of CE recovered", heads, effects)]
+
+
+def _table(title: str, names: Sequence[str], lines: Sequence[tuple[str, ...]], caption: str | None = None) -> Any:
+    """A table of layers; where it is narrow, names of layers are broken and figures are not."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from trainer.analysis.run import short
+
+    table = Table(
+        title=Text(title), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="italic", pad_edge=False
+    )
+    table.add_column("layer", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for site, *figures in lines:
+        table.add_row(Text(short(site)), *figures)
+    return table
+
+
+def _columns() -> list[Any]:
+    """A bar that leaves percentage and time their place, however long the run's path is."""
+    from rich.progress import BarColumn, ProgressColumn, TaskProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Description(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(task.description, overflow="ellipsis", no_wrap=True)
+
+    return [Description(), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(compact=True)]
 
 
 def _tick(bar: Any, task: Any) -> Any:

@@ -14,12 +14,13 @@ SAE gives, over the layer's scale s_l):
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from schemas.records import LayerMetrics
+from schemas.records import LayerMetrics, ModelMetrics
 
 NEVER = 1e-10
 
@@ -104,3 +105,22 @@ def spread(shares: Tensor) -> Tensor:
 def recovered(ablated: float, patched: float, clean: float) -> float:
     """(CE_ablated - CE_patched) / (CE_ablated - CE_clean); NaN where ablating changes nothing."""
     return (ablated - patched) / (ablated - clean) if ablated != clean else math.nan
+
+
+def pooled(sites: Sequence[ModelMetrics]) -> ModelMetrics:
+    """Over all sites' tokens: CE and KL are means over tokens, and the shares recovered follow from the pooled CEs."""
+    seen = [one for one in sites if one.tokens]
+    tokens = sum(one.tokens for one in seen)
+
+    def mean(figure: str) -> float:
+        return sum(getattr(one, figure) * one.tokens for one in seen) / tokens if tokens else math.nan
+
+    ce = {figure: mean(figure) for figure in ("ce_clean", "ce_sae", "ce_zero", "ce_mean")}
+    return ModelMetrics(
+        site="pooled",
+        tokens=tokens,
+        **ce,
+        recovered_zero=recovered(ce["ce_zero"], ce["ce_sae"], ce["ce_clean"]),
+        recovered_mean=recovered(ce["ce_mean"], ce["ce_sae"], ce["ce_clean"]),
+        kl=mean("kl"),
+    )

@@ -15,7 +15,7 @@ from actstore.store import Store
 from schemas.records import EvalRecord, ModelMetrics
 from schemas.sae import Crosscoder
 from trainer.errors import RunError
-from trainer.evaluate.metrics import LayerSums, layer_sums
+from trainer.evaluate.metrics import LayerSums, layer_sums, pooled
 from trainer.trained import TrainedSae
 
 BLOCK = 4096
@@ -62,8 +62,8 @@ def write(run: str, record: EvalRecord, firings: Tensor) -> None:
 
 
 def with_model(record: EvalRecord, model: tuple[ModelMetrics, ...]) -> EvalRecord:
-    """The record with the effect on the language model added."""
-    return record.model_copy(update={"model": model})
+    """The record with the effect on the language model added, of each site and pooled."""
+    return record.model_copy(update={"model": model, "model_pooled": pooled(model) if model else None})
 
 
 @torch.no_grad()
@@ -120,6 +120,7 @@ def _record(sae: TrainedSae, store: Store, split: str, sums: list[LayerSums]) ->
     fvus = [layer.fvu for layer in layers if not math.isnan(layer.fvu)]
     return EvalRecord(
         run=sae.url,
+        name=sae.record.name,
         store=store.url,
         content_id=store.manifest.content_id,
         split=split,

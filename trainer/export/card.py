@@ -87,13 +87,13 @@ def _metrics(evaluation: EvalRecord | None) -> str:
     if evaluation is None:
         return "Not evaluated."
     rows = [
-        (one.site, *(shown(v) for v in (one.fvu, one.mse, one.l0, one.l1, one.suppression)))
+        (one.site, *(shown(v) for v in (one.fvu, one.mse, one.l0, one.l1, one.l1_decoder, one.suppression)))
         for one in (*evaluation.layers, evaluation.pooled)
     ]
     which = f"{evaluation.rows:,} {evaluation.split.replace('_', ' ')} rows of store {evaluation.content_id}"
     text = [
         f"On {which}, in original units; {evaluation.dead:,} latents never fired on them.\n{_DEFINITIONS}",
-        _table(("site", "FVU", "MSE", "L0", "L1", "suppression"), rows),
+        _table(("site", "FVU", "MSE", "L0", "L1", "L1 x decoder norms", "suppression"), rows),
     ]
     if evaluation.model:
         effects = [
@@ -102,7 +102,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
                 *(f"{v:.4f}" for v in (one.ce_clean, one.ce_sae, one.ce_zero, one.ce_mean)),
                 *(shown(v, ".4f") for v in (one.recovered_zero, one.recovered_mean, one.kl)),
             )
-            for one in evaluation.model
+            for one in (*evaluation.model, *([evaluation.model_pooled] if evaluation.model_pooled else []))
         ]
         head = ("site", "CE clean", "CE SAE", "CE zero", "CE mean", "recovered (zero)", "recovered (mean)", "KL")
         text += [

@@ -6,13 +6,25 @@ from typing import Annotated
 
 import typer
 
+from actstore.options import one_of
+
 
 def export_command(
-    run: Annotated[str, typer.Argument(help="The run's folder.")],
-    out: Annotated[str, typer.Argument(help="A new folder: a path, any fsspec URL, or hf://user/name.")],
-    to: Annotated[str, typer.Option(help="saelens (a folder per site), or safetensors (our own format).")] = "saelens",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's folder.")],
+    out: Annotated[str, typer.Argument(metavar="URL", help="A new folder: a path, any fsspec URL, or hf://user/name.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="saelens (a folder per site), or safetensors (our own format).",
+            autocompletion=one_of("saelens", "safetensors"),
+        ),
+    ] = "saelens",
     store: Annotated[
-        str | None, typer.Option(help="Where the run's store lies now, if it has moved; adds the corpus.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="Where the run's store lies now; adds the corpus.", show_default="where it was"
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="hf:// only: a new repository is private.")] = False,
 ) -> None:

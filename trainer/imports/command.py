@@ -9,15 +9,25 @@ import typer
 
 def import_command(
     folder: Annotated[
-        str, typer.Argument(help="A folder of SAELens or dictionary_learning: a path or any fsspec URL.")
+        str, typer.Argument(metavar="URL", help="A folder of SAELens or dictionary_learning: a path or any fsspec URL.")
     ],
-    out: Annotated[str, typer.Option(help="The run's folder that is made.")],
-    site: Annotated[str | None, typer.Option(help="The store's name of its site; default: the folder's own.")] = None,
+    out: Annotated[str, typer.Option(metavar="URL", help="The run's folder that is made.")],
+    site: Annotated[
+        str | None, typer.Option(metavar="SITE", help="The store's name of its site.", show_default="the folder's own")
+    ] = None,
     store: Annotated[
-        str | None, typer.Option(help="The store it will be evaluated on; checked for site and d.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The store it will be evaluated on; checked for site and d.", show_default="none"
+        ),
     ] = None,
     scale: Annotated[
-        float | None, typer.Option(help="The factor of its input, where the folder wants one and does not hold it.")
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="The factor of its input, where the folder wants one and does not hold it.",
+            show_default="from the store",
+        ),
     ] = None,
 ) -> None:
     """Make a run of a published SAE, so that `trainer eval` and the rest take it."""

@@ -8,11 +8,15 @@ import typer
 
 
 def report_command(
-    runs: Annotated[list[str], typer.Argument(help="Run folders, evaluated (`trainer eval`) or not.")],
-    out: Annotated[str, typer.Option(help="The HTML file: a path or any fsspec URL.")] = "report.html",
-    store: Annotated[str | None, typer.Option(help="The store; default: the one the runs were trained from.")] = None,
-    latents: Annotated[int, typer.Option(help="Latents shown with their contexts.")] = 12,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Sparse autoencoders across layers",
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, evaluated (`trainer eval`) or not.")
+    ],
+    out: Annotated[str, typer.Option(metavar="URL", help="The HTML file: a path or any fsspec URL.")] = "report.html",
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="The store.", show_default="the one the runs were trained from")
+    ] = None,
+    latents: Annotated[int, typer.Option(metavar="N", help="Latents shown with their contexts.")] = 12,
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Of the page.")] = "Sparse autoencoders across layers",
 ) -> None:
     """One self-contained page about one or more runs."""
     from rich.console import Console

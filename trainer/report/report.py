@@ -99,12 +99,13 @@ def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: li
 
 
 def _table(runs: Sequence[RunData]) -> str:
-    head = ("run", "kind", "latents", "rescale", "rows", "FVU", "FVU, mean of layers", "L0", "L1", "MSE", "suppression",
+    head = ("run", "kind", "latents", "rescale", "rows", "FVU", "FVU, mean of layers", "L0", "L1",
+            "L1, decoder-weighted", "MSE", "suppression",
             "dead")  # fmt: skip
     lines = []
     for run in runs:
         one, spec = run.evaluation.pooled, run.record
-        values = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.mse, one.suppression)
+        values = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.l1_decoder, one.mse, one.suppression)
         cells = [run.name, spec.sae.kind, f"{spec.n_latents:,}", spec.rescale, f"{spec.rows:,}"]
         lines.append([*cells, *(shown(value) for value in values), f"{run.evaluation.dead:,}"])
     return table(head, lines)

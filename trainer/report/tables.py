@@ -22,7 +22,8 @@ def model_table(runs: Sequence[RunData]) -> str:
     """Cross-entropy and KL by run and layer; empty where no run was evaluated with its language model."""
     lines = []
     for run in runs:
-        for m in run.evaluation.model:
+        pooled = run.evaluation.model_pooled
+        for m in (*run.evaluation.model, *([pooled] if pooled else [])):
             values = (m.ce_clean, m.ce_sae, m.ce_zero, m.ce_mean, m.recovered_zero, m.recovered_mean, m.kl)
             lines.append([run.name, short(m.site), *(shown(value, ".4f") for value in values)])
     return table(MODEL_HEAD, lines) if lines else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainer.distributed.launch import say, under_torchrun
-from trainer.training.specs import load_spec, load_sweep
+from trainer.training import options
+from trainer.training.specs import from_options, load_spec, load_sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,110 +23,72 @@ if TYPE_CHECKING:
     from trainer.training.stepping import Progress
     from trainer.training.summary import Ended
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard; the run must be local.")]
-Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Also log to Weights & Biases.")]
-Corrupt = Annotated[
-    str, typer.Option("--on-corrupt", help="error, or skip: go on without the rows of chunks that cannot be read.")
-]
-Shard = Annotated[
-    bool, typer.Option("--shard-dictionary", help="Under torchrun: split the dictionary over processes, not the batch.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there, bit by bit.")]
-
 
 def train_command(
-    out: Annotated[str, typer.Option(help="The run's folder: a path or any fsspec URL.")],
-    store: Annotated[str | None, typer.Option(help="The store to train from.")] = None,
-    spec: Annotated[str | None, typer.Option(help="A YAML file with a TrainSpec; options override it.")] = None,
-    sae: Annotated[
-        str | None,
-        typer.Option(
-            help="relu_l1, topk, batch_topk, jumprelu, gated, matryoshka, nsae, mlp_encoder, transcoder or crosscoder."
-        ),
-    ] = None,
-    inner: Annotated[
-        str | None, typer.Option(help="transcoder, crosscoder: their latents, such as topk; --k and --l1 are theirs.")
-    ] = None,
-    k: Annotated[int | None, typer.Option(help="topk kinds: latents per row.")] = None,
-    l1: Annotated[float | None, typer.Option(help="relu_l1, gated, mlp_encoder: sparsity coefficient.")] = None,
-    expansion: Annotated[float | None, typer.Option(help="Dictionary size over d.")] = None,
-    sites: Annotated[list[str] | None, typer.Option(help="Names or patterns; all sites if not given.")] = None,
-    pairs_with: Annotated[
-        list[str] | None,
-        typer.Option(help="Output sites for a transcoder, names or patterns: one for each of --sites, in their order."),
-    ] = None,
-    aligned: Annotated[bool, typer.Option("--aligned", help="Rows of all sites of a token, for a crosscoder.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Train while the store is still being harvested.")] = False,
-    rescale: Annotated[
-        str | None, typer.Option(help="none, sqrt, log, log1p, linear, unit or sqrt_d, from the store's norms.")
-    ] = None,
-    center: Annotated[bool | None, typer.Option(help="Subtract each site's stored mean.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Rows to train on: 500k, 20M; one epoch if not given.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows per batch.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the initialisation and the order.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 autocast.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
-    device: Device = "cpu",
-    on_corrupt: Corrupt = "error",
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    wandb: Wandb = None,
-    shard_dictionary: Shard = False,
+    *,
+    spec: options.Spec = None,
+    sae: options.SaeKind = None,
+    inner: options.Inner = None,
+    expansion: options.Expansion = None,
+    init: options.Init = None,
+    seed: options.Seed = None,
+    k: options.K = None,
+    target_l0: options.TargetL0 = None,
+    l1: options.L1 = None,
+    l0: options.L0 = None,
+    alpha: options.Alpha = None,
+    store: options.Store = None,
+    sites: options.Sites = None,
+    pairs_with: options.PairsWith = None,
+    aligned: options.Aligned = False,
+    follow: options.Follow = False,
+    rescale: options.Rescale = None,
+    center: options.Center = None,
+    rows: options.Rows = None,
+    batch: options.Batch = None,
+    on_corrupt: options.Corrupt = "error",
+    lr: options.Lr = None,
+    warmup: options.Warmup = None,
+    dead_rows: options.DeadRows = None,
+    precision: options.Precision = None,
+    out: options.Out,
+    name: options.Name = None,
+    resume: options.Resume = False,
+    checkpoint_every: options.CheckpointEvery = None,
+    checkpoint_minutes: options.CheckpointMinutes = None,
+    log_every: options.LogEvery = None,
+    tensorboard: options.TensorBoard = False,
+    wandb: options.Wandb = None,
+    device: options.Device = "cpu",
+    shard_dictionary: options.Shard = False,
 ) -> None:
     """Train one SAE on the mixture of a store's sites (or on some of them)."""
-    from actstore.harvesting.specs import parse_count
-
-    given: dict[str, Any] = {
-        "store": store,
-        "sae.kind": sae,
-        "sae.inner.kind": inner,
-        "sae.k": k,
-        "sae.l1": l1,
-        "sae.expansion": expansion,
-        "stream.sites": tuple(sites) if sites else None,
-        "stream.mode": "pairs" if pairs_with else "aligned" if aligned else None,
-        "stream.targets": tuple(pairs_with) if pairs_with else None,
-        "stream.follow": True if follow else None,
-        "stream.rescale": rescale,
-        "stream.center": center,
-        "stream.batch": batch,
-        "stream.seed": seed,
-        "seed": seed,
-        "rows": None if rows is None else parse_count(rows),
-        "optimiser.lr": lr,
-        "precision": precision,
-        "checkpoint_every": checkpoint_every,
-        "log_every": log_every,
-    }
+    given = {field: value for field, value in locals().items() if field in options.FIELDS}
     with under_torchrun(device, shard_dictionary) as together:
-        made = load_spec(spec, {path: value for path, value in given.items() if value is not None})
+        made = load_spec(spec, from_options(given, aligned))
         run_groups([{out: made}], device, resume, tensorboard, wandb, on_corrupt, together)
     say(f"run: {out}")
 
 
 def sweep_command(
-    sweep: Annotated[str, typer.Argument(help="A YAML file with a SweepSpec: base, and grid or runs.")],
-    out: Annotated[str, typer.Option(help="The folder that gets a run folder for each SAE.")],
-    store: Annotated[str | None, typer.Option(help="The store to train from, instead of the file's.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What the SAEs of one pass may take: 20GB; default: what the device has free.")
-    ] = None,
-    device: Device = "cpu",
-    on_corrupt: Corrupt = "error",
-    resume: Resume = False,
-    tensorboard: TensorBoard = False,
-    wandb: Wandb = None,
-    shard_dictionary: Shard = False,
+    sweep: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file with a SweepSpec: base, and grid or runs.")],
+    *,
+    store: options.Store = None,
+    on_corrupt: options.Corrupt = "error",
+    out: options.OutFolder,
+    resume: options.Resume = False,
+    tensorboard: options.TensorBoard = False,
+    wandb: options.Wandb = None,
+    device: options.Device = "cpu",
+    memory: options.Memory = None,
+    shard_dictionary: options.Shard = False,
 ) -> None:
     """Train many SAEs; those that can share a stream, and fit into memory together, share one pass over the data."""
     from trainer.training.sweep import expand
 
     with under_torchrun(device, shard_dictionary) as together:
-        made = load_sweep(sweep, store)
-        specs = {f"{out.rstrip('/')}/{name}": spec for name, spec in expand(made).items()}
+        made = expand(load_sweep(sweep, store), sweep)
+        specs = {f"{out.rstrip('/')}/{name}": spec for name, spec in made.items()}
         lead = together is None or together.world.lead
         limit = _limit(memory, device, together)
         parts = [list(part) for part in _plan(specs, limit, device, resume)] if lead else []

@@ -206,6 +206,7 @@ def _finish(stream: Stream, run: Run) -> None:
         store=store.url,
         content_id=store.manifest.content_id,
         model=store.manifest.spec.model.name,
+        name=run.spec.name,
         steps=learner.step,
         rows=int(learner.seen),
         seed=run.spec.seed,

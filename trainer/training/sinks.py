@@ -69,7 +69,7 @@ class WandbSink:
         module = _module("wandb", "wandb", "--wandb")
         self._run = module.init(
             project=project,
-            name=url.rstrip("/").rpartition("/")[2],
+            name=spec.name or url.rstrip("/").rpartition("/")[2],
             id=blake3(f"{url} {spec.to_json()}".encode()).hexdigest(16),
             config=spec.model_dump(mode="json"),
             resume="allow",

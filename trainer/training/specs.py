@@ -2,66 +2,111 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from actstore.options import option
+from trainer.training.options import FIELDS
 
 if TYPE_CHECKING:
     from schemas.train import SweepSpec, TrainSpec
 
-OF_LATENTS = {"sae.k", "sae.l1", "sae.expansion"}  # of `inner`, where an SAE has one
+OPTIONS = {path: option(name) for name, path in FIELDS.items()}
+OF_LATENTS = {f"sae.{name}" for name in ("expansion", "k", "target_l0", "l1", "l0", "alpha")}  # of `inner`, where it is
+WEIGHTS, TARGET = ("sae.l1", "sae.l0", "sae.alpha"), "sae.target_l0"
+USUAL_KIND = {"pairs": "transcoder", "aligned": "crosscoder"}  # by the stream's mode
 
 
-def load_spec(path: str | None, overrides: dict[str, Any]) -> TrainSpec:
-    """A TrainSpec from YAML and dotted overrides. Raises SpecError that names an unknown key and the nearest one."""
+def from_options(given: Mapping[str, Any], aligned: bool = False) -> dict[str, Any]:
+    """Dotted paths into a TrainSpec, of the options that were given (see `FIELDS`). Raises SpecError where two of them
+    exclude each other."""
     from actstore.errors import SpecError
+
+    found = {FIELDS[name]: value for name, value in given.items() if _is_given(name, value)}
+    rivals = [OPTIONS[path] for path in (*WEIGHTS, TARGET) if path in found]
+    if len(rivals) > 1:
+        raise SpecError(
+            f"{' and '.join(rivals)} exclude each other: give the mean L0 that the penalty is steered to "
+            "(--target-l0), or the penalty's weight (--l1, --l0 or --alpha, by kind)"
+        )
+    if aligned and "stream.targets" in found:
+        raise SpecError("--aligned and --pairs-with exclude each other: rows for a crosscoder, or for a transcoder")
+    if aligned or "stream.targets" in found:
+        found["stream.mode"] = "aligned" if aligned else "pairs"
+    if "seed" in found:
+        found["stream.seed"] = found["seed"]
+    return found
+
+
+def _is_given(name: str, value: Any) -> bool:
+    if value is None or value == []:
+        return False
+    return value is not False or name == "center"  # a flag without its opposite can only be set
+
+
+def load_spec(path: str | None, given: Mapping[str, Any]) -> TrainSpec:
+    """A TrainSpec from a YAML file and values at dotted paths, which override it.
+
+    Raises SpecError that names the file or the option, and for an unknown key the nearest one.
+    """
+    from actstore.errors import SpecError
+    from actstore.validation import validated
     from schemas.train import TrainSpec
     from trainer.training.sweep import with_values
 
-    raw = with_values(*_with_kind(_yaml(path) if path else {}, overrides))
-    if "store" not in raw:
+    where = path or "the options"
+    raw = _yaml(path) if path else {}
+    raw["sae"], raw["stream"] = (dict(_section(raw, name, where)) for name in ("sae", "stream"))
+    placed, names = _placed(raw, given)
+    values = with_values(raw, placed, where)
+    if not raw["stream"] and not any(one.startswith("stream.") for one in placed):
+        del values["stream"]  # whose default is not that of an empty one
+    if "store" not in values:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
-    made: TrainSpec = validated(TrainSpec, raw, path or "the options")
-    return made
+    return validated(TrainSpec, values, where, names)
 
 
-def _with_kind(raw: dict[str, Any], overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both with the kind of SAE settled (what the stream's mode calls for, else topk), and options that are of the
-    latents put where a transcoder or crosscoder has them."""
-    mode = overrides.get("stream.mode", raw.get("stream", {}).get("mode"))
-    usual = {"pairs": "transcoder", "aligned": "crosscoder"}.get(mode, "topk")
-    kind = overrides.get("sae.kind", raw.get("sae", {}).get("kind", usual))
-    given = {"sae.kind": kind, **overrides}
-    if kind in {"transcoder", "crosscoder"}:
-        given = {path.replace("sae.", "sae.inner.") if path in OF_LATENTS else path: v for path, v in given.items()}
-        given.setdefault("sae.inner.kind", raw.get("sae", {}).get("inner", {}).get("kind", "topk"))
-    return raw, given
+def _placed(raw: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is given at its dotted paths, and the options it is from.
+
+    With the kind of SAE settled (what the stream's mode calls for, else topk), and what is of the latents put where a
+    transcoder or crosscoder has them.
+    """
+    sae = raw["sae"]
+    mode = given.get("stream.mode", raw["stream"].get("mode"))
+    kind = given.get("sae.kind", sae.get("kind", USUAL_KIND.get(mode, "topk")))
+    paths = {path: path for path in given}
+    settled = {"sae.kind": kind}
+    if kind in USUAL_KIND.values():
+        paths |= {path: path.replace("sae.", "sae.inner.") for path in given if path in OF_LATENTS}
+        sae["inner"] = sae = dict(_section(sae, "inner", "sae"))
+        settled["sae.inner.kind"] = sae.get("kind", "topk")
+    if any(path in given for path in (*WEIGHTS, TARGET)):  # an option replaces what the file says of the same
+        for path in (*WEIGHTS, TARGET):
+            sae.pop(path.removeprefix("sae."), None)
+    placed = {**settled, **{paths[path]: value for path, value in given.items()}}
+    return placed, {paths[path]: OPTIONS[path] for path in given if path in OPTIONS}
 
 
 def load_sweep(path: str, store: str | None) -> SweepSpec:
-    """A SweepSpec from YAML; `store` overrides the base's."""
+    """A SweepSpec from YAML; `store` overrides the base's. Raises SpecError."""
+    from actstore.validation import validated
     from schemas.train import SweepSpec
 
     raw = _yaml(path)
     if store is not None:
-        raw.setdefault("base", {})["store"] = store
-    made: SweepSpec = validated(SweepSpec, raw, path)
-    return made
+        raw["base"] = {**_section(raw, "base", path), "store": store}
+    return validated(SweepSpec, raw, path)
 
 
-def validated(schema: Any, raw: dict[str, Any], where: str) -> Any:
-    """The schema's instance, or a SpecError in sentences, with the nearest key for an unknown one."""
-    from pydantic import ValidationError
-
-    from actstore.boundary import sentences
+def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """The keys under a key; none where it is not there. Raises SpecError where it is a value."""
     from actstore.errors import SpecError
 
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        unknown = [str(e["loc"][-1]) for e in error.errors() if e["type"] == "extra_forbidden"]
-        near = [hint for key in unknown for hint in difflib.get_close_matches(key, _keys(schema), 1, 0.5)]
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise SpecError(f"{where}: {sentences(error)}{hint}") from error
+    found = raw.get(name, {})
+    if not isinstance(found, Mapping):
+        raise SpecError(f"{where}: {name}: wanted keys and values, got {found!r}")
+    return found
 
 
 def _yaml(path: str) -> dict[str, Any]:
@@ -79,12 +124,3 @@ def _yaml(path: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: wanted keys and values, got {type(raw).__name__}")
     return raw
-
-
-def _keys(schema: Any) -> list[str]:
-    """Field names of a schema and of the schemas inside it."""
-    properties: dict[str, None] = {}
-    description = schema.model_json_schema()
-    for part in [description, *description.get("$defs", {}).values()]:
-        properties.update(dict.fromkeys(part.get("properties", {})))
-    return list(properties)

@@ -6,20 +6,32 @@ import itertools
 import re
 from typing import Any
 
+from actstore.errors import SpecError
+from actstore.validation import validated
 from schemas.train import SweepSpec, TrainSpec
 from trainer.errors import SaeError
 from trainer.training.streams import shared_stream
 
 
-def expand(sweep: SweepSpec) -> dict[str, TrainSpec]:
-    """Name -> spec of every run. A name lists what varies, and is that of a folder: `k=32,rescale=log`."""
+def expand(sweep: SweepSpec, where: str = "the sweep") -> dict[str, TrainSpec]:
+    """Name -> spec of every run. A name lists what varies, and is that of a folder: `k=32,rescale=log`.
+
+    `where` the sweep is from, for errors. Raises SpecError, or SaeError for two runs that are the same.
+    """
     rows: list[dict[str, Any]] = sweep.runs or [
         dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())
     ]
     runs = {",".join(f"{path.split('.')[-1]}={_shown(value)}" for path, value in row.items()): row for row in rows}
     if len(runs) != len(rows):
         raise SaeError("two runs of the sweep are the same; every run must differ in at least one field")
-    return {name: TrainSpec.model_validate(with_values(sweep.base, row)) for name, row in runs.items()}
+    return {name: _run(sweep.base, row, name, f"{where}, run {name}") for name, row in runs.items()}
+
+
+def _run(base: dict[str, Any], row: dict[str, Any], name: str, where: str) -> TrainSpec:
+    values = with_values(base, row, where)
+    if "name" in base and "name" not in row:  # a name of all of them would tell none apart
+        values["name"] = f"{base['name']} {name}"
+    return validated(TrainSpec, values, where)
 
 
 def groups(specs: dict[str, TrainSpec]) -> list[dict[str, TrainSpec]]:
@@ -32,14 +44,16 @@ def groups(specs: dict[str, TrainSpec]) -> list[dict[str, TrainSpec]]:
     return list(out.values())
 
 
-def with_values(base: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """A copy of nested keys with values put at dotted paths."""
+def with_values(base: dict[str, Any], row: dict[str, Any], where: str = "the spec") -> dict[str, Any]:
+    """A copy of nested keys with values put at dotted paths. Raises SpecError where a path leads through a value."""
     made: dict[str, Any] = _copy(base)
     for path, value in row.items():
         *parents, last = path.split(".")
         place = made
         for name in parents:
             place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise SpecError(f"{where}: {path}: {name} is {place!r} there, and not keys and values")
         place[last] = value
     return made
 
