@@ -20,6 +20,7 @@ from trainer.kernels.peers import Peers, largest_of_all
 from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.build import Sae, latents_of, raise_thresholds
 from trainer.saes.ops import Rows
+from trainer.saes.topk import TopKSae
 from trainer.training.streams import next_batch
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Levels:
         self._sae, self._l0, self._spare, self._peers = sae, l0, spare, peers
         inner = latents_of(sae)
         by_layer = isinstance(inner, BatchTopKSae) and inner.spec.per_layer_threshold
-        self._parts = [_Level(l0, spare, peers) for _ in range(len(inner.threshold) if by_layer else 1)]
+        self._parts = [_Level(l0, spare, peers) for _ in range(inner.threshold.numel() if by_layer else 1)]
 
     @property
     def seen(self) -> int:
@@ -99,7 +100,7 @@ class Levels:
 
     def enough(self) -> bool:
         """Whether as many margins were kept as are wanted."""
-        return all([part.enough() for part in self._parts])
+        return all(part.enough() for part in self._parts)
 
     def found(self) -> Tensor:
         """By how much thresholds have to rise: [1], or [n_sites]."""
@@ -146,4 +147,5 @@ class _Level:
 
 def _margins(sae: Sae, x: Tensor, layer: Tensor | None) -> Tensor:
     inner = latents_of(sae)
-    return inner.margins(x.flatten(1), layer)  # type: ignore[union-attr]  # topk, which has none, is never here
+    assert not isinstance(inner, TopKSae)  # which has no threshold
+    return inner.margins(x.flatten(1), layer)

@@ -18,7 +18,10 @@ import math
 import torch
 from torch import Tensor
 
-GAIN = 0.02
+from schemas.sae import DEFAULT_L0
+
+import os
+GAIN = float(os.environ.get('GAIN', 0.1))
 PROPORTIONAL = 0.5
 MEMORY = 0.9  # of the running mean of e
 DIRECT = 0.2
@@ -33,7 +36,7 @@ class Steering:
     """state: float64 [2], the sum and the running mean of e."""
 
     def __init__(self, kind: str, target: float, device: torch.device) -> None:
-        self._log_target, self._start = math.log(target), math.log(STARTING_WEIGHT[kind])
+        self._log_target, self._start = math.log(target), math.log(STARTING_WEIGHT[kind] * DEFAULT_L0 / target)
         self.state = torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
