@@ -161,7 +161,7 @@ def test_a_list_of_tokens_that_is_none(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(cli(*words(out, "--exclude-tokens", str(tmp_path / "ids.txt"))), "line 2", "'the'", "one number per line")
     refused(cli(*words(out, "--exclude-tokens", str(tmp_path / "none.txt"))), "none.txt", "cannot be read")
-    refused(cli(*words(out, "--skip-first=-1")), "skip_first", "-1")
+    refused(cli(*words(out, "--skip-first=-1")), "--skip-first", "-1")
     assert not out.exists()
 
 

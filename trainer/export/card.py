@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from schemas.records import EvalRecord
+from schemas.records import EvalRecord, RunRecord
 from trainer.analysis.run import shown
 from trainer.export.origin import Origin, folder_name
 
@@ -26,7 +26,7 @@ the SAE was trained with is folded into its weights.""",
 import trainer
 
 sae = trainer.load(".")  # this folder, or its URL
-latents = sae.encode(x, "{site}")  # x: activations in original units
+latents = sae.encode({arguments})  # x: activations in original units
 ```
 
 `sae.safetensors` holds the weights in the units of training, and each layer's scale (and mean); `sae.json` what they
@@ -65,7 +65,7 @@ def card(origin: Origin, form: Format) -> str:
         _table(("", ""), facts),
         _UNPROCESSED,
         "## Use",
-        _LOAD[form].format(site=folder_name(record, 0) if form == "saelens" else record.sites[0]),
+        _LOAD[form].format(site=folder_name(record, 0) if form == "saelens" else "", arguments=_arguments(record)),
         "## Metrics",
         _metrics(origin.evaluation),
     ]
@@ -76,6 +76,11 @@ def _front_matter(form: Format) -> str:
     tags = ["sparse-autoencoder", "actstore", *(["saelens"] if form == "saelens" else [])]
     library = "saelens" if form == "saelens" else "actstore"
     return "\n".join(["---", f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _arguments(record: RunRecord) -> str:
+    """What `encode` takes: a crosscoder's rows [..., n_sites, d] hold all sites."""
+    return "x" if record.sae.kind == "crosscoder" else f'x, "{record.sites[0]}"'
 
 
 def _settings(origin: Origin) -> str:

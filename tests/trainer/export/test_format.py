@@ -172,8 +172,8 @@ def test_runs_that_the_format_cannot_hold_are_refused_and_go_out_in_our_own(tmp_
     assert not (tmp_path / "out").exists()
     export_run(run, str(tmp_path / "out"), "safetensors")
     mine, again = trainer.load(run), trainer.load(str(tmp_path / "out"))
-    x = torch.randn(5, 3, D) if spec["kind"] == "crosscoder" else rows(5)
-    assert torch.equal(mine.encode(x, 1), again.encode(x, 1))
+    x, layer = (torch.randn(5, 3, D), None) if spec["kind"] == "crosscoder" else (rows(5), 1)
+    assert torch.equal(mine.encode(x, layer), again.encode(x, layer))
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -259,7 +259,7 @@ def test_our_own_format_loads_again(tmp_path: Path, memory_url: str) -> None:
     assert all(torch.equal(mine.encode(x, site), again.encode(x, site)) for site in SITES)
     card = Storage(f"{memory_url}/out").read("README.md").decode()
     assert card.startswith("---\nlibrary_name: actstore\n")
-    for text in ("c0ffee", "topk: k 5", "| blocks.1.hook_mlp_out | 0.125 | 2 | 5 | 6 | 0.75 |", "0.9100", "16,384"):
+    for text in ("c0ffee", "topk: k 5", "| blocks.1.hook_mlp_out | 0.125 | 2 | 5 | 6 | 6 | 0.75 |", "0.9100", "16,384"):
         assert text in card
     with pytest.raises(ExistsError, match="new or empty folder"):
         export_run(run, f"{memory_url}/out", "safetensors")
