@@ -130,6 +130,25 @@ class Stream(IterableDataset[Batch]):
             ("next", f"batch {self._batch} of epoch {self._epoch}"),
         ]
 
+    def held_out(self) -> Stream | None:
+        """One epoch of the store's held-out rows, read as this stream is; None where there are none, or not yet."""
+        if self.spec.follow or not self.store.units("held_out"):
+            return None
+        spec = self.spec.model_copy(
+            update={"split": "held_out", "epochs": 1, "skip_rows": 0, "limit_rows": None, "window_chunks": None}
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StreamWarning)  # how well these rows are mixed does not matter
+            return Stream(
+                self.store,
+                spec,
+                device=self.device,
+                threads=self._threads,
+                rank=self._rank,
+                world=self._world,
+                on_corrupt="skip" if self._skip else "error",
+            )
+
     @property
     def batches_per_epoch(self) -> int:
         """Batches of the first epoch; the last may be smaller. A stream that follows tells what is planned."""

@@ -1,9 +1,10 @@
 """At the end of training: thresholds at which rows have the wanted number of active latents, exactly.
 
-Over ROWS rows of the stream the margins of all latents (by how much pre-activations are above where a latent fires) are
+Over ROWS held-out rows (of a store that has none, rows of the stream) the margins of all latents (by how much pre-activations are above where a latent fires) are
 collected as far as they are large, and the n-th largest, n = L0 times the rows, is where thresholds move to. That sets
 the thresholds of BatchTopK and Matryoshka, which selected by batch until now, and takes the last per cent off the L0
-that penalised kinds were steered to. Kinds whose L0 follows from a given penalty stay as they are.
+that penalised kinds were steered to. Held-out rows are other documents, on which the L0 is a few per cent off that of
+training rows; it is theirs that evaluation reports and a user gets. One number is taken from them. Kinds whose L0 follows from a given penalty stay as they are.
 """
 
 from __future__ import annotations
@@ -46,22 +47,35 @@ def calibrate(stream: Stream, learner: Learner, sae: Sae) -> None:
     l0 = wanted_l0(learner.spec.sae)
     if l0 is None:
         return
+    held_out = stream.held_out()
+    start = stream.state()
+    try:
+        if held_out is not None:
+            _move(held_out, learner, sae, l0)
+        else:
+            _move(stream, learner, sae, l0)
+    finally:
+        if held_out is not None:
+            held_out.close()
+        stream.restore(start)
+
+
+def _move(stream: Stream, learner: Learner, sae: Sae, l0: float) -> None:
     start, parallel = stream.state(), learner.parallel
-    peers = None if parallel is None else parallel.world
     for spare in SPARES:
-        levels = Levels(sae, l0, spare, peers)
+        levels = Levels(sae, l0, spare, None if parallel is None else parallel.world)
         for _ in range(0, min(ROWS, stream.rows_per_epoch), stream.spec.batch):
             batch = next_batch(stream, parallel)
             if batch is None:
                 break
             rows = learner.rows(batch.x, batch.layer, batch.target)
             levels.add(rows, len(rows.x) if parallel is None else int(parallel.rows(len(rows.x))))
+        # a harvest that was followed has ended: its first rows are read again
         stream.restore(start if levels.seen else start.model_copy(update={"epoch": 0, "batch": 0}))
-        if levels.enough():
+        if levels.seen and levels.enough():
             break
     if levels.seen:
         raise_thresholds(sae, levels.found())
-    stream.restore(start)
 
 
 class Levels:
