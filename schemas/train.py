@@ -19,6 +19,7 @@ class Optimiser(Schema):
     lr: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default="auto", description="peak learning rate; auto: by kind, dictionary size and updates (training/rates.py)"
     )
+    lr_factor: float = Field(default=1.0, gt=0, description="times `lr`: for sweeps around auto")
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

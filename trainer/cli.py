@@ -6,7 +6,7 @@ import typer
 
 from actstore import boundary
 from actstore.options import Command
-from trainer.evaluate.command import eval_command
+from trainer.evaluate.command import calibrate_command, eval_command
 from trainer.export.command import export_command
 from trainer.imports.command import import_command
 from trainer.report.command import report_command
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("train", cls=TrainCommand)(train_command)
 app.command("sweep", cls=Command)(sweep_command)
 app.command("eval", cls=Command)(eval_command)
+app.command("calibrate", cls=Command)(calibrate_command)
 app.command("report", cls=Command)(report_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)

@@ -121,11 +121,17 @@ class TrainedSae:
         """Latents [..., m] of activations [..., d] in original units. Raises SaeError for other shapes."""
         self._check_input(x, layer)
         if isinstance(self.sae, CrosscoderSae):
-            flat = x.reshape(-1, *x.shape[-2:]).float()
-            centred = flat if self.mean is None else flat - self.mean
-            return self.sae.encode(centred * self.scale[:, None]).reshape(*x.shape[:-2], self.n_latents)
-        at, flat = self._index(layer), x.reshape(-1, self.d).float()
-        return self.sae.encode(self._scaled(flat, at), at).reshape(*x.shape[:-1], self.n_latents)
+            return self.sae.encode(self.scaled(x.reshape(-1, *x.shape[-2:]))).reshape(*x.shape[:-2], self.n_latents)
+        at, flat = self._index(layer), x.reshape(-1, self.d)
+        return self.sae.encode(self.scaled(flat, at), at).reshape(*x.shape[:-1], self.n_latents)
+
+    def scaled(self, x: Tensor, at: int | Tensor | None = None) -> Tensor:
+        """Rows [B, d] in original units as the architecture sees them; at: as `layer`, by index. A crosscoder's rows
+        are [B, n_sites, d]."""
+        wide = x.float()
+        if at is None:
+            return (wide if self.mean is None else wide - self.mean) * self.scale[:, None]
+        return (wide if self.mean is None else wide - self.mean[at]) * self._scale_of(at)
 
     def decode(self, latents: Tensor, layer: Layer | None = None) -> Tensor:
         """Reconstruction [..., d] in original units of latents [..., m]. Raises SaeError for other shapes."""
@@ -142,8 +148,8 @@ class TrainedSae:
         """decode(encode(x)) in x's dtype; of a transcoder the output [..., d_out], its skip connection included."""
         self._check_input(x, layer)
         if isinstance(self.sae, TranscoderSae):
-            at, flat = self._index(layer), x.reshape(-1, self.d).float()
-            out = self._unscaled(self.sae.predict(self._scaled(flat, at), at), at)
+            at, flat = self._index(layer), x.reshape(-1, self.d)
+            out = self._unscaled(self.sae.predict(self.scaled(flat, at), at), at)
             return out.reshape(*x.shape[:-1], -1).to(x.dtype)
         return self.decode(self.encode(x, layer), layer).to(x.dtype)
 
@@ -224,9 +230,6 @@ class TrainedSae:
 
     def _scale_of(self, at: int | Tensor) -> Tensor:
         return self.scale[at] if isinstance(at, int) else self.scale[at][:, None]
-
-    def _scaled(self, x: Tensor, at: int | Tensor) -> Tensor:
-        return (x if self.mean is None else x - self.mean[at]) * self._scale_of(at)
 
     def _unscaled(self, out: Tensor, at: int | Tensor) -> Tensor:
         wide = out / (self.scale_out[at] if isinstance(at, int) else self.scale_out[at][:, None])

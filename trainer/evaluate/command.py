@@ -9,6 +9,8 @@ import typer
 
 from actstore.options import AsJson, Device, one_of
 
+OFF = 0.1  # of the wanted L0
+
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
 
@@ -49,6 +51,7 @@ def eval_command(
     from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
     from trainer.trained import load
+    from trainer.training.calibration import wanted_l0
 
     if split not in {"held_out", "train"}:
         raise TrainerError(f"--split {split}: wanted held_out or train")
@@ -68,11 +71,56 @@ def eval_command(
                 bar.update(task, description=f"language model, {run}", completed=0)
                 record = on_rows.with_model(record, model_metrics(sae, opened, model, sequences, device, tick))
         on_rows.write(run, record, firings)
+        warning = off_target(record, wanted_l0(sae.spec))
+        if warning is not None:
+            typer.echo(f"warning: {warning}", err=True)
         if as_json:
             typer.echo(record.model_dump_json())
         else:
             for table in tables(record):
                 Console().print(table)
+
+
+def calibrate_command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, imported ones too.")],
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="The store.", show_default="the one the run was trained from")
+    ] = None,
+    l0: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Mean active latents per row.", show_default="k or target_l0 of the run"),
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Set the thresholds of trained SAEs so that held-out rows have the wanted L0. Training ends with this; it is for
+    imported SAEs, another store, or another L0."""
+    from actstore.allocator import keep_freed_memory
+    from actstore.store import open as open_store
+    from trainer.errors import TrainerError
+    from trainer.evaluate.calibrate import calibrate, write
+    from trainer.trained import load
+
+    if l0 is not None and not l0 > 0:
+        raise TrainerError(f"--l0 {l0:g}: wanted a number above 0")
+    keep_freed_memory()
+    for run in runs:
+        sae = load(run, device=device)
+        if not (store or sae.record.store):
+            raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
+        found = calibrate(sae, open_store(store or sae.record.store), l0)
+        write(run, sae)
+        typer.echo(f"{run}: thresholds set for an L0 of {found:g}; next: trainer eval {run}")
+
+
+def off_target(record: EvalRecord, wanted: float | None) -> str | None:
+    """A warning where the L0 is more than 10 % off the one that the run's spec asks for."""
+    l0 = record.pooled.l0
+    if wanted is None or abs(l0 / wanted - 1) <= OFF:
+        return None
+    return (
+        f"{record.run}: L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it was trained for, so its "
+        f"figures do not compare with those of that L0; `trainer calibrate {record.run}` sets its thresholds anew"
+    )
 
 
 def tables(record: EvalRecord) -> list[Any]:

@@ -73,7 +73,7 @@ def _site_sums(sae: TrainedSae, store: Store, i: int, rows: np.ndarray) -> Layer
     mean = torch.from_numpy(store.mean(sites[-1])).to(sae.device)
     norms, scale = sae.decoder.norm(dim=1), float(sae.scale_out[i])
     total = LayerSums(torch.zeros(sae.n_latents, dtype=torch.int64, device=sae.device))
-    for block in _blocks(store, sites, rows, sae.n_latents):
+    for block in blocks(store, sites, rows, sae.n_latents):
         on = [x.to(sae.device) for x in block]
         latents = sae.encode(on[0], i)
         again = sae.decode(latents, i) if len(on) == 1 else sae.reconstruct(on[0], i)  # with the skip connection
@@ -89,7 +89,7 @@ def _aligned_sums(sae: TrainedSae, store: Store, rows: np.ndarray, tick: Tick | 
     norms, scales = sae.decoder.norm(dim=2), sae.scale.tolist()
     sums = [LayerSums(torch.zeros(sae.n_latents, dtype=torch.int64, device=sae.device)) for _ in sae.sites]
     done = 0
-    for block in _blocks(store, sae.sites, rows, sae.n_latents):
+    for block in blocks(store, sae.sites, rows, sae.n_latents):
         x = torch.stack([part.to(sae.device) for part in block], dim=1)
         latents = sae.encode(x)
         again = sae.decode(latents)
@@ -103,7 +103,7 @@ def _aligned_sums(sae: TrainedSae, store: Store, rows: np.ndarray, tick: Tick | 
     return sums
 
 
-def _blocks(store: Store, sites: tuple[str, ...], rows: np.ndarray, n_latents: int) -> Iterator[tuple[Tensor, ...]]:
+def blocks(store: Store, sites: tuple[str, ...], rows: np.ndarray, n_latents: int) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of some sites. A unit's shards are read once: blocks come from one unit's rows in memory."""
     size = max(1, min(BLOCK, BLOCK_LATENTS // n_latents))
     units = rows // store.layout.capacity

@@ -1,10 +1,11 @@
 """At the end of training: thresholds at which rows have the wanted number of active latents, exactly.
 
-Over ROWS held-out rows (of a store that has none, rows of the stream) the margins of all latents (by how much pre-activations are above where a latent fires) are
-collected as far as they are large, and the n-th largest, n = L0 times the rows, is where thresholds move to. That sets
-the thresholds of BatchTopK and Matryoshka, which selected by batch until now, and takes the last per cent off the L0
-that penalised kinds were steered to. Held-out rows are other documents, on which the L0 is a few per cent off that of
-training rows; it is theirs that evaluation reports and a user gets. One number is taken from them. Kinds whose L0 follows from a given penalty stay as they are.
+Over ROWS held-out rows (of a store that has none, rows of the stream) the margins of all latents, by how much their
+pre-activations are above where they fire, are collected as far as they are large; the n-th largest, n = L0 times the
+rows, is where thresholds move to. That sets the thresholds of BatchTopK and Matryoshka, which selected by batch until
+now, and takes the last per cent off the L0 that penalised kinds were steered to. Held-out rows are other documents, on
+which the L0 is a few per cent off that of training rows; it is theirs that evaluation reports and a user gets. One
+number is taken from them. Kinds whose L0 follows from a given penalty stay as they are.
 """
 
 from __future__ import annotations
@@ -83,9 +84,10 @@ class Levels:
 
     def __init__(self, sae: Sae, l0: float, spare: float, peers: Peers | None = None) -> None:
         self._sae, self._l0, self._spare, self._peers = sae, l0, spare, peers
-        inner = latents_of(sae)
-        by_layer = isinstance(inner, BatchTopKSae) and inner.spec.per_layer_threshold
-        self._parts = [_Level(l0, spare, peers) for _ in range(inner.threshold.numel() if by_layer else 1)]
+        inner, n = latents_of(sae), 1
+        if isinstance(inner, BatchTopKSae) and inner.spec.per_layer_threshold:
+            n = len(inner.threshold)
+        self._parts = [_Level(l0, spare, peers) for _ in range(n)]
 
     @property
     def seen(self) -> int:

@@ -187,9 +187,9 @@ class Learner:
         return self.parallel.reducing(self.sae.parameters())
 
     def _revive(self) -> None:
-        """Lift the biases of dead latents, each update by the learning rate, until they fire."""
+        """Lift the biases of dead latents, each update by the peak learning rate, until they fire."""
         if self.spec.revive:
-            lift_biases(self.sae, self.silent_rows > self.dead_rows, self.optimiser.param_groups[0]["lr"])
+            lift_biases(self.sae, self.silent_rows > self.dead_rows, self.lr)
 
     def _clip(self, limit: float) -> None:
         if self.parallel is None:

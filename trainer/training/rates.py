@@ -7,7 +7,7 @@ import os
 from schemas.sae import BatchTopK, Matryoshka, SaeSpec, TopK, inner_of
 from schemas.train import TrainSpec
 
-_INTERVALS = 1000  # mean times between two firings of a latent
+_INTERVALS = 250  # mean times between two firings of a latent
 _LEAST_BATCHES = 4
 _RUN_SHARE = 10
 _MOST_ROWS = 10_000_000
@@ -18,7 +18,7 @@ def peak_rate(spec: TrainSpec, d: int, n_latents: int, steps: int) -> float:
 
 
 def dead_after(spec: TrainSpec, n_latents: int, steps: int) -> int:
-    """Rows after which a silent latent is dead: 1,000 times the mean time between firings, n_latents / L0 rows, within
+    """Rows after which a silent latent is dead: 250 times the mean time between firings, n_latents / L0 rows, within
     4 batches and a tenth of the run, and at most 10 M rows."""
     if spec.dead_rows != "auto":
         return spec.dead_rows

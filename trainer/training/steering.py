@@ -14,14 +14,13 @@ repeats it. What is left at the end is a part of a per cent, and `calibration` t
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
 from schemas.sae import DEFAULT_L0
 
-GAIN = float(os.environ.get("GAIN", 0.1))
+GAIN = 0.1
 PROPORTIONAL = 0.5
 MEMORY = 0.9  # of the running mean of e
 DIRECT = 0.2

@@ -1,0 +1,69 @@
+"""`trainer calibrate`: thresholds of a trained or imported SAE, set so that rows of a store have a wanted L0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from actstore.format.storage import Storage
+from actstore.store import Store
+from trainer.errors import RunError
+from trainer.evaluate.rows import blocks
+from trainer.saes.build import latents_of, raise_thresholds
+from trainer.saes.ops import Rows
+from trainer.saes.topk import TopKSae
+from trainer.trained import TrainedSae
+from trainer.training.calibration import ROWS, SPARES, Levels, wanted_l0
+
+
+@torch.no_grad()
+def calibrate(sae: TrainedSae, store: Store, l0: float | None = None) -> float:
+    """Move the thresholds of `sae`, in place, to a mean L0 over held-out rows; returns that L0.
+
+    l0: None for the one that its spec asks for. Raises RunError where it asks for none, or has no threshold.
+    """
+    if isinstance(latents_of(sae.sae), TopKSae):
+        raise RunError(f"{sae.url}: topk has no threshold; each row has its k latents")
+    l0 = wanted_l0(sae.spec) if l0 is None else l0
+    if l0 is None:
+        raise RunError(f"{sae.url}: its spec asks for no L0 (its penalty has a fixed weight); say which with --l0")
+    for spare in SPARES:
+        levels = Levels(sae.sae, l0, spare)
+        for rows in _rows(sae, store):
+            levels.add(rows, len(rows.x))
+        if levels.enough():
+            break
+    raise_thresholds(sae.sae, levels.found())
+    return l0
+
+
+def write(run: str, sae: TrainedSae) -> None:
+    """The SAE's new thresholds into its run; what was evaluated with the old ones is taken away."""
+    storage = Storage(run)
+    old = load_tensors(storage.read("sae.safetensors"))
+    new = {name: value.detach().cpu().contiguous() for name, value in sae.sae.state_dict().items()}
+    storage.put("sae.safetensors", save_tensors({**old, **new}))
+    for key in ("eval.json", "latents.safetensors"):
+        if storage.exists(key):
+            storage.delete(key)
+
+
+def _rows(sae: TrainedSae, store: Store) -> Iterator[Rows]:
+    """Rows spread over the store's held-out units, or over all where there are none, as the SAE sees them."""
+    missing = [site for site in sae.sites if site not in store.sites]
+    if missing:
+        raise RunError(f"{store.url}: it has no site {', '.join(missing)} of this SAE; use the store it is from")
+    ids = store.rows("held_out" if store.units("held_out") else None)
+    wanted = ROWS if sae.of_all_sites else -(-ROWS // len(sae.sites))
+    ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), wanted)).astype(np.int64))]
+    if sae.of_all_sites:
+        for parts in blocks(store, sae.sites, ids, sae.n_latents):
+            yield Rows(sae.scaled(torch.stack(parts, dim=1).to(sae.device)))
+        return
+    for i, site in enumerate(sae.sites):
+        for (x,) in blocks(store, (site,), ids, sae.n_latents):
+            yield Rows(sae.scaled(x.to(sae.device), i), torch.full((len(x),), i, device=sae.device))
