@@ -54,9 +54,12 @@ class Bench:
         return made
 
     def _run(self, case: Case) -> Result:
-        path = rows_file(self.store, self.name, self.setting, case.seed, self.work)
+        rows = None  # ours reads the store
+        if case.library != "ours":
+            rows = rows_file(self.store, self.name, self.setting, case.seed, self.work)
+        out = self.work / "sae" / case.library  # so that a process of each library can run
         began = time.perf_counter()
-        trained = train(case, self.store, self.setting.batch, path, self.work / "sae", self.threads)
+        trained = train(case, self.store, self.setting.batch, rows, out, self.threads)
         seconds = time.perf_counter() - began
         of_all = figures(trained.model, self.store, self.known)
         reset: Figures | None = None

@@ -56,11 +56,12 @@ class Trained(NamedTuple):
     used_penalty: float | None
 
 
-def train(case: Case, store: Store, batch: int, rows: Path, out: Path, threads: int) -> Trained:
-    """Train the case into the empty folder `out`. Raises PeerError where a peer fails or its SAE is read wrongly."""
+def train(case: Case, store: Store, batch: int, rows: Path | None, out: Path, threads: int) -> Trained:
+    """Train the case into the folder `out`, which is emptied. rows: the file that peers read. Raises PeerError where a peer fails or its SAE is read wrongly."""
     shutil.rmtree(out, ignore_errors=True)
     if case.library == "ours":
         return _ours(case, store, batch, out)
+    assert rows is not None
     return _peer(case, store, batch, rows, out, threads)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trainer
+from tests.benchmarks.peers.link import PYTHONS
+from tests.benchmarks.quality.bench import Bench
 from tests.benchmarks.quality.evaluate import Model, calibrated, figures
 from tests.benchmarks.quality.known_features import (
     SITE,
@@ -19,12 +24,14 @@ from tests.benchmarks.quality.known_features import (
     firings_of_unit,
     make_known_store,
 )
+from tests.benchmarks.quality.libraries import KINDS, NAMES
 from tests.benchmarks.quality.records import Case, Result, Results
 from tests.benchmarks.quality.recovery import Counts, recovery
 from tests.benchmarks.quality.rows import Setting, first_rows, rows_file
 from tests.benchmarks.quality.search import Point, at_l0, next_penalty
 from tests.benchmarks.quality.table import tables
 from tests.support import make_store
+from trainer.evaluate.rows import evaluate
 from trainer.export.plain import PlainSae
 
 SMALL = FeatureSpec(n_features=120, d=24, l0=4.0, n_roots=6, branching=2, depth=2, n_topics=4, boost=3.0)
@@ -221,3 +228,37 @@ def test_results_are_found_again_and_shown(tmp_path: Path) -> None:
     theirs = next(line for line in text.splitlines() if line.startswith("| gated | saelens"))
     assert "| 0.0800 ± 0.0000 | 140.0 ± 1.0 |" in theirs
     assert "| 0.0500 | 0.1 | 0.2000 |" in theirs  # ours at 140; their best between 64 and 16
+
+
+def small_bench(folder: Path) -> Bench:
+    store = make_store(folder / "store", {"a": 8, "b": 8}, n_units=40, unit_sequences=8)
+    setting = Setting(n_latents=16, batch=256, rows=8192, k=4)
+    return Bench("builtin", store, None, setting, Results(folder / "results.jsonl"), folder)
+
+
+def test_ours_is_trained_and_evaluated_as_trainer_eval_does(tmp_path: Path) -> None:
+    bench = small_bench(tmp_path)
+    (made,) = bench.default("ours", "batch_topk", 1)
+    record, _ = evaluate(trainer.load(str(tmp_path / "sae/ours")), bench.store)
+    assert (made.fvu, made.l0) == pytest.approx((record.pooled.fvu, record.pooled.l0))
+    assert made.l0_reset == pytest.approx(4, rel=0.01)
+    assert small_bench_again(tmp_path, bench).default("ours", "batch_topk", 1) == [made]
+
+
+def small_bench_again(folder: Path, bench: Bench) -> Bench:
+    """With what is in the file of results, and nowhere to train."""
+    return dataclasses.replace(bench, results=Results(folder / "results.jsonl"), work=folder / "nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("library", NAMES)
+def test_peers_train_and_are_read_as_they_read_themselves(library: str, kind: str, tmp_path: Path) -> None:
+    if not os.environ.get(PYTHONS[library]):
+        pytest.skip(f"{PYTHONS[library]} is not set")
+    bench = small_bench(tmp_path)
+    more = {"recipe": True, "normalise": True, "lr": 1e-3}
+    for case in (bench.case(library, kind, "default"), bench.case(library, kind, "grid", **more)):
+        made = bench.result(case)
+        assert made is not None
+        assert 0 < made.l0 <= 16
