@@ -50,20 +50,17 @@ def at_l0(points: Sequence[Point], l0: float) -> float | None:
     """FVU at an L0: log FVU over log L0, between the nearest points on either side, or on from the nearest two where
     one of them is near; None where it would be a guess."""
     ordered = sorted(points, key=lambda point: abs(_distance(point, l0)))
-    if not ordered:
+    if len(ordered) == 1:
+        return ordered[0].fvu if abs(_distance(ordered[0], l0)) < EXACT else None
+    if not ordered or (_around(ordered, l0) is None and abs(_distance(ordered[0], l0)) >= 3 * CLOSE):
         return None
-    if abs(_distance(ordered[0], l0)) < EXACT:
-        return ordered[0].fvu
-    pair = _around(ordered, l0) or tuple(ordered[:2])
-    near = abs(_distance(ordered[0], l0)) < 3 * CLOSE
-    if len(pair) < 2 or not (near or pair == _around(ordered, l0)):
-        return None
-    return adjusted(pair[0], pair, l0)
+    return adjusted(ordered[0], ordered, l0)
 
 
 def adjusted(point: Point, others: Sequence[Point], l0: float) -> float:
     """The FVU that a point would have at an L0, with the slope of the nearest two others; as it is without these."""
-    ordered = sorted(others, key=lambda other: abs(_distance(other, l0)))
+    usable = (other for other in others if other.l0 > 0)
+    ordered = sorted(usable, key=lambda other: abs(_distance(other, l0)))
     one, *rest = _around(ordered, l0) or ordered[:2] or [point]
     if not rest or one.l0 == rest[0].l0:
         return point.fvu

@@ -168,7 +168,7 @@ def test_the_search_ends_near_the_wanted_l0(power: float, scale: float, first: f
         points.append(sae(penalty))
         assert len(points) <= 8
         penalty = next_penalty(points, 32.0)
-    assert at_l0(points, 32.0) == pytest.approx(0.3 * 32**-0.5, rel=1e-3)
+    assert at_l0(points, 32.0) == pytest.approx(0.3 * 32**-0.5, rel=2e-3)
 
 
 def test_no_guess_far_from_what_was_seen() -> None:
