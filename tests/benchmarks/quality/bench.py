@@ -13,7 +13,7 @@ from actstore.store import Store
 from tests.benchmarks.peers.link import PeerError, note
 from tests.benchmarks.quality.evaluate import Figures, calibrated, figures
 from tests.benchmarks.quality.known_features import KnownFeatures
-from tests.benchmarks.quality.libraries import OF_K, WITH_THRESHOLD, train
+from tests.benchmarks.quality.libraries import NAMES, OF_K, WITH_THRESHOLD, train
 from tests.benchmarks.quality.records import Case, Result, Results
 from tests.benchmarks.quality.rows import Setting, rows_file
 from tests.benchmarks.quality.search import Point, at_l0, next_penalty
@@ -100,16 +100,16 @@ class Bench:
         cases = [self.case(library, kind, "default", seed) for seed in range(seeds)]
         return [made for case in cases if (made := self.result(case)) is not None]
 
-    def at_peers(self, kind: str, peers: list[str], seeds: int) -> None:
-        """Ours steered to the L0 that a peer's default has."""
+    def at_peers(self, kind: str, seeds: int) -> None:
+        """Ours steered to the L0 that a peer's default has, as far as there are results of it."""
         if kind in OF_K:
             return
-        for peer in peers:
-            theirs = self.default(peer, kind, seeds)
+        for peer in NAMES:
+            cases = [self.case(peer, kind, "default", seed) for seed in range(seeds)]
+            theirs = [made.l0 for case in cases if (made := self.results.get(case)) is not None]
             if theirs:
-                l0 = round(statistics.mean(one.l0 for one in theirs), 1)
                 for seed in range(seeds):
-                    self.result(self.case("ours", kind, "at_l0", seed, l0=l0))
+                    self.result(self.case("ours", kind, "at_l0", seed, l0=round(statistics.mean(theirs), 1)))
 
     def grid(self, library: str, kind: str) -> dict[float, list[Result]]:
         """By learning rate: the library's own and multiples of it, and more of them while the best is at the edge."""
@@ -189,13 +189,12 @@ def best_rate(found: dict[float, list[Result]], k: float) -> float | None:
 
 def run(bench: Bench, libraries: list[str], kinds: list[str], settings: list[str], seeds: int) -> None:
     """All of it, defaults first."""
-    peers = [name for name in libraries if name != "ours"]
     for library, kind in _each(libraries, kinds):
         if "default" in settings:
             bench.default(library, kind, seeds)
     for library, kind in _each(libraries, kinds):
         if library == "ours" and "at_l0" in settings:
-            bench.at_peers(kind, peers, seeds)
+            bench.at_peers(kind, seeds)
         if "grid" in settings:
             bench.grid(library, kind)
         if "best" in settings:

@@ -105,7 +105,7 @@ def _ours_there(results: Sequence[Result], kind: str, theirs: Sequence[Result], 
         return _spread(_default(results, kind, "ours"), lambda one: value(one, [one], k))
     ours = [one for one in _of(results, kind, "ours") if one.case.lr is None]
     wanted = statistics.mean(one.l0 for one in theirs)
-    there = [one for one in ours if abs(one.case.l0 - wanted) < 0.1]
+    there = [one for one in ours if abs(one.case.l0 - wanted) < 0.02 * wanted]
     return _spread(there, lambda one: value(one, ours, wanted))
 
 
