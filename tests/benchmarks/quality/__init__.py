@@ -1,0 +1,1 @@
+"""How good SAEs become, ours against other packages' (README.md of the folder above)."""
