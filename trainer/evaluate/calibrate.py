@@ -34,7 +34,7 @@ def calibrate(sae: TrainedSae, store: Store, l0: float | None = None) -> float:
     for spare in SPARES:
         levels = Levels(sae.sae, l0, spare)
         for rows in _rows(sae, store):
-            levels.add(rows, len(rows.x))
+            levels.add(rows, levels.counts(rows))
         if levels.enough():
             break
     raise_thresholds(sae.sae, levels.found())

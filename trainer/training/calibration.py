@@ -70,7 +70,8 @@ def _move(stream: Stream, learner: Learner, sae: Sae, l0: float) -> None:
             if batch is None:
                 break
             rows = learner.rows(batch.x, batch.layer, batch.target)
-            levels.add(rows, len(rows.x) if parallel is None else int(parallel.rows(len(rows.x))))
+            counts = levels.counts(rows)
+            levels.add(rows, counts if parallel is None else [int(parallel.rows(n)) for n in counts])
         # a harvest that was followed has ended: its first rows are read again
         stream.restore(start if levels.seen else start.model_copy(update={"epoch": 0, "batch": 0}))
         if levels.seen and levels.enough():
@@ -83,36 +84,33 @@ class Levels:
     """The largest margins of rows, and the level that the wanted number of them exceed; one for each threshold."""
 
     def __init__(self, sae: Sae, l0: float, spare: float, peers: Peers | None = None) -> None:
-        self._sae, self._l0, self._spare, self._peers = sae, l0, spare, peers
+        self._sae = sae
         inner, n = latents_of(sae), 1
         if isinstance(inner, BatchTopKSae) and inner.spec.per_layer_threshold:
             n = len(inner.threshold)
-        self._parts = [_Level(l0, spare, peers) for _ in range(n)]
+        self._parts = [_Level(l0, spare, peers, sae.W_dec.new_zeros(0)) for _ in range(n)]
 
     @property
     def seen(self) -> int:
         """Rows so far, in all processes."""
         return sum(part.rows for part in self._parts)
 
-    def add(self, rows: Rows, n: int) -> None:
-        """Rows of this process, which with those of the others are n."""
-        for first in range(0, len(rows.x), _BLOCK):
+    def counts(self, rows: Rows) -> list[int]:
+        """Rows for each threshold."""
+        if len(self._parts) == 1 or rows.layer is None:
+            return [len(rows.x)]
+        return torch.bincount(rows.layer, minlength=len(self._parts)).tolist()
+
+    def add(self, rows: Rows, counts: list[int]) -> None:
+        """Rows of this process; counts: those of all processes, for each threshold."""
+        for part, count in zip(self._parts, counts, strict=True):
+            part.rows += count
+        for first in range(0, max(1, len(rows.x)), _BLOCK):  # all processes come to the first floor, with rows or none
             x = rows.x[first : first + _BLOCK]
             layer = None if rows.layer is None else rows.layer[first : first + _BLOCK]
             margins = _margins(self._sae, x, layer)
-            if len(self._parts) == 1:
-                self._parts[0].add(margins)
-                continue
             for i, part in enumerate(self._parts):
-                part.add(margins[layer == i])
-        if len(self._parts) == 1:
-            self._parts[0].rows += n
-        elif rows.layer is not None:
-            counts = torch.bincount(rows.layer, minlength=len(self._parts))
-            if self._peers is not None and n != len(rows.x):
-                counts = self._peers.sum_(counts)
-            for part, count in zip(self._parts, counts.tolist(), strict=True):
-                part.rows += count
+                part.add(margins if len(self._parts) == 1 else margins[layer == i])
 
     def enough(self) -> bool:
         """Whether as many margins were kept as are wanted."""
@@ -124,8 +122,8 @@ class Levels:
 
 
 class _Level:
-    def __init__(self, l0: float, spare: float, peers: Peers | None) -> None:
-        self._l0, self._spare, self._peers = l0, spare, peers
+    def __init__(self, l0: float, spare: float, peers: Peers | None, none: Tensor) -> None:
+        self._l0, self._spare, self._peers, self._none = l0, spare, peers, none
         self._kept: list[Tensor] = []
         self._floor: float | None = None
         self.rows = 0
@@ -133,6 +131,8 @@ class _Level:
     def add(self, margins: Tensor) -> None:
         if self._floor is None:
             self._floor = self._first_floor(margins)
+            if self._floor is None:
+                return
         flat = margins.flatten()
         self._kept.append(flat[flat > self._floor])
 
@@ -141,24 +141,29 @@ class _Level:
         return (n if self._peers is None else self._peers.total(n)) >= self._wanted
 
     def found(self) -> Tensor:
-        values = torch.cat(self._kept)
-        n = min(self._wanted, len(values)) if self._peers is None else self._wanted
+        values, n = torch.cat([self._none, *self._kept]), self._wanted
         if self._peers is None:
+            n = min(n, len(values))
             return values.sort(descending=True).values[n - 1] if n else values.new_zeros(())
-        # the bits of positive numbers are in their order
-        above = values - float(self._floor or 0.0) + torch.finfo(torch.float32).tiny
-        kept = values[largest_of_all(above, n, self._peers)]
-        return values.new_tensor(self._peers.least(float(kept.min()) if len(kept) else math.inf))
+        least = self._peers.least(float(values.min()) if len(values) else math.inf)
+        # as positive numbers, whose bits are in their order
+        chosen = values[largest_of_all(values - least + torch.finfo(torch.float32).tiny, n, self._peers)]
+        level = self._peers.least(float(chosen.min()) if len(chosen) else math.inf)
+        return values.new_tensor(level if math.isfinite(level) else 0.0)
 
     @property
     def _wanted(self) -> int:
-        return max(1, round(self._l0 * self.rows))
+        return round(self._l0 * self.rows)
 
-    def _first_floor(self, margins: Tensor) -> float:
-        n = math.ceil(self._spare * self._l0 * len(margins))
-        flat = margins.flatten()
-        floor = float(flat.topk(n).values[-1]) if 0 < n < len(flat) else -math.inf
-        return floor if self._peers is None else self._peers.least(floor)
+    def _first_floor(self, margins: Tensor) -> float | None:
+        """A level that more margins than are wanted exceed, as far as these can tell; None where there are none."""
+        n, flat = math.ceil(self._spare * self._l0 * len(margins)), margins.flatten()
+        floor = math.inf
+        if len(margins):
+            floor = float(flat.topk(n).values[-1]) if n < len(flat) else -math.inf
+        if self._peers is not None:
+            floor = self._peers.least(floor)
+        return None if floor == math.inf else floor
 
 
 def _margins(sae: Sae, x: Tensor, layer: Tensor | None) -> Tensor:
