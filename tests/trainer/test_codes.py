@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,11 +118,30 @@ def test_prefixes_counts_and_smallest_values_are_the_dense_ones() -> None:
     assert lowest(values, pattern, None, 1)[0] == dense[dense > 0].min().float()
 
 
-def test_running_mean_is_plain_first_and_moving_later() -> None:
+@given(
+    values=st.lists(
+        st.lists(st.floats(-100, 100) | st.just(math.inf), min_size=3, max_size=3), min_size=1, max_size=60
+    ),
+    decay=st.sampled_from([0.0, 0.5, 0.9, 0.98, 0.999]),
+)
+def test_running_mean_has_weights_that_fall_with_age_and_sum_to_one(values: list[list[float]], decay: float) -> None:
+    """Each number's own finite values count: the closed form in float64."""
+    mean, count = torch.zeros(3), torch.zeros(3)
+    for new in values:
+        running_mean(mean, count, torch.tensor(new), decay)
+    for i, each in enumerate(zip(*values, strict=True)):
+        own = np.array([value for value in each if math.isfinite(value)])
+        weights = decay ** np.arange(len(own), dtype=np.float64)[::-1]
+        wanted = weights @ own / weights.sum() if len(own) else 0.0
+        assert float(mean[i]) == pytest.approx(wanted, abs=1e-3)
+        assert int(count[i]) == len(own)
+
+
+def test_running_mean_is_the_plain_mean_first_and_forgets_later() -> None:
     mean, count = torch.zeros(2), torch.zeros(2)
     for value in (1.0, 2.0, 6.0):
-        running_mean(mean, count, torch.tensor([value, torch.inf]), 0.9)
-    assert mean.tolist() == pytest.approx([3.0, 0.0])
+        running_mean(mean, count, torch.tensor([value, torch.inf]), 1 - 1e-6)
+    assert mean.tolist() == pytest.approx([3.0, 0.0], abs=1e-4)
     count.fill_(1000)
     running_mean(mean, count, torch.tensor([13.0, 10.0]), 0.9)
-    assert mean.tolist() == pytest.approx([4.0, 1.0])
+    assert mean.tolist() == pytest.approx([4.0, 1.0], abs=1e-4)

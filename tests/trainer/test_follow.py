@@ -38,8 +38,11 @@ def spec(url: str) -> TrainSpec:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("ends_after", [None, 23])
-def test_training_follows_a_harvest_and_goes_on_behind_its_end(tmp_path: Path, ends_after: int | None) -> None:
+def test_training_follows_a_harvest_and_goes_on_behind_its_end(
+    tmp_path: Path, ends_after: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A harvest in a thread: it is slower than training, and the corpus may end before what was planned."""
+    monkeypatch.setattr("trainer.training.start.FIT_ROWS", 256)  # the harvest has little more than the usual 4,096
     growing = Growing(tmp_path / "store", ends_after=ends_after)
     growing.commit(5)
     seen: list[tuple[int, int]] = []

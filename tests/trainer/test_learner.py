@@ -29,13 +29,14 @@ from trainer.training.resample import candidates, due, replace, resample
 from trainer.training.schedule import learning_rate, sparsity
 
 D, M, SITES, BATCH = 8, 24, 3, 60
+AUX = {"aux_k": 4, "aux_coefficient": 1 / 32}
 KINDS: dict[str, dict[str, Any]] = {
     "relu_l1": {"kind": "relu_l1", "l1": 0.1},
     "tied": {"kind": "relu_l1", "l1": 0.1, "tied": True},
     "decoder_norm": {"kind": "relu_l1", "l1": 0.1, "penalty": "decoder_norm"},
-    "topk": {"kind": "topk", "k": 3, "aux_k": 4},
-    "batch_topk": {"kind": "batch_topk", "k": 3, "aux_k": 4},
-    "matryoshka": {"kind": "matryoshka", "k": 3, "aux_k": 4},
+    "topk": {"kind": "topk", "k": 3, **AUX},
+    "batch_topk": {"kind": "batch_topk", "k": 3, **AUX},
+    "matryoshka": {"kind": "matryoshka", "k": 3, **AUX},
     "nsae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3},
     "gated": {"kind": "gated", "l1": 0.1},
     "jumprelu": {"kind": "jumprelu", "l0": 0.1, "threshold": 0.5, "bandwidth": 0.6, "per_layer_threshold": True},
@@ -65,11 +66,11 @@ def weights(one: Learner) -> dict[str, Tensor]:
 
 
 def test_schedules_rise_stay_and_fall() -> None:
-    plan = Optimiser(lr=2.0, warmup=0.1, decay=0.2, sparsity_warmup=0.25, sparsity_decay=0.5)
+    plan = Optimiser(warmup=0.1, decay=0.2, sparsity_warmup=0.25, sparsity_decay=0.5)
     rates = [learning_rate(plan, step, 100) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert set(rates[10:80]) == {2.0}
-    assert rates[80:] == pytest.approx([2.0 * (100 - i) / 20 for i in range(80, 100)])
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert set(rates[10:80]) == {1.0}
+    assert rates[80:] == pytest.approx([(100 - i) / 20 for i in range(80, 100)])
     shares = [sparsity(plan, step, 100) for step in range(100)]
     assert shares[:25] == pytest.approx([i / 25 for i in range(25)])
     assert set(shares[25:50]) == {1.0}
@@ -128,7 +129,7 @@ def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int
     """Rows of very different lengths: a micro-batch of its own would choose others. Many values are the same."""
     more: dict[str, Any] = {"dead_rows": BATCH, "optimiser": {"eps": 1e-3, "warmup": 0.0}}
     if kind == "layered":
-        layered = {"kind": "batch_topk", "k": 3, "aux_k": 4, "per_layer_bias": True, "per_layer_threshold": True}
+        layered = {"kind": "batch_topk", "k": 3, **AUX, "per_layer_bias": True, "per_layer_threshold": True}
         kind, more["sae"] = "batch_topk", {"n_latents": M, **layered}
     whole, cut = learner(kind, **more), learner(kind, accumulate=n, **more)
     g = torch.Generator().manual_seed(2)
@@ -194,7 +195,7 @@ def test_the_average_is_that_of_the_formula(kind: str) -> None:
         wanted = {name: decay * wanted[name] + (1 - decay) * value.double() for name, value in weights(one).items()}
     if one.sae.unit_decoder:
         wanted["W_dec"] /= wanted["W_dec"].norm(dim=1, keepdim=True)
-    before, result = weights(one), one.average.result(one.sae)
+    before, result = weights(one), one.average.result(one.sae).state_dict()
     assert result.keys() == before.keys()
     for name, value in result.items():
         if name in {"threshold", "updates"}:
@@ -343,7 +344,7 @@ def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
         if name.startswith("b_") or name == "r_mag":
             assert (new[latents] == 0).all()
         if name == "log_threshold":
-            assert torch.allclose(new[:, latents], torch.tensor(0.5).log())
+            assert torch.allclose(new[:, latents], old[:, others].mean()), "that of the living"
     for _ in range(2):  # and it goes on
         one.update(*batch(9))
     assert one.finite()

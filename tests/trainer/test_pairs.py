@@ -82,7 +82,8 @@ def test_a_transcoder_is_evaluated_from_inputs_to_outputs(
     assert (sae.sites, sae.record.targets, sae.record.d, sae.record.d_out) == (IN, OUT, 16, 24)
     for sites, scale, mean in ((IN, sae.scale, sae.mean), (OUT, sae.scale_out, sae.mean_out)):
         factors = rescaling(store, sites, "linear", True)
-        assert torch.allclose(scale, torch.from_numpy(factors.scale).float())
+        total = np.mean([store.variance(site).sum() for site in sites] * factors.scale**2)
+        assert torch.allclose(scale, torch.from_numpy(factors.scale / np.sqrt(total)).float())
         assert mean is not None
         assert torch.equal(mean, torch.from_numpy(factors.mean))
     record, firings = evaluate(sae, store)
@@ -146,16 +147,20 @@ def test_it_goes_on_bit_by_bit(store: Store, tmp_path: Path, kind: str) -> None:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_decoders_start_from_data_rows(store: Store, tmp_path: Path) -> None:
+def test_decoders_start_from_whitened_data_rows(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C^(-1/2) x at norm 1, with the covariance C of the rows that are read first: here an epoch."""
+    ids = store.rows("train")
+    monkeypatch.setattr("trainer.training.start.FIT_ROWS", 2 * len(ids) - 96)
     one = spec(store, "transcoder", rows=BATCH, optimiser={"lr": 1e-30})
     train_group(store, {str(tmp_path / "t"): one})
     sae = trainer.load(str(tmp_path / "t"))
-    ids = store.rows("train")
     y = torch.cat([torch.from_numpy(store.read(site, ids)) for site in OUT])
     where = torch.arange(2).repeat_interleave(len(ids))
     assert sae.mean_out is not None
-    scaled = (y - sae.mean_out[where]) * sae.scale_out[where][:, None] - sae.sae.b_dec.detach()
-    unit = scaled / scaled.norm(dim=1, keepdim=True)
+    scaled = ((y - sae.mean_out[where]) * sae.scale_out[where][:, None] - sae.sae.b_dec.detach()).double()
+    values, vectors = torch.linalg.eigh(scaled.T @ scaled / len(scaled))
+    white = scaled @ vectors @ torch.diag(values.clamp_min(1e-4 * float(values[-1])) ** -0.5) @ vectors.T
+    unit = (white / white.norm(dim=1, keepdim=True)).float()
     assert (sae.decoder @ unit.T).max(dim=1).values.min() > 0.9999
     train_group(store, {str(tmp_path / "r"): one.model_copy(update={"init": "random"})})
     random = trainer.load(str(tmp_path / "r")).decoder

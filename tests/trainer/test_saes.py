@@ -12,29 +12,35 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from schemas.sae import SaeSpec
+from schemas.sae import Penalised, SaeSpec, inner_of
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
 from trainer.saes.ops import Rows
 
 D, M, SITES = 8, 24, 3
+WEIGHT = 0.05  # of the sparsity penalty, which a step is given
+AUX = {"aux_k": 4, "aux_coefficient": 1 / 32}
 KINDS: dict[str, dict[str, Any]] = {
     "relu_l1": {"kind": "relu_l1", "l1": 0.1},
     "tied": {"kind": "relu_l1", "l1": 0.1, "tied": True},
     "decoder_norm": {"kind": "relu_l1", "l1": 0.1, "penalty": "decoder_norm"},
     "similarity": {"kind": "relu_l1", "l1": 0.1, "decoder_similarity": 7.0, "similar_above": 0.2},
-    "topk": {"kind": "topk", "k": 3, "aux_k": 4},
-    "batch_topk": {"kind": "batch_topk", "k": 3, "aux_k": 4},
-    "matryoshka": {"kind": "matryoshka", "k": 3, "aux_k": 4, "prefixes": (0.25, 0.5, 1.0)},
+    "topk": {"kind": "topk", "k": 3, **AUX},
+    "batch_topk": {"kind": "batch_topk", "k": 3, **AUX},
+    "matryoshka": {"kind": "matryoshka", "k": 3, **AUX, "prefixes": (0.25, 0.5, 1.0)},
     "nsae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3},
     "nsae_row": {"kind": "nsae", "alpha": 0.05, "noise": 0.0, "norm": "row"},
     "gated": {"kind": "gated", "l1": 0.1},
     "jumprelu": {"kind": "jumprelu", "l0": 0.1, "threshold": 0.5, "bandwidth": 0.6},
     "mlp_encoder": {"kind": "mlp_encoder", "l1": 0.1, "hidden": 2.5},
-    "transcoder": {"kind": "transcoder", "inner": {"kind": "batch_topk", "k": 3, "n_latents": M}, "skip": True},
+    "transcoder": {
+        "kind": "transcoder",
+        "inner": {"kind": "batch_topk", "k": 3, "n_latents": M, "aux_coefficient": 1 / 32},
+        "skip": True,
+    },
     "transcoder_gated": {"kind": "transcoder", "inner": {"kind": "gated", "l1": 0.1, "n_latents": M}},
     "crosscoder": {"kind": "crosscoder", "inner": {"kind": "relu_l1", "l1": 0.1, "n_latents": M}},
-    "crosscoder_topk": {"kind": "crosscoder", "inner": {"kind": "topk", "k": 3, "aux_k": 4, "n_latents": M}},
+    "crosscoder_topk": {"kind": "crosscoder", "inner": {"kind": "topk", "k": 3, **AUX, "n_latents": M}},
 }
 LAYERED = {
     "topk": {"per_layer_bias": True},
@@ -89,7 +95,7 @@ def plain_loss(name: str, sae: Any, p: dict[str, Tensor], rows: Rows, dead: Tens
         f = pre.relu() if name == "crosscoder" else kept(pre, pre.sort(1, descending=True).values[:, 2:3])
         error = (torch.einsum("bm,msd->bsd", f, decoder) + b_dec - x).square().sum((1, 2)).mean()
         if name == "crosscoder":
-            return error + 0.1 * 0.5 * (f * decoder.norm(dim=2).sum(1)).sum(1).mean()
+            return error + WEIGHT * (f * decoder.norm(dim=2).sum(1)).sum(1).mean()
         flat = x.flatten(1) - (f @ p["inner.W_dec"] + p["inner.b_dec"])
         return error + aux(pre, flat, dead, 4, p["inner.W_dec"])
     if spec.kind == "transcoder":
@@ -111,7 +117,7 @@ def flat_loss(
             noise = spec.noise * torch.randn(len(x), M, dtype=torch.float64, generator=sae.draws.generator(x.device))
         c = (rows.x @ p["W_enc"] + p["b_enc"] + noise).relu().tanh()
         n = rows.norm[rows.layer] if spec.norm == "layer" else rows.x.norm(dim=1)
-        return mse(c @ p["W_dec"], y) + 0.5 * (spec.alpha * n**2 * c.sum(1)).mean()
+        return mse(c @ p["W_dec"], y) + WEIGHT * (n**2 * c.sum(1)).mean()
     if spec.kind == "mlp_encoder":
         x = (x @ p["W_hidden"] + p["b_hidden"]).relu()
     if spec.kind == "gated":
@@ -119,12 +125,12 @@ def flat_loss(
         magnitude = (x @ (p["W_enc"] * p["r_mag"].exp()) + p["b_mag"]).relu()
         again = ((gate > 0) * magnitude) @ p["W_dec"] + b_dec
         frozen = gate.relu() @ p["W_dec"].detach() + b_dec.detach()
-        return mse(again, y) + 0.5 * spec.l1 * gate.relu().sum(1).mean() + mse(frozen, y)
+        return mse(again, y) + WEIGHT * gate.relu().sum(1).mean() + mse(frozen, y)
     pre = x @ p.get("W_enc", p["W_dec"].T) + p["b_enc"]
     if spec.kind in {"relu_l1", "mlp_encoder"}:
         f = pre.relu()
         norms = p["W_dec"].norm(dim=1) if getattr(spec, "penalty", "l1") == "decoder_norm" else 1.0
-        loss = mse(f @ p["W_dec"] + b_dec, y) + 0.5 * spec.l1 * (f * norms).sum(1).mean()
+        loss = mse(f @ p["W_dec"] + b_dec, y) + WEIGHT * (f * norms).sum(1).mean()
         if getattr(spec, "decoder_similarity", 0):  # the sample of 256 is all of the latents
             unit = p["W_dec"] / p["W_dec"].norm(dim=1, keepdim=True)
             pairs = [(i, j) for i in range(M) for j in range(M) if i != j]
@@ -149,7 +155,7 @@ def jump_loss(spec: Any, p: dict[str, Tensor], rows: Rows, pre: Tensor, b_dec: T
     window = ((pre - t).abs() / spec.bandwidth < 0.5).double() / spec.bandwidth
     f = pre * (pre > t) - t.detach() * window * (t - t.detach())
     count = (pre > t).double() - window * (t - t.detach())
-    return mse(f @ p["W_dec"] + b_dec, y) + 0.5 * spec.l0 * count.sum(1).mean()
+    return mse(f @ p["W_dec"] + b_dec, y) + WEIGHT * count.sum(1).mean()
 
 
 def mse(again: Tensor, y: Tensor) -> Tensor:
@@ -176,7 +182,7 @@ CASES = [(name, {}) for name in ALL] + sorted(LAYERED.items())
 @pytest.mark.parametrize("n_dead", [0, 9])
 def test_loss_and_all_gradients_are_those_of_the_plain_formula(name: str, more: dict[str, Any], n_dead: int) -> None:
     sae, rows = moved(make(name, **more)), batch(name)
-    step = sae.training_step(rows, 0.5, dead(n_dead))
+    step = sae.training_step(rows, WEIGHT, dead(n_dead))
     names, parameters = zip(*sae.named_parameters(), strict=True)
     ours = torch.autograd.grad(step.loss, parameters)
     wanted = plain_loss(name, sae, dict(zip(names, parameters, strict=True)), rows, dead(n_dead))
@@ -184,7 +190,7 @@ def test_loss_and_all_gradients_are_those_of_the_plain_formula(name: str, more: 
     for one, a, b in zip(names, ours, torch.autograd.grad(wanted, parameters), strict=True):
         assert b.abs().max() > 0, f"{one}: the case tests nothing"
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-10), one
-    assert torch.equal(step.loss, sae.training_step(rows, 0.5, dead(n_dead)).loss), "calling twice changed something"
+    assert torch.equal(step.loss, sae.training_step(rows, WEIGHT, dead(n_dead)).loss), "calling twice changed something"
 
 
 @pytest.mark.parametrize("name", ["relu_l1", "decoder_norm", "nsae", "gated", "mlp_encoder", "crosscoder"])
@@ -210,7 +216,7 @@ class _Loss(torch.nn.Module):
         self.sae, self.rows = sae, rows
 
     def forward(self) -> Tensor:
-        return self.sae.training_step(self.rows, 0.5, dead()).loss
+        return self.sae.training_step(self.rows, WEIGHT, dead()).loss
 
 
 @pytest.mark.parametrize(("name", "more"), CASES)
@@ -266,6 +272,12 @@ def test_nsae_without_norms_is_refused() -> None:
         make("nsae").training_step(Rows(torch.randn(4, D), torch.zeros(4, dtype=torch.int64)), 1.0, dead())
 
 
+def weighted_mean(values: list[Tensor], decay: float = 0.98) -> Tensor:
+    """Weights that fall by `decay` for each value that came after, and sum to 1."""
+    weights = torch.tensor([decay**age for age in reversed(range(len(values)))], dtype=torch.float64)
+    return ((weights / weights.sum()) @ torch.stack(values).detach().double()).float()
+
+
 @pytest.mark.parametrize("name", ["batch_topk", "matryoshka", "per layer"])
 def test_the_threshold_is_the_running_mean_of_the_smallest_selected(name: str) -> None:
     layered = name == "per layer"
@@ -284,7 +296,9 @@ def test_the_threshold_is_the_running_mean_of_the_smallest_selected(name: str) -
         sae.after_update()
         groups = [rows.layer == i for i in range(SITES)] if layered else [torch.ones(40, dtype=torch.bool)]
         lowest.append(torch.stack([pre[g][pre[g] >= cut].min() if g.any() else torch.tensor(math.nan) for g in groups]))
-    wanted = torch.stack(lowest).nanmean(0)
+    wanted = torch.stack(
+        [weighted_mean([one for one in each if not one.isnan()]) for each in zip(*lowest, strict=True)]
+    )
     assert torch.allclose(sae.threshold, wanted, rtol=1e-5)
     sae.load_state_dict(written(sae))
     pre = sae.pre_activations(rows.x, rows.layer)
@@ -360,15 +374,20 @@ def test_building_is_seeded_and_leaves_the_global_generator_alone(name: str) -> 
 
 @pytest.mark.parametrize("name", sorted(UNIT))
 def test_initialisation_from_data(name: str) -> None:
+    """Of few rows directions are the rows; an encoder is the decoder times one number."""
     sae, rows = make(name), torch.randn(10, D) + 3
     initialise_from(sae, rows)
     assert torch.allclose(sae.b_dec, rows.mean(0))
     centred = rows - rows.mean(0)
     assert torch.allclose(sae.W_dec[:10], centred / centred.norm(dim=1, keepdim=True), atol=1e-6)
-    if name == "mlp_encoder":
-        assert torch.allclose(sae.encode(rows), (centred @ sae.W_dec.T).relu(), atol=1e-5)
-    else:
-        assert torch.equal(sae.encoder, sae.W_dec.T)
+    projected = centred @ sae.W_dec.T
+    pre = sae.pre_activations(rows) if hasattr(sae, "pre_activations") else sae.margins(rows)
+    scale = (pre[0] - pre[1]) / (projected[0] - projected[1])
+    assert torch.allclose(scale, scale.mean().expand(M), rtol=1e-3)
+    assert (float(scale.mean()) == pytest.approx(1, rel=1e-4)) == (name == "tied")
+    assert torch.allclose(pre - pre.mean(0), scale.mean() * projected, atol=1e-4)
+    if name not in {"tied", "mlp_encoder"}:
+        assert torch.allclose(sae.encoder, scale.mean() * sae.W_dec.T, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["transcoder", "transcoder_gated", "crosscoder", "crosscoder_topk"])
@@ -383,13 +402,13 @@ def test_initialisation_from_data_of_the_others_lowers_the_loss(name: str) -> No
         assert torch.allclose(sae.b_dec, rows.target.mean(0), atol=1e-5)
 
 
-def test_initialisation_of_nsae_meets_a_row_of_mean_length_at_one() -> None:
-    sae, rows = make("nsae"), torch.randn(10, D) + 3
+def test_initialisation_of_nsae_has_pre_activations_of_one_spread_and_gives_the_centre() -> None:
+    sae, rows = make("nsae", target_l0=5, alpha=None), torch.randn(300, D) * torch.arange(1, D + 1) + 3
     initialise_from(sae, rows)
-    centred = rows - rows.mean(0)
-    assert torch.allclose(sae.W_dec[:10], centred, atol=1e-6)
-    own = sae.encode(rows)[:, :10].diagonal()
-    assert torch.allclose(own, (centred.norm(dim=1) / centred.norm(dim=1).mean()).tanh(), atol=1e-5)
+    fit = rows[M:]  # those that gave no direction
+    assert torch.allclose(sae.margins(fit).std(0, correction=0), torch.ones(M), atol=1e-3)
+    assert float((sae.encode(fit) > 0).sum(1).float().mean()) == pytest.approx(5, rel=0.01)
+    assert torch.allclose(sae.encode(fit).mean(0) @ sae.W_dec, rows.mean(0), atol=1e-3)
 
 
 def test_initialisation_of_a_bias_per_layer() -> None:
@@ -445,9 +464,9 @@ FOUND: dict[str, tuple[dict[str, Any], float]] = {
     "relu_l1": ({"l1": 0.25}, 4e-3),
     "tied": ({"l1": 0.4}, 1e-2),
     "decoder_norm": ({"l1": 0.25}, 4e-3),
-    "topk": ({"k": 4, "aux_k": 16}, 4e-3),
-    "batch_topk": ({"k": 3, "aux_k": 16}, 4e-3),
-    "matryoshka": ({"k": 3, "aux_k": 16, "prefixes": (0.75, 1.0)}, 6e-3),
+    "topk": ({"k": 4, "aux_k": 16, "aux_coefficient": 1 / 32}, 4e-3),
+    "batch_topk": ({"k": 3, "aux_k": 16, "aux_coefficient": 1 / 32}, 4e-3),
+    "matryoshka": ({"k": 3, "aux_k": 16, "aux_coefficient": 1 / 32, "prefixes": (0.75, 1.0)}, 6e-3),
     "nsae": ({"alpha": 0.1, "noise": 0.1}, 4e-3),
     "gated": ({"l1": 1.0}, 8e-3),
     "jumprelu": ({"l0": 0.25, "threshold": 0.4, "bandwidth": 0.3}, 4e-3),
@@ -480,11 +499,13 @@ def test_known_features_are_found(name: str) -> None:
     sae = build(spec, 32, 1, n_parts, D_OUT * 4 if name == "transcoder" else None)
     initialise_from(sae, rows(96))
     optimiser = torch.optim.AdamW(sae.parameters(), lr, weight_decay=0.0, fused=True)
-    silent = torch.zeros(96, dtype=torch.int64)
+    silent, inner = torch.zeros(96, dtype=torch.int64), inner_of(spec)
+    weight = inner.penalty_weight if isinstance(inner, Penalised) else 0.0
+    assert weight is not None
     for step in range(STEPS):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (STEPS - step) / 200)
-        result = sae.training_step(rows(256), min(1.0, step / 100), silent > 10_000)
+        result = sae.training_step(rows(256), weight * min(1.0, step / 100), silent > 10_000)
         optimiser.zero_grad()
         result.loss.backward()
         sae.before_update()

@@ -27,7 +27,7 @@ from trainer.training import learner as learner_module
 from trainer.training.learner import Learner
 
 D, M, SITES, BATCH = 8, 48, 3, 40
-AUX = {"aux_k": 4, "n_latents": M}
+AUX = {"aux_k": 4, "aux_coefficient": 1 / 32, "n_latents": M}
 KINDS: dict[str, dict[str, Any]] = {
     "relu_l1": {"kind": "relu_l1", "l1": 0.1},
     "decoder_norm": {"kind": "relu_l1", "l1": 0.1, "penalty": "decoder_norm"},

@@ -9,7 +9,7 @@ of active latents. So no latent starts dead, and the penalty has nothing to clea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,6 @@ from trainer.saes.ops import Centre, Rows, of_layer, unit_rows
 
 FIT_ROWS = 4096
 _BLOCK = 256  # rows whose [n, m] pre-activations are in memory at once
-_SHARPEST = 8  # a row is taken to have at most so many times the wanted number of latents above a threshold
 _LEAST_SCALE = 1e-3
 _WIDEST = 4096  # rows whose covariance is worth its eigenvectors
 _FLATTEST = 1e-4  # of the largest variance: flatter directions are not blown up further
@@ -108,10 +107,18 @@ def limits(pre: PreActivations, rows: Rows, l0: float) -> Limits:
     std = (squares / n - mean.square()).clamp_min(0).sqrt()
     std = std.clamp_min(1e-6 * float(std.max()) + torch.finfo(torch.float32).tiny)
     mean, std = mean.float(), std.float()
-    per_row = min(len(mean), max(1, round(_SHARPEST * l0)))
-    tops = torch.cat([((pre(part) - mean) / std).topk(per_row, sorted=False).values.flatten() for part in blocks(rows)])
-    wanted = min(len(tops), max(1, round(l0 * n)))
-    return Limits(mean, std, float(tops.topk(wanted).values[-1]))
+    scores = (((pre(part) - mean) / std).flatten() for part in blocks(rows))
+    return Limits(mean, std, nth_largest(scores, max(1, round(l0 * n))))
+
+
+def nth_largest(parts: Iterable[Tensor], n: int) -> float:
+    """The n-th largest of all values, or the smallest if they are fewer. Few rows may have nearly all of the largest."""
+    kept = torch.zeros(0)
+    for part in parts:
+        candidates = part if len(kept) < n else part[part > kept.min()]
+        kept = torch.cat([kept.to(part), candidates])
+        kept = kept.topk(min(n, len(kept)), sorted=False).values
+    return float(kept.min())
 
 
 @torch.no_grad()
