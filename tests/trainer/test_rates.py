@@ -1,0 +1,50 @@
+"""Learning rates and dead latents where a spec says auto."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.train import TrainSpec
+from trainer.training.rates import RATES, dead_after, peak_rate
+
+
+def spec(kind: str = "topk", batch: int = 4096, **more: object) -> TrainSpec:
+    sae = {"kind": kind}
+    return TrainSpec.model_validate({"store": "s", "sae": sae, "stream": {"batch": batch}, **more})
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_the_rate_falls_with_the_root_of_the_dictionary_and_late_with_updates(kind: str) -> None:
+    one = spec(kind)
+    assert peak_rate(one, 1024, 244) == pytest.approx(RATES[kind])
+    assert peak_rate(one, 4096, 244) == pytest.approx(RATES[kind] / 2)
+    assert peak_rate(one, 1024, 48) == peak_rate(one, 1024, 400)
+    assert peak_rate(one, 1024, 4000) == pytest.approx(RATES[kind] * 10**-0.3)
+
+
+def test_a_given_rate_stands_and_the_factor_multiplies_both() -> None:
+    given = spec(optimiser={"lr": 0.002})
+    assert peak_rate(given, 4096, 10**6) == 0.002
+    assert peak_rate(spec(optimiser={"lr": 0.002, "lr_factor": 2}), 4096, 10) == 0.004
+    assert peak_rate(spec(optimiser={"lr_factor": 0.5}), 1024, 100) == RATES["topk"] / 2
+
+
+def test_latents_of_a_transcoder_have_the_rate_of_their_kind() -> None:
+    one = TrainSpec.model_validate({"store": "s", "sae": {"kind": "transcoder", "inner": {"kind": "relu_l1"}}})
+    assert peak_rate(one, 1024, 100) == RATES["relu_l1"]
+
+
+@pytest.mark.parametrize(
+    ("n_latents", "updates", "rows"),
+    [
+        (1024, 244, 4 * 4096),  # four batches are the least
+        (4096, 244, 32_000),  # 250 times 128 rows
+        (4096, 244 * 20, 32_000),
+        (98_304, 244, 99_942),  # a tenth of the run
+        (98_304, 10**6, 768_000),
+        (10**8, 10**6, 10_000_000),
+    ],
+)
+def test_a_latent_is_dead_after_many_times_its_usual_silence(n_latents: int, updates: int, rows: int) -> None:
+    assert dead_after(spec(), n_latents, updates) == rows
+    assert dead_after(spec(dead_rows=7), n_latents, updates) == 7
