@@ -73,7 +73,7 @@ class Learner:
         self.variance = variance.to(device, torch.float32)
         self.norms = None if norms is None else norms.to(device, torch.float32)
         plan = spec.optimiser
-        self.lr = peak_rate(spec, spec.sae.size(sae.d), steps)
+        self.lr = peak_rate(spec, sae.d, steps)
         self.dead_rows = dead_after(spec, spec.sae.size(sae.d), steps)
         self.weight, target = penalty_of(spec.sae)
         self.steering = None if target is None else Steering(inner_of(spec.sae).kind, target, device)

@@ -2,12 +2,13 @@
 
 The learning rate, of rows whose mean square is 1:
 
-    lr = RATES[kind] * (1024 / latents)^0.5 * min(1, (400 / updates)^0.3)
+    lr = RATES[kind] * (8 / expansion)^0.5 * min(1, (400 / updates)^0.3)
 
-It was fitted to the rates with the least held-out FVU of six kinds, 256 to 1,024 latents and 48 to 781 updates
-(`tests/benchmarks/learning_rates.py`, its results beside it): the best rate falls as the root of the dictionary's size,
-does not change from 50 to 400 updates, and falls slowly from there. FVUs are within 3 % of the best from about 0.6 to
-1.6 times the best rate.
+with the expansion the dictionary's size over d. It was fitted to the rates with the least held-out FVU of six kinds at
+d 128, 256 to 1,024 latents and 48 to 781 updates (`tests/benchmarks/learning_rates.py`, its results beside it): the
+best rate falls as the root of the dictionary's size, does not change from 50 to 400 updates, and falls slowly from
+there. FVUs are within about 3 % of the best from 0.6 to 1.6 times the best rate. At d 768 and 4,096 latents the best
+rate was that of the same expansion, not of the same size.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RATES = {
     "mlp_encoder": 4e-3,
     "nsae": 4e-3,
 }
-_LATENTS, _BY_LATENTS = 1024, 0.5
+_EXPANSION, _BY_EXPANSION = 8, 0.5
 _UPDATES, _BY_UPDATES = 400, 0.3
 
 _INTERVALS = 250  # mean times between two firings of a latent
@@ -35,14 +36,14 @@ _MOST_ROWS = 10_000_000
 _USUAL_L0 = 32.0
 
 
-def peak_rate(spec: TrainSpec, n_latents: int, updates: int) -> float:
-    """The peak learning rate of a run of so many updates."""
+def peak_rate(spec: TrainSpec, d: int, updates: int) -> float:
+    """The peak learning rate of a run of so many updates on rows of width d."""
     plan = spec.optimiser
     if plan.lr != "auto":
         return plan.lr * plan.lr_factor
-    by_latents = (_LATENTS / n_latents) ** _BY_LATENTS
+    by_expansion = (_EXPANSION * d / spec.sae.size(d)) ** _BY_EXPANSION
     by_updates = min(1.0, (_UPDATES / max(1, updates)) ** _BY_UPDATES)
-    return RATES[inner_of(spec.sae).kind] * by_latents * by_updates * plan.lr_factor
+    return RATES[inner_of(spec.sae).kind] * by_expansion * by_updates * plan.lr_factor
 
 
 def dead_after(spec: TrainSpec, n_latents: int, updates: int) -> int:
