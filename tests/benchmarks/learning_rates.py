@@ -1,9 +1,9 @@
 """Which peak learning rate is best, by kind, dictionary size and rows: `python -m tests.benchmarks.learning_rates STORE`.
 
 Every kind x size x number of rows is trained with each rate of a grid, all of a size and a number of rows over one
-stream, and evaluated on held-out rows. Prints one JSON line per SAE; lines that are in --results already are not done
-again. `--fit FILE` reads such lines and prints, per kind, the rule ln lr = a + b ln(latents) + c ln(updates) that
-`trainer/training/rates.py` has, with how far the FVU at the rule's rate is above the best of the grid.
+stream, and evaluated on held-out rows; one JSON line per SAE goes to --results, and those that are there already are
+not done again. `--fit` prints what lies there instead: of each cell the best rate, by a parabola in logarithms through
+the three best, its FVU, and the FVU at the rate of `lr: auto` over it, by the same parabola.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import actstore
@@ -22,6 +24,7 @@ from schemas.train import TrainSpec
 from trainer.evaluate.rows import evaluate
 from trainer.trained import load
 from trainer.training.loop import train_group
+from trainer.training.rates import peak_rate
 
 KINDS = ("topk", "batch_topk", "matryoshka", "relu_l1", "gated", "jumprelu")
 SIZES = (256, 512, 1024)
@@ -53,17 +56,48 @@ def measured(store: actstore.Store, url: str, kind: str, lr: float, size: int, r
     }  # fmt: skip
 
 
+def fit(lines: list[dict]) -> None:
+    """Print one line per cell."""
+    cells: dict[tuple[str, int, int], dict[float, dict]] = {}
+    for one in lines:
+        cells.setdefault((one["kind"], one["latents"], one["rows"]), {})[one["lr"]] = one
+    for (kind, size, rows), cell in sorted(cells.items()):
+        rates = sorted(cell)
+        at, fvu = np.log(rates), np.log([matched(cell[lr]) for lr in rates])
+        middle = min(max(int(fvu.argmin()), 1), len(rates) - 2)
+        curve = np.polynomial.Polynomial.fit(*(v[middle - 1 : middle + 2] for v in (at, fvu)), 2)
+        grid = np.linspace(at[0], at[-1], 200)
+        best = grid[curve(grid).argmin()]
+        one = cell[rates[0]]
+        spec = TrainSpec.model_validate({"store": "none", "sae": {"kind": kind, "n_latents": size}})
+        auto = math.log(peak_rate(spec, one["d"], -(-rows // one["batch"])))
+        loss = math.exp(curve(min(max(auto, at[0]), at[-1])) - curve(best)) - 1
+        print(
+            f"{kind:11} {size:5} latents {rows:8,} rows  best {math.exp(best):.1e} (FVU {math.exp(curve(best)):.4f})  "
+            f"auto {math.exp(auto):.1e} ({loss:+.1%})"
+        )
+
+
+def matched(one: dict) -> float:
+    """FVU moved to an L0 of 32 along the usual slope, for what is a per cent or two off."""
+    return one["fvu"] * (one["l0"] / 32) ** 0.45
+
+
 def main() -> None:
-    """Train the grid."""
+    """Train the grid, or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store")
+    parser.add_argument("store", nargs="?")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
+    if options.fit:
+        fit([json.loads(line) for line in options.results.read_text().splitlines()])
+        return
     keep_freed_memory()
     torch.set_num_threads(1)
     store = actstore.open(options.store)
