@@ -94,15 +94,12 @@ class Levels:
 
     def add(self, rows: Rows, n: int) -> None:
         """Rows of this process, which with those of the others are n."""
-        for first in range(0, len(rows.x), _BLOCK):
+        for first in range(0, max(1, len(rows.x)), _BLOCK):  # also without rows: others may have some
             x = rows.x[first : first + _BLOCK]
             layer = None if rows.layer is None else rows.layer[first : first + _BLOCK]
             margins = _margins(self._sae, x, layer)
-            if len(self._parts) == 1:
-                self._parts[0].add(margins)
-                continue
             for i, part in enumerate(self._parts):
-                part.add(margins[layer == i])
+                part.add(margins if len(self._parts) == 1 else margins[layer == i], together=first == 0)
         if len(self._parts) == 1:
             self._parts[0].rows += n
         elif rows.layer is not None:
@@ -128,11 +125,12 @@ class _Level:
         self._floor: float | None = None
         self.rows = 0
 
-    def add(self, margins: Tensor) -> None:
-        if self._floor is None:
+    def add(self, margins: Tensor, together: bool) -> None:
+        """together: all processes do this now, and may agree on a floor."""
+        if self._floor is None and (together or self._peers is None):
             self._floor = self._first_floor(margins)
         flat = margins.flatten()
-        self._kept.append(flat[flat > self._floor])
+        self._kept.append(flat if self._floor is None else flat[flat > self._floor])
 
     def enough(self) -> bool:
         n = sum(len(part) for part in self._kept)
@@ -140,23 +138,26 @@ class _Level:
 
     def found(self) -> Tensor:
         values = torch.cat(self._kept)
-        n = min(self._wanted, len(values)) if self._peers is None else self._wanted
+        if not self.rows:
+            return values.new_zeros(())
         if self._peers is None:
-            return values.sort(descending=True).values[n - 1] if n else values.new_zeros(())
+            return values.sort(descending=True).values[min(self._wanted, len(values)) - 1]
         # the bits of positive numbers are in their order
-        above = values - float(self._floor or 0.0) + torch.finfo(torch.float32).tiny
-        kept = values[largest_of_all(above, n, self._peers)]
+        least = self._peers.least(float(values.min()) if len(values) else math.inf)
+        chosen = largest_of_all(values - least + torch.finfo(torch.float32).tiny, self._wanted, self._peers)
+        kept = values[chosen]
         return values.new_tensor(self._peers.least(float(kept.min()) if len(kept) else math.inf))
 
     @property
     def _wanted(self) -> int:
-        return max(1, round(self._l0 * self.rows))
+        return max(1, round(self._l0 * self.rows)) if self.rows else 0
 
-    def _first_floor(self, margins: Tensor) -> float:
-        n = math.ceil(self._spare * self._l0 * len(margins))
-        flat = margins.flatten()
-        floor = float(flat.topk(n).values[-1]) if 0 < n < len(flat) else -math.inf
-        return floor if self._peers is None else self._peers.least(floor)
+    def _first_floor(self, margins: Tensor) -> float | None:
+        """None where there is no row yet to tell it from."""
+        n, flat = math.ceil(self._spare * self._l0 * len(margins)), margins.flatten()
+        floor = math.inf if not len(flat) else float(flat.topk(n).values[-1]) if n < len(flat) else -math.inf
+        floor = floor if self._peers is None else self._peers.least(floor)
+        return None if floor == math.inf else floor
 
 
 def _margins(sae: Sae, x: Tensor, layer: Tensor | None) -> Tensor:
