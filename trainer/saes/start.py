@@ -112,7 +112,7 @@ def limits(pre: PreActivations, rows: Rows, l0: float) -> Limits:
 
 
 def nth_largest(parts: Iterable[Tensor], n: int) -> float:
-    """The n-th largest of all values, or the smallest if they are fewer. Few rows may have nearly all of the largest."""
+    """The n-th largest of all values, or the smallest if they are fewer. A few rows may have nearly all of these."""
     kept = torch.zeros(0)
     for part in parts:
         candidates = part if len(kept) < n else part[part > kept.min()]

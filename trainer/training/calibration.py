@@ -1,10 +1,11 @@
 """At the end of training: thresholds at which rows have the wanted number of active latents, exactly.
 
-Over ROWS held-out rows (of a store that has none, rows of the stream) the margins of all latents (by how much pre-activations are above where a latent fires) are
-collected as far as they are large, and the n-th largest, n = L0 times the rows, is where thresholds move to. That sets
-the thresholds of BatchTopK and Matryoshka, which selected by batch until now, and takes the last per cent off the L0
-that penalised kinds were steered to. Held-out rows are other documents, on which the L0 is a few per cent off that of
-training rows; it is theirs that evaluation reports and a user gets. One number is taken from them. Kinds whose L0 follows from a given penalty stay as they are.
+Over ROWS held-out rows (of a store that has none, rows of the stream) the margins of all latents (by how much
+pre-activations are above where a latent fires) are collected as far as they are large, and the n-th largest, n = L0
+times the rows, is where thresholds move to. That sets the thresholds of BatchTopK and Matryoshka, which selected by
+batch until now, and takes the last per cent off the L0 that penalised kinds were steered to. Held-out rows are other
+documents, on which the L0 is a few per cent off that of training rows; it is theirs that evaluation reports and a user
+gets. One number is taken from them. Kinds whose L0 follows from a given penalty stay as they are.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Levels:
             layer = None if rows.layer is None else rows.layer[first : first + _BLOCK]
             margins = _margins(self._sae, x, layer)
             for i, part in enumerate(self._parts):
-                part.add(margins if len(self._parts) == 1 else margins[layer == i], together=first == 0)
+                own = margins if layer is None or len(self._parts) == 1 else margins[layer == i]
+                part.add(own, together=first == 0)
         if len(self._parts) == 1:
             self._parts[0].rows += n
         elif rows.layer is not None:
