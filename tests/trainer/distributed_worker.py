@@ -36,7 +36,7 @@ DEAD_EVERY = 5  # the runs are short
 TOGETHER: dict[str, dict[str, Any]] = {
     "relu_l1": {"l1": 0.1},
     "topk": {"k": 3, "aux_k": 4, "aux_coefficient": 0.5},
-    "batch_topk": {"k": 3, "aux_k": 4},
+    "batch_topk": {"k": 3, "aux_k": 4, "aux_coefficient": 0.5},
     "jumprelu": {"l0": 0.1, "threshold": 0.5, "bandwidth": 0.6},
     "matryoshka": {"k": 3},
     "gated": {"l1": 0.1},

@@ -110,7 +110,8 @@ class Levels:
             layer = None if rows.layer is None else rows.layer[first : first + _BLOCK]
             margins = _margins(self._sae, x, layer)
             for i, part in enumerate(self._parts):
-                part.add(margins if len(self._parts) == 1 else margins[layer == i])
+                own = margins if layer is None or len(self._parts) == 1 else margins[layer == i]
+                part.add(own, together=first == 0)
 
     def enough(self) -> bool:
         """Whether as many margins were kept as are wanted."""
@@ -128,13 +129,12 @@ class _Level:
         self._floor: float | None = None
         self.rows = 0
 
-    def add(self, margins: Tensor) -> None:
-        if self._floor is None:
+    def add(self, margins: Tensor, together: bool) -> None:
+        """together: all processes do this now, and may agree on a floor."""
+        if self._floor is None and (together or self._peers is None):
             self._floor = self._first_floor(margins)
-            if self._floor is None:
-                return
         flat = margins.flatten()
-        self._kept.append(flat[flat > self._floor])
+        self._kept.append(flat if self._floor is None else flat[flat > self._floor])
 
     def enough(self) -> bool:
         n = sum(len(part) for part in self._kept)
