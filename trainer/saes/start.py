@@ -115,6 +115,16 @@ def limits(pre: PreActivations, rows: Rows, l0: float) -> Limits:
 
 
 @torch.no_grad()
+def level(pre: PreActivations, rows: Rows, l0: float) -> float:
+    """What rows have a mean of l0 pre-activations above: where a selection over a batch ends."""
+    per_row = round(_SHARPEST * l0)
+    tops = torch.cat(
+        [values.topk(min(values.shape[1], per_row), sorted=False).values.flatten() for values in map(pre, blocks(rows))]
+    )
+    return max(0.0, float(tops.topk(min(len(tops), max(1, round(l0 * len(rows.x))))).values[-1]))
+
+
+@torch.no_grad()
 def fitted(
     pre: PreActivations, codes: Codes, decoder: Tensor, rows: Rows, b_dec: Tensor, constant: Codes | None = None
 ) -> float:
