@@ -64,17 +64,31 @@ def begin_at(
     middle = centre(rows.x)
     if not from_data:
         return middle, some(rows, slice(0, FIT_ROWS))
-    centred = wanted - of_layer(b_dec, rows.layer)
-    inputs = centred if rows.target is None else rows.x - middle
+    centred, apart = within_layers(wanted, rows.layer)
+    inputs = centred if rows.target is None else within_layers(rows.x, rows.layer)[0]
     usable = ((centred.norm(dim=1) > 0) & (inputs.norm(dim=1) > 0)).nonzero()[: len(decoder), 0]
     n = len(usable)
     made = whitened(centred)(centred[usable])
+    if b_dec.ndim == 1 and rows.target is None:  # what one decoder bias leaves of the layers' means
+        made[: len(apart)] = unit_rows(apart)[: len(made)]
     decoder[:n] = made
     if encoder is not None:
         encoder.copy_(encoder if rows.target is not None else decoder.T)
         encoder[:, :n] = made.T if rows.target is None else whitened(inputs)(inputs[usable]).T
     unused = len(rows.x) - n  # rows that are directions themselves fit too well
     return middle, some(rows, slice(-min(FIT_ROWS, unused), None) if unused >= _BLOCK else slice(0, FIT_ROWS))
+
+
+def within_layers(rows: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows [n, d] about their own layer's mean, and by how much each layer's mean is off the mean of all: [layers, d];
+    none where that is nothing. Layers may lie far apart, and rows about one centre would then all point away from it."""
+    middle = rows.mean(dim=0)
+    if layer is None:
+        return rows - middle, rows[:0]
+    apart = torch.stack([rows[layer == i].mean(dim=0) - middle for i in layer.unique().tolist()])
+    place = layer.unique(return_inverse=True)[1]
+    apart_from = (rows - middle) - apart[place]
+    return apart_from, apart[apart.norm(dim=1) > 0] if len(apart) > 1 else apart[:0]
 
 
 def whitened(rows: Tensor) -> Callable[[Tensor], Tensor]:
