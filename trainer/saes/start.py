@@ -80,7 +80,7 @@ def begin_at(
 
 def within_layers(rows: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows [n, d] about their own layer's mean, and by how much each layer's mean is off the mean of all: [layers, d];
-    none where that is nothing. Layers may lie far apart, and rows about one centre would then all point away from it."""
+    none where that is nothing. Layers may lie far apart, and rows about one centre all point off it."""
     middle = rows.mean(dim=0)
     if layer is None:
         return rows - middle, rows[:0]
