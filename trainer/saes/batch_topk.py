@@ -7,15 +7,13 @@ decoder rows are kept at norm 1.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from schemas.sae import BatchTopK
 from trainer.kernels.pattern import Chosen
 from trainer.kernels.sparse import decoded
-from trainer.saes.codes import Encoder, fired, lowest, running_mean, top_k
+from trainer.saes.codes import Encoder, fired, lowest, running_mean
 from trainer.saes.ops import (
     Centre,
     Layer,
@@ -32,7 +30,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
-from trainer.saes.start import begin_at, fitted
+from trainer.saes.start import begin_at, fitted, level
 
 
 class BatchTopKSae(nn.Module):
@@ -134,7 +132,11 @@ class BatchTopKSae(nn.Module):
         middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
             self.b_enc.copy_(-middle @ self.W_enc)
-        codes = partial(top_k, k=self.spec.k)
-        scale = fitted(lambda part: self.pre_activations(part.x, part.layer), codes, self.W_dec, fit, self.b_dec)
+
+        def pre(part: Rows) -> Tensor:
+            return self.pre_activations(part.x, part.layer)
+
+        least = level(pre, fit, self.spec.k)
+        scale = fitted(pre, lambda values: torch.where(values > least, values, 0.0), self.W_dec, fit, self.b_dec)
         self.W_enc.mul_(scale)
         self.b_enc.mul_(scale)

@@ -107,13 +107,18 @@ class GatedSae(nn.Module):
         return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_gate
 
     def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """By how much pre-activations are above where latents begin to fire: [B, m]."""
-        return self.gate(x, layer)
+        """By how much gates are above where latents begin to fire: [B, m]; -inf where the magnitude is 0 at any gate's
+        bias, since it does not depend on it."""
+        gate = self.gate(x, layer)
+        return gate.masked_fill(self.magnitude(gate) == 0, -torch.inf)
+
+    def magnitude(self, gate: Tensor) -> Tensor:
+        """Of the gate's pre-activations [B, m], from which `b_gate` is taken again."""
+        return torch.addcmul(self.b_mag, self.r_mag.exp(), gate - self.b_gate).relu()
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
         """Latents from the gate's pre-activations [B, m], of which the magnitude's are a function."""
-        magnitude = torch.addcmul(self.b_mag, self.r_mag.exp(), pre - self.b_gate).relu()
-        return torch.where(pre > 0, magnitude, 0.0)
+        return torch.where(pre > 0, self.magnitude(pre), 0.0)
 
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Latents [B, m] of rows [B, d]."""

@@ -6,14 +6,12 @@ i < m_p, and loss = mean over p of |x - x'_p|^2 (+ AuxK on the error of the whol
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from schemas.sae import Matryoshka
 from trainer.kernels.pattern import Chosen
-from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded, running_mean, top_k
+from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded, running_mean
 from trainer.saes.ops import (
     Centre,
     Layer,
@@ -30,7 +28,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
-from trainer.saes.start import begin_at, fitted
+from trainer.saes.start import begin_at, fitted, level
 
 
 def prefix_ends(spec: Matryoshka, n_latents: int) -> list[int]:
@@ -133,7 +131,11 @@ class MatryoshkaSae(nn.Module):
         middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
         if rows.target is not None:
             self.b_enc.copy_(-middle @ self.W_enc)
-        codes = partial(top_k, k=self.spec.k)
-        scale = fitted(lambda part: self.pre_activations(part.x, part.layer), codes, self.W_dec, fit, self.b_dec)
+
+        def pre(part: Rows) -> Tensor:
+            return self.pre_activations(part.x, part.layer)
+
+        least = level(pre, fit, self.spec.k)
+        scale = fitted(pre, lambda values: torch.where(values > least, values, 0.0), self.W_dec, fit, self.b_dec)
         self.W_enc.mul_(scale)
         self.b_enc.mul_(scale)

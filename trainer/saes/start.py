@@ -63,17 +63,40 @@ def begin_at(
     middle = centre(rows.x)
     if not from_data:
         return middle, some(rows, slice(0, FIT_ROWS))
-    centred = wanted - of_layer(b_dec, rows.layer)
-    inputs = centred if rows.target is None else rows.x - middle
-    usable = ((centred.norm(dim=1) > 0) & (inputs.norm(dim=1) > 0)).nonzero()[: len(decoder), 0]
+    centred, apart = within_layers(wanted, rows.layer)
+    inputs = centred if rows.target is None else within_layers(rows.x, rows.layer)[0]
+    usable = chosen(centred.norm(dim=1) * (inputs.norm(dim=1) > 0), len(decoder))
     n = len(usable)
     made = whitened(centred)(centred[usable])
+    if b_dec.ndim == 1 and rows.target is None:  # what one decoder bias leaves of the layers' means
+        made[: len(apart)] = unit_rows(apart)[: len(made)]
     decoder[:n] = made
     if encoder is not None:
         encoder.copy_(encoder if rows.target is not None else decoder.T)
         encoder[:, :n] = made.T if rows.target is None else whitened(inputs)(inputs[usable]).T
-    unused = len(rows.x) - n  # rows that are directions themselves fit too well
-    return middle, some(rows, slice(-min(FIT_ROWS, unused), None) if unused >= _BLOCK else slice(0, FIT_ROWS))
+    return middle, some(rows, slice(-FIT_ROWS, None))
+
+
+def within_layers(rows: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows [n, d] about their own layer's mean, and by how much each layer's mean is off the mean of all: [layers, d];
+    none where that is nothing. Layers may lie far apart, and rows about one centre all point off it."""
+    middle = rows.mean(dim=0)
+    if layer is None:
+        return rows - middle, rows[:0]
+    apart = torch.stack([rows[layer == i].mean(dim=0) - middle for i in layer.unique().tolist()])
+    place = layer.unique(return_inverse=True)[1]
+    apart_from = (rows - middle) - apart[place]
+    return apart_from, apart[apart.norm(dim=1) > 0] if len(apart) > 1 else apart[:0]
+
+
+def chosen(sizes: Tensor, n: int) -> Tensor:
+    """Which rows to begin with, int64 [at most n]: as often as they are long, so that quiet layers get few latents."""
+    share = sizes.double()
+    share = share / share.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    for _ in range(8):
+        share = (n * share / share.sum().clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
+    whole = share.cumsum(0).add(1e-6).floor()
+    return whole.diff(prepend=whole.new_zeros(1)).nonzero()[:n, 0]
 
 
 def whitened(rows: Tensor) -> Callable[[Tensor], Tensor]:
@@ -119,6 +142,16 @@ def nth_largest(parts: Iterable[Tensor], n: int) -> float:
         kept = torch.cat([kept.to(part), candidates])
         kept = kept.topk(min(n, len(kept)), sorted=False).values
     return float(kept.min())
+
+
+@torch.no_grad()
+def level(pre: PreActivations, rows: Rows, l0: float) -> float:
+    """What rows have a mean of l0 pre-activations above: where a selection over a batch ends."""
+    per_row = round(_SHARPEST * l0)
+    tops = torch.cat(
+        [values.topk(min(values.shape[1], per_row), sorted=False).values.flatten() for values in map(pre, blocks(rows))]
+    )
+    return max(0.0, float(tops.topk(min(len(tops), max(1, round(l0 * len(rows.x))))).values[-1]))
 
 
 @torch.no_grad()
