@@ -177,7 +177,7 @@ def test_levels_are_those_of_a_plain_sort(parts: list[int], l0: float, spread: f
     for spare in (1.5, 6.0, 1e9):
         levels = Levels(sae, l0, spare)
         for one, of in zip(x, layer, strict=True):
-            levels.add(Rows(one, of), len(one))
+            levels.add(Rows(one, of), levels.counts(Rows(one, of)))
         assert levels.seen == sum(parts)
         if levels.enough():
             break

@@ -147,11 +147,8 @@ def nth_largest(parts: Iterable[Tensor], n: int) -> float:
 @torch.no_grad()
 def level(pre: PreActivations, rows: Rows, l0: float) -> float:
     """What rows have a mean of l0 pre-activations above: where a selection over a batch ends."""
-    per_row = round(_SHARPEST * l0)
-    tops = torch.cat(
-        [values.topk(min(values.shape[1], per_row), sorted=False).values.flatten() for values in map(pre, blocks(rows))]
-    )
-    return max(0.0, float(tops.topk(min(len(tops), max(1, round(l0 * len(rows.x))))).values[-1]))
+    values = (pre(part).flatten() for part in blocks(rows))
+    return max(0.0, nth_largest(values, max(1, round(l0 * len(rows.x)))))
 
 
 @torch.no_grad()
