@@ -65,7 +65,7 @@ def begin_at(
         return middle, some(rows, slice(0, FIT_ROWS))
     centred, apart = within_layers(wanted, rows.layer)
     inputs = centred if rows.target is None else within_layers(rows.x, rows.layer)[0]
-    usable = chosen(centred.norm(dim=1) * (inputs.norm(dim=1) > 0), len(decoder))
+    usable = ((centred.norm(dim=1) > 0) & (inputs.norm(dim=1) > 0)).nonzero()[: len(decoder), 0]
     n = len(usable)
     made = whitened(centred)(centred[usable])
     if b_dec.ndim == 1 and rows.target is None:  # what one decoder bias leaves of the layers' means
@@ -74,7 +74,8 @@ def begin_at(
     if encoder is not None:
         encoder.copy_(encoder if rows.target is not None else decoder.T)
         encoder[:, :n] = made.T if rows.target is None else whitened(inputs)(inputs[usable]).T
-    return middle, some(rows, slice(-FIT_ROWS, None))
+    unused = len(rows.x) - n  # rows that are directions themselves fit too well
+    return middle, some(rows, slice(-min(FIT_ROWS, unused), None) if unused >= _BLOCK else slice(0, FIT_ROWS))
 
 
 def within_layers(rows: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,16 +88,6 @@ def within_layers(rows: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:
     place = layer.unique(return_inverse=True)[1]
     apart_from = (rows - middle) - apart[place]
     return apart_from, apart[apart.norm(dim=1) > 0] if len(apart) > 1 else apart[:0]
-
-
-def chosen(sizes: Tensor, n: int) -> Tensor:
-    """Which rows to begin with, int64 [at most n]: as often as they are long, so that quiet layers get few latents."""
-    share = sizes.double()
-    share = share / share.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    for _ in range(8):
-        share = (n * share / share.sum().clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
-    whole = share.cumsum(0).add(1e-6).floor()
-    return whole.diff(prepend=whole.new_zeros(1)).nonzero()[:n, 0]
 
 
 def whitened(rows: Tensor) -> Callable[[Tensor], Tensor]:

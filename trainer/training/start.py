@@ -34,7 +34,7 @@ def first_rows(stream: Stream, n_latents: int) -> Batch:
     """Whole batches that hold a row for each latent, up to `INIT_ROWS`, and more to fit the encoder on, as one; the
     stream then goes back."""
     start, batches, n = stream.state(), [], 0
-    while n < 2 * min(INIT_ROWS, n_latents) + FIT_ROWS and (batch := next_batch(stream)) is not None:
+    while n < min(INIT_ROWS, n_latents) + FIT_ROWS and (batch := next_batch(stream)) is not None:
         batches.append(batch)
         n += len(batch.x)
     stream.restore(start)
