@@ -41,7 +41,7 @@ def peak_rate(spec: TrainSpec, d: int, updates: int) -> float:
     plan = spec.optimiser
     if plan.lr != "auto":
         return plan.lr * plan.lr_factor
-    by_expansion: float = (_EXPANSION * d / spec.sae.size(d)) ** _BY_EXPANSION
+    by_expansion = float((_EXPANSION * d / spec.sae.size(d)) ** _BY_EXPANSION)
     by_updates = min(1.0, (_UPDATES / max(1, updates)) ** _BY_UPDATES)
     return RATES[inner_of(spec.sae).kind] * by_expansion * by_updates * plan.lr_factor
 
