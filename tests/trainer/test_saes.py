@@ -381,7 +381,8 @@ def test_initialisation_from_data(name: str) -> None:
     centred = rows - rows.mean(0)
     assert torch.allclose(sae.W_dec[:10], centred / centred.norm(dim=1, keepdim=True), atol=1e-6)
     projected = centred @ sae.W_dec.T
-    pre = sae.pre_activations(rows) if hasattr(sae, "pre_activations") else sae.margins(rows)
+    linear = next(getattr(sae, of) for of in ("pre_activations", "gate", "margins") if hasattr(sae, of))
+    pre = linear(rows)
     scale = (pre[0] - pre[1]) / (projected[0] - projected[1])
     assert torch.allclose(scale, scale.mean().expand(M), rtol=1e-3)
     assert (float(scale.mean()) == pytest.approx(1, rel=1e-4)) == (name == "tied")

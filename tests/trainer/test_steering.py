@@ -158,7 +158,7 @@ REVIVED = {
 
 @pytest.mark.parametrize("kind", sorted(REVIVED))
 @pytest.mark.parametrize("revive", [True, False])
-def test_the_bias_of_a_dead_latent_rises_by_the_learning_rate_until_it_fires(kind: str, revive: bool) -> None:
+def test_the_bias_of_a_dead_latent_rises_by_the_peak_rate_until_it_fires(kind: str, revive: bool) -> None:
     """Latent 5 is deaf, so only its bias can make it fire, and it gets no gradient before it does."""
     one = learner(REVIVED[kind], optimiser={"lr": 0.1, "warmup": 0.1}, revive=revive)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_the_bias_of_a_dead_latent_rises_by_the_learning_rate_until_it_fires(kin
     for step in range(60):
         before, silent = float(one.sae.firing_bias.detach()[5]), int(one.silent_rows[5])
         one.update(*batch(step))
-        after, rate = float(one.sae.firing_bias.detach()[5]), one.optimiser.param_groups[0]["lr"]
+        after, rate = float(one.sae.firing_bias.detach()[5]), one.lr
         alive = int(one.silent_rows[5]) == 0
         if alive:
             break

@@ -2,9 +2,9 @@
 
 Decoder rows are data rows at norm 1, or random directions, and the encoder is their transpose; then, on rows that gave
 no direction, the encoder's length is fitted by least squares: with x' - b_dec = c u, u from the encoder as it is,
-c = <x - b_dec, u> / <u, u>. Kinds whose sparsity is a penalty also get thresholds: latent i fires where its
-pre-activation is more than q standard deviations above its mean, with the one q at which rows have the wanted number
-of active latents. So no latent starts dead, and the penalty has nothing to clear away first.
+c = <x - b_dec, u> / <u, u>. Kinds whose sparsity is a penalty also get thresholds, those at which all latents fire on the
+same share of rows and rows have the wanted number of active latents. So no latent starts dead, and the penalty has
+nothing to clear away first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FIT_ROWS = 4096
 _BLOCK = 256  # rows whose [n, m] pre-activations are in memory at once
 _LEAST_SCALE = 1e-3
 _WIDEST = 4096  # rows whose covariance is worth its eigenvectors
+_APART = 0.1  # of the rows' length about their layer's mean
 _FLATTEST = 1e-4  # of the largest variance: flatter directions are not blown up further
 PreActivations = Callable[[Rows], Tensor]
 Codes = Callable[[Tensor], Tensor]  # pre-activations [n, m] to latents [n, m]
@@ -33,16 +34,10 @@ def first_l0(spec: Penalised) -> float:
 
 
 class Limits(NamedTuple):
-    """Pre-activations on some rows. mean, std: [m]; q: at which a row has the wanted number of latents above."""
+    """Pre-activations on some rows. std: [m]; threshold: [m], what each latent exceeds on the same share of rows."""
 
-    mean: Tensor
     std: Tensor
-    q: float
-
-    @property
-    def threshold(self) -> Tensor:
-        """[m]: where latents begin to fire."""
-        return self.mean + self.q * self.std
+    threshold: Tensor
 
 
 @torch.no_grad()
@@ -79,15 +74,16 @@ def begin_at(
 
 
 def within_layers(rows: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows [n, d] about their own layer's mean, and by how much each layer's mean is off the mean of all: [layers, d];
-    none where that is nothing. Layers may lie far apart, and rows about one centre all point off it."""
+    """Rows [n, d] about their own layer's mean, and by how much each layer's mean is off the mean of all: [layers, d],
+    of those layers where that is much. Layers may lie far apart, and rows about one centre all point off it."""
     middle = rows.mean(dim=0)
     if layer is None:
         return rows - middle, rows[:0]
     apart = torch.stack([rows[layer == i].mean(dim=0) - middle for i in layer.unique().tolist()])
     place = layer.unique(return_inverse=True)[1]
-    apart_from = (rows - middle) - apart[place]
-    return apart_from, apart[apart.norm(dim=1) > 0] if len(apart) > 1 else apart[:0]
+    within = (rows - middle) - apart[place]
+    far = apart.norm(dim=1) > _APART * within.square().sum(dim=1).mean().sqrt()
+    return within, apart[far]
 
 
 def whitened(rows: Tensor) -> Callable[[Tensor], Tensor]:
@@ -111,18 +107,21 @@ def some(rows: Rows, which: slice) -> Rows:
 
 @torch.no_grad()
 def limits(pre: PreActivations, rows: Rows, l0: float) -> Limits:
-    """Mean and spread of each latent's pre-activation, and where rows have l0 latents above mean + q std."""
+    """Each latent's spread, and the threshold above which it is on l0 / m of the rows: halfway to the next value."""
     sums = squares = torch.zeros((), dtype=torch.float64)
-    for part in blocks(rows):
-        values = pre(part).double()
-        sums, squares = sums + values.sum(dim=0), squares + values.square().sum(dim=0)
+    largest: Tensor | None = None
     n = len(rows.x)
-    mean = sums / n
-    std = (squares / n - mean.square()).clamp_min(0).sqrt()
+    for part in blocks(rows):
+        values = pre(part)
+        sums = sums + values.sum(dim=0, dtype=torch.float64)
+        squares = squares + values.double().square().sum(dim=0)
+        above = min(max(1, round(l0 / values.shape[1] * n)), n - 1)
+        both = values if largest is None else torch.cat([largest, values])
+        largest = both.topk(min(above + 1, len(both)), dim=0).values
+    assert largest is not None
+    std = (squares / n - (sums / n).square()).clamp_min(0).sqrt()
     std = std.clamp_min(1e-6 * float(std.max()) + torch.finfo(torch.float32).tiny)
-    mean, std = mean.float(), std.float()
-    scores = (((pre(part) - mean) / std).flatten() for part in blocks(rows))
-    return Limits(mean, std, nth_largest(scores, max(1, round(l0 * n))))
+    return Limits(std.float(), largest[-2:].mean(dim=0))
 
 
 def nth_largest(parts: Iterable[Tensor], n: int) -> float:

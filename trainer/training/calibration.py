@@ -153,7 +153,7 @@ class _Level:
 
     @property
     def _wanted(self) -> int:
-        return round(self._l0 * self.rows)
+        return max(1, round(self._l0 * self.rows)) if self.rows else 0
 
     def _first_floor(self, margins: Tensor) -> float | None:
         """A level that more margins than are wanted exceed, as far as these can tell; None where there are none."""

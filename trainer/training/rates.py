@@ -13,6 +13,8 @@ rate was that of the same expansion, not of the same size.
 
 from __future__ import annotations
 
+import math
+
 from schemas.sae import BatchTopK, Matryoshka, SaeSpec, TopK, inner_of
 from schemas.train import TrainSpec
 
@@ -41,9 +43,10 @@ def peak_rate(spec: TrainSpec, d: int, updates: int) -> float:
     plan = spec.optimiser
     if plan.lr != "auto":
         return plan.lr * plan.lr_factor
-    by_expansion = float((_EXPANSION * d / spec.sae.size(d)) ** _BY_EXPANSION)
-    by_updates = min(1.0, (_UPDATES / max(1, updates)) ** _BY_UPDATES)
-    return RATES[inner_of(spec.sae).kind] * by_expansion * by_updates * plan.lr_factor
+    by_expansion = math.pow(_EXPANSION * d / spec.sae.size(d), _BY_EXPANSION)
+    by_updates = min(1.0, math.pow(_UPDATES / max(1, updates), _BY_UPDATES))
+    rate: float = RATES[inner_of(spec.sae).kind] * by_expansion * by_updates * plan.lr_factor
+    return rate
 
 
 def dead_after(spec: TrainSpec, n_latents: int, updates: int) -> int:
