@@ -86,7 +86,8 @@ class Levels:
         self._sae, self._l0, self._spare, self._peers = sae, l0, spare, peers
         inner = latents_of(sae)
         by_layer = isinstance(inner, BatchTopKSae) and inner.spec.per_layer_threshold
-        self._parts = [_Level(l0, spare, peers) for _ in range(inner.threshold.numel() if by_layer else 1)]
+        n = len(inner.threshold) if isinstance(inner, BatchTopKSae) and by_layer else 1
+        self._parts = [_Level(l0, spare, peers) for _ in range(n)]
 
     @property
     def seen(self) -> int:
