@@ -372,6 +372,7 @@ def test_building_is_seeded_and_leaves_the_global_generator_alone(name: str) -> 
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", sorted(UNIT))
 def test_initialisation_from_data(name: str) -> None:
     """Of few rows directions are the rows; an encoder is the decoder times one number."""

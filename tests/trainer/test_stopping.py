@@ -196,9 +196,7 @@ def test_a_group_of_which_one_run_has_ended(store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.timeout(60)
 def test_a_signal_ends_the_wait_for_a_harvest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "trainer.training.start.FIT_ROWS", 256
-    )  # else the first step waits for more rows than there are
+    monkeypatch.setattr("trainer.training.start.FIT_ROWS", 256)  # else it would wait for more before its first step
     growing = Growing(tmp_path / "store")
     growing.commit(11)
     stream = {"follow": True, "batch": BATCH, "window_chunks": 4, "lanes": 2}

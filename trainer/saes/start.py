@@ -2,8 +2,8 @@
 
 Decoder rows are data rows at norm 1, or random directions, and the encoder is their transpose; then, on rows that gave
 no direction, the encoder's length is fitted by least squares: with x' - b_dec = c u, u from the encoder as it is,
-c = <x - b_dec, u> / <u, u>. Kinds whose sparsity is a penalty also get thresholds, those at which all latents fire on the
-same share of rows and rows have the wanted number of active latents. So no latent starts dead, and the penalty has
+c = <x - b_dec, u> / <u, u>. Kinds whose sparsity is a penalty also get thresholds, those at which all latents fire on
+the same share of rows and rows have the wanted number of active latents. So no latent starts dead, and the penalty has
 nothing to clear away first.
 """
 

@@ -135,7 +135,10 @@ def replace(
         sae.W_enc[:, latents] = (unit_rows(inputs) * norm).T
     for name, parameter in sae.named_parameters():
         if LATENT_AXIS.get(name) == -1:
-            start = parameter[..., living].mean() if name == "log_threshold" else parameter.new_zeros(())
+            start = parameter.new_zeros(())
+            if name == "log_threshold":  # the mean threshold, which is a mean norm of vectors of one number each
+                thresholds = parameter[..., living].exp().flatten()[:, None]
+                start = torch.as_tensor(living_norm(thresholds)).to(parameter).log()
             parameter.index_fill_(-1, latents, start)
 
 
