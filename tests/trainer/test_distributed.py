@@ -364,6 +364,7 @@ def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_goes_on(tm
     store = make_store(tmp_path / "store", n_units=24, unit_sequences=8)
     raw = spec_of("batch_topk", store).model_dump(mode="json")
     raw |= {"rows": 400 * BATCH, "checkpoint_every": 10_000, "log_every": 5}
+    raw["optimiser"] |= {"lr": 1e-3, "eps": 1e-4}  # at higher rates the last bits of sums grow over 400 updates
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(raw))
     words = ["train", "--spec", str(tmp_path / "spec.yaml"), "--out"]
     run, whole = tmp_path / "run", tmp_path / "whole"

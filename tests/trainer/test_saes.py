@@ -384,7 +384,7 @@ def test_initialisation_from_data(name: str) -> None:
     projected = centred @ sae.W_dec.T
     linear = next(getattr(sae, of) for of in ("pre_activations", "gate", "margins") if hasattr(sae, of))
     pre = linear(rows)
-    scale = (pre[0] - pre[1]) / (projected[0] - projected[1])
+    scale = ((pre[0] - pre[1]) / (projected[0] - projected[1])).detach()
     assert torch.allclose(scale, scale.mean().expand(M), rtol=1e-3)
     assert (float(scale.mean()) == pytest.approx(1, rel=1e-4)) == (name == "tied")
     assert torch.allclose(pre - pre.mean(0), scale.mean() * projected, atol=1e-4)
