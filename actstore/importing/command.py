@@ -18,23 +18,38 @@ def import_command(
     ],
     out: Annotated[str, typer.Option(help="Where the store goes: a folder or any fsspec URL.")],
     site: Annotated[
-        str | None, typer.Option(help="Name of the one site; default: the array's name in its file, or the file's.")
+        str | None,
+        typer.Option(help="Name of the one site.", show_default="the array's name in its file, or the file's"),
     ] = None,
     format: Annotated[  # noqa: A002 (the option's name)
         str, typer.Option(help="auto, npy, pt, safetensors, hdf5, parquet, zarr or saelens (a `datasets` folder).")
     ] = "auto",
     key: Annotated[
         list[str] | None,
-        typer.Option(help="Array, tensor, dataset or column to take. May be given again; default: all of floats."),
+        typer.Option(
+            help="Array, tensor, dataset or column to take. May be given again.", show_default="all of floats"
+        ),
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="File with token ids of the same rows; -1 is padding.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="File with token ids of the same rows; -1 is padding.", show_default="none")
+    ] = None,
     token_key: Annotated[
-        str | None, typer.Option(help="Name of the token ids, in their file or beside the activations.")
+        str | None,
+        typer.Option(
+            help="Name of the token ids, in their file or beside the activations.", show_default="the only one"
+        ),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per sequence, where rows [n, d] are whole sequences in a row.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens per sequence, where rows [n, d] are whole sequences in a row.",
+            show_default="the arrays' own",
+        ),
     ] = None,
-    rows: Annotated[str | None, typer.Option(help="Take at most so many rows: 300k, 1M, 2.5B.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Take at most so many rows: 300k, 1M, 2.5B.", show_default="all")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="What the activations are of; it is written down, not loaded.")
     ] = "unknown",
@@ -42,8 +57,8 @@ def import_command(
     codec: Annotated[str, typer.Option(help="lz4, zstd or raw.")] = "lz4",
     seed: Annotated[int, typer.Option(help="Of the rows' permutation.")] = 0,
     memory: Annotated[str, typer.Option(help="What units in flight may take: 4GiB, 500MB.")] = "4GiB",
-    unit_sequences: Annotated[int | None, typer.Option(help="Sequences per unit, instead of the planned size.")] = None,
-    chunk_rows: Annotated[int | None, typer.Option(help="Rows per chunk, instead of the planned size.")] = None,
+    unit_sequences: Annotated[int | None, typer.Option(help="Sequences per unit.", show_default="planned")] = None,
+    chunk_rows: Annotated[int | None, typer.Option(help="Rows per chunk.", show_default="planned")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a store of activations that exist already. The same command resumes an unfinished import."""

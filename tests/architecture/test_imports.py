@@ -75,7 +75,7 @@ def test_functions_and_modules_stay_short() -> None:
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text()
-            assert text.count("\n") <= 330, path
+            assert text.count("\n") <= 340, path
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.FunctionDef) and not node.name.endswith("_command"):
                     length = (node.end_lineno or 0) - node.lineno + 1
