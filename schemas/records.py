@@ -128,6 +128,7 @@ class RunRecord(Schema):
     lr: float | None = Field(default=None, description="the peak learning rate; None: imported")
     dead_rows: int | None = None
     penalty: float | None = Field(default=None, description="weight of the sparsity penalty at the end")
+    calibrated_l0: float | None = Field(default=None, description="what `trainer calibrate` set the thresholds for")
 
 
 class CodecEstimate(Schema):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.cli import app
-from trainer.errors import RunError
+from trainer.errors import RunError, SaeError
 from trainer.training.loop import train_group
 
 
@@ -64,7 +64,7 @@ def test_an_sae_off_its_l0_is_told_and_set_right(
     shift(run, name, by)
     l0, said = evaluated(run)
     assert abs(l0 / 4 - 1) > 0.1
-    assert "off the 4 that it was trained for" in said
+    assert "off the 4 that it is set for" in said
     assert f"trainer calibrate {run}" in said
     result = CliRunner().invoke(app, ["calibrate", run], catch_exceptions=False)
     assert result.exit_code == 0
@@ -88,3 +88,26 @@ def test_what_asks_for_no_l0_is_refused(tmp_path: Path, kind: str, sae: dict[str
     _, run = trained(tmp_path, kind, **sae)
     with pytest.raises(RunError, match=words):
         CliRunner().invoke(app, ["calibrate", run], catch_exceptions=False)
+
+
+def test_an_l0_that_cannot_be_reached_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    _, run = trained(tmp_path, "jumprelu", target_l0=4)
+    before = Path(run, "sae.safetensors").read_bytes()
+    for l0 in ("64", "60"):  # of 64 latents; jumprelu's pre-activations are rarely all above 0
+        with pytest.raises(RunError, match="cannot be reached"):
+            CliRunner().invoke(app, ["calibrate", run, "--l0", l0], catch_exceptions=False)
+    assert Path(run, "sae.safetensors").read_bytes() == before
+
+
+def test_a_calibrated_l0_is_the_one_that_is_looked_for(tmp_path: Path) -> None:
+    _, run = trained(tmp_path, "relu_l1", target_l0=4)
+    CliRunner().invoke(app, ["calibrate", run, "--l0", "8"], catch_exceptions=False)
+    l0, said = evaluated(run)
+    assert l0 == pytest.approx(8, rel=0.02)
+    assert "warning" not in said
+
+
+def test_more_than_a_dictionary_can_give_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(SaeError, match="target_l0 is 64, but the dictionary has 64 latents"):
+        trained(tmp_path, "relu_l1", target_l0=64)
+    assert not (tmp_path / "run" / "spec.json").exists()

@@ -28,25 +28,39 @@ def calibrate(sae: TrainedSae, store: Store, l0: float | None = None) -> float:
     """
     if isinstance(latents_of(sae.sae), TopKSae):
         raise RunError(f"{sae.url}: topk has no threshold; each row has its k latents")
-    l0 = wanted_l0(sae.spec) if l0 is None else l0
+    l0 = asked_l0(sae) if l0 is None else l0
     if l0 is None:
-        raise RunError(f"{sae.url}: its spec asks for no L0 (its penalty has a fixed weight); say which with --l0")
-    for spare in SPARES:
+        raise RunError(
+            f"{sae.url}: its spec asks for no L0 (it is imported, or has a fixed penalty); say which with --l0"
+        )
+    reached = False
+    for spare in SPARES if l0 < sae.n_latents else ():
         levels = Levels(sae.sae, l0, spare)
         for rows in _rows(sae, store):
             levels.add(rows, levels.counts(rows))
-        if levels.enough():
+        if reached := levels.enough():
             break
+    if not reached:
+        raise RunError(f"{sae.url}: an L0 of {l0:g} cannot be reached with its {sae.n_latents} latents; lower --l0")
     raise_thresholds(sae.sae, levels.found())
     return l0
 
 
-def write(run: str, sae: TrainedSae) -> None:
+def asked_l0(sae: TrainedSae) -> float | None:
+    """The mean L0 that an SAE is to have: that of its last calibration, else of its spec; None for an imported one."""
+    if sae.record.calibrated_l0 is not None:
+        return sae.record.calibrated_l0
+    return wanted_l0(sae.spec) if sae.record.steps else None
+
+
+def write(run: str, sae: TrainedSae, l0: float) -> None:
     """The SAE's new thresholds into its run; what was evaluated with the old ones is taken away."""
     storage = Storage(run)
     old = load_tensors(storage.read("sae.safetensors"))
     new = {name: value.detach().cpu().contiguous() for name, value in sae.sae.state_dict().items()}
     storage.put("sae.safetensors", save_tensors({**old, **new}))
+    record = sae.record.model_copy(update={"calibrated_l0": l0})
+    storage.put("sae.json", record.to_json().encode())
     for key in ("eval.json", "latents.safetensors"):
         if storage.exists(key):
             storage.delete(key)

@@ -50,8 +50,8 @@ def eval_command(
     from actstore.store import open as open_store
     from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
+    from trainer.evaluate.calibrate import asked_l0
     from trainer.trained import load
-    from trainer.training.calibration import wanted_l0
 
     if split not in {"held_out", "train"}:
         raise TrainerError(f"--split {split}: wanted held_out or train")
@@ -71,7 +71,7 @@ def eval_command(
                 bar.update(task, description=f"language model, {run}", completed=0)
                 record = on_rows.with_model(record, model_metrics(sae, opened, model, sequences, device, tick))
         on_rows.write(run, record, firings)
-        warning = off_target(record, wanted_l0(sae.spec))
+        warning = off_target(record, asked_l0(sae))
         if warning is not None:
             typer.echo(f"warning: {warning}", err=True)
         if as_json:
@@ -108,7 +108,7 @@ def calibrate_command(
         if not (store or sae.record.store):
             raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
         found = calibrate(sae, open_store(store or sae.record.store), l0)
-        write(run, sae)
+        write(run, sae, found)
         typer.echo(f"{run}: thresholds set for an L0 of {found:g}; next: trainer eval {run}")
 
 
@@ -118,7 +118,7 @@ def off_target(record: EvalRecord, wanted: float | None) -> str | None:
     if wanted is None or abs(l0 / wanted - 1) <= OFF:
         return None
     return (
-        f"{record.run}: L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it was trained for, so its "
+        f"{record.run}: L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it is set for, so its "
         f"figures do not compare with those of that L0; `trainer calibrate {record.run}` sets its thresholds anew"
     )
 

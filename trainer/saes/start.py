@@ -49,6 +49,7 @@ def begin_at(
 
     A transcoder's decoder comes from the targets and its encoder from the inputs.
     """
+    rows = finite(rows)
     wanted = rows.wanted
     if b_dec.ndim == 2 and rows.layer is not None:
         for i in rows.layer.unique().tolist():
@@ -98,7 +99,13 @@ def whitened(rows: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: unit_rows(x @ root)
 
 
-def some(rows: Rows, which: slice) -> Rows:
+def finite(rows: Rows) -> Rows:
+    """Rows without those that hold a NaN or an infinity, which training will stop at."""
+    good = rows.x.flatten(1).isfinite().all(dim=1) & rows.wanted.flatten(1).isfinite().all(dim=1)
+    return rows if bool(good.all()) or not bool(good.any()) else some(rows, good)
+
+
+def some(rows: Rows, which: slice | Tensor) -> Rows:
     """A part of rows."""
     layer = None if rows.layer is None else rows.layer[which]
     target = None if rows.target is None else rows.target[which]

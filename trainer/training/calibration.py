@@ -75,9 +75,8 @@ def _move(stream: Stream, learner: Learner, sae: Sae, l0: float) -> None:
         # a harvest that was followed has ended: its first rows are read again
         stream.restore(start if levels.seen else start.model_copy(update={"epoch": 0, "batch": 0}))
         if levels.seen and levels.enough():
-            break
-    if levels.seen:
-        raise_thresholds(sae, levels.found())
+            raise_thresholds(sae, levels.found())
+            return
 
 
 class Levels:

@@ -27,7 +27,7 @@ from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Learner
 from trainer.training.start import initialise
 from trainer.training.stepping import Progress, Report, Run, take_steps
-from trainer.training.streams import check_rows_fit, last_steps, n_steps, of_one_store, shared_stream
+from trainer.training.streams import check_l0, check_rows_fit, last_steps, n_steps, of_one_store, shared_stream
 
 if TYPE_CHECKING:
     from trainer.distributed.start import Together
@@ -129,6 +129,7 @@ def _train(stream: Stream, runs: Sequence[Run], report: Report | None, sinks: Si
 
 def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: str, together: Together | None) -> Run:
     check_rows_fit(spec)
+    check_l0(spec, stream.d)
     store, kind, center = stream.store, spec.stream.rescale, spec.stream.center
     parallel = None if together is None else together.parallel(spec, stream.d, len(stream.sites), stream.d_target)
     own = spec.sae if parallel is None else parallel.local
@@ -161,6 +162,10 @@ def unit_mixture(stream: Stream, sites: tuple[str, ...], factors: Rescaling) -> 
     squares = squares * factors.scale**2
     copies = np.array(stream.columns.copies)
     total = squares.sum() if stream.spec.mode == "aligned" else squares @ copies / copies.sum()
+    if not math.isfinite(total):
+        raise SaeError(
+            f"{store.url}: the rows of {', '.join(sites)} are too large, or not finite; `actstore norms` shows which"
+        )
     if not total > 0:
         raise SaeError(f"{store.url}: the rows of {', '.join(sites)} do not vary, so there is nothing to learn")
     return Rescaling(factors.scale / math.sqrt(total), factors.mean)

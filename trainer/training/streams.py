@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from actstore.format.storage import Storage
 from actstore.store import Store
 from actstore.stream.batches import Batch, Stream
-from schemas.sae import Crosscoder, Transcoder
+from schemas.sae import Crosscoder, Penalised, Transcoder, inner_of
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from trainer.errors import SaeError
@@ -43,6 +43,17 @@ def check_rows_fit(spec: TrainSpec) -> None:
             f"stream.mode is {mode}, but a {spec.sae.kind} SAE trains on mixed rows; a transcoder trains on pairs, a "
             "crosscoder on aligned rows: set `sae.kind`, or leave the mode out"
         )
+
+
+def check_l0(spec: TrainSpec, d: int) -> None:
+    """Raises SaeError where a dictionary cannot have the L0 that its penalty is to be steered to."""
+    inner, n_latents = inner_of(spec.sae), spec.sae.size(d)
+    if not isinstance(inner, Penalised) or inner.steered_l0 is None or inner.steered_l0 < n_latents:
+        return
+    raise SaeError(
+        f"{inner.kind}: target_l0 is {inner.steered_l0:g}{'' if inner.target_l0 else ' (its default)'}, but the "
+        f"dictionary has {n_latents} latents (d {d}); lower it, or raise expansion"
+    )
 
 
 def n_steps(spec: TrainSpec, stream: Stream) -> int:
