@@ -247,7 +247,7 @@ def test_a_corpus_that_ends_early_is_said_and_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"tokens": 0}, SpecError, "tokens: input should be greater than 0"),
+        ({"tokens": 0}, SpecError, "tokens: wanted a count above 0"),
         ({"context": 300}, SpecError, "256 positions"),
         ({"sites": "blocks.0.mlp_out"}, SiteError, "blocks.0.hook_mlp_out"),
         ({"model": "builtin:none"}, ModelError, "builtin:mini"),
