@@ -73,7 +73,6 @@ def candidate(kind: str, precision: str, options: argparse.Namespace) -> Callabl
             "store": "none",
             "sae": {**KINDS[kind], "n_latents": options.latents},
             "precision": precision,
-            "optimiser": {"sparsity_warmup": 0.0},
         }
     )
     x = torch.randn(options.batch, options.d)

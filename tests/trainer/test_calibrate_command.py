@@ -111,3 +111,10 @@ def test_more_than_a_dictionary_can_give_is_refused_before_training(tmp_path: Pa
     with pytest.raises(SaeError, match="target_l0 is 64, but the dictionary has 64 latents"):
         trained(tmp_path, "relu_l1", target_l0=64)
     assert not (tmp_path / "run" / "spec.json").exists()
+
+
+def test_a_schedule_of_a_steered_penalty_is_refused(tmp_path: Path) -> None:
+    store = make_store(str(tmp_path / "store"))
+    spec = {"store": store.url, "sae": {"kind": "relu_l1", "target_l0": 4}, "optimiser": {"sparsity_warmup": 0.3}}
+    with pytest.raises(SaeError, match="sparsity_warmup and sparsity_decay are of a given penalty"):
+        train_group(store, {str(tmp_path / "run"): TrainSpec.model_validate(spec)})

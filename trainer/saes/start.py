@@ -149,17 +149,12 @@ def level(pre: PreActivations, rows: Rows, l0: float) -> float:
 
 
 @torch.no_grad()
-def fitted(
-    pre: PreActivations, codes: Codes, decoder: Tensor, rows: Rows, b_dec: Tensor, constant: Codes | None = None
-) -> float:
-    """The c with the least squared error of x - b_dec against c codes(pre) W_dec (+ constant(pre) W_dec)."""
+def fitted(pre: PreActivations, codes: Codes, decoder: Tensor, rows: Rows, b_dec: Tensor) -> float:
+    """The c with the least squared error of x - b_dec against c codes(pre) W_dec."""
     dots = squares = 0.0
     for part in blocks(rows):
-        values = pre(part)
-        made = codes(values) @ decoder
+        made = codes(pre(part)) @ decoder
         wanted = part.wanted - of_layer(b_dec, part.layer)
-        if constant is not None:
-            wanted = wanted - constant(values) @ decoder
         dots += float((made * wanted).sum(dtype=torch.float64))
         squares += float(made.square().sum(dtype=torch.float64))
     return max(dots / squares, _LEAST_SCALE) if squares > 0 else 1.0

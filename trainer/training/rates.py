@@ -7,8 +7,8 @@ The learning rate, of rows whose mean square is 1:
 with the expansion the dictionary's size over d. It was fitted to the rates with the least held-out FVU of six kinds at
 d 128, 256 to 1,024 latents and 48 to 781 updates (`tests/benchmarks/learning_rates.py`, its results beside it): the
 best rate falls as the root of the dictionary's size, does not change from 50 to 400 updates, and falls slowly from
-there. FVUs are within about 3 % of the best from 0.6 to 1.6 times the best rate. At d 768 and 4,096 latents the best
-rate was that of the same expansion, not of the same size.
+there. At d 768 and 4,096 latents, topk was better with the rate of that expansion than with half of it, which is that
+of the size alone; higher rates were not tried. A 64-wide store of few dimensions wanted four times the rule's rate.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from actstore.store import Store
 from actstore.stream.batches import Batch, Stream
 from schemas.sae import Crosscoder, Penalised, Transcoder, inner_of
 from schemas.stream import StreamSpec
-from schemas.train import TrainSpec
+from schemas.train import Optimiser, TrainSpec
 from trainer.errors import SaeError
 from trainer.training import checkpoint
 
@@ -46,9 +46,18 @@ def check_rows_fit(spec: TrainSpec) -> None:
 
 
 def check_l0(spec: TrainSpec, d: int) -> None:
-    """Raises SaeError where a dictionary cannot have the L0 that its penalty is to be steered to."""
+    """Raises SaeError where a dictionary cannot have the L0 that its penalty is steered to, or a schedule would do
+    nothing because it is steered."""
     inner, n_latents = inner_of(spec.sae), spec.sae.size(d)
-    if not isinstance(inner, Penalised) or inner.steered_l0 is None or inner.steered_l0 < n_latents:
+    if not isinstance(inner, Penalised) or inner.steered_l0 is None:
+        return
+    plan, usual = spec.optimiser, Optimiser()
+    if (plan.sparsity_warmup, plan.sparsity_decay) != (usual.sparsity_warmup, usual.sparsity_decay):
+        raise SaeError(
+            f"sparsity_warmup and sparsity_decay are of a given penalty, but {inner.kind}'s is steered to an L0 "
+            f"of {inner.steered_l0:g} from the first update on; leave them out, or give {inner.weight}"
+        )
+    if inner.steered_l0 < n_latents:
         return
     raise SaeError(
         f"{inner.kind}: target_l0 is {inner.steered_l0:g}{'' if inner.target_l0 else ' (its default)'}, but the "
