@@ -9,7 +9,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

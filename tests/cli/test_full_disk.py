@@ -59,7 +59,7 @@ def on_small_disk(disk: Path, steps: list[Step]) -> list[Done]:
     disk.mkdir()
     done = subprocess.run(
         [*namespace(), sys.executable, "-m", "tests.cli.small_disk", str(disk), json.dumps(steps)],
-        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "COLUMNS": "400"},
+        capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "COLUMNS": "400"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [Done(*one) for one in json.loads(done.stdout)]

@@ -84,7 +84,7 @@ def completions(program: str, *words: str) -> list[str]:
     }
     code = f"import sys; sys.argv = [{program!r}]; from {program}.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.stderr == ""
     return done.stdout.split()
@@ -104,7 +104,7 @@ def test_the_shell_can_be_told() -> None:
     code = "import sys; sys.argv = ['trainer', '--show-completion', 'bash']; from trainer.cli import main; main()"
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180, check=False
     )
     assert "_TRAINER_COMPLETE=complete_bash" in done.stdout, done.stderr
 

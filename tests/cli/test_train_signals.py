@@ -80,7 +80,7 @@ def test_sigterm_saves_and_the_printed_command_goes_on(spec: Path, whole: Path, 
     started = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     half_way(run, lambda: started.poll() is None)
     started.send_signal(signal.SIGTERM)
-    out, err = started.communicate(timeout=60)
+    out, err = started.communicate(timeout=180)
     assert started.returncode == 143, err
     assert "Traceback" not in err
     assert out == ""

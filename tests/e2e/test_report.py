@@ -94,7 +94,7 @@ def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
         [str(BROWSER), *FLAGS, *more, "--dump-dom", frame.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     found = re.search(r'data-probe="([^"]*)"', done.stdout)

@@ -61,4 +61,4 @@ def test_the_command_is_light_to_import() -> None:
         "heavy = {'torch', 'transformers', 'transformer_lens', 'datasets', 'zarr', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=180)

@@ -222,7 +222,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         list(stream)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(300)
 def test_a_reader_that_dies_ends_the_stream(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = store.stream(spec())
     calls = iter(range(10**6))
@@ -237,7 +237,7 @@ def test_a_reader_that_dies_ends_the_stream(store: Store, monkeypatch: pytest.Mo
     assert not stream_threads()
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("taken", [0, 1, 30])
 def test_closing_early_joins_every_thread_and_the_stream_goes_on(store: Store, taken: int) -> None:
     whole = collect(store, spec())
@@ -249,7 +249,7 @@ def test_closing_early_joins_every_thread_and_the_stream_goes_on(store: Store, t
     stream.close()
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(300)
 def test_a_stream_that_is_dropped_leaves_no_thread(store: Store) -> None:
     stream = store.stream(spec())
     next(stream)

@@ -254,7 +254,7 @@ from schemas.stream import StreamSpec
 stream = actstore.open({store.url!r}).stream(StreamSpec.model_validate_json({SPEC.model_dump_json()!r}))
 next(stream)
 """
-    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False, timeout=180)
 
 
 ANOTHER_THREAD = """

@@ -36,7 +36,7 @@ def in_a_limited_process(folder: Path, memory: int) -> dict[str, Any]:
     """What `child` says."""
     words = [sys.executable, "-m", "tests.stream.test_memory", str(folder), str(memory)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said

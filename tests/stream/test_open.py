@@ -51,7 +51,7 @@ def test_the_first_batch_opens_the_manifest_the_rows_and_its_own_shards(tmp_path
 
 def child(url: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.stream.test_open", url], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "tests.stream.test_open", url], capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)

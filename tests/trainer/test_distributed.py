@@ -132,13 +132,14 @@ def start(*words: list[str]) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 60) -> list[tuple[int, str]]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
     """Exit status and messages of each."""
     try:
         out = [process.communicate(timeout=seconds)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     return [(process.returncode, text) for process, text in zip(processes, out, strict=True)]
 
 
@@ -156,7 +157,7 @@ class Trained:
         self.stream = {"batch": 100, "seed": 5, "limit_rows": 1000}
         text = {"store": self.store.url, "runs": plan, "stream": self.stream}
         (at / "plan.json").write_text(json.dumps(text))
-        results = ended(start(*[["-m", "tests.trainer.distributed_worker", str(at / "plan.json")]] * 2), 100)
+        results = ended(start(*[["-m", "tests.trainer.distributed_worker", str(at / "plan.json")]] * 2), 250)
         assert [status for status, _ in results] == [0, 0], results
         self.found = [json.loads((at / f"found-{rank}.json").read_text()) for rank in range(2)]
 
@@ -352,7 +353,7 @@ def test_torchrun_starts_it_and_a_loss_that_is_no_number_is_told_once(trained: T
     words += ["--log-every", "1", "--checkpoint-every", "1", "--shard-dictionary", "--out", str(tmp_path / "run")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(  # its status is looked at
-        [sys.executable, *words], check=False, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, *words], check=False, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, timeout=180
     )
     assert done.returncode == 1
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -36,7 +36,7 @@ def spec(url: str) -> TrainSpec:
     return TrainSpec.model_validate(raw)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("ends_after", [None, 23])
 def test_training_follows_a_harvest_and_goes_on_behind_its_end(
     tmp_path: Path, ends_after: int | None, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +87,7 @@ def test_training_follows_a_harvest_and_goes_on_behind_its_end(
     assert read_origin(live).manifest == finished.manifest
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_command_follows(tmp_path: Path, cli: Cli) -> None:  # noqa: F811
     growing = Growing(tmp_path / "store")
     thread = threading.Thread(target=growing.finish)

@@ -194,7 +194,7 @@ def test_a_group_of_which_one_run_has_ended(store: Store, tmp_path: Path) -> Non
         same(tmp_path / "cut" / name, tmp_path / "whole" / name)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(200)
 def test_a_signal_ends_the_wait_for_a_harvest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.training.start.FIT_ROWS", 256)  # else it would wait for more before its first step
     growing = Growing(tmp_path / "store")
