@@ -165,7 +165,7 @@ def test_the_bias_of_a_dead_latent_rises_by_the_peak_rate_until_it_fires(kind: s
         one.sae.W_enc[:, 5] = 0
         one.sae.firing_bias[5] = -0.35
         if kind == "gated":
-            one.sae.b_mag[5] = 0.1
+            one.sae.b_mag[5] = -0.25  # its magnitude would be 0, too
     rates: list[float] = []
     alive = False
     for step in range(60):

@@ -111,8 +111,11 @@ def initialise_from(sae: Sae, rows: Rows | Tensor, centre: Centre = mean, from_d
 
 @torch.no_grad()
 def lift_biases(sae: Sae, latents: Tensor, by: float) -> None:
-    """Make some latents fire more often: `latents` bool [m]."""
-    latents_of(sae).firing_bias.add_(latents, alpha=by)
+    """Make some latents fire more often: `latents` bool [m]. A gated one's magnitude may be what keeps it at 0."""
+    inner = latents_of(sae)
+    inner.firing_bias.add_(latents, alpha=by)
+    if isinstance(inner, GatedSae):
+        inner.b_mag.add_(latents, alpha=by)
 
 
 @torch.no_grad()
