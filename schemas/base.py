@@ -27,6 +27,18 @@ class Schema(BaseModel):
         return self.model_dump_json(indent=1) + "\n"
 
 
+def differences(wanted: Schema, found: Schema) -> list[str]:
+    """Fields in which two values of one schema differ, as `a.b: wanted x, there is y`."""
+
+    def walk(a: Any, b: Any, path: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = sorted({*a, *b})
+            return [line for key in keys for line in walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+        return [] if a == b else [f"{path}: wanted {a!r}, there is {b!r}"]
+
+    return walk(wanted.model_dump(mode="json"), found.model_dump(mode="json"), "")
+
+
 def parse_count(text: str) -> int:
     """A number of tokens, rows or steps: `300k`, `1M`, `2.5B`, `1e6`, `100_000`. Raises ValueError."""
     found = _COUNT.fullmatch(text)

@@ -50,7 +50,10 @@ class StreamSpec(Schema):
     skip_rows: Count = Field(default=0, ge=0, description="rows of the stream to pass over at its start")
     follow: bool = Field(default=False, description="groups in unit order, as a harvest commits them; one epoch")
     rescale: Rescale = "none"
-    center: bool = Field(default=False, description="subtract each site's stored mean before scaling")
+    center: bool | None = Field(
+        default=None,
+        description="subtract each site's stored mean before scaling; None: training does where means lie far apart",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the batches")
     memory: Size = Field(default=2 << 30, gt=0, description="bytes for the two windows")
     window_chunks: int | None = Field(default=None, gt=0, description="chunks per site and window; None: from memory")

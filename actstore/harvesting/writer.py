@@ -24,6 +24,7 @@ from actstore.format.storage import Storage
 from actstore.harvesting import finish as ending
 from actstore.harvesting.metadata import encoded, metadata_files, readme, shard_codec
 from actstore.harvesting.norms import UnitStats
+from schemas.base import differences
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, ObjectRecord, StoreManifest, UnitRecord
 
@@ -234,15 +235,3 @@ class StoreWriter:
             files["README.md"] = readme(self.plan)
         for key, data in files.items():
             self.storage.create(key, data)
-
-
-def differences(wanted: Plan, found: Plan) -> list[str]:
-    """Fields in which two plans differ, as `name: wanted x, found y`."""
-
-    def walk(a: Any, b: Any, path: str) -> list[str]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = sorted({*a, *b})
-            return [line for key in keys for line in walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
-        return [] if a == b else [f"{path}: wanted {a!r}, there is {b!r}"]
-
-    return walk(wanted.model_dump(mode="json"), found.model_dump(mode="json"), "")

@@ -283,7 +283,7 @@ class Stream(IterableDataset[Batch]):
 
     def _set_rescaling(self) -> None:
         """One rescaling for each plane's kind of rows: the sites, and in pair mode the targets."""
-        kind, center = self.spec.rescale, self.spec.center
+        kind, center = self.spec.rescale, bool(self.spec.center)
         self.rescaling: Rescaling = rescaling(self.store, self.sites, kind, center)
         self.target_rescaling = None if self.targets is None else rescaling(self.store, self.targets, kind, center)
         self._factors = [

@@ -35,7 +35,8 @@ KINDS: dict[str, dict[str, Any]] = {
 ROWS = ["normal", "anisotropic", "large mean", "sparse", "heavy tails", "layers"]
 FULL = set(KINDS) - {"nsae"}  # kinds that may have a decoder bias for each layer
 # What the formula of a kind does not allow. `nsae` has no decoder bias, so rows' centres come from latents, of which some
-# rows have more than others. A `tied` encoder has the decoder's length, which suits rows of which few latents are active.
+# rows have more than others; training centres such rows (test_scaling). A `tied` encoder has the decoder's length, which
+# suits rows of which few latents are active.
 CANNOT = {("nsae", "large mean"), ("nsae", "layers"), ("tied", "heavy tails"), ("tied", "anisotropic")}
 
 

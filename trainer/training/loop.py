@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from actstore.format.storage import Storage
 from actstore.stopping import Stop
 from actstore.store import Store
 from actstore.stream.batches import Stream
-from actstore.stream.rescale import Rescaling, rescaling
+from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
-from trainer.errors import RunError, SaeError
+from trainer.errors import RunError
 from trainer.saes.build import build
 from trainer.training import checkpoint
 from trainer.training.calibration import calibrate
 from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Learner
+from trainer.training.scaling import layer_norms, scaling
 from trainer.training.start import initialise
 from trainer.training.stepping import Progress, Report, Run, take_steps
 from trainer.training.streams import check_l0, check_rows_fit, last_steps, n_steps, of_one_store, shared_stream
@@ -41,8 +39,12 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
     """The run's folder. Raises RunError where another run, or anything else, lies there."""
     storage = Storage(url)
     if storage.exists("spec.json"):
-        if TrainSpec.model_validate_json(storage.read("spec.json")) != spec:
-            raise RunError(f"{url}: a run with another spec is there (see its spec.json); choose another --out")
+        there = TrainSpec.model_validate_json(storage.read("spec.json"))
+        if there != spec:
+            differing = "; ".join(differences(spec, there))
+            raise RunError(
+                f"{url}: a run with another spec is there ({differing}); choose another --out, or give what it has"
+            )
         if not resume:
             raise RunError(f"{url}: this run is already there; --resume goes on with it, or choose another --out")
     elif not storage.is_empty():
@@ -130,54 +132,16 @@ def _train(stream: Stream, runs: Sequence[Run], report: Report | None, sinks: Si
 def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: str, together: Together | None) -> Run:
     check_rows_fit(spec)
     check_l0(spec, stream.d)
-    store, kind, center = stream.store, spec.stream.rescale, spec.stream.center
+    store = stream.store
     parallel = None if together is None else together.parallel(spec, stream.d, len(stream.sites), stream.d_target)
     own = spec.sae if parallel is None else parallel.local
     sae = build(own, stream.d, spec.seed, len(stream.sites), stream.d_target)
-    factors = unit_mixture(stream, stream.sites, rescaling(store, stream.sites, kind, center))
-    out = (
-        None
-        if stream.targets is None
-        else unit_mixture(stream, stream.targets, rescaling(store, stream.targets, kind, center))
-    )
+    factors, out = scaling(stream, spec.stream, sae.b_dec)
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.targets or stream.sites])
     norms = layer_norms(store, stream.sites, factors)
     steps, place = n_steps(spec, stream), torch.device(device)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
-
-
-def unit_mixture(stream: Stream, sites: tuple[str, ...], factors: Rescaling) -> Rescaling:
-    """The factors times one number, the same for all layers, with which rows of the mixture have a mean square of 1.
-
-    So penalties, thresholds, noise and learning rates mean the same for every model. The square is about the layer's
-    mean, where the decoder bias begins, or about 0 over ordinary tokens if that is less: first positions and special
-    tokens may be hundreds of times larger than the rest. A crosscoder's row is that of all its sites together.
-    """
-    store = stream.store
-    squares = np.array([float(store.variance(site).sum()) for site in sites])
-    rest = [store.norms[site].rest for site in sites]
-    if factors.mean is None:
-        squares = np.minimum(squares, [one.mean_sq_norm if one.count else np.inf for one in rest])
-    squares = squares * factors.scale**2
-    copies = np.array(stream.columns.copies)
-    total = squares.sum() if stream.spec.mode == "aligned" else squares @ copies / copies.sum()
-    if not math.isfinite(total):
-        raise SaeError(
-            f"{store.url}: the rows of {', '.join(sites)} are too large, or not finite; `actstore norms` shows which"
-        )
-    if not total > 0:
-        raise SaeError(f"{store.url}: the rows of {', '.join(sites)} do not vary, so there is nothing to learn")
-    return Rescaling(factors.scale / math.sqrt(total), factors.mean)
-
-
-def layer_norms(store: Store, sites: tuple[str, ...], factors: Rescaling) -> Tensor:
-    """Mean norm of each site's rows as the SAE sees them, [n_sites]; centred rows: root mean square about the mean."""
-    if factors.mean is None:
-        norms = [store.norms[site].all.mean_norm for site in sites]
-    else:
-        norms = [math.sqrt(store.variance(site).sum()) for site in sites]
-    return torch.tensor(norms, dtype=torch.float64) * torch.from_numpy(factors.scale)
 
 
 def _finish(stream: Stream, run: Run) -> None:
@@ -207,7 +171,7 @@ def _finish(stream: Stream, run: Run) -> None:
         targets=stream.targets or (),
         d_out=stream.d_target,
         rescale=run.spec.stream.rescale,
-        center=run.spec.stream.center,
+        center=learner.mean is not None,
         store=store.url,
         content_id=store.manifest.content_id,
         model=store.manifest.spec.model.name,

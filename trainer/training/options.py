@@ -75,7 +75,8 @@ SaeKind = Annotated[
 Inner = Annotated[
     str | None,
     typer.Option(
-        help="The latents of a transcoder or crosscoder; options of the SAE are then theirs.",
+        help="The latents of a transcoder or crosscoder (which takes no gated or jumprelu); other options of the SAE "
+        "are then theirs.",
         show_default="topk",
         rich_help_panel=WHAT,
         autocompletion=values_of(SCHEMA, "sae.inner.kind"),
@@ -138,7 +139,14 @@ Rescale = Annotated[
         autocompletion=values_of(SCHEMA, "stream.rescale"),
     ),
 ]
-Center = Annotated[bool | None, typer.Option(help="Subtract each site's stored mean.", rich_help_panel=DATA)]
+Center = Annotated[
+    bool | None,
+    typer.Option(
+        "--center/--no-center",
+        help="Subtract each site's stored mean; by itself where the means lie far apart.",
+        rich_help_panel=DATA,
+    ),
+]
 Rows = Annotated[str | None, typer.Option(help="Rows to train on: 500k, 20M.", rich_help_panel=DATA)]
 Batch = Annotated[str | None, typer.Option(help="Rows per batch.", rich_help_panel=DATA)]
 Corrupt = Annotated[

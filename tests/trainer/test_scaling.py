@@ -1,0 +1,150 @@
+"""What rows are scaled by and whether they are centred, against plain formulas; on layers whose means lie far apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trainer
+from actstore.importing.imports import import_activations
+from actstore.store import Store
+from schemas.stream import StreamSpec
+from schemas.train import TrainSpec
+from trainer.training.loop import train_group
+from trainer.training.scaling import scaling, spread_of_means, unit_mixture
+
+D, N, LAYERS = 16, 3072, 3
+BIAS = torch.nn.Parameter(torch.zeros(D))
+TOPK = {"kind": "topk", "k": 4, "n_latents": 64}
+KINDS: dict[str, dict[str, Any]] = {
+    "topk": {"k": 4},
+    "batch_topk": {"k": 4},
+    "matryoshka": {"k": 4, "prefixes": (0.5, 1.0)},
+    "relu_l1": {"target_l0": 4},
+    "gated": {"target_l0": 4},
+    "jumprelu": {"target_l0": 4},
+    "nsae": {"target_l0": 4},
+    "mlp_encoder": {"target_l0": 4},
+}
+
+
+def store_of(path: Path, apart: float, common: float = 0.0, layers: int = LAYERS) -> Store:
+    """Sparse rows with a mean square of about 1; layers' means `apart` from the mean of all, that `common` from 0."""
+    rng = np.random.default_rng(5)
+    directions = rng.standard_normal((48, D))
+    means = rng.standard_normal((layers, D))
+    means = apart * means / np.linalg.norm(means, axis=1, keepdims=True)
+    middle = common * np.ones(D) / np.sqrt(D)
+    sites = {}
+    for i in range(layers):
+        codes = (rng.random((N, 48)) < 0.06) * (1 + rng.random((N, 48)))
+        x = codes @ directions
+        x = (x - x.mean(0)) / np.sqrt(np.square(x - x.mean(0)).sum(1).mean())
+        sites[f"layer{i}"] = (x + means[i] + middle).astype(np.float32)
+    return import_activations(sites, str(path), dtype="float32")
+
+
+def run(store: Store, out: Path, sae: dict[str, Any], **stream: Any) -> tuple[trainer.TrainedSae, float]:
+    """The SAE, and the FVU of its first step."""
+    spec = {
+        "store": store.url,
+        "rows": 20 * 256,
+        "log_every": 1,
+        "sae": sae,
+        "stream": {"batch": 256, "epochs": None, **stream},
+    }
+    train_group(store, {str(out): TrainSpec.model_validate(spec)})
+    steps = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    return trainer.load(str(out)), next(step["fvu"] for step in steps if "fvu" in step)
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return store_of(tmp_path_factory.mktemp("far") / "store", 4.0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_layers_that_lie_far_apart_begin_below_an_fvu_of_one(kind: str, far: Store, tmp_path: Path) -> None:
+    """FVU of a step is against each layer's own mean; what is centred is said in the record, and undone in outputs."""
+    sae, first = run(far, tmp_path / "run", {"kind": kind, "n_latents": 64, **KINDS[kind]})
+    assert sae.record.center
+    assert first < 1
+    assert sae.mean is not None
+    for i, site in enumerate(far.sites):
+        np.testing.assert_allclose(sae.mean[i], far.mean(site), rtol=1e-5, atol=1e-6)
+        x = torch.from_numpy(far.read(site, far.rows("held_out")))
+        error = (sae.decode(sae.encode(x, site), site) - x).square().sum()
+        assert float(error / x.var(0, correction=0).sum() / len(x)) < 1
+
+
+def test_what_is_asked_for_is_done(far: Store, tmp_path: Path) -> None:
+    """Also where it is not good."""
+    sae, _ = run(far, tmp_path / "no", TOPK, center=False)
+    assert sae.mean is None
+    assert not sae.record.center
+    near = store_of(tmp_path / "store", 0.3)
+    for given, there in ((None, False), (True, True)):
+        sae, _ = run(near, tmp_path / f"{given}", TOPK, center=given)
+        assert (sae.mean is not None) == there == sae.record.center
+
+
+def test_biases_that_hold_the_means_need_no_centring(far: Store, tmp_path: Path) -> None:
+    """One for each layer, or a crosscoder's; nsae has none at all, so that it is centred by what is common, too."""
+    sae, first = run(far, tmp_path / "own", {**TOPK, "per_layer_bias": True})
+    assert sae.mean is None
+    assert first < 1
+    sae, first = run(far, tmp_path / "cross", {"kind": "crosscoder", "inner": TOPK}, mode="aligned")
+    assert sae.mean is None
+    assert first < 1
+    common = store_of(tmp_path / "store", 0.0, common=6.0, layers=1)
+    for kind, centred in (("nsae", True), ("relu_l1", False)):
+        sae, first = run(common, tmp_path / kind, {"kind": kind, "target_l0": 4, "n_latents": 64})
+        assert (sae.mean is not None) == centred
+        assert first < 1
+
+
+def test_a_transcoder_is_centred_for_its_inputs_or_its_targets(far: Store, tmp_path: Path) -> None:
+    sae, first = run(
+        far,
+        tmp_path / "run",
+        {"kind": "transcoder", "inner": TOPK},
+        mode="pairs",
+        sites=["layer0", "layer1"],
+        targets=["layer1", "layer2"],
+    )
+    assert sae.mean is not None
+    assert sae.mean_out is not None
+    assert first < 1.2  # targets have nothing to do with inputs here
+
+
+@pytest.mark.parametrize("kind", ["none", "linear", "sqrt"])
+def test_the_spread_is_that_of_the_plain_formula(kind: Any, far: Store) -> None:
+    spec = StreamSpec(batch=64, epochs=None, weights={"layer0": 2.0})
+    with far.stream(spec) as stream:
+        shares = np.array([2, 1, 1]) / 4
+        factors = scaling(stream, spec.model_copy(update={"rescale": kind}), BIAS)[0].scale
+        x = [far.read(site, far.rows("train")).astype(np.float64) for site in far.sites]
+        means = np.stack([s * one.mean(0) for s, one in zip(factors, x, strict=True)])
+        within = shares @ [np.square(s * (one - one.mean(0))).sum(1).mean() for s, one in zip(factors, x, strict=True)]
+        assert within == pytest.approx(1, rel=1e-3)
+        for biased, middle in ((True, shares @ means), (False, 0)):
+            wanted = shares @ np.square(means - middle).sum(1) / within
+            assert spread_of_means(stream, stream.sites, kind, biased) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_one_factor_makes_the_mixtures_mean_square_one(far: Store) -> None:
+    """The layers' norms keep their ratios; first tokens that are far larger than others do not count."""
+    from actstore.stream.rescale import rescaling
+
+    with far.stream(StreamSpec(batch=64, epochs=None)) as stream:
+        plain = rescaling(far, stream.sites, "linear")
+        made = unit_mixture(stream, stream.sites, plain)
+        ratio = made.scale / plain.scale
+        np.testing.assert_allclose(ratio, ratio[0])
+        squares = [far.variance(site).sum() for site in stream.sites]
+        assert np.mean(made.scale**2 * squares) == pytest.approx(1)
