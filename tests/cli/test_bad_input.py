@@ -95,6 +95,8 @@ def test_sites_k_and_keys(tmp_path: Path, cli: Cli) -> None:
     refused(cli(*run, "--sae", "nonsense"), "nonsense")
     refused(cli(*run, "--rows", "many"), "many")
     spec = tmp_path / "spec.yaml"
+    spec.write_text("# nothing\n")
+    refused(cli(*run, "--spec", str(spec)), "spec.yaml: it is empty", "store: URL")
     spec.write_text("sae: {kind: topk, kk: 3}\noptimizer: {lr: 0.1}\n")
     refused(cli(*run, "--spec", str(spec)), "kk", "optimizer", "did you mean", "optimiser")
 
@@ -104,7 +106,7 @@ def test_an_existing_run(tmp_path: Path, cli: Cli) -> None:
     run = ("trainer", "train", "--store", store.url, "--out", str(tmp_path / "r"), "--k", "2", "--batch", "64")
     assert cli(*run, "--rows", "256")[0] == 0
     refused(cli(*run, "--rows", "256"), "already there", "--resume")
-    refused(cli(*run, "--rows", "512"), "another spec")
+    refused(cli(*run, "--rows", "512"), "another spec", "rows: wanted 512, there is 256")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
     run = ("trainer", "train", "--store", store.url, "--out", str(tmp_path / "other"), "--k", "2")

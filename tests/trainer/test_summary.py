@@ -100,6 +100,22 @@ def test_a_store_without_rows_held_out_is_told(tmp_path: Path, cli: Cli) -> None
     assert code == 0
     assert " train rows" in err
     assert "the store holds no rows out: these are rows it was trained on" in err
+    store = make_store(tmp_path / "few", n_units=24, unit_sequences=4)
+    code, _, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", str(tmp_path / "few-run"))
+    assert code == 0
+    n = 3 * len(store.rows("held_out"))
+    assert 0 < n < summary.FEW
+    assert f"figures of {n:,} rows mean little" in err
+
+
+def test_an_l0_that_is_not_the_one_asked_for_is_told(
+    store: Store, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    """A given penalty leads to what it leads to; here the L0 that was wanted is pretended to be another."""
+    monkeypatch.setattr("trainer.evaluate.calibrate.asked_l0", lambda _: 6.0)
+    code, _, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", str(tmp_path / "r"))
+    assert code == 0
+    assert "L0 is 3.0, 50% off the 6 that it is set for" in err
 
 
 @pytest.mark.parametrize("how", ["gone", "no room"])

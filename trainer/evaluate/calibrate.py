@@ -11,6 +11,7 @@ from safetensors.torch import save as save_tensors
 
 from actstore.format.storage import Storage
 from actstore.store import Store
+from schemas.records import EvalRecord
 from trainer.errors import RunError
 from trainer.evaluate.rows import blocks
 from trainer.saes.build import latents_of, raise_thresholds
@@ -18,6 +19,8 @@ from trainer.saes.ops import Rows
 from trainer.saes.topk import TopKSae
 from trainer.trained import TrainedSae
 from trainer.training.calibration import ROWS, SPARES, Levels, wanted_l0
+
+OFF = 0.1  # of the wanted L0
 
 
 @torch.no_grad()
@@ -51,6 +54,17 @@ def asked_l0(sae: TrainedSae) -> float | None:
     if sae.record.calibrated_l0 is not None:
         return sae.record.calibrated_l0
     return wanted_l0(sae.spec) if sae.record.steps else None
+
+
+def off_target(record: EvalRecord, wanted: float | None) -> str | None:
+    """A warning where the L0 is more than 10 % off the one that the run's spec asks for."""
+    l0 = record.pooled.l0
+    if wanted is None or abs(l0 / wanted - 1) <= OFF:
+        return None
+    return (
+        f"{record.run}: L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it is set for, so its "
+        f"figures do not compare with those of that L0; `trainer calibrate {record.run}` sets its thresholds anew"
+    )
 
 
 def write(run: str, sae: TrainedSae, l0: float) -> None:

@@ -9,8 +9,6 @@ import typer
 
 from actstore.options import AsJson, Device, one_of
 
-OFF = 0.1  # of the wanted L0
-
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
 
@@ -50,7 +48,7 @@ def eval_command(
     from actstore.store import open as open_store
     from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
-    from trainer.evaluate.calibrate import asked_l0
+    from trainer.evaluate.calibrate import asked_l0, off_target
     from trainer.trained import load
 
     if split not in {"held_out", "train"}:
@@ -110,17 +108,6 @@ def calibrate_command(
         found = calibrate(sae, open_store(store or sae.record.store), l0)
         write(run, sae, found)
         typer.echo(f"{run}: thresholds set for an L0 of {found:g}; next: trainer eval {run}")
-
-
-def off_target(record: EvalRecord, wanted: float | None) -> str | None:
-    """A warning where the L0 is more than 10 % off the one that the run's spec asks for."""
-    l0 = record.pooled.l0
-    if wanted is None or abs(l0 / wanted - 1) <= OFF:
-        return None
-    return (
-        f"{record.run}: L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it is set for, so its "
-        f"figures do not compare with those of that L0; `trainer calibrate {record.run}` sets its thresholds anew"
-    )
 
 
 def tables(record: EvalRecord) -> list[Any]:

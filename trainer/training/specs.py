@@ -41,7 +41,7 @@ def from_options(given: Mapping[str, Any], aligned: bool = False) -> dict[str, A
 def _is_given(name: str, value: Any) -> bool:
     if value is None or value == []:
         return False
-    return value is not False or name == "center"  # a flag without its opposite can only be set
+    return value is not False or name == "center"  # the one flag with an opposite
 
 
 def load_spec(path: str | None, given: Mapping[str, Any]) -> TrainSpec:
@@ -121,6 +121,8 @@ def _yaml(path: str) -> dict[str, Any]:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {error}") from error
+    if raw is None:
+        raise SpecError(f"{path}: it is empty; wanted keys and values, such as `store: URL` and `sae: {{kind: topk}}`")
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: wanted keys and values, got {type(raw).__name__}")
     return raw

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS, LEAST_ROWS = 1 << 15, 1 << 11  # evaluated over all sites
 SHARE = 50  # and no more than this part of the rows trained on, so that it takes a small part of the time
+FEW = 1000  # rows below which figures are told to mean little
 NAMED = 3  # more runs than these are named together in commands
 
 
@@ -54,13 +55,19 @@ def ended(url: str, store_url: str, device: str, last: Progress | None, seconds:
 
 def _evaluated(one: Ended, sae: TrainedSae, store_url: str) -> Ended:
     from actstore.store import open as open_store
+    from trainer.evaluate.calibrate import asked_l0, off_target
     from trainer.evaluate.rows import evaluate
 
     store = open_store(store_url)
     split = "held_out" if len(store.rows("held_out")) else "train"
     rows = max(LEAST_ROWS, min(MOST_ROWS, sae.record.rows // SHARE)) // len(sae.sites)
     record, firings = evaluate(sae, store, split, max(1, rows))
-    note = "" if split == "held_out" else "the store holds no rows out: these are rows it was trained on"
+    notes = [
+        "the store holds no rows out: these are rows it was trained on" if split != "held_out" else None,
+        f"figures of {record.rows:,} rows mean little" if record.rows < FEW else None,
+        off_target(record, asked_l0(sae)),
+    ]
+    note = "; ".join(note for note in notes if note is not None)
     return one._replace(record=record, never=(firings == 0).sum(dim=1).tolist(), note=note)
 
 
