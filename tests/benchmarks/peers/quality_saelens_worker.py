@@ -1,7 +1,8 @@
 """SAELens trains one SAE on rows of a file: CASE.json OUT. Run by the Python of SAELens' environment.
 
 Its own SAETrainer does all of it; what the case does not say is SAELens' default. `recipe` adds the schedule of
-SAELens' tutorials: the learning rate decays to 0 over the last fifth, the penalty warms up over the first twentieth.
+SAELens' tutorials: the learning rate decays to 0 over the last fifth, the penalty warms up over the first twentieth;
+and for jumprelu Anthropic's setup as its documentation gives it, since its default threshold hardly moves in short runs.
 OUT gets the SAE as SAELens saves it for inference, and `seen.json`: what SAELens says of the first rows.
 """
 
@@ -24,6 +25,13 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 NORM_BATCHES = 16  # from which the mean norm is estimated, where it is asked for
 PENALTY = {"standard": "l1", "gated": "l1", "jumprelu": "l0"}
+ANTHROPIC = {
+    "jumprelu_sparsity_loss_mode": "tanh",
+    "jumprelu_bandwidth": 2.0,
+    "jumprelu_init_threshold": 0.1,
+    "jumprelu_ste_to_input": True,
+    "pre_act_loss_coefficient": 3e-6,
+}
 
 
 def batches(case: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -45,6 +53,7 @@ def sae_options(case: dict[str, Any], steps: int) -> dict[str, Any]:
             options[f"{name}_coefficient"] = case["penalty"]
         if case["recipe"]:
             options[f"{name}_warm_up_steps"] = steps // 20
+            options |= ANTHROPIC if kind == "jumprelu" else {}
     if case["normalise"]:
         options["normalize_activations"] = "expected_average_only_in"
     return options

@@ -37,7 +37,7 @@ class Setting(NamedTuple):
     k: int
 
 
-SETTINGS = {"builtin": Setting(1024, 4096, 999_424, 32), "known": Setting(4096, 1024, 524_288, 25)}
+SETTINGS = {"builtin": Setting(1024, 4096, 999_424, 32), "known": Setting(2048, 1024, 524_288, 25)}
 KNOWN_ROWS = 1 << 20
 
 
