@@ -56,7 +56,7 @@ class TrainSpec(Schema):
         description="what tables and reports call it; None: the name of its folder",
     )
     sae: SaeSpec
-    stream: StreamSpec = StreamSpec(epochs=None)
+    stream: StreamSpec = StreamSpec()
     rows: Count | None = Field(default=None, gt=0, description="rows to train on; None: one epoch")
     optimiser: Optimiser = Optimiser()
     init: Literal["random", "data"] = Field(default="data", description="directions: random, or whitened data rows")

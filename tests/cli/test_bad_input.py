@@ -107,6 +107,7 @@ def test_an_existing_run(tmp_path: Path, cli: Cli) -> None:
     assert cli(*run, "--rows", "256")[0] == 0
     refused(cli(*run, "--rows", "256"), "already there", "--resume")
     refused(cli(*run, "--rows", "512"), "another spec", "rows: wanted 512, there is 256")
+    assert cli(*run, "--rows", "256", "--rescale", "none", "--resume")[0] == 0  # its default, so the same spec
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
     run = ("trainer", "train", "--store", store.url, "--out", str(tmp_path / "other"), "--k", "2")

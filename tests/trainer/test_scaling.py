@@ -15,6 +15,7 @@ from actstore.importing.imports import import_activations
 from actstore.store import Store
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
+from trainer.errors import SaeError
 from trainer.training.loop import train_group
 from trainer.training.scaling import scaling, spread_of_means, unit_mixture
 
@@ -135,6 +136,59 @@ def test_the_spread_is_that_of_the_plain_formula(kind: Any, far: Store) -> None:
         for biased, middle in ((True, shares @ means), (False, 0)):
             wanted = shares @ np.square(means - middle).sum(1) / within
             assert spread_of_means(stream, stream.sites, kind, biased) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_transcoders_inputs_are_centred_by_what_they_have_in_common(tmp_path: Path) -> None:
+    """No bias is taken off them, not even of one pair, nor where the targets have a bias for each layer."""
+    rng = np.random.default_rng(2)
+    codes = (rng.random((N, 48)) < 0.06) * (1 + rng.random((N, 48)))
+    x = codes @ rng.standard_normal((48, D))
+    sites = {"near": x, "far": x + 30, "out": np.maximum(x @ rng.standard_normal((D, D)), 0)}
+    store = import_activations({name: x.astype(np.float32) for name, x in sites.items()}, str(tmp_path / "store"))
+    pairs = {"mode": "pairs", "targets": ["out"]}
+    for site, inner, centred in (
+        ("near", TOPK, False),
+        ("far", TOPK, True),
+        ("far", {**TOPK, "per_layer_bias": True}, True),
+    ):
+        out = tmp_path / f"{site}{len(inner)}"
+        sae, first = run(store, out, {"kind": "transcoder", "inner": inner}, sites=[site], **pairs)
+        assert (sae.mean is not None) == centred
+        assert first < 1
+
+
+def test_first_tokens_do_not_centre_all_others(tmp_path: Path) -> None:
+    """They may be 300 times as long, and move the means far from where other rows are."""
+    rng = np.random.default_rng(4)
+    directions, far = rng.standard_normal((48, D)), 300 * rng.standard_normal((LAYERS, D))
+
+    def sites(first: float, apart: float) -> dict[str, np.ndarray]:
+        out = {}
+        for i in range(LAYERS):
+            codes = (rng.random((96, 32, 48)) < 0.06) * (1 + rng.random((96, 32, 48)))
+            x = codes @ directions + apart * far[i] / 300
+            x[:, 0] += first * far[i]
+            out[f"layer{i}"] = x.astype(np.float32)
+        return out
+
+    for name, apart, first, centred in (("sinks", 0.0, 1.0, False), ("apart", 4.0, 0.01, True)):
+        store = import_activations(sites(first, apart), str(tmp_path / name))
+        with store.stream(StreamSpec(batch=64, epochs=None)) as stream:
+            assert (scaling(stream, stream.spec, BIAS)[0].mean is not None) == centred
+
+
+def test_a_site_that_does_not_vary_is_not_centred_by_itself(tmp_path: Path) -> None:
+    """`unit` would divide by its variance of 0."""
+    rng = np.random.default_rng(4)
+    sites = {"varies": rng.standard_normal((N, D)), "constant": np.full((N, D), 3.0)}
+    store = import_activations({name: x.astype(np.float32) for name, x in sites.items()}, str(tmp_path / "store"))
+    sae, _ = run(store, tmp_path / "run", TOPK, rescale="unit")
+    assert sae.mean is None
+
+
+def test_weights_that_leave_no_whole_batch_are_told(far: Store, tmp_path: Path) -> None:
+    with pytest.raises(SaeError, match=r"no whole batch of 256 rows.*stream.weights"):
+        run(far, tmp_path / "run", TOPK, weights={"layer0": 200.0})
 
 
 def test_one_factor_makes_the_mixtures_mean_square_one(far: Store) -> None:

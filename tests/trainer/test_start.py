@@ -216,3 +216,12 @@ def test_thresholds_that_rise_make_latents_rarer_by_what_margins_say(name: str) 
     near = (margins - by).abs() < 1e-5
     assert (((margins > by) == (kept > 0)) | near).all()
     assert 0 < int((kept > 0).sum()) < 0.9 * int((margins > 0).sum())
+
+
+def test_rows_of_one_number_have_weights_of_their_own() -> None:
+    """The transpose of [m, 1] is contiguous as it is: two parameters would share its memory."""
+    for name, options in KINDS.items():
+        raw = {"kind": name, **options, "n_latents": 8}
+        tensors = build(TypeAdapter(SaeSpec).validate_python(raw), 1, 1, SITES).state_dict().values()
+        places = [tensor.data_ptr() for tensor in tensors]
+        assert len(set(places)) == len(places), name

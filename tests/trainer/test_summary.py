@@ -141,6 +141,26 @@ def test_a_run_that_cannot_be_evaluated_has_ended_all_the_same(
     assert f"  trainer eval {tmp_path / 'r'}" in err.splitlines()
 
 
+def test_what_a_table_of_figures_does_not_cry_out_is_told(
+    store: Store, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    """Layers that are no better than their mean, latents that never fire, rows that were centred without being asked."""
+    monkeypatch.setattr(summary, "ENOUGH", 0.1)
+    spec = spec_file(tmp_path, store.url, optimiser={"lr": 1e3}, revive=False)
+    code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "wild"))
+    assert code == 0
+    assert re.search(r"an FVU of 1 or more, .* at .*hook_mlp_out", err)
+    few = {"kind": "topk", "k": 1, "expansion": 40}
+    spec = spec_file(tmp_path, store.url, sae=few, revive=False, rows=2 * BATCH)
+    code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "many"))
+    assert re.search(r"\d+ of 640 latents never fired here", err), err
+    for given in (None, True):
+        monkeypatch.setattr("trainer.training.scaling._FAR_APART", -1.0)
+        spec = spec_file(tmp_path, store.url, stream={**BASE["stream"], "center": given})
+        code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / f"center {given}"))
+        assert ("--no-center leaves them" in err) == (given is None)
+
+
 def test_many_latents_are_evaluated_in_small_blocks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli  # noqa: F811
 ) -> None:  # fmt: skip

@@ -30,7 +30,7 @@ class NormalizedSae(nn.Module):
         super().__init__()
         self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, self.d)))
-        self.W_enc = nn.Parameter(self.W_dec.detach().T.contiguous())
+        self.W_enc = nn.Parameter(self.W_dec.detach().T.clone(memory_format=torch.contiguous_format))
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.register_buffer("b_dec", torch.zeros(self.d), persistent=False)
         self.draws = Draws(seed, STAGE)

@@ -7,10 +7,10 @@ The learning rate, of rows whose mean square is 1:
 with the expansion the dictionary's size over d. It was fitted to the rates with the least held-out FVU of six kinds at
 d 128, 256 to 1,024 latents and 48 to 781 updates (`tests/benchmarks/learning_rates.py`, its results beside it): the
 best rate falls as the root of the dictionary's size, does not change from 50 to 400 updates, and falls slowly from
-there. Where the sweep's curves are flat the higher rate was taken, since other stores want more: the residual stream of
-the same model and synthetic layers with outlying dimensions were best at 1.4 to 2 times the rule, a 64-wide store of few
-dimensions at four times. At d 768 and 4,096 latents, topk was better with the rate of that expansion than with half of
-it, which is that of the size alone; higher rates were not tried.
+there. Where the sweep's curves are flat the higher rate was taken, since other stores want more: the residual stream
+of the same model and synthetic layers with outlying dimensions were best at 1.4 to 2 times the rule, a 64-wide store of
+few dimensions at four times. At d 768 and 4,096 latents, topk was better with the rate of that expansion than with half
+of it, which is that of the size alone; higher rates were not tried.
 """
 
 from __future__ import annotations

@@ -27,26 +27,51 @@ def scaling(stream: Stream, spec: StreamSpec, b_dec: Tensor) -> tuple[Rescaling,
     b_dec: the SAE's decoder bias, [d] or one of each layer [n_sites, d]; no parameter, if the kind has none.
     """
     kind, center = spec.rescale, spec.center
+    if center is None:
+        center = means_are_far(stream, kind, b_dec)
     both = [stream.sites] if stream.targets is None else [stream.sites, stream.targets]
-    if center is None and b_dec.ndim == 1:
-        biased = isinstance(b_dec, nn.Parameter)
-        center = any(spread_of_means(stream, sites, kind, biased) > _FAR_APART for sites in both)
-    inputs, *targets = (
-        unit_mixture(stream, sites, rescaling(stream.store, sites, kind, bool(center))) for sites in both
-    )
+    inputs, *targets = (unit_mixture(stream, sites, rescaling(stream.store, sites, kind, center)) for sites in both)
     return inputs, targets[0] if targets else None
+
+
+def means_are_far(stream: Stream, kind: Rescale, b_dec: Tensor) -> bool:
+    """Whether rows are better centred: what the decoder bias cannot hold of their means is much. A transcoder's bias is
+    that of its targets, and nothing holds the means of its inputs."""
+    sites, targets = stream.sites, stream.targets
+    if not (squares(stream.store, (*sites, *(targets or ()))) > 0).all():
+        return False  # a site that does not vary would be nothing at all
+    biased, own = isinstance(b_dec, nn.Parameter), b_dec.ndim > 1
+    if targets is None:
+        return not own and spread_of_means(stream, sites, kind, biased) > _FAR_APART
+    if spread_of_means(stream, sites, kind, biased=False) > _FAR_APART:
+        return True
+    return not own and spread_of_means(stream, targets, kind, biased) > _FAR_APART
 
 
 def spread_of_means(stream: Stream, sites: tuple[str, ...], kind: Rescale, biased: bool) -> float:
     """Mean squared distance of the rescaled layers' means from their own mean, which one decoder bias holds, or from 0
-    without a bias; over the rows' mean square about their layers' means. NaN where rows do not vary."""
+    without a bias; over the rows' mean square about their layers' means.
+
+    Means are of all rows, first positions and special tokens among them, which may be so large that they move the means
+    far from all others: by as much as they can have moved them distances are less.
+    """
     store, shares = stream.store, shares_of_layers(stream)
     scale = rescaling(store, sites, kind).scale
-    means = scale[:, None] * np.stack([store.mean(site) for site in sites])
+    means, moved = scale[:, None] * np.stack([store.mean(site) for site in sites]), scale * moves(store, sites)
     if biased:
-        means = means - shares @ means
+        means, moved = means - shares @ means, moved + shares @ moved
     with np.errstate(all="ignore"):
-        return float(shares @ np.square(means).sum(axis=1) / (shares @ (scale**2 * squares(store, sites))))
+        distances = np.maximum(np.linalg.norm(means, axis=1) - moved, 0)
+        return float(shares @ np.square(distances) / (shares @ (scale**2 * squares(store, sites))))
+
+
+def moves(store: Store, sites: tuple[str, ...]) -> NDArray[np.float64]:
+    """By how much special rows can have moved each site's mean, [n_sites]: their share times their root mean square;
+    0 where there are no others."""
+    norms = [store.norms[site] for site in sites]
+    shares = [one.special.count / one.all.count if one.rest.count else 0.0 for one in norms]
+    lengths = [math.sqrt(one.special.mean_sq_norm) if one.special.count else 0.0 for one in norms]
+    return np.array([share * length for share, length in zip(shares, lengths, strict=True)])
 
 
 def unit_mixture(stream: Stream, sites: tuple[str, ...], factors: Rescaling) -> Rescaling:

@@ -59,8 +59,6 @@ def load_spec(path: str | None, given: Mapping[str, Any]) -> TrainSpec:
     raw["sae"], raw["stream"] = (dict(_section(raw, name, where)) for name in ("sae", "stream"))
     placed, names = _placed(raw, given)
     values = with_values(raw, placed, where)
-    if not raw["stream"] and not any(one.startswith("stream.") for one in placed):
-        del values["stream"]  # whose default is not that of an empty one
     if "store" not in values:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
     return validated(TrainSpec, values, where, names)
@@ -122,7 +120,7 @@ def _yaml(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {error}") from error
     if raw is None:
-        raise SpecError(f"{path}: it is empty; wanted keys and values, such as `store: URL` and `sae: {{kind: topk}}`")
+        raise SpecError(f"{path}: it is empty; wanted keys and values, such as `store: URL`, or in a sweep `base:`")
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: wanted keys and values, got {type(raw).__name__}")
     return raw

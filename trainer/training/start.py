@@ -8,6 +8,7 @@ import torch
 
 from actstore.format.layout import permutation
 from actstore.stream.batches import Batch, Stream
+from trainer.errors import SaeError
 from trainer.saes.build import initialise_from
 from trainer.saes.ops import Centre, Rows, geometric_median, mean
 from trainer.saes.start import FIT_ROWS
@@ -38,6 +39,11 @@ def first_rows(stream: Stream, n_latents: int) -> Batch:
         batches.append(batch)
         n += len(batch.x)
     stream.restore(start)
+    if not batches:
+        raise SaeError(
+            f"{stream.store.url}: an epoch of this stream has no whole batch of {stream.spec.batch:,} rows; lower "
+            "stream.batch, or bring the stream.weights of the sites closer together"
+        )
     targets = [batch.target for batch in batches if batch.target is not None]
     return Batch(
         torch.cat([batch.x for batch in batches]),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_ROWS, LEAST_ROWS = 1 << 15, 1 << 11  # evaluated over all sites
 SHARE = 50  # and no more than this part of the rows trained on, so that it takes a small part of the time
 FEW = 1000  # rows below which figures are told to mean little
+MANY, ENOUGH = 0.1, 50.0  # of the latents: more that never fired are told, where they could have so many times
 NAMED = 3  # more runs than these are named together in commands
 
 
@@ -65,10 +66,35 @@ def _evaluated(one: Ended, sae: TrainedSae, store_url: str) -> Ended:
     notes = [
         "the store holds no rows out: these are rows it was trained on" if split != "held_out" else None,
         f"figures of {record.rows:,} rows mean little" if record.rows < FEW else None,
+        _bad(one, record),
         off_target(record, asked_l0(sae)),
+        _centred(one.url, sae),
     ]
-    note = "; ".join(note for note in notes if note is not None)
+    note = "; ".join(note.removeprefix(f"{record.run}: ") for note in notes if note is not None)
     return one._replace(record=record, never=(firings == 0).sum(dim=1).tolist(), note=note)
+
+
+def _bad(one: Ended, record: EvalRecord) -> str | None:
+    """What a table of figures does not cry out."""
+    bad = [layer.site for layer in record.layers if layer.fvu >= 1]
+    if bad:
+        return (
+            f"an FVU of 1 or more, no better than the mean, at {', '.join(bad)}; where a site's rows are much shorter "
+            "than others', --rescale unit makes them count as much"
+        )
+    usual = record.rows * record.pooled.l0 / one.n_latents  # firings of a latent
+    if usual > ENOUGH and record.dead > MANY * one.n_latents:
+        return f"{record.dead:,} of {one.n_latents:,} latents never fired here; more --rows or fewer latents may help"
+    return None
+
+
+def _centred(url: str, sae: TrainedSae) -> str | None:
+    from schemas.train import TrainSpec
+
+    asked = TrainSpec.model_validate_json(Storage(url).read("spec.json")).stream.center
+    if sae.mean is None or asked is not None:
+        return None
+    return "the sites' means lie far apart and were taken off their rows; --no-center leaves them"
 
 
 def show(console: Any, runs: Sequence[Ended], out: str | None = None) -> None:
