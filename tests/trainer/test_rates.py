@@ -14,10 +14,10 @@ def spec(kind: str = "topk", batch: int = 4096, **more: object) -> TrainSpec:
 
 
 @pytest.mark.parametrize("kind", RATES)
-def test_the_rate_falls_with_the_root_of_the_expansion_and_late_with_updates(kind: str) -> None:
+def test_the_rate_falls_with_the_root_of_the_dictionarys_size_and_late_with_updates(kind: str) -> None:
     one = spec(kind)
     assert peak_rate(one, 128, 244) == pytest.approx(RATES[kind])
-    assert peak_rate(one, 768, 244) == pytest.approx(RATES[kind])
+    assert peak_rate(one, 512, 244) == pytest.approx(RATES[kind] / 2)  # four times the latents
     wide = one.model_copy(update={"sae": one.sae.model_copy(update={"expansion": 32.0})})
     assert peak_rate(wide, 128, 244) == pytest.approx(RATES[kind] / 2)
     assert peak_rate(one, 128, 48) == peak_rate(one, 128, 400)

@@ -58,11 +58,14 @@ def at_l0(points: Sequence[Point], l0: float) -> float | None:
 
 
 def adjusted(point: Point, others: Sequence[Point], l0: float) -> float:
-    """The FVU that a point would have at an L0, with the slope of the nearest two others; as it is without these."""
+    """The FVU that a point would have at an L0, with the slope of the nearest two others; as it is without these, and
+    where it is there already: between seeds, whose L0 is nearly the same, a slope would be noise."""
+    if abs(_distance(point, l0)) < EXACT:
+        return point.fvu
     usable = (other for other in others if other.l0 > 0)
     ordered = sorted(usable, key=lambda other: abs(_distance(other, l0)))
     one, *rest = _around(ordered, l0) or ordered[:2] or [point]
-    if not rest or one.l0 == rest[0].l0:
+    if not rest or abs(math.log(one.l0 / rest[0].l0)) < EXACT:
         return point.fvu
     slope = math.log(one.fvu / rest[0].fvu) / math.log(one.l0 / rest[0].l0)
     return point.fvu * math.exp(-slope * _distance(point, l0))
