@@ -62,7 +62,7 @@ def off_target(record: EvalRecord, wanted: float | None) -> str | None:
     if wanted is None or abs(l0 / wanted - 1) <= OFF:
         return None
     return (
-        f"{record.run}: L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it is set for, so its "
+        f"L0 is {l0:.1f}, {abs(l0 / wanted - 1):.0%} off the {wanted:g} that it is set for, so its "
         f"figures do not compare with those of that L0; `trainer calibrate {record.run}` sets its thresholds anew"
     )
 

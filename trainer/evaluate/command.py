@@ -71,7 +71,7 @@ def eval_command(
         on_rows.write(run, record, firings)
         warning = off_target(record, asked_l0(sae))
         if warning is not None:
-            typer.echo(f"warning: {warning}", err=True)
+            typer.echo(f"warning: {run}: {warning}", err=True)
         if as_json:
             typer.echo(record.model_dump_json())
         else:

@@ -70,7 +70,7 @@ def _evaluated(one: Ended, sae: TrainedSae, store_url: str) -> Ended:
         off_target(record, asked_l0(sae)),
         _centred(one.url, sae),
     ]
-    note = "; ".join(note.removeprefix(f"{record.run}: ") for note in notes if note is not None)
+    note = "; ".join(note for note in notes if note is not None)
     return one._replace(record=record, never=(firings == 0).sum(dim=1).tolist(), note=note)
 
 
