@@ -54,7 +54,11 @@ def rescaling(store: Store, sites: tuple[str, ...], kind: Rescale, center: bool 
             g = _phi(kind, norms)
             scale = g.mean() / g
     if not np.isfinite(scale).all():
-        raise SpecError(f"rescale {kind!r}: a site has mean norm 0; leave it out, or use 'none'")
+        bad = ", ".join(site for site, one in zip(sites, scale, strict=True) if not np.isfinite(one)) or ", ".join(
+            sites
+        )
+        why = "does not vary" if center and kind == "unit" else "has mean norm 0"
+        raise SpecError(f"rescale {kind!r}: {bad} {why}; leave it out, or use 'none'")
     return Rescaling(scale, means)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import trainer
+from actstore.errors import SpecError
 from actstore.importing.imports import import_activations
 from actstore.store import Store
 from schemas.stream import StreamSpec
@@ -184,6 +185,8 @@ def test_a_site_that_does_not_vary_is_not_centred_by_itself(tmp_path: Path) -> N
     store = import_activations({name: x.astype(np.float32) for name, x in sites.items()}, str(tmp_path / "store"))
     sae, _ = run(store, tmp_path / "run", TOPK, rescale="unit")
     assert sae.mean is None
+    with pytest.raises(SpecError, match="'unit': constant does not vary"):
+        run(store, tmp_path / "asked", TOPK, rescale="unit", center=True)
 
 
 def test_weights_that_leave_no_whole_batch_are_told(far: Store, tmp_path: Path) -> None:
