@@ -2,6 +2,7 @@
 
 ActstoreError
 ├── SpecError            a value or key of a spec that cannot be used
+│   ├── NoRowsError      a filter that leaves no row
 │   └── SiteError        a site that does not exist, or has no vector per token
 ├── ModelError           the model cannot be loaded or hooked
 ├── CorpusError          the corpus cannot be read
@@ -28,6 +29,10 @@ class ActstoreError(Exception):
 
 class SpecError(ActstoreError):
     """A value or key of a spec that cannot be used."""
+
+
+class NoRowsError(SpecError):
+    """A filter that leaves no row."""
 
 
 class SiteError(SpecError):

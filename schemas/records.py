@@ -11,7 +11,7 @@ from schemas.base import Schema
 from schemas.harvest import Layout
 from schemas.sae import SaeSpec
 from schemas.source import Site
-from schemas.stream import Rescale
+from schemas.stream import Rescale, RowFilter
 
 
 def _from_null(value: object) -> object:
@@ -80,6 +80,7 @@ class EvalRecord(Schema):
     store: str
     content_id: str
     split: str
+    filter: RowFilter | None = Field(default=None, description="of the rows, as in training; None: all rows")
     rows: int
     pooled: LayerMetrics
     fvu_layer_mean: Ratio = Field(description="over the layers that have an FVU")
@@ -117,6 +118,7 @@ class RunRecord(Schema):
     d_out: int | None = None
     rescale: Rescale
     center: bool
+    filter: RowFilter | None = Field(default=None, description="of the rows it was trained on; None: all rows")
     store: str
     content_id: str
     model: str

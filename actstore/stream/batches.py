@@ -6,13 +6,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from actstore.errors import SpecError
+from actstore.errors import NoRowsError, SpecError
 from actstore.notebook import table
 from actstore.store import Store
 from actstore.stream.columns import columns_of
@@ -131,13 +132,14 @@ class Stream(IterableDataset[Batch]):
         ]
 
     def held_out(self) -> Stream | None:
-        """One epoch of the store's held-out rows, read as this stream is; None where there are none, or not yet."""
+        """One epoch of the store's held-out rows, read as this stream is; None where there are none, or not yet, or
+        where its filter leaves none."""
         if self.spec.follow or not self.store.units("held_out"):
             return None
         spec = self.spec.model_copy(
             update={"split": "held_out", "epochs": 1, "skip_rows": 0, "limit_rows": None, "window_chunks": None}
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), suppress(NoRowsError):
             warnings.simplefilter("ignore", StreamWarning)  # how well these rows are mixed does not matter
             return Stream(
                 self.store,
@@ -148,6 +150,7 @@ class Stream(IterableDataset[Batch]):
                 world=self._world,
                 on_corrupt="skip" if self._skip else "error",
             )
+        return None
 
     @property
     def batches_per_epoch(self) -> int:

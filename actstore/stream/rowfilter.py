@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import SpecError
+from actstore.errors import NoRowsError, SpecError
 from actstore.harvesting.norms import quantile
 from actstore.harvesting.patterns import match_sites
 from actstore.store import Store
@@ -31,10 +31,12 @@ class NormBounds(NamedTuple):
 
 
 def kept_rows(store: Store, rule: RowFilter, units: NDArray[np.int64], sites: tuple[str, ...]) -> Kept:
-    """The rows of some units that a filter keeps; `sites` are the streamed ones. Raises SpecError where none is."""
+    """The rows of some units that a filter keeps; `sites` are the streamed ones.
+
+    Raises NoRowsError where none is, SpecError where the store does not know what the filter asks for.
+    """
     _check_known(store, rule)
-    layout = store.layout
-    bounds = [one for norms in rule.norms for one in norm_bounds(store, norms, sites)]
+    layout, bounds = store.layout, _bounds(store, rule, sites)
     mask = np.zeros((len(units), layout.unit_chunks, -(-layout.chunk_rows // 8)), np.uint8)
     counts = np.zeros((len(units), layout.unit_chunks), np.int64)
 
@@ -48,10 +50,33 @@ def kept_rows(store: Store, rule: RowFilter, units: NDArray[np.int64], sites: tu
     with ThreadPoolExecutor(THREADS, thread_name_prefix="stream-filter") as pool:
         list(pool.map(scan, range(len(units))))
     if not counts.any():
-        raise SpecError(
-            f"{store.url}: the filter leaves no row; widen it ({rule.model_dump_json(exclude_defaults=True)})"
-        )
+        raise NoRowsError(_none_left(store, rule))
     return Kept(mask, counts)
+
+
+def kept_ids(store: Store, rule: RowFilter, split: str | None, sites: tuple[str, ...]) -> NDArray[np.int64]:
+    """Ids of the rows of a split (None: of the store) that a filter keeps, in store order. Raises NoRowsError where
+    none is, SpecError as `kept_rows`."""
+    _check_known(store, rule)
+    bounds = _bounds(store, rule, sites)
+
+    def of(unit: int) -> NDArray[np.int64]:
+        kept = _kept(store, rule, bounds, unit, int(store.unit_rows[unit]))
+        return np.flatnonzero(kept) + unit * store.layout.capacity
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="filter") as pool:
+        found = list(pool.map(of, store.units(split)))
+    if not any(map(len, found)):
+        raise NoRowsError(_none_left(store, rule))
+    return np.concatenate(found)
+
+
+def _bounds(store: Store, rule: RowFilter, sites: tuple[str, ...]) -> list[NormBounds]:
+    return [one for norms in rule.norms for one in norm_bounds(store, norms, sites)]
+
+
+def _none_left(store: Store, rule: RowFilter) -> str:
+    return f"{store.url}: the filter leaves no row; widen it ({rule.model_dump_json(exclude_defaults=True)})"
 
 
 def _check_known(store: Store, rule: RowFilter) -> None:

@@ -18,6 +18,7 @@ from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.saes.build import build, raise_thresholds
 from trainer.saes.ops import Rows
+from trainer.training import calibration
 from trainer.training.calibration import Levels
 from trainer.training.loop import Progress, train_group
 
@@ -194,3 +195,32 @@ def test_levels_are_those_of_a_plain_sort(parts: list[int], l0: float, spread: f
     active = (sae.encode(torch.cat(x), of) > 0).sum()
     if not layered and (sae.threshold > 0).all():
         assert abs(int(active) - round(l0 * len(of))) <= 2
+
+
+def test_runs_of_a_group_share_one_pass_over_rows_held_out(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as their margins fit into memory; each gets the thresholds that it gets alone."""
+    names = ("batch_topk", "layers", "wide", "steered", "matryoshka")
+    specs = {name: spec_of(store, RUNS[name]) for name in names}
+    for name, spec in specs.items():
+        train_group(store, {str(tmp_path / "alone" / name): spec})
+    read = []
+    plain = calibration.next_batch
+
+    def counted(*given: Any) -> Any:
+        read.append(plain(*given))
+        return read[-1]
+
+    monkeypatch.setattr(calibration, "next_batch", counted)
+    rows = len(store.rows("held_out")) * len(store.sites)
+    for limit, most in ((1 << 30, 1), (3 << 20, 4)):
+        read.clear()
+        monkeypatch.setattr(calibration, "MARGINS", limit)
+        train_group(store, {str(tmp_path / f"{limit}" / name): spec for name, spec in specs.items()})
+        passes = sum(len(batch.x) for batch in read if batch is not None) / rows
+        again = 1  # of `wide`, whose margins are more than the first pass keeps
+        assert most <= passes <= most + again
+        for name in names:
+            one, other = tmp_path / "alone" / name, tmp_path / f"{limit}" / name
+            assert (one / "sae.safetensors").read_bytes() == (other / "sae.safetensors").read_bytes()

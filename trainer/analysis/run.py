@@ -48,6 +48,12 @@ def shown(value: float, form: str = ".4g") -> str:
     return "–" if math.isnan(value) else format(value, form)
 
 
+def rows_of(evaluation: EvalRecord) -> str:
+    """`1,000 held-out rows`, and whether these are all."""
+    rows = f"{evaluation.rows:,} {evaluation.split.replace('_', '-')} rows"
+    return f"{rows} that its filter keeps" if evaluation.filter else rows
+
+
 def short(site: str) -> str:
     """`blocks.3.hook_mlp_out` as `3 mlp_out`, for axes."""
     parts = site.split(".")

@@ -13,7 +13,7 @@ from actstore.format.storage import Storage
 from actstore.store import Store
 from schemas.records import EvalRecord
 from trainer.errors import RunError
-from trainer.evaluate.rows import blocks
+from trainer.evaluate.rows import blocks, holds_out, rows_of
 from trainer.saes.build import latents_of, raise_thresholds
 from trainer.saes.ops import Rows
 from trainer.saes.topk import TopKSae
@@ -24,10 +24,12 @@ OFF = 0.1  # of the wanted L0
 
 
 @torch.no_grad()
-def calibrate(sae: TrainedSae, store: Store, l0: float | None = None) -> float:
+def calibrate(sae: TrainedSae, store: Store, l0: float | None = None, all_rows: bool = False) -> float:
     """Move the thresholds of `sae`, in place, to a mean L0 over held-out rows; returns that L0.
 
-    l0: None for the one that its spec asks for. Raises RunError where it asks for none, or has no threshold.
+    l0: None for the one that its spec asks for. Rows are those that its filter keeps, unless `all_rows`.
+
+    Raises RunError where it asks for none, or has no threshold.
     """
     if isinstance(latents_of(sae.sae), TopKSae):
         raise RunError(f"{sae.url}: topk has no threshold; each row has its k latents")
@@ -39,7 +41,7 @@ def calibrate(sae: TrainedSae, store: Store, l0: float | None = None) -> float:
     reached = False
     for spare in SPARES if l0 < sae.n_latents else ():
         levels = Levels(sae.sae, l0, spare)
-        for rows in _rows(sae, store):
+        for rows in _rows(sae, store, all_rows):
             levels.add(rows, levels.counts(rows))
         if reached := levels.enough():
             break
@@ -80,12 +82,12 @@ def write(run: str, sae: TrainedSae, l0: float) -> None:
             storage.delete(key)
 
 
-def _rows(sae: TrainedSae, store: Store) -> Iterator[Rows]:
+def _rows(sae: TrainedSae, store: Store, all_rows: bool) -> Iterator[Rows]:
     """Rows spread over the store's held-out units, or over all where there are none, as the SAE sees them."""
     missing = [site for site in sae.sites if site not in store.sites]
     if missing:
         raise RunError(f"{store.url}: it has no site {', '.join(missing)} of this SAE; use the store it is from")
-    ids = store.rows("held_out" if store.units("held_out") else None)
+    ids = rows_of(sae, store, "held_out" if holds_out(sae, store) else None, all_rows)
     wanted = ROWS if sae.of_all_sites else -(-ROWS // len(sae.sites))
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), wanted)).astype(np.int64))]
     if sae.of_all_sites:

@@ -12,6 +12,8 @@ from actstore.options import AsJson, Device, one_of
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
 
+AllRows = Annotated[bool, typer.Option("--all-rows", help="Also rows that the run's own filter left out of training.")]
+
 
 def eval_command(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
@@ -24,6 +26,7 @@ def eval_command(
     rows: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Rows per site at most: 50k, 1M.", show_default="all of them")
     ] = None,
+    all_rows: AllRows = False,
     ce: Annotated[
         bool, typer.Option("--ce", help="Also run the language model: CE and KL with each site patched.")
     ] = False,
@@ -62,7 +65,8 @@ def eval_command(
         with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(f"evaluating {run}", total=None)
             tick = _tick(bar, task)
-            record, firings = on_rows.evaluate(sae, opened, split, None if rows is None else parse_count(rows), tick)
+            most = None if rows is None else parse_count(rows)
+            record, firings = on_rows.evaluate(sae, opened, split, most, tick, all_rows)
             if ce or model is not None:
                 from trainer.evaluate.model import model_metrics
 
@@ -88,6 +92,7 @@ def calibrate_command(
         float | None,
         typer.Option(metavar="X", help="Mean active latents per row.", show_default="k or target_l0 of the run"),
     ] = None,
+    all_rows: AllRows = False,
     device: Device = "cpu",
 ) -> None:
     """Set the thresholds of trained SAEs so that held-out rows have the wanted L0. Training ends with this; it is for
@@ -105,17 +110,17 @@ def calibrate_command(
         sae = load(run, device=device)
         if not (store or sae.record.store):
             raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
-        found = calibrate(sae, open_store(store or sae.record.store), l0)
+        found = calibrate(sae, open_store(store or sae.record.store), l0, all_rows)
         write(run, sae, found)
         typer.echo(f"{run}: thresholds set for an L0 of {found:g}; next: trainer eval {run}")
 
 
 def tables(record: EvalRecord) -> list[Any]:
     """The record as rich tables, which fit into 80 columns."""
-    from trainer.analysis.run import shown
+    from trainer.analysis.run import rows_of, shown
 
     called = f"{record.name} ({record.run})" if record.name else record.run
-    head = f"{called}: {record.rows:,} {record.split} rows; never fired on them: {record.dead} latents"
+    head = f"{called}: {rows_of(record)}; never fired on them: {record.dead} latents"
     names = ("FVU", "MSE", "L0", "L1", "L1 dec", "suppr")
     caption = "L1 dec: L1 weighted by decoder norms; suppr: suppression, mean |x'| / |x|"
     lines = [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from actstore.errors import NoRowsError, SpecError
 from actstore.format.storage import Storage
 from actstore.store import Store
+from actstore.stream.rowfilter import kept_ids
 from schemas.records import EvalRecord, ModelMetrics
 from schemas.sae import Crosscoder
 from trainer.errors import RunError
@@ -24,11 +27,17 @@ Tick = Callable[[int, int], None]
 
 
 def evaluate(
-    sae: TrainedSae, store: Store, split: str = "held_out", max_rows: int | None = None, tick: Tick | None = None
+    sae: TrainedSae,
+    store: Store,
+    split: str = "held_out",
+    max_rows: int | None = None,
+    tick: Tick | None = None,
+    all_rows: bool = False,
 ) -> tuple[EvalRecord, Tensor]:
     """Metrics of every layer and pooled, and the firings of each latent, int64 [n_layers, m].
 
-    Rows come in store order, the first `max_rows` of each site. A transcoder's layers are its pairs, named by their
+    Rows come in store order, the first `max_rows` of each site, of those that the filter of training keeps unless
+    `all_rows`. A transcoder's layers are its pairs, named by their
     inputs, and the figures those of the outputs; a crosscoder's latents fire at all its sites alike. Raises RunError
     where the store does not have the SAE's sites, or no rows of the split.
     """
@@ -37,7 +46,7 @@ def evaluate(
         raise RunError(
             f"{store.url}: it has no site {', '.join(missing)} of this SAE; evaluate on the store it is from"
         )
-    rows = store.rows(split)[:max_rows]
+    rows = rows_of(sae, store, split, all_rows)[:max_rows]
     if not len(rows):
         raise RunError(
             f"{store.url}: no {split} rows; a store of fewer than 20 units holds none out, use --split train"
@@ -50,7 +59,30 @@ def evaluate(
             sums.append(_site_sums(sae, store, i, rows))
             if tick is not None:
                 tick(i + 1, len(sae.sites))
-    return _record(sae, store, split, sums), torch.stack([one.firings for one in sums])
+    record = _record(sae, store, split, sums)
+    if not all_rows:
+        record = record.model_copy(update={"filter": sae.record.filter})
+    return record, torch.stack([one.firings for one in sums])
+
+
+def rows_of(sae: TrainedSae, store: Store, split: str | None, all_rows: bool = False) -> np.ndarray:
+    """Ids of the rows of a split that the filter of training keeps, all of them where it had none or with `all_rows`.
+
+    Raises RunError where the filter leaves none, or asks for what an imported store does not know.
+    """
+    if all_rows:
+        return store.rows(split)
+    try:
+        return _kept(sae, store, split)
+    except SpecError as error:
+        raise RunError(f"{error} (the SAE was trained with it; --all-rows leaves it out)") from None
+
+
+def holds_out(sae: TrainedSae, store: Store) -> bool:
+    """Whether rows of the store are held out that the filter of training keeps."""
+    with suppress(NoRowsError):
+        return len(_kept(sae, store, "held_out")) > 0
+    return False
 
 
 def write(run: str, record: EvalRecord, firings: Tensor) -> None:
@@ -64,6 +96,11 @@ def write(run: str, record: EvalRecord, firings: Tensor) -> None:
 def with_model(record: EvalRecord, model: tuple[ModelMetrics, ...]) -> EvalRecord:
     """The record with the effect on the language model added, of each site and pooled."""
     return record.model_copy(update={"model": model, "model_pooled": pooled(model) if model else None})
+
+
+def _kept(sae: TrainedSae, store: Store, split: str | None) -> np.ndarray:
+    rule = sae.record.filter
+    return store.rows(split) if rule is None else kept_ids(store, rule, split, (*sae.sites, *sae.record.targets))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from schemas.records import EvalRecord, RunRecord
-from trainer.analysis.run import shown
+from trainer.analysis.run import rows_of, shown
 from trainer.export.origin import Origin, folder_name
 
 Format = Literal["saelens", "safetensors"]
@@ -53,6 +53,7 @@ def card(origin: Origin, form: Format) -> str:
         ("size", f"d {record.d:,}, {record.n_latents:,} latents"),
         ("rescaling of layers", f"{record.rescale}{', mean subtracted' if record.center else ''}"),
         ("trained on", f"{record.rows:,} rows, {record.steps:,} steps, seed {record.seed}"),
+        *([("filter of rows", record.filter.model_dump_json(exclude_defaults=True))] if record.filter else []),
         ("store content id", record.content_id or "none: this SAE was imported"),
         ("run id", origin.run_id),
     ]
@@ -95,7 +96,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
         (one.site, *(shown(v) for v in (one.fvu, one.mse, one.l0, one.l1, one.l1_decoder, one.suppression)))
         for one in (*evaluation.layers, evaluation.pooled)
     ]
-    which = f"{evaluation.rows:,} {evaluation.split.replace('_', ' ')} rows of store {evaluation.content_id}"
+    which = f"{rows_of(evaluation)} of store {evaluation.content_id}"
     text = [
         f"On {which}, in original units; {evaluation.dead:,} latents never fired on them.\n{_DEFINITIONS}",
         _table(("site", "FVU", "MSE", "L0", "L1", "L1 x decoder norms", "suppression"), rows),

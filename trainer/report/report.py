@@ -57,11 +57,12 @@ def _evaluated(run: str, store: str | None) -> RunData:
 
 def _lead(runs: Sequence[RunData], store: Store) -> str:
     m = store.manifest
+    which = " that a run's own filter keeps" if any(run.evaluation.filter for run in runs) else ""
     return (
         f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on {len(runs[0].record.sites)} sites of "
         f"<b>{html.escape(m.spec.model.name)}</b> over {html.escape(m.spec.corpus.name)}: {m.n_train_rows:,} training rows "
-        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric is on held-out rows, in the units of the original "
-        f"activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
+        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric is on held-out rows{which}, in the units of the "
+        f"original activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
     )
 
 

@@ -11,13 +11,15 @@ number is taken from them. Kinds whose L0 follows from a given penalty stay as t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from actstore.stream.batches import Stream
 from schemas.sae import BatchTopK, Matryoshka, Penalised, SaeSpec, inner_of
+from schemas.stream import StreamState
 from trainer.kernels.peers import Peers, largest_of_all
 from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.build import Sae, latents_of, raise_thresholds
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 ROWS = 1 << 17
 SPARES = (1.5, 6.0)  # margins kept, over those wanted; the second where the first rows were unlike the rest
+MARGINS = 1 << 30  # bytes of them, of runs that are read rows for together
+_FLOAT = 4
 _BLOCK = 512  # rows whose margins [n, m] are in memory at once
 
 
@@ -41,42 +45,79 @@ def wanted_l0(spec: SaeSpec) -> float | None:
     return inner.steered_l0 if isinstance(inner, Penalised) else None
 
 
+class Result(NamedTuple):
+    """A run at its end. sae: the learner's result; end: where its stream was then, if that goes on."""
+
+    learner: Learner
+    sae: Sae
+    end: StreamState | None
+
+
 @torch.no_grad()
-def calibrate(stream: Stream, learner: Learner, sae: Sae) -> None:
-    """Move the thresholds of `sae`, the learner's result, so that rows have the wanted L0. All processes of a run call
-    this together; the stream then goes back."""
-    l0 = wanted_l0(learner.spec.sae)
-    if l0 is None:
-        return
-    held_out = stream.held_out()
-    start = stream.state()
+def calibrate(stream: Stream, runs: Sequence[Result]) -> None:
+    """Move the thresholds of runs that share a stream, so that rows have the L0 that each of them wants. Rows held out
+    are read once for all runs, as far as their margins fit into MARGINS. All processes of a run call this together;
+    the stream then goes back."""
+    wanted = [run for run in runs if wanted_l0(run.learner.spec.sae) is not None]
+    start, held_out = stream.state(), stream.held_out()
     try:
         if held_out is not None:
-            _move(held_out, learner, sae, l0)
-        else:
-            _move(stream, learner, sae, l0)
+            for together in _fitting(wanted):
+                _move(held_out, together)
+            return
+        for run in wanted:
+            if run.end is not None:
+                stream.restore(run.end)
+            _move(stream, [run])
     finally:
         if held_out is not None:
             held_out.close()
         stream.restore(start)
 
 
-def _move(stream: Stream, learner: Learner, sae: Sae, l0: float) -> None:
-    start, parallel = stream.state(), learner.parallel
+def _fitting(runs: Sequence[Result]) -> list[list[Result]]:
+    """Runs whose margins are in memory together."""
+    parts: list[list[Result]] = []
+    taken = math.inf
+    for run in runs:
+        size = SPARES[0] * ROWS * _l0(run) * _FLOAT
+        if taken + size > MARGINS:
+            parts.append([])
+            taken = 0.0
+        parts[-1].append(run)
+        taken += size
+    return parts
+
+
+def _move(stream: Stream, runs: Sequence[Result]) -> None:
+    """Of runs in one pass; what the first pass kept too little for, in a second."""
+    start, parallel = stream.state(), runs[0].learner.parallel
     for spare in SPARES:
-        levels = Levels(sae, l0, spare, None if parallel is None else parallel.world)
+        levels = [Levels(run.sae, _l0(run), spare, None if parallel is None else parallel.world) for run in runs]
         for _ in range(0, min(ROWS, stream.rows_per_epoch), stream.spec.batch):
             batch = next_batch(stream, parallel)
             if batch is None:
                 break
-            rows = learner.rows(batch.x, batch.layer, batch.target)
-            counts = levels.counts(rows)
-            levels.add(rows, counts if parallel is None else [int(parallel.rows(n)) for n in counts])
+            for run, level in zip(runs, levels, strict=True):
+                rows = run.learner.rows(batch.x, batch.layer, batch.target)
+                counts = level.counts(rows)
+                level.add(rows, counts if parallel is None else [int(parallel.rows(n)) for n in counts])
         # a harvest that was followed has ended: its first rows are read again
-        stream.restore(start if levels.seen else start.model_copy(update={"epoch": 0, "batch": 0}))
-        if levels.seen and levels.enough():
-            raise_thresholds(sae, levels.found())
+        seen = levels[0].seen
+        stream.restore(start if seen else start.model_copy(update={"epoch": 0, "batch": 0}))
+        enough = [seen > 0 and level.enough() for level in levels]
+        for run, level, done in zip(runs, levels, enough, strict=True):
+            if done:
+                raise_thresholds(run.sae, level.found())
+        runs = [run for run, done in zip(runs, enough, strict=True) if not done]
+        if not runs:
             return
+
+
+def _l0(run: Result) -> float:
+    l0 = wanted_l0(run.learner.spec.sae)
+    assert l0 is not None
+    return l0
 
 
 class Levels:

@@ -97,6 +97,10 @@ class Learner:
         """Begin averaging at the weights as they are, if the spec wants an average."""
         self.average = None if self.spec.ema is None else Average(self.sae, self.spec.ema)
 
+    def result(self) -> Sae:
+        """What training has made: a copy with averaged weights where these are wanted, else the SAE itself."""
+        return self.sae if self.average is None else self.average.result(self.sae)
+
     def rows(self, x: Tensor, layer: Tensor, target: Tensor | None = None, place: Tensor | None = None) -> Rows:
         """A batch in original units as the SAE sees it: x [B, d] (aligned rows: [B, n_sites, d]), target [B, d_out];
         place: as in `Rows`."""

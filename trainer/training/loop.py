@@ -17,9 +17,9 @@ from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
 from trainer.errors import RunError
-from trainer.saes.build import build
+from trainer.saes.build import Sae, build
 from trainer.training import checkpoint
-from trainer.training.calibration import calibrate
+from trainer.training.calibration import Result, calibrate
 from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Learner
 from trainer.training.scaling import layer_norms, scaling
@@ -122,8 +122,10 @@ def _train(stream: Stream, runs: Sequence[Run], report: Report | None, sinks: Si
             run.journal.sinks = [] if sinks is None else sinks(run.storage.url, run.spec, run.learner.step)
         with stop.held():
             take_steps(stream, runs, report, stop)
-        for run in runs:
-            _finish(stream, run)
+        results = [Result(run.learner, run.learner.result(), run.end) for run in runs]
+        calibrate(stream, results)
+        for run, result in zip(runs, results, strict=True):
+            _save(stream, run, result.sae)
     finally:
         for run in runs:
             run.journal.close()
@@ -144,12 +146,9 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
 
 
-def _finish(stream: Stream, run: Run) -> None:
+def _save(stream: Stream, run: Run, result: Sae) -> None:
+    """The run's result and its record, by which it has ended."""
     learner, store = run.learner, stream.store
-    result = learner.sae if learner.average is None else learner.average.result(learner.sae)
-    if run.end is not None:
-        stream.restore(run.end)
-    calibrate(stream, learner, result)
     state = result.state_dict()
     if learner.parallel is not None:
         state = learner.parallel.whole(state)
@@ -172,6 +171,7 @@ def _finish(stream: Stream, run: Run) -> None:
         d_out=stream.d_target,
         rescale=run.spec.stream.rescale,
         center=learner.mean is not None,
+        filter=run.spec.stream.filter,
         store=store.url,
         content_id=store.manifest.content_id,
         model=store.manifest.spec.model.name,

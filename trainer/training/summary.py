@@ -57,10 +57,10 @@ def ended(url: str, store_url: str, device: str, last: Progress | None, seconds:
 def _evaluated(one: Ended, sae: TrainedSae, store_url: str) -> Ended:
     from actstore.store import open as open_store
     from trainer.evaluate.calibrate import asked_l0, off_target
-    from trainer.evaluate.rows import evaluate
+    from trainer.evaluate.rows import evaluate, holds_out
 
     store = open_store(store_url)
-    split = "held_out" if len(store.rows("held_out")) else "train"
+    split = "held_out" if holds_out(sae, store) else "train"
     rows = max(LEAST_ROWS, min(MOST_ROWS, sae.record.rows // SHARE)) // len(sae.sites)
     record, firings = evaluate(sae, store, split, max(1, rows))
     notes = [
@@ -114,9 +114,9 @@ def show(console: Any, runs: Sequence[Ended], out: str | None = None) -> None:
 
 
 def _by_layer(one: Ended, record: EvalRecord) -> Any:
-    from trainer.analysis.run import short, shown
+    from trainer.analysis.run import rows_of, short, shown
 
-    table = _table(f"{record.rows:,} {_rows_of(record)} rows", "layer", "FVU", "L0", "never fired")
+    table = _table(rows_of(record), "layer", "FVU", "L0", "never fired")
     for layer, never in zip(record.layers, one.never, strict=True):
         table.add_row(short(layer.site), shown(layer.fvu), shown(layer.l0), f"{never:,}")
     table.add_row("all", shown(record.pooled.fvu), shown(record.pooled.l0), f"{record.dead:,}")
@@ -124,10 +124,10 @@ def _by_layer(one: Ended, record: EvalRecord) -> Any:
 
 
 def _by_run(runs: Sequence[Ended]) -> Any:
-    from trainer.analysis.run import shown
+    from trainer.analysis.run import rows_of, shown
 
     first = next((one.record for one in runs if one.record is not None), None)
-    rows = f", of each {first.rows:,} {_rows_of(first)} rows" if first is not None else ""
+    rows = f", of each {rows_of(first)}" if first is not None else ""
     table = _table(f"{len(runs)} SAEs{rows}", "run", "FVU", "L0", "never fired", "dead", "latents")
     for one in runs:
         name, record = one.url.rstrip("/").rpartition("/")[2], one.record
@@ -145,10 +145,6 @@ def _table(title: str, first: str, *figures: str) -> Any:
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     return table
-
-
-def _rows_of(record: EvalRecord) -> str:
-    return record.split.replace("_", "-")
 
 
 def _took(runs: Sequence[Ended]) -> list[str]:

@@ -1,0 +1,120 @@
+"""An SAE that was trained on some of the rows is evaluated and calibrated on such rows, unless all are asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import actstore
+import trainer
+from actstore.store import Store
+from actstore.stream.rowfilter import kept_ids
+from schemas.stream import RowFilter
+from schemas.train import TrainSpec
+from tests.support import make_store
+from trainer.cli import app
+from trainer.errors import RunError
+from trainer.evaluate.rows import evaluate
+from trainer.training import summary
+from trainer.training.loop import train_group
+
+FIRST = {"positions": [0, 16]}
+NORMS = {"norms": [{"high": 0.5}]}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_store(tmp_path_factory.mktemp("filtered") / "store", n_units=24, unit_sequences=8)
+
+
+def trained(store: Store, out: Path, rule: dict[str, object] | None) -> str:
+    spec = {
+        "store": store.url,
+        "sae": {"kind": "batch_topk", "k": 3, "n_latents": 64},
+        "stream": {"batch": 256, "filter": rule},
+        "rows": 30 * 256,
+    }
+    train_group(store, {str(out): TrainSpec.model_validate(spec)})
+    return str(out)
+
+
+def said(*command: str) -> str:
+    result = CliRunner().invoke(app, list(command), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def kept(store: Store, split: str, rule: dict[str, object]) -> np.ndarray:
+    """By their definition."""
+    ids = store.rows(split)
+    if rule is FIRST:
+        return ids[store.provenance(ids).position < 16]
+    spec = {"split": split, "epochs": 1, "batch": 256, "filter": NORMS}
+    with store.stream(threads=1, **spec) as stream:
+        return np.unique(np.concatenate([batch.row.numpy() for batch in stream]))
+
+
+@pytest.mark.parametrize("rule", [FIRST, NORMS])
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_the_rows_kept_are_those_of_a_stream(store: Store, rule: dict[str, object], split: str) -> None:
+    found = kept_ids(store, RowFilter.model_validate(rule), split, store.sites)
+    assert 0 < len(found) < len(store.rows(split))
+    assert np.array_equal(found, kept(store, split, rule))
+
+
+def test_eval_takes_rows_of_the_filter_and_says_so(store: Store, tmp_path: Path) -> None:
+    run = trained(store, tmp_path / "run", FIRST)
+    here, every = kept(store, "held_out", FIRST), store.rows("held_out")
+    record = json.loads(said("eval", run, "--json"))
+    assert record["rows"] == len(here) * len(store.sites)
+    assert record["filter"]["positions"] == [0, 16]
+    sae = trainer.load(run)
+    active = [(sae.encode(torch.from_numpy(store.read(site, here)), site) > 0).sum(1) for site in store.sites]
+    assert record["pooled"]["l0"] == pytest.approx(float(torch.cat(active).double().mean()), rel=1e-4)
+    assert record["pooled"]["l0"] == pytest.approx(3, rel=0.005)
+    assert "rows that its filter keeps" in " ".join(said("eval", run).split())
+    record = json.loads(said("eval", run, "--json", "--all-rows"))
+    assert record["rows"] == len(every) * len(store.sites)
+    assert record["filter"] is None
+    few, _ = evaluate(sae, store, max_rows=10)
+    assert few.rows == 10 * len(store.sites)
+
+
+def test_calibration_leaves_what_training_set_and_all_rows_moves_it(store: Store, tmp_path: Path) -> None:
+    run = trained(store, tmp_path / "run", NORMS)
+    file = Path(run) / "sae.safetensors"
+    before = load_file(file)["threshold"]
+    said("calibrate", run)
+    assert load_file(file)["threshold"] == pytest.approx(before, rel=1e-4)
+    said("calibrate", run, "--all-rows")
+    assert load_file(file)["threshold"] > 1.02 * before, "long rows have larger latents"
+    assert json.loads(said("eval", run, "--json", "--all-rows"))["pooled"]["l0"] == pytest.approx(3, rel=0.005)
+
+
+def test_a_filter_that_leaves_no_row_held_out_ends_well(store: Store, tmp_path: Path) -> None:
+    seen = [np.unique(store.provenance(store.rows(split)).token) for split in ("train", "held_out")]
+    only = np.setdiff1d(*seen)
+    run = trained(store, tmp_path / "run", {"tokens": only.tolist()})
+    sae = trainer.load(run)
+    one = summary.ended(run, store.url, "cpu", None, 1.0, evaluate=True)
+    assert one.record is not None
+    assert one.record.split == "train"
+    assert one.record.pooled.l0 == pytest.approx(3, rel=0.2)
+    with pytest.raises(RunError, match=r"the filter leaves no row.*--all-rows"):
+        evaluate(sae, store)
+    assert evaluate(sae, store, all_rows=True)[0].rows == len(store.rows("held_out")) * len(store.sites)
+    said("calibrate", run)
+
+
+def test_a_store_that_does_not_know_tokens_refuses(store: Store, tmp_path: Path) -> None:
+    values = {site: store.read(site, store.rows("held_out")) for site in store.sites}
+    url = actstore.import_activations(values, str(tmp_path / "imported")).url
+    run = trained(store, tmp_path / "run", FIRST)
+    with pytest.raises(RunError, match=r"position.*--all-rows"):
+        evaluate(trainer.load(run), actstore.open(url), "train")
