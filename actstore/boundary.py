@@ -18,6 +18,7 @@ import typer
 
 from actstore.errors import ActstoreError
 from actstore.stopping import Stopped, signals
+from actstore.threads import wait_briefly
 
 DEBUG = "ACTSTORE_DEBUG"
 _ADVICE = {
@@ -47,6 +48,7 @@ _ADVICE = {
 def run(app: Callable[[], Any]) -> None:
     """Run a typer app. A user's mistake gives a message and exit code 1, no traceback (unless ACTSTORE_DEBUG); SIGINT
     and SIGTERM give 130 and 143."""
+    wait_briefly()
     try:
         with signals():
             app()
