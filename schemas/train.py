@@ -17,10 +17,13 @@ class Optimiser(Schema):
     """Adam(W) and its schedule; warm-ups and decay as shares of the run."""
 
     lr: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
-        default="auto", description="peak learning rate; auto: by kind, dictionary size and updates (training/rates.py)"
+        default="auto",
+        description="peak learning rate; auto: by kind, dictionary size, batch and updates (training/rates.py)",
     )
     lr_factor: float = Field(default=1.0, gt=0, description="times `lr`: for sweeps around auto")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="of Adam; the second is short for runs of some 100 updates (training/rates.py)"
+    )
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.02, ge=0, le=1, description="linear warm-up of the learning rate")

@@ -14,26 +14,26 @@ def spec(kind: str = "topk", batch: int = 4096, **more: object) -> TrainSpec:
 
 
 @pytest.mark.parametrize("kind", RATES)
-def test_the_rate_falls_with_the_root_of_the_dictionarys_size_and_late_with_updates(kind: str) -> None:
+def test_the_rate_goes_by_size_batch_and_updates(kind: str) -> None:
     one = spec(kind)
-    assert peak_rate(one, 128, 244) == pytest.approx(RATES[kind])
-    assert peak_rate(one, 512, 244) == pytest.approx(RATES[kind] / 2)  # four times the latents
+    assert peak_rate(one, 128, 250) == pytest.approx(RATES[kind])
+    assert peak_rate(one, 512, 250) == pytest.approx(RATES[kind] / 2)  # four times the latents
     wide = one.model_copy(update={"sae": one.sae.model_copy(update={"expansion": 32.0})})
-    assert peak_rate(wide, 128, 244) == pytest.approx(RATES[kind] / 2)
-    assert peak_rate(one, 128, 48) == peak_rate(one, 128, 400)
-    assert peak_rate(one, 128, 4000) == pytest.approx(RATES[kind] * 10**-0.3)
+    assert peak_rate(wide, 128, 250) == pytest.approx(RATES[kind] / 2)
+    assert peak_rate(spec(kind, batch=512), 128, 250) == pytest.approx(RATES[kind] / 2)  # an eighth of the rows
+    assert peak_rate(one, 128, 25) == peak_rate(one, 128, 2500) == pytest.approx(RATES[kind] * 10**-0.15)
 
 
 def test_a_given_rate_stands_and_the_factor_multiplies_both() -> None:
     given = spec(optimiser={"lr": 0.002})
     assert peak_rate(given, 4096, 10**6) == 0.002
     assert peak_rate(spec(optimiser={"lr": 0.002, "lr_factor": 2}), 4096, 10) == 0.004
-    assert peak_rate(spec(optimiser={"lr_factor": 0.5}), 128, 100) == RATES["topk"] / 2
+    assert peak_rate(spec(optimiser={"lr_factor": 0.5}), 128, 250) == RATES["topk"] / 2
 
 
 def test_latents_of_a_transcoder_have_the_rate_of_their_kind() -> None:
     one = TrainSpec.model_validate({"store": "s", "sae": {"kind": "transcoder", "inner": {"kind": "relu_l1"}}})
-    assert peak_rate(one, 128, 100) == RATES["relu_l1"]
+    assert peak_rate(one, 128, 250) == RATES["relu_l1"]
 
 
 @pytest.mark.parametrize(

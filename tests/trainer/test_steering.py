@@ -210,7 +210,7 @@ def test_runs_hold_the_l0_and_hand_it_on(store: Store, tmp_path: Path, kind: str
         lines = [json.loads(line) for line in (Path(url) / "journal.jsonl").read_text().splitlines()]
         l0 = [one["l0"] for one in lines[len(lines) // 2 :]]
         # tied latents cannot shrink, so at 12 in 16 dimensions their penalty still falls after 200 updates
-        assert np.mean(l0) == pytest.approx(target, rel=0.05 if kind == "tied" else 0.03), l0
+        assert np.mean(l0) == pytest.approx(target, rel=0.06 if kind == "tied" else 0.03), l0
         assert max(abs(math.log(one / target)) for one in l0) < 0.15, l0
         assert lines[-1]["fvu"] < lines[0]["fvu"] < 1.2
         sae = trainer.load(url)
