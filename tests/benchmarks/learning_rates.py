@@ -2,7 +2,7 @@
 
 Every kind x size x number of rows is trained with each rate of a grid, all of a size and a number of rows over one
 stream, and evaluated on held-out rows; one JSON line per SAE goes to --results, and those that are there already are
-not done again. `--fit` prints what lies there instead: of each cell the best rate, by a parabola in logarithms through
+not done again, nor are those of another batch or beta2 of Adam mixed up with them. `--fit` prints what lies there instead: of each cell the best rate, by a parabola in logarithms through
 the three best, its FVU, and the FVU at the rate of `lr: auto` over it, by the same parabola.
 """
 
@@ -20,7 +20,7 @@ import torch
 
 import actstore
 from actstore.allocator import keep_freed_memory
-from schemas.train import TrainSpec
+from schemas.train import Optimiser, TrainSpec
 from trainer.evaluate.rows import evaluate
 from trainer.trained import load
 from trainer.training.loop import train_group
@@ -29,51 +29,58 @@ from trainer.training.rates import peak_rate
 KINDS = ("topk", "batch_topk", "matryoshka", "relu_l1", "gated", "jumprelu")
 SIZES = (256, 512, 1024)
 ROWS = (50_000, 200_000, 800_000)
-RATES = (1.4e-3, 2.8e-3, 5.6e-3, 11.2e-3)
+RATES = (2.8e-3, 5.6e-3, 11.2e-3, 22.4e-3)
+BETA2 = Optimiser().betas[1]
 HELD_OUT = 2_000
 
 
-def cell(store: actstore.Store, size: int, rows: int, kinds: list[str], rates: list[float], batch: int) -> list[dict]:
+def cell(
+    store: actstore.Store, size: int, rows: int, kinds: list[str], rates: list[float], batch: int, beta2: float
+) -> list[dict]:
     """Train and evaluate every kind with every rate."""
     base = {"store": store.url, "rows": rows, "log_every": 1000, "checkpoint_every": 10**9, "stream": {"batch": batch}}
     with tempfile.TemporaryDirectory() as folder:
         cases = {f"{folder}/{kind}-{lr}": (kind, lr) for kind, lr in itertools.product(kinds, rates)}
         specs = {
-            url: TrainSpec.model_validate({**base, "sae": {"kind": kind, "n_latents": size}, "optimiser": {"lr": lr}})
+            url: TrainSpec.model_validate(
+                {**base, "sae": {"kind": kind, "n_latents": size}, "optimiser": {"lr": lr, "betas": (0.9, beta2)}}
+            )
             for url, (kind, lr) in cases.items()
         }
         train_group(store, specs, threads=1)
-        return [measured(store, url, kind, lr, size, rows, batch) for url, (kind, lr) in cases.items()]
+        return [measured(store, url, kind, lr, size, rows, batch, beta2) for url, (kind, lr) in cases.items()]
 
 
-def measured(store: actstore.Store, url: str, kind: str, lr: float, size: int, rows: int, batch: int) -> dict:
+def measured(
+    store: actstore.Store, url: str, kind: str, lr: float, size: int, rows: int, batch: int, beta2: float
+) -> dict:
     """One line."""
     sae = load(url)
     record, _ = evaluate(sae, store, max_rows=HELD_OUT)
     return {
-        "kind": kind, "latents": size, "rows": rows, "batch": batch, "d": sae.d, "lr": lr,
+        "kind": kind, "latents": size, "rows": rows, "batch": batch, "d": sae.d, "beta2": beta2, "lr": lr,
         "fvu": record.pooled.fvu, "l0": record.pooled.l0, "dead": record.dead / size,
     }  # fmt: skip
 
 
 def fit(lines: list[dict]) -> None:
     """Print one line per cell."""
-    cells: dict[tuple[str, int, int], dict[float, dict]] = {}
+    cells: dict[tuple[str, int, int, int], dict[float, dict]] = {}
     for one in lines:
-        cells.setdefault((one["kind"], one["latents"], one["rows"]), {})[one["lr"]] = one
-    for (kind, size, rows), cell in sorted(cells.items()):
+        if one["beta2"] == BETA2:
+            cells.setdefault((one["kind"], one["latents"], one["batch"], one["rows"]), {})[one["lr"]] = one
+    for (kind, size, batch, rows), cell in sorted(cells.items()):
         rates = sorted(cell)
         at, fvu = np.log(rates), np.log([matched(cell[lr]) for lr in rates])
         middle = min(max(int(fvu.argmin()), 1), len(rates) - 2)
         curve = np.polynomial.Polynomial.fit(*(v[middle - 1 : middle + 2] for v in (at, fvu)), 2)
         grid = np.linspace(at[0], at[-1], 200)
         best = grid[curve(grid).argmin()]
-        one = cell[rates[0]]
-        spec = TrainSpec.model_validate({"store": "none", "sae": {"kind": kind, "n_latents": size}})
-        auto = math.log(peak_rate(spec, one["d"], -(-rows // one["batch"])))
+        raw = {"store": "none", "sae": {"kind": kind, "n_latents": size}, "stream": {"batch": batch}}
+        auto = math.log(peak_rate(TrainSpec.model_validate(raw), cell[rates[0]]["d"], -(-rows // batch)))
         loss = math.exp(curve(min(max(auto, at[0]), at[-1])) - curve(best)) - 1
         print(
-            f"{kind:11} {size:5} latents {rows:8,} rows  best {math.exp(best):.1e} (FVU {math.exp(curve(best)):.4f})  "
+            f"{kind:11} {size:5} latents {rows:9,} rows by {batch:5,}  best {math.exp(best):.1e} (FVU {math.exp(curve(best)):.4f})  "
             f"auto {math.exp(auto):.1e} ({loss:+.1%})"
         )
 
@@ -93,6 +100,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--beta2", type=float, default=BETA2)
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
     if options.fit:
@@ -102,13 +110,14 @@ def main() -> None:
     torch.set_num_threads(1)
     store = actstore.open(options.store)
     lines = options.results.read_text().splitlines() if options.results.exists() else []
-    done = {(one["kind"], one["latents"], one["rows"], one["lr"]) for one in map(json.loads, lines)}
+    own = [one for one in map(json.loads, lines) if (one["batch"], one["beta2"]) == (options.batch, options.beta2)]
+    done = {(one["kind"], one["latents"], one["rows"], one["lr"]) for one in own}
     for rows, size in itertools.product(options.rows, options.sizes):
         rates = [lr for lr in options.rates if any((kind, size, rows, lr) not in done for kind in options.kinds)]
         kinds = [kind for kind in options.kinds if any((kind, size, rows, lr) not in done for lr in rates)]
         if not kinds:
             continue
-        made = cell(store, size, rows, kinds, rates, options.batch)
+        made = cell(store, size, rows, kinds, rates, options.batch, options.beta2)
         with options.results.open("a") as file:
             file.writelines(json.dumps(one) + "\n" for one in made)
 
