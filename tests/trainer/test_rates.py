@@ -39,11 +39,13 @@ def test_latents_of_a_transcoder_have_the_rate_of_their_kind() -> None:
 @pytest.mark.parametrize(
     ("n_latents", "updates", "rows"),
     [
-        (1024, 244, 4 * 4096),  # four batches are the least
-        (4096, 244, 32_000),  # 250 times 128 rows
-        (4096, 244 * 20, 32_000),
+        (1024, 100, 4 * 4096),  # four batches are the least
+        (1024, 244, 244 * 4096 // 60),
+        (16_384, 244, 51_200),  # 100 times 512 rows
+        (16_384, 244 * 20, 244 * 20 * 4096 // 60),
         (98_304, 244, 99_942),  # a tenth of the run
-        (98_304, 10**6, 768_000),
+        (98_304, 10**4, 682_666),
+        (98_304, 10**6, 10_000_000),
         (10**8, 10**6, 10_000_000),
     ],
 )
