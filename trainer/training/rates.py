@@ -38,8 +38,8 @@ _LATENTS, _BY_LATENTS = 1024, 1 / 2
 _BATCH, _BY_BATCH = 4096, 1 / 3
 _UPDATES, _BY_UPDATES = 250, 0.15
 
-# With 250 intervals and no share of the run, 4.0 % of 4,096 latents of a matryoshka never fired on held-out rows after 1 M
-# rows, of batch_topk 1.9 %; as it is, 0.7 and 0.3 %.
+# With 250 intervals and no share of the run, 4.0 % of 4,096 latents of a matryoshka never fired on held-out rows after
+# 1 M rows, of batch_topk 1.9 %; as it is, 0.7 and 0.3 %.
 _INTERVALS = 100
 _LEAST_BATCHES = 4
 _LEAST_SHARE, _MOST_SHARE = 60, 10
