@@ -22,14 +22,28 @@ class NormRange(Schema):
     high: float = Field(default=1.0, ge=0, le=1, description="likewise")
     medians: float | None = Field(default=None, gt=0, description="at most so many times the site's median norm")
 
+    @model_validator(mode="after")
+    def _ascending(self) -> NormRange:
+        if self.low >= self.high:
+            raise ValueError(f"norms: `low` is {self.low:g} and `high` {self.high:g}; wanted low below high")
+        return self
+
 
 class RowFilter(Schema):
     """Which rows to stream. A row is kept or left out at all sites alike."""
 
-    tokens: tuple[int, ...] | None = Field(default=None, description="only rows of these token ids")
+    tokens: tuple[int, ...] | None = Field(default=None, min_length=1, description="only rows of these token ids")
     exclude_tokens: tuple[int, ...] = ()
     positions: tuple[int, int] | None = Field(default=None, description="first position, and the one behind the last")
     norms: tuple[NormRange, ...] = ()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> RowFilter:
+        if self.positions is not None and not 0 <= self.positions[0] < self.positions[1]:
+            raise ValueError(
+                f"positions are {list(self.positions)}; wanted the first, and one behind the last: [1, 128]"
+            )
+        return self
 
 
 class StreamSpec(Schema):

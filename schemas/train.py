@@ -10,18 +10,19 @@ from schemas.base import Count, Schema
 from schemas.sae import SaeSpec
 from schemas.stream import StreamSpec
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
 
 class Optimiser(Schema):
     """Adam(W) and its schedule; warm-ups and decay as shares of the run."""
 
-    lr: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+    lr: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default="auto",
         description="peak learning rate; auto: by kind, dictionary size, batch and updates (training/rates.py)",
     )
-    lr_factor: float = Field(default=1.0, gt=0, description="times `lr`: for sweeps around auto")
-    betas: tuple[float, float] = Field(
+    lr_factor: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="times `lr`: for sweeps around auto")
+    betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.95), description="of Adam; the second is short for runs of some 100 updates (training/rates.py)"
     )
     eps: float = Field(default=1e-8, gt=0)

@@ -67,16 +67,30 @@ def kept_ids(store: Store, rule: RowFilter, split: str | None, sites: tuple[str,
     with ThreadPoolExecutor(THREADS, thread_name_prefix="filter") as pool:
         found = list(pool.map(of, store.units(split)))
     if not any(map(len, found)):
-        raise NoRowsError(_none_left(store, rule))
+        raise NoRowsError(_none_left(store, rule, split))
     return np.concatenate(found)
+
+
+def first_kept(store: Store, rule: RowFilter, sites: tuple[str, ...], n: int) -> NDArray[np.int64]:
+    """Ids of the first n training rows that a filter keeps, of as few units as that takes; all of them if they are
+    fewer. Raises SpecError as `kept_rows`."""
+    _check_known(store, rule)
+    bounds, found = _bounds(store, rule, sites), [np.zeros(0, np.int64)]
+    for unit in store.units("train"):
+        kept = np.flatnonzero(_kept(store, rule, bounds, unit, int(store.unit_rows[unit])))
+        found.append(kept + unit * store.layout.capacity)
+        if sum(map(len, found)) >= n:
+            break
+    return np.concatenate(found)[:n]
 
 
 def _bounds(store: Store, rule: RowFilter, sites: tuple[str, ...]) -> list[NormBounds]:
     return [one for norms in rule.norms for one in norm_bounds(store, norms, sites)]
 
 
-def _none_left(store: Store, rule: RowFilter) -> str:
-    return f"{store.url}: the filter leaves no row; widen it ({rule.model_dump_json(exclude_defaults=True)})"
+def _none_left(store: Store, rule: RowFilter, split: str | None = None) -> str:
+    which = "" if split is None else f"{split.replace('_', '-')} "
+    return f"{store.url}: the filter leaves no {which}row; widen it ({rule.model_dump_json(exclude_defaults=True)})"
 
 
 def _check_known(store: Store, rule: RowFilter) -> None:

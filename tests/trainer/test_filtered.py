@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -33,12 +34,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(tmp_path_factory.mktemp("filtered") / "store", n_units=24, unit_sequences=8)
 
 
-def trained(store: Store, out: Path, rule: dict[str, object] | None) -> str:
+def trained(store: Store, out: Path, rule: dict[str, object] | None, **more: object) -> str:
     spec = {
         "store": store.url,
         "sae": {"kind": "batch_topk", "k": 3, "n_latents": 64},
-        "stream": {"batch": 256, "filter": rule},
         "rows": 30 * 256,
+        **more,
+        "stream": {"batch": 256, "filter": rule, **more.get("stream", {})},
     }
     train_group(store, {str(out): TrainSpec.model_validate(spec)})
     return str(out)
@@ -79,6 +81,10 @@ def test_eval_takes_rows_of_the_filter_and_says_so(store: Store, tmp_path: Path)
     assert record["pooled"]["l0"] == pytest.approx(float(torch.cat(active).double().mean()), rel=1e-4)
     assert record["pooled"]["l0"] == pytest.approx(3, rel=0.005)
     assert "rows that its filter keeps" in " ".join(said("eval", run).split())
+    for site, layer in zip(store.sites, record["layers"], strict=True):
+        x = torch.from_numpy(store.read(site, here)).double()
+        error = (sae.reconstruct(x.float(), site) - x).square().sum()
+        assert layer["fvu"] == pytest.approx(float(error / (x - x.mean(0)).square().sum()), rel=1e-4), "their own mean"
     record = json.loads(said("eval", run, "--json", "--all-rows"))
     assert record["rows"] == len(every) * len(store.sites)
     assert record["filter"] is None
@@ -106,10 +112,69 @@ def test_a_filter_that_leaves_no_row_held_out_ends_well(store: Store, tmp_path: 
     assert one.record is not None
     assert one.record.split == "train"
     assert one.record.pooled.l0 == pytest.approx(3, rel=0.2)
-    with pytest.raises(RunError, match=r"the filter leaves no row.*--all-rows"):
+    with pytest.raises(RunError, match=r"the filter leaves no held-out row.*--all-rows"):
         evaluate(sae, store)
     assert evaluate(sae, store, all_rows=True)[0].rows == len(store.rows("held_out")) * len(store.sites)
+    assert "no rows out that it could see" in one.note
+    said("eval", run, "--split", "train")
     said("calibrate", run)
+    said("calibrate", run, "--all-rows")
+    assert json.loads(said("eval", run, "--json", "--all-rows"))["pooled"]["l0"] == pytest.approx(3, rel=0.005)
+
+
+@pytest.mark.parametrize("rule", [{"positions": [0, 1]}, FIRST, NORMS])
+def test_rows_that_a_filter_keeps_have_a_mean_square_of_one(
+    store: Store, tmp_path: Path, rule: dict[str, object]
+) -> None:
+    sae = trainer.load(trained(store, tmp_path / "run", rule))
+    ids = kept_ids(store, RowFilter.model_validate(rule), "train", store.sites)
+    rows = [sae.scaled(torch.from_numpy(store.read(site, ids)), i) for i, site in enumerate(store.sites)]
+    squares = [float(x.double().var(dim=0, unbiased=False).sum()) for x in rows]
+    assert np.mean(squares) == pytest.approx(1, rel=0.1)
+
+
+def test_a_transcoders_rows_are_kept_by_its_inputs(store: Store, tmp_path: Path) -> None:
+    sites = list(store.sites)
+    run = trained(
+        store,
+        tmp_path / "run",
+        NORMS,
+        sae={"kind": "transcoder", "inner": {"kind": "batch_topk", "k": 3, "n_latents": 64}},
+        stream={"mode": "pairs", "sites": sites[:1], "targets": sites[1:2]},
+    )
+    record, _ = evaluate(trainer.load(run), store)
+    assert record.pooled.l0 == pytest.approx(3, rel=0.005)
+
+
+def test_runs_of_a_sweep_that_see_other_rows_or_fewer_are_told_apart(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    base = {"sae": {"kind": "topk", "k": 3, "n_latents": 64}, "stream": {"batch": 256}, "rows": 2560}
+    runs = [{}, {"rows": 1024}, {"stream.filter": FIRST}]
+    file.write_text(json.dumps({"base": {"store": store.url, **base}, "runs": runs}))
+    result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(tmp_path / "runs")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "each on rows of its own" in " ".join(result.output.split())
+    assert "had ended before" not in result.output
+    assert {run.parent.name for run in (tmp_path / "runs").glob("*/sae.json")} >= {"base", "rows=1024"}
+    for run in sorted((tmp_path / "runs").glob("*/sae.json")):
+        assert (run.parent / "journal.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"optimiser": {"betas": [0.9, 1.0]}}, "betas"),
+        ({"optimiser": {"betas": [-1, 0.5]}}, "betas"),
+        ({"optimiser": {"lr": "inf"}}, "lr"),
+        ({"stream": {"filter": {"positions": [10, 5]}}}, "positions are"),
+        ({"stream": {"filter": {"positions": [-5, 3]}}}, "positions are"),
+        ({"stream": {"filter": {"norms": [{"low": 0.9, "high": 0.1}]}}}, "wanted low below high"),
+        ({"stream": {"filter": {"tokens": []}}}, "tokens"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_the_door(spec: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TrainSpec.model_validate({"store": "s", "sae": {"kind": "topk"}, **spec})
 
 
 def test_a_store_that_does_not_know_tokens_refuses(store: Store, tmp_path: Path) -> None:
@@ -118,3 +183,4 @@ def test_a_store_that_does_not_know_tokens_refuses(store: Store, tmp_path: Path)
     run = trained(store, tmp_path / "run", FIRST)
     with pytest.raises(RunError, match=r"position.*--all-rows"):
         evaluate(trainer.load(run), actstore.open(url), "train")
+    said("calibrate", run, "--store", url, "--all-rows")

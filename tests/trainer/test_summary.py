@@ -99,7 +99,7 @@ def test_a_store_without_rows_held_out_is_told(tmp_path: Path, cli: Cli) -> None
     code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "r"))
     assert code == 0
     assert " train rows" in err
-    assert "the store holds no rows out: these are rows it was trained on" in err
+    assert "the store holds no rows out that it could see: these are rows of training" in err
     store = make_store(tmp_path / "few", n_units=24, unit_sequences=4)
     code, _, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", str(tmp_path / "few-run"))
     assert code == 0

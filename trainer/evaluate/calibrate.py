@@ -87,7 +87,7 @@ def _rows(sae: TrainedSae, store: Store, all_rows: bool) -> Iterator[Rows]:
     missing = [site for site in sae.sites if site not in store.sites]
     if missing:
         raise RunError(f"{store.url}: it has no site {', '.join(missing)} of this SAE; use the store it is from")
-    ids = rows_of(sae, store, "held_out" if holds_out(sae, store) else None, all_rows)
+    ids = rows_of(sae, store, "held_out" if holds_out(sae, store, all_rows) else None, all_rows)
     wanted = ROWS if sae.of_all_sites else -(-ROWS // len(sae.sites))
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), wanted)).astype(np.int64))]
     if sae.of_all_sites:

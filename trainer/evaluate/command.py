@@ -73,6 +73,10 @@ def eval_command(
                 bar.update(task, description=f"language model, {run}", completed=0)
                 record = on_rows.with_model(record, model_metrics(sae, opened, model, sequences, device, tick))
         on_rows.write(run, record, firings)
+        if record.model and record.filter is not None:
+            typer.echo(
+                f"note: {run}: CE and KL are of all ordinary tokens, also of those its filter leaves out", err=True
+            )
         warning = off_target(record, asked_l0(sae))
         if warning is not None:
             typer.echo(f"warning: {run}: {warning}", err=True)

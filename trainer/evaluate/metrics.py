@@ -38,6 +38,12 @@ class LayerSums:
     l1_decoder: float = 0.0
     suppression: float = 0.0
     nonzero: int = 0  # rows with a norm above 0
+    shift: Tensor | float = 0.0  # sum of the rows' distances from the stored mean, float64 [d]; of one layer only
+
+    def about_own_mean(self) -> None:
+        """Take the variance of one layer's rows about their own mean, where they are not all rows of the store."""
+        moved = torch.as_tensor(self.shift).square().sum() / max(self.rows, 1)
+        self.variance = max(0.0, self.variance - float(moved))
 
     def __add__(self, other: LayerSums) -> LayerSums:
         names = [field.name for field in fields(self)]
@@ -71,17 +77,19 @@ def layer_sums(
     exact, again = x.double(), reconstruction.double()
     active = latents > 0
     norms = exact.norm(dim=1)
+    away = exact - mean.double()
     ratio = again.norm(dim=1)[norms > 0] / norms[norms > 0]
     return LayerSums(
         firings=active.sum(dim=0),
         rows=len(x),
         error=float((exact - again).square().sum()),
-        variance=float((exact - mean.double()).square().sum()),
+        variance=float(away.square().sum()),
         l0=float(active.sum()),
         l1=float(latents.sum(dtype=torch.float64)) / scale,
         l1_decoder=float((latents.sum(dim=0, dtype=torch.float64) * decoder_norms.double()).sum()) / scale,
         suppression=float(ratio.sum()),
         nonzero=len(ratio),
+        shift=away.sum(dim=0),
     )
 
 

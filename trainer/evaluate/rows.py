@@ -59,10 +59,13 @@ def evaluate(
             sums.append(_site_sums(sae, store, i, rows))
             if tick is not None:
                 tick(i + 1, len(sae.sites))
-    record = _record(sae, store, split, sums)
-    if not all_rows:
-        record = record.model_copy(update={"filter": sae.record.filter})
-    return record, torch.stack([one.firings for one in sums])
+    rule = None if all_rows else sae.record.filter
+    if rule is not None:
+        for one in sums:
+            one.about_own_mean()
+    return _record(sae, store, split, sums).model_copy(update={"filter": rule}), torch.stack(
+        [one.firings for one in sums]
+    )
 
 
 def rows_of(sae: TrainedSae, store: Store, split: str | None, all_rows: bool = False) -> np.ndarray:
@@ -75,11 +78,15 @@ def rows_of(sae: TrainedSae, store: Store, split: str | None, all_rows: bool = F
     try:
         return _kept(sae, store, split)
     except SpecError as error:
-        raise RunError(f"{error} (the SAE was trained with it; --all-rows leaves it out)") from None
+        raise RunError(
+            f"{error} (the SAE was trained with it; --all-rows leaves it out, --split train takes rows of training)"
+        ) from None
 
 
-def holds_out(sae: TrainedSae, store: Store) -> bool:
-    """Whether rows of the store are held out that the filter of training keeps."""
+def holds_out(sae: TrainedSae, store: Store, all_rows: bool = False) -> bool:
+    """Whether rows of the store are held out that the filter of training keeps, or any with `all_rows`."""
+    if all_rows or not store.units("held_out"):
+        return len(store.rows("held_out")) > 0
     with suppress(NoRowsError):
         return len(_kept(sae, store, "held_out")) > 0
     return False
@@ -100,7 +107,7 @@ def with_model(record: EvalRecord, model: tuple[ModelMetrics, ...]) -> EvalRecor
 
 def _kept(sae: TrainedSae, store: Store, split: str | None) -> np.ndarray:
     rule = sae.record.filter
-    return store.rows(split) if rule is None else kept_ids(store, rule, split, (*sae.sites, *sae.record.targets))
+    return store.rows(split) if rule is None else kept_ids(store, rule, split, sae.sites)
 
 
 @torch.no_grad()

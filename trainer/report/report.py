@@ -57,11 +57,15 @@ def _evaluated(run: str, store: str | None) -> RunData:
 
 def _lead(runs: Sequence[RunData], store: Store) -> str:
     m = store.manifest
-    which = " that a run's own filter keeps" if any(run.evaluation.filter for run in runs) else ""
+    kinds = {(run.evaluation.split, run.evaluation.filter is not None) for run in runs}
+    which = "the rows of its evaluation, which are not the same for all runs"
+    if len(kinds) == 1:
+        split, filtered = kinds.pop()
+        which = f"{split.replace('_', '-')} rows{' that its filter keeps' if filtered else ''}"
     return (
         f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on {len(runs[0].record.sites)} sites of "
         f"<b>{html.escape(m.spec.model.name)}</b> over {html.escape(m.spec.corpus.name)}: {m.n_train_rows:,} training rows "
-        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric is on held-out rows{which}, in the units of the "
+        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric of a run is on {which}, in the units of the "
         f"original activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
     )
 

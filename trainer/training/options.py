@@ -164,7 +164,7 @@ Lr = Annotated[
     str | None,
     typer.Option(
         metavar="NUMBER",
-        help="Peak learning rate, or auto: by kind, dictionary size and number of steps.",
+        help="Peak learning rate, or auto: by kind, dictionary size, batch and updates.",
         rich_help_panel=HOW,
         autocompletion=one_of("auto"),
     ),

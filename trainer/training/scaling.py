@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from actstore.store import Store
 from actstore.stream.batches import Stream
 from actstore.stream.rescale import Rescaling, rescaling
+from actstore.stream.rowfilter import first_kept
 from schemas.stream import Rescale, StreamSpec
 from trainer.errors import SaeError
 
@@ -19,6 +20,7 @@ from trainer.errors import SaeError
 # rows about them. At 0.14 (the builtin model) SAEs use the means to tell layers apart, and FVU is 4 % lower with them
 # left in; at 0.3 (synthetic layers) it is 3 % higher, at 0.8 7 %, at 7.5 a third to twice as high.
 _FAR_APART = 0.25
+_SAMPLE = 4096  # rows of each site that tell the scale of those that a filter keeps
 
 
 def scaling(stream: Stream, spec: StreamSpec, b_dec: Tensor) -> tuple[Rescaling, Rescaling | None]:
@@ -38,7 +40,7 @@ def means_are_far(stream: Stream, kind: Rescale, b_dec: Tensor) -> bool:
     """Whether rows are better centred: what the decoder bias cannot hold of their means is much. A transcoder's bias is
     that of its targets, and nothing holds the means of its inputs."""
     sites, targets = stream.sites, stream.targets
-    if not (squares(stream.store, (*sites, *(targets or ()))) > 0).all():
+    if not (squares(stream, (*sites, *(targets or ()))) > 0).all():
         return False  # a site that does not vary would be nothing at all
     biased, own = isinstance(b_dec, nn.Parameter), b_dec.ndim > 1
     if targets is None:
@@ -62,7 +64,7 @@ def spread_of_means(stream: Stream, sites: tuple[str, ...], kind: Rescale, biase
         means, moved = means - shares @ means, moved + shares @ moved
     with np.errstate(all="ignore"):
         distances = np.maximum(np.linalg.norm(means, axis=1) - moved, 0)
-        return float(shares @ np.square(distances) / (shares @ (scale**2 * squares(store, sites))))
+        return float(shares @ np.square(distances) / (shares @ (scale**2 * squares(stream, sites))))
 
 
 def moves(store: Store, sites: tuple[str, ...]) -> NDArray[np.float64]:
@@ -80,7 +82,7 @@ def unit_mixture(stream: Stream, sites: tuple[str, ...], factors: Rescaling) -> 
     So penalties, thresholds, noise and learning rates mean the same for every model. A crosscoder's row is that of all
     its sites together.
     """
-    each = factors.scale**2 * squares(stream.store, sites)
+    each = factors.scale**2 * squares(stream, sites)
     total = each.sum() if stream.spec.mode == "aligned" else shares_of_layers(stream) @ each
     if not math.isfinite(total):
         raise SaeError(
@@ -92,9 +94,15 @@ def unit_mixture(stream: Stream, sites: tuple[str, ...], factors: Rescaling) -> 
     return Rescaling(factors.scale / math.sqrt(total), factors.mean)
 
 
-def squares(store: Store, sites: tuple[str, ...]) -> NDArray[np.float64]:
+def squares(stream: Stream, sites: tuple[str, ...]) -> NDArray[np.float64]:
     """Mean square of each site's rows, [n_sites]: about the site's mean, where the decoder bias begins, or about 0 over
-    ordinary tokens if that is less. First positions and special tokens may be hundreds of times larger than others."""
+    ordinary tokens if that is less. First positions and special tokens may be hundreds of times larger than others.
+
+    Of rows that a filter keeps, which the statistics are not of, about the mean of the first of them."""
+    store, rule = stream.store, stream.spec.filter
+    if rule is not None:
+        rows = [store.read(site, first_kept(store, rule, stream.columns.sites, _SAMPLE)) for site in sites]
+        return np.array([x.var(axis=0, dtype=np.float64).sum() for x in rows])
     about_mean = [float(store.variance(site).sum()) for site in sites]
     ordinary = [store.norms[site].rest for site in sites]
     about_zero = [one.mean_sq_norm if one.count else math.inf for one in ordinary]

@@ -70,9 +70,10 @@ def take_steps(stream: Stream, runs: Sequence[Run], report: Report | None, stop:
             run.learner.update(batch.x, batch.layer, batch.target, batch.place)
         resample(stream, [run.learner for run in active])
         progress.step = step = step + 1
-        if step % runs[0].spec.log_every == 0 or step == n_steps:
+        logged = active if step % runs[0].spec.log_every == 0 else [run for run in active if step == run.learner.steps]
+        if logged:
             clock.measure(progress, step)
-            for run in active:
+            for run in logged:
                 progress.last[run.storage.url] = _log(run, progress)
         if report is not None:
             report(progress)

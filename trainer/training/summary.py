@@ -64,7 +64,7 @@ def _evaluated(one: Ended, sae: TrainedSae, store_url: str) -> Ended:
     rows = max(LEAST_ROWS, min(MOST_ROWS, sae.record.rows // SHARE)) // len(sae.sites)
     record, firings = evaluate(sae, store, split, max(1, rows))
     notes = [
-        "the store holds no rows out: these are rows it was trained on" if split != "held_out" else None,
+        "the store holds no rows out that it could see: these are rows of training" if split != "held_out" else None,
         f"figures of {record.rows:,} rows mean little" if record.rows < FEW else None,
         _bad(one, record),
         off_target(record, asked_l0(sae)),
@@ -109,7 +109,8 @@ def show(console: Any, runs: Sequence[Ended], out: str | None = None) -> None:
     for one in runs:
         if one.note:
             console.print(f"[yellow]note[/]: {escape(one.url)}: {escape(one.note)}", highlight=False, soft_wrap=True)
-    for line in [*_took(runs), *_next([one.url for one in runs], out)]:
+    unseen = all(one.record is None or one.record.split == "held_out" for one in runs)
+    for line in [*_took(runs), *_next([one.url for one in runs], out, "" if unseen else " --split train")]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -126,8 +127,8 @@ def _by_layer(one: Ended, record: EvalRecord) -> Any:
 def _by_run(runs: Sequence[Ended]) -> Any:
     from trainer.analysis.run import rows_of, shown
 
-    first = next((one.record for one in runs if one.record is not None), None)
-    rows = f", of each {rows_of(first)}" if first is not None else ""
+    seen = {rows_of(one.record) for one in runs if one.record is not None}
+    rows = "" if not seen else f", of each {seen.pop()}" if len(seen) == 1 else ", each on rows of its own"
     table = _table(f"{len(runs)} SAEs{rows}", "run", "FVU", "L0", "never fired", "dead", "latents")
     for one in runs:
         name, record = one.url.rstrip("/").rpartition("/")[2], one.record
@@ -163,7 +164,7 @@ def _took(runs: Sequence[Ended]) -> list[str]:
     return out
 
 
-def _next(urls: Sequence[str], out: str | None) -> list[str]:
+def _next(urls: Sequence[str], out: str | None, rows: str) -> list[str]:
     """Where the runs lie, and the commands that may come next."""
     if not urls:
         return []
@@ -173,6 +174,6 @@ def _next(urls: Sequence[str], out: str | None) -> list[str]:
     return [
         f"it lies in {urls[0]}" if out is None else f"they lie in {out}",
         "next:",
-        f"  trainer eval {named}",
+        f"  trainer eval {named}{rows}",
         f"  trainer report {named}",
     ]

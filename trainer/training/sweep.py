@@ -14,17 +14,22 @@ from trainer.training.streams import shared_stream
 
 
 def expand(sweep: SweepSpec, where: str = "the sweep") -> dict[str, TrainSpec]:
-    """Name -> spec of every run. A name lists what varies, and is that of a folder: `k=32,rescale=log`.
+    """Name -> spec of every run. A name lists what varies, and is that of a folder: `k=32,rescale=log`; `base` is that
+    of a run of which nothing does.
 
     `where` the sweep is from, for errors. Raises SpecError, or SaeError for two runs that are the same.
     """
     rows: list[dict[str, Any]] = sweep.runs or [
         dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())
     ]
-    runs = {",".join(f"{path.split('.')[-1]}={_shown(value)}" for path, value in row.items()): row for row in rows}
+    runs = {_name(row): row for row in rows}
     if len(runs) != len(rows):
         raise SaeError("two runs of the sweep are the same; every run must differ in at least one field")
     return {name: _run(sweep.base, row, name, f"{where}, run {name}") for name, row in runs.items()}
+
+
+def _name(row: dict[str, Any]) -> str:
+    return ",".join(f"{path.split('.')[-1]}={_shown(value)}" for path, value in row.items()) or "base"
 
 
 def _run(base: dict[str, Any], row: dict[str, Any], name: str, where: str) -> TrainSpec:
