@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-_SPINS = "2000"  # some microseconds
+_SPINS = "2000"  # turns of the waiting loop
 _OF_THE_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 

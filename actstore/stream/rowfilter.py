@@ -61,8 +61,7 @@ def kept_ids(store: Store, rule: RowFilter, split: str | None, sites: tuple[str,
     bounds = _bounds(store, rule, sites)
 
     def of(unit: int) -> NDArray[np.int64]:
-        kept = _kept(store, rule, bounds, unit, int(store.unit_rows[unit]))
-        return np.flatnonzero(kept) + unit * store.layout.capacity
+        return _ids_of(store, rule, bounds, unit)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="filter") as pool:
         found = list(pool.map(of, store.units(split)))
@@ -77,11 +76,15 @@ def first_kept(store: Store, rule: RowFilter, sites: tuple[str, ...], n: int) ->
     _check_known(store, rule)
     bounds, found = _bounds(store, rule, sites), [np.zeros(0, np.int64)]
     for unit in store.units("train"):
-        kept = np.flatnonzero(_kept(store, rule, bounds, unit, int(store.unit_rows[unit])))
-        found.append(kept + unit * store.layout.capacity)
+        found.append(_ids_of(store, rule, bounds, unit))
         if sum(map(len, found)) >= n:
             break
     return np.concatenate(found)[:n]
+
+
+def _ids_of(store: Store, rule: RowFilter, bounds: list[NormBounds], unit: int) -> NDArray[np.int64]:
+    kept = _kept(store, rule, bounds, unit, int(store.unit_rows[unit]))
+    return np.flatnonzero(kept) + unit * store.layout.capacity
 
 
 def _bounds(store: Store, rule: RowFilter, sites: tuple[str, ...]) -> list[NormBounds]:

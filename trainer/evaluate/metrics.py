@@ -3,7 +3,8 @@
 With x a row, x' its reconstruction, mu_l the store's mean of its layer and f its latents in original units (what the
 SAE gives, over the layer's scale s_l):
 
-- FVU = sum |x - x'|^2 / sum |x - mu_l|^2; pooled: the sums over all layers; NaN where all rows are the mean
+- FVU = sum |x - x'|^2 / sum |x - mu_l|^2; pooled: the sums over all layers; NaN where all rows are the mean. Of rows
+  that a filter keeps, mu_l is their own mean.
 - MSE = mean |x - x'|^2 (summed over d); per element: that over d
 - L0 = mean number of latents above 0
 - L1 = mean sum_i f_i; decoder-weighted: mean sum_i f_i |W_dec,i| (equal for decoder rows of norm 1)

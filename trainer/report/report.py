@@ -78,7 +78,7 @@ def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: li
         Section("Norm by layer", "Mean L2 norm of the activations over training rows, from the store's manifest; "
                 "the band is from the 5 % to the 95 % quantile.", figure=figures.norms(store, store.sites)),
         Section("Runs", "Pooled over layers. FVU = Σ‖x − x̂‖² / Σ‖x − μ<sub>l</sub>‖² with μ<sub>l</sub> the layer's stored "
-                "mean; dead latents never fired on the rows evaluated.", body=_table(runs)),
+                "mean (with a filter, that of the rows it keeps); dead latents never fired on the rows evaluated.", body=_table(runs)),
         Section("FVU against L0", "Diamonds: pooled. Dots: the layers of that run.", figure=figures.pareto(runs)),
         *([Section(f"FVU against L0 by {by}", f"A colour per {by}, a point per run, pooled.", figure=figures.curves(runs, by))]
           if by else []),

@@ -1,4 +1,7 @@
-"""How rows are scaled, and whether they are centred, before an SAE sees them: from the store's statistics alone."""
+"""How rows are scaled, and whether they are centred, before an SAE sees them: from the store's statistics.
+
+Only the scale of rows that a filter picks is from rows themselves.
+"""
 
 from __future__ import annotations
 
@@ -98,11 +101,12 @@ def squares(stream: Stream, sites: tuple[str, ...]) -> NDArray[np.float64]:
     """Mean square of each site's rows, [n_sites]: about the site's mean, where the decoder bias begins, or about 0 over
     ordinary tokens if that is less. First positions and special tokens may be hundreds of times larger than others.
 
-    Of rows that a filter keeps, which the statistics are not of, about the mean of the first of them."""
+    Of rows that a filter keeps, which the statistics are not of, about the mean of the first of them.
+    """
     store, rule = stream.store, stream.spec.filter
     if rule is not None:
-        rows = [store.read(site, first_kept(store, rule, stream.columns.sites, _SAMPLE)) for site in sites]
-        return np.array([x.var(axis=0, dtype=np.float64).sum() for x in rows])
+        rows = first_kept(store, rule, stream.columns.sites, _SAMPLE)
+        return np.array([store.read(site, rows).var(axis=0, dtype=np.float64).sum() for site in sites])
     about_mean = [float(store.variance(site).sum()) for site in sites]
     ordinary = [store.norms[site].rest for site in sites]
     about_zero = [one.mean_sq_norm if one.count else math.inf for one in ordinary]
