@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow readme lint bench recipes clean
+.PHONY: demo test test-slow fuzz readme lint bench recipes clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -13,6 +13,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 100000
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m tests.readme

@@ -12,6 +12,7 @@ from actstore.format.dtypes import numpy_dtype, to_float32
 from actstore.format.layout import plan_layout
 from actstore.format.storage import Storage
 from actstore.harvesting.norms import UnitStats
+from actstore.harvesting.planning import extension_plan
 from actstore.harvesting.writer import StoreWriter, UnitRows
 from actstore.store import Store
 from schemas.harvest import HarvestSpec, ModelInfo, Numerics, Plan
@@ -132,6 +133,32 @@ def make_store(
     writer.finish()
     writer.close()
     return actstore.open(str(url))
+
+
+def started(store: Store, sites: dict[str, int], n_units: int, dtype: str, **options: Any) -> tuple[StoreWriter, Plan]:
+    """A writer of a finished store's next generation: more sites on the units there are, or units up to `n_units`."""
+    adds = n_units == store.manifest.n_units
+    plan = make_plan(sites, n_units=n_units - (0 if adds else store.manifest.n_units), dtype=dtype, **options)
+    plan = extension_plan(plan, store.manifest, adds_sites=adds)
+    return StoreWriter.create(store.storage, plan, parent=store.manifest), plan
+
+
+def grow(store: Store, sites: dict[str, int], n_units: int, dtype: str, **options: Any) -> Store:
+    """The store with a generation more; units that are added end with padding."""
+    writer, plan = started(store, sites, n_units, dtype, **options)
+    for unit in range(plan.first_unit, n_units):
+        tokens = make_tokens(plan, unit)
+        if plan.adds_sites:
+            block = writer.committed_blocks()[unit]
+            tokens = writer.block_tokens(block)
+        else:
+            tokens[-1, plan.layout.context * 5 // 8 :] = -1
+            cursor = {"document": unit, "token": 3} if unit < n_units - 1 else {"end": True}
+            block = writer.commit_block(unit, tokens, cursor, last=unit == n_units - 1)
+        writer.commit_unit(unit_rows(plan, unit, tokens, low_rank(plan)), block)
+    writer.finish()
+    writer.close()
+    return actstore.open(store.url)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -14,12 +14,9 @@ import actstore
 from actstore.cli import app
 from actstore.format import layout as at
 from actstore.format.storage import Storage
-from actstore.harvesting.planning import extension_plan
-from actstore.harvesting.writer import StoreWriter
 from actstore.share.verify import verify
 from actstore.store import Store
-from schemas.harvest import Plan
-from tests.support import SITES, low_rank, make_plan, make_store, make_tokens, unit_rows
+from tests.support import SITES, grow, low_rank, make_store, make_tokens, started, unit_rows
 
 MORE = {"blocks.3.hook_mlp_out": 8}
 UNITS = 4
@@ -30,29 +27,6 @@ def extended(url: str, dtype: str) -> Store:
     store = make_store(url, n_units=2, dtype=dtype)
     grow(store, MORE, 2, dtype)
     return grow(actstore.open(url), SITES | MORE, UNITS, dtype)
-
-
-def started(store: Store, sites: dict[str, int], n_units: int, dtype: str) -> tuple[StoreWriter, Plan]:
-    adds = n_units == store.manifest.n_units
-    plan = make_plan(sites, n_units=n_units - (0 if adds else store.manifest.n_units), dtype=dtype)
-    plan = extension_plan(plan, store.manifest, adds_sites=adds)
-    return StoreWriter.create(store.storage, plan, parent=store.manifest), plan
-
-
-def grow(store: Store, sites: dict[str, int], n_units: int, dtype: str) -> Store:
-    writer, plan = started(store, sites, n_units, dtype)
-    for unit in range(plan.first_unit, n_units):
-        tokens = make_tokens(plan, unit)
-        if plan.adds_sites:
-            block = writer.committed_blocks()[unit]
-        else:
-            tokens[-1, 20:] = -1
-            cursor = {"document": unit, "token": 3} if unit < n_units - 1 else {"end": True}
-            block = writer.commit_block(unit, tokens, cursor, last=unit == n_units - 1)
-        writer.commit_unit(unit_rows(plan, unit, tokens, low_rank(plan)), block)
-    writer.finish()
-    writer.close()
-    return actstore.open(store.url)
 
 
 @pytest.fixture(params=["bfloat16", "int8"])
