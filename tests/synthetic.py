@@ -11,7 +11,10 @@ import numpy as np
 import actstore
 from actstore.format import layout as at
 from actstore.format.shard import encode_plain
+from actstore.format.sizes import column_bytes
 from actstore.format.storage import Storage
+from actstore.harvesting.finish import put
+from actstore.harvesting.norms import UnitStats
 from actstore.store import Store
 from schemas.stream import StreamSpec
 from tests.support import make_store
@@ -63,8 +66,8 @@ class OneShard(Storage):
         self.units: set[int] = set()
         self._plain = store.storage
 
-    def read(self, key: str) -> bytes:
-        return self._plain.read(key)
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        return self._plain.read(key, limit)
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         if not key.startswith("acts/"):
@@ -94,21 +97,30 @@ def _link(folder: Path, units: Iterable[int]) -> None:
 
 
 def _claim(base: Store, n_units: int, n_sites: int) -> None:
-    """Rewrite the rows column and the manifest for more units and sites than there are."""
+    """Rewrite columns, statistics and the manifest for more units and sites than there are."""
     old, rows = base.manifest, int(base.unit_rows[0])
     column = encode_plain(np.full(n_units, rows, "<i4"), (n_units,), 0)
-    base.storage.put(at.chunk_key(f"{at.columns_prefix(0)}/rows", 0), column)
     sites = tuple(old.sites[0].model_copy(update={"name": SITE.format(i)}) for i in range(n_sites))
     counts = {"n_units": n_units, "n_sequences": n_units, "n_rows": n_units * rows}
     held_out = sum(at.held_out(unit) for unit in range(n_units))
+    n_train = n_units - held_out
+    stats = UnitStats(sites)
+    for one in stats.sites.values():
+        for i, (mine, its) in enumerate(zip(one.arrays(), base.statistics.sites[SITE.format(0)].arrays(), strict=True)):
+            mine[:] = its if i in {4, 5} else its * n_train  # the maximum and the mean do not add up
+    first, *others = column_bytes(0, n_units, n_sites).items()
+    files = {key: encode_plain(np.zeros(size - 4, np.uint8), (size - 4,), 0) for key, size in others}
+    files |= {first[0]: column, "norms.stats": stats.to_bytes()}
+    records = {key: put(base.storage, key, data) for key, data in files.items()}
     made = old.model_copy(
         update={
             **counts,
             "sites": sites,
-            "norms": tuple(old.norms[0].model_copy(update={"site": site.name}) for site in sites),
+            "norms": stats.norms(),
+            "files": old.files | records,
             "layout": old.layout.model_copy(update={"n_units": n_units, "n_sequences": n_units}),
             "generations": (old.generations[0].model_copy(update={**counts, "sites": sites}),),
-            "n_train_rows": (n_units - held_out) * rows,
+            "n_train_rows": n_train * rows,
         }
     )
     base.storage.put(at.MANIFEST, made.to_json().encode())

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-
-from pydantic import ValidationError
-
 from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, UnfinishedError
 from actstore.format import layout as at
+from actstore.format.checks import check_manifest
+from actstore.format.records import parsed_json, parsed_record
+from actstore.format.sizes import MANIFEST_JSON
 from actstore.format.storage import Storage
-from actstore.validation import sentences
 from schemas.manifest import FORMAT_VERSION, StoreManifest
 
 
 def read_manifest(storage: Storage) -> StoreManifest:
-    """The manifest, or the error that says why there is none."""
+    """The manifest, checked as a whole, or the error that says why there is none."""
     try:
-        data = storage.read(at.MANIFEST)
+        data = storage.read(at.MANIFEST, MANIFEST_JSON)
+    except CorruptError:
+        raise
     except ObjectError:
         if storage.exists(at.plan_key()):
             raise UnfinishedError(
@@ -30,18 +30,14 @@ def read_manifest(storage: Storage) -> StoreManifest:
 
 def parse_manifest(data: bytes, url: str) -> StoreManifest:
     """Check format and version before anything else, so that a newer store gives the right error."""
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise CorruptError(f"{url}/{at.MANIFEST}: not valid JSON: {error}") from error
+    raw = parsed_json(data, f"{url}/{at.MANIFEST}")
     if not isinstance(raw, dict) or raw.get("format") != "actstore":
         raise NotAStoreError(f"{url}: its {at.MANIFEST} is not one of actstore's")
     version = raw.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise FormatVersionError(
             f"{url}: format version {version}, this actstore reads {FORMAT_VERSION}; upgrade actstore to read it"
         )
-    try:
-        return StoreManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise CorruptError(f"{url}/{at.MANIFEST}: not a valid manifest: {sentences(error)}") from error
+    manifest = parsed_record(StoreManifest, data, f"{url}/{at.MANIFEST}")
+    check_manifest(manifest, url)
+    return manifest

@@ -82,18 +82,21 @@ class ShardCodec:
         parts = [part for chunk in chunks for part in (chunk, checksum(chunk))]
         return [*parts, with_checksum(index.tobytes())]
 
-    def read_index(self, raw: bytes) -> ShardIndex:
-        """The index from the last `index_bytes` bytes of a shard. Raises CorruptError."""
+    def read_index(self, raw: bytes, n_chunks: int | None = None) -> ShardIndex:
+        """The index from the last `index_bytes` bytes of a shard, in which `n_chunks` are present (None: not known).
+        Raises CorruptError.
+        """
         if len(raw) != self.index_bytes:
             raise CorruptError(f"the shard index has {len(raw)} bytes, wanted {self.index_bytes}")
         body = checked(raw, "the shard index")
         pairs = np.frombuffer(body, dtype="<u8").reshape(self.unit_chunks, 2)
         index = ShardIndex(pairs[:, 0].copy(), pairs[:, 1].copy())
-        self._check_index(index)
+        self._check_index(index, n_chunks)
         return index
 
-    def _check_index(self, index: ShardIndex) -> None:
-        """A right checksum over wrong entries must not lead to reads that no machine can do."""
+    def _check_index(self, index: ShardIndex, n_chunks: int | None) -> None:
+        """A right checksum over wrong entries must not lead to reads that no machine can do, nor to another chunk's
+        rows: the first chunks are there, one behind the other."""
         absent = (index.offset == ABSENT) & (index.length == ABSENT)
         most = self.chunk_bytes + BLOSC_BYTES + CRC_BYTES
         bad = ~absent & ((index.offset >= LARGEST_OFFSET) | (index.length > most) | (index.length <= CRC_BYTES))
@@ -103,22 +106,38 @@ class ShardCodec:
             raise CorruptError(
                 f"the shard index has chunk {chunk} at offset {offset} with {length} bytes; a chunk has at most {most}"
             )
+        present = int(np.count_nonzero(~absent))
+        if n_chunks is not None and present != n_chunks:
+            raise CorruptError(f"the shard index has {present} chunks; the unit's rows fill {n_chunks}")
+        lengths = index.length[:present].astype(np.int64)
+        if absent[:present].any() or (index.offset[:present].astype(np.int64) != np.cumsum(lengths) - lengths).any():
+            raise CorruptError("the shard index has chunks that do not lie one behind the other, the first ones first")
+        if self.codec == "raw" and (lengths != self.chunk_bytes + CRC_BYTES).any():
+            raise CorruptError(f"the shard index has chunks of other lengths than {self.chunk_bytes + CRC_BYTES} bytes")
 
-    def decode_chunk(self, raw: NDArray[np.uint8] | bytes, out: NDArray[Any]) -> None:
-        """Check one chunk's bytes and decode them into `out`, contiguous [chunk_rows, d]. Raises CorruptError."""
+    def check_chunk(self, raw: NDArray[np.uint8] | bytes) -> NDArray[np.uint8]:
+        """One chunk's bytes without their checksum, if they are whole and hold what a chunk holds; nothing is decoded.
+        Raises CorruptError."""
         data = np.frombuffer(raw, dtype=np.uint8) if isinstance(raw, bytes) else raw
         body = data[:-CRC_BYTES]
         if len(data) <= CRC_BYTES or google_crc32c.value(body) != int(data[-CRC_BYTES:].view("<u4")[0]):
             raise CorruptError("the chunk's checksum does not match its bytes")
+        if self.codec == "raw":
+            if len(body) != self.chunk_bytes:
+                raise CorruptError(f"the chunk has {len(body)} bytes, wanted {self.chunk_bytes}")
+            return body
+        holds = int(body[4:8].view("<u4")[0]) if len(body) >= BLOSC_BYTES else 0
+        if holds != self.chunk_bytes:  # Blosc would fill a part of the rows and leave the rest as it was
+            raise CorruptError(f"the chunk decodes to {holds} bytes, wanted {self.chunk_bytes}")
+        return body
+
+    def decode_chunk(self, raw: NDArray[np.uint8] | bytes, out: NDArray[Any]) -> None:
+        """Check one chunk's bytes and decode them into `out`, contiguous [chunk_rows, d]. Raises CorruptError."""
+        body = self.check_chunk(raw)
         flat = out.reshape(-1).view(np.uint8)
         if self.codec == "raw":
-            if len(body) != len(flat):
-                raise CorruptError(f"the chunk has {len(body)} bytes, wanted {len(flat)}")
             flat[:] = body
             return
-        holds = int(body[4:8].view("<u4")[0]) if len(body) >= BLOSC_BYTES else 0
-        if holds != len(flat):  # Blosc would fill a part of `out` and leave the rest as it was
-            raise CorruptError(f"the chunk decodes to {holds} bytes, wanted {len(flat)}")
         try:
             blosc.decompress(body, flat)
         except (RuntimeError, ValueError) as error:

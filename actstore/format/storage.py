@@ -2,7 +2,8 @@
 
 `put` replaces an object as a whole; `create` makes it only where none is, atomically (S3: `If-None-Match`; locally: a
 temporary file, fsync and `os.link`, since fsspec's local `mode="create"` checks first and opens later). A reader never
-sees half an object. Nothing else in the project knows what kind of place a store lies in.
+sees half an object. Nothing else in the project knows what kind of place a store lies in. What lies there may be
+someone else's: keys cannot lead out of the place, local files are opened as in `local.py`, `limit` bounds what is read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from actstore.errors import FullError, ObjectError, StorageError, StoreError
+from actstore.errors import CorruptError, FullError, ObjectError, StorageError, StoreError
+from actstore.format.local import LocalFiles, OpenFile, check_key
 
 Buffers = bytes | Sequence[bytes | memoryview]
 TEMPORARY = ".tmp-"
@@ -47,6 +49,7 @@ class Storage:
         self._root = root.rstrip("/")
         if isinstance(self._fs, LocalFileSystem):
             self.local = Path(self._root or "/")
+        self._files = LocalFiles(self._root)
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -57,19 +60,34 @@ class Storage:
             f"{self.url.rstrip('/')}/{key}" if not self.url.endswith("://") else self.url + key, self.options
         )
 
-    def read(self, key: str) -> bytes:
-        """The whole object. Raises ObjectError where there is none."""
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        """The whole object. Raises ObjectError where there is none, CorruptError where it has more bytes than `limit`,
+        of which no more are read then."""
+        if self.local is not None:
+            with self.opened(key) as file:
+                if limit is not None and file.size > limit:
+                    raise CorruptError(f"{self.url}/{key}: {file.size} bytes, wanted at most {limit}")
+                return file.read()
         with self._guard(key):
-            if self.local is not None:
-                return (self.local / key).read_bytes()
-            data: bytes = self._fs.cat_file(self._path(key))
-            return data
+            data: bytes = self._cat(self._path(key), limit)
+        if limit is not None and len(data) > limit:
+            raise CorruptError(f"{self.url}/{key}: more than {limit} bytes, wanted at most those")
+        return data
+
+    @contextlib.contextmanager
+    def opened(self, key: str) -> Iterator[OpenFile]:
+        """An object of a local folder as an open file."""
+        with self._guard(key):
+            check_key(key, self.url)
+            with self._files.opened(key) as file:
+                yield file
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Several (offset, length) ranges of one object; a negative offset counts from its end."""
+        if self.local is not None:
+            with self.opened(key) as file:
+                return file.ranges(ranges)
         with self._guard(key):
-            if self.local is not None:
-                return _local_ranges(self.local / key, ranges)
             path = self._path(key)
             starts = [offset for offset, _ in ranges]
             ends = [None if offset < 0 and offset + n == 0 else offset + n for offset, n in ranges]
@@ -87,11 +105,13 @@ class Storage:
     def list(self, prefix: str = "") -> list[str]:
         """Keys of all objects under a folder, sorted; temporary files are not objects."""
         with self._guard(prefix):
+            path = self._path(prefix)
             try:
-                found = self._fs.find(self._path(prefix))
+                found = self._files.list(prefix) if self.local is not None else self._fs.find(path)
             except FileNotFoundError:
                 return []
-            keys = (path[len(self._root) :].lstrip("/") for path in found)
+            skip = 0 if self.local is not None else len(self._root)
+            keys = (path[skip:].lstrip("/") for path in found)
             return sorted(key for key in keys if not key.rsplit("/", 1)[-1].startswith(TEMPORARY))
 
     def folders(self) -> tuple[str, ...]:
@@ -112,9 +132,11 @@ class Storage:
     def put(self, key: str, data: Buffers) -> None:
         """Write or replace an object as a whole."""
         with self._guard(key, writing=True):
+            path = self._path(key)
             if self.local is None:
-                self._fs.pipe_file(self._path(key), _joined(data))
+                self._fs.pipe_file(path, _joined(data))
                 return
+            self._files.check_folder(key)
             with _temporary(self.local / key, data) as temporary:
                 temporary.replace(self.local / key)
 
@@ -122,7 +144,7 @@ class Storage:
         """Make an object of a local folder longer. A process that is killed may leave a part of `data`: readers must
         know where a piece ends. sync: wait until the disk has it."""
         assert self.local is not None
-        with self._guard(key, writing=True), (self.local / key).open("ab") as file:
+        with self._guard(key, writing=True), self._files.appending(self._path(key), key) as file:
             file.write(data)
             file.flush()
             if sync:
@@ -131,8 +153,10 @@ class Storage:
     def create(self, key: str, data: Buffers) -> bool:
         """Write an object only if there is none of that key; False where there is one already."""
         with self._guard(key, writing=True):
+            path = self._path(key)
             if self.local is None:
-                return self._create_remote(self._path(key), _joined(data))
+                return self._create_remote(path, _joined(data))
+            self._files.check_folder(key)
             with _temporary(self.local / key, data) as temporary:
                 try:
                     os.link(temporary, self.local / key)
@@ -144,7 +168,10 @@ class Storage:
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
         with self._guard(key), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(key))
+            path = self._path(key)
+            if self.local is not None:
+                self._files.check_folder(key)
+            self._fs.rm_file(path)
 
     def zarr_store(self) -> Any:
         """A zarr-python store over the same place, for everything cold."""
@@ -167,7 +194,23 @@ class Storage:
             raise
         return True
 
+    def _cat(self, path: str, limit: int | None) -> bytes:
+        """An object's bytes, or the first `limit` + 1 of them."""
+        if limit is None:
+            whole: bytes = self._fs.cat_file(path)
+            return whole
+        try:
+            data: bytes = self._fs.cat_file(path, start=0, end=limit + 1)
+        except FileNotFoundError:
+            raise
+        except Exception:
+            if self._fs.size(path) == 0:  # a range of nothing is an error in some places
+                return b""
+            raise
+        return data
+
     def _path(self, key: str) -> str:
+        check_key(key, self.url)
         return f"{self._root}/{key}".rstrip("/") if key else self._root
 
     def _filesystem_options(self) -> dict[str, Any]:
@@ -230,15 +273,6 @@ def _full(path: Path | None) -> str:
         mount = mount.parent
     usage = shutil.disk_usage(mount)
     return f"the disk is full (that at {mount}, {usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB left)"
-
-
-def _local_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(fd).st_size
-        return [os.pread(fd, n, offset if offset >= 0 else max(0, size + offset)) for offset, n in ranges]
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

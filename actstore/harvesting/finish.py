@@ -6,16 +6,18 @@ goes on in unit order, so the figures are those of one harvest of everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from actstore.errors import UnfinishedError
+from actstore.errors import NoRowsError, UnfinishedError
 from actstore.format import layout as at
+from actstore.format.checks import content_id
+from actstore.format.records import read_record
 from actstore.format.shard import decode_plain, encode_plain, plain_metadata
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Buffers, Storage
 from actstore.harvesting.metadata import GROUP, encoded
 from actstore.harvesting.norms import UnitStats
@@ -43,6 +45,8 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
     records = committed_records(storage, plan, parent)
     sites = plan.sites if parent is None else parent.sites + (plan.sites if plan.adds_sites else ())
     n_units = max(plan.first_unit + len(records), parent.n_units if parent else 0)
+    if not any(record.n_rows for record in records) and not (parent and parent.n_rows):
+        raise NoRowsError(f"{storage.url}: no row is left of any unit; keep rows of more positions or tokens")
     columns = _columns(storage, parent, n_units, len(sites))
     merged = _merged(storage, plan, parent)
     at_site = len(sites) - len(plan.sites)
@@ -81,7 +85,7 @@ def committed_records(storage: Storage, plan: Plan, parent: StoreManifest | None
             "run the same harvest again, it goes on from there"
         )
     keys = (at.unit_key(unit, plan.generation) for unit in wanted)
-    return [UnitRecord.model_validate_json(storage.read(key)) for key in keys]
+    return [read_record(storage, key, UnitRecord) for key in keys]
 
 
 def wanted_units(storage: Storage, plan: Plan, parent: StoreManifest | None) -> range | None:
@@ -101,7 +105,7 @@ def committed_units(storage: Storage, generation: int) -> set[int]:
 def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
     """Records of the token blocks that are there, by unit."""
     keys = [key for key in storage.list("blocks") if key.endswith(".json")]
-    records = (BlockRecord.model_validate_json(storage.read(key)) for key in keys)
+    records = (read_record(storage, key, BlockRecord, SMALL_JSON) for key in keys)
     return {record.unit: record for record in records}
 
 
@@ -119,12 +123,6 @@ def object_record(data: Buffers) -> ObjectRecord:
     for part in parts:
         digest.update(part)
     return ObjectRecord(bytes=sum(len(part) for part in parts), digest=digest.hexdigest())
-
-
-def content_id(generations: Sequence[Generation]) -> str:
-    """blake3 over the digests of the plans and of their units' records, in order of generation."""
-    text = "".join(f"{g.plan_digest}{g.units_digest}" for g in generations)
-    return blake3(text.encode()).hexdigest()
 
 
 def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
+from actstore.format.records import read_record
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
@@ -185,11 +187,11 @@ def _device(device: str, loaded: LoadedModel) -> torch.device:
 def _cursor(storage: Storage, parent: StoreManifest) -> dict[str, Any]:
     """Where in the corpus the store ends."""
     key = at.block_key(parent.n_units - 1)
-    return dict(BlockRecord.model_validate_json(storage.read(key)).cursor)
+    return dict(read_record(storage, key, BlockRecord, SMALL_JSON).cursor)
 
 
 def _same_corpus(plan: Plan, storage: Storage) -> None:
-    before = Plan.model_validate_json(storage.read(at.plan_key()))
+    before = read_record(storage, at.plan_key(), Plan)
     if before.corpus_digest is not None and plan.corpus_digest != before.corpus_digest:
         raise CorpusError(
             f"{storage.url}: corpus {plan.spec.corpus.name!r} is not what it was when the store was harvested "

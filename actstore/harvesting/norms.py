@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import CorruptError
+from actstore.format.sizes import HISTOGRAM_BINS, stats_bytes
 from schemas.manifest import QUANTILES, NormStats, StratumNorms
 from schemas.source import Site
 
-LOWEST, OCTAVES, PER_OCTAVE = -24, 64, 32
-BINS = OCTAVES * PER_OCTAVE
+LOWEST, PER_OCTAVE, BINS = -24, 32, HISTOGRAM_BINS
 OUTLIER = 10.0
 SPECIAL, REST = 0, 1
 Floats = NDArray[np.float64]
@@ -131,11 +131,11 @@ class UnitStats:
     @classmethod
     def from_bytes(cls, sites: Iterable[Site], data: bytes, where: str = "the statistics") -> Self:
         """Back from the binary form. Raises CorruptError where the length does not fit the sites."""
+        sites = tuple(sites)
+        if len(data) != (wanted := stats_bytes(sites)):  # before memory is taken for them
+            raise CorruptError(f"{where}: {len(data)} bytes, wanted {wanted} for {len(sites)} sites")
         made = cls(sites)
         parts = [part for stats in made.sites.values() for part in stats.arrays()]
-        wanted = sum(part.nbytes for part in parts)
-        if len(data) != wanted:
-            raise CorruptError(f"{where}: {len(data)} bytes, wanted {wanted} for {len(made.sites)} sites")
         offset = 0
         for part in parts:
             part[:] = np.frombuffer(data, part.dtype, part.size, offset).reshape(part.shape)

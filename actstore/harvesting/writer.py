@@ -7,7 +7,6 @@ Whatever dies in between leaves objects that no record names, and the next worke
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,16 +14,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from actstore.errors import ExistsError, StoreError
 from actstore.format import layout as at
 from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
+from actstore.format.records import read_record
 from actstore.format.shard import ShardCodec, decode_plain, encode_plain
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting import finish as ending
 from actstore.harvesting.metadata import encoded, metadata_files, readme, shard_codec
 from actstore.harvesting.norms import UnitStats
-from schemas.base import differences
+from schemas.base import Schema, differences
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, ObjectRecord, StoreManifest, UnitRecord
 
@@ -46,6 +48,12 @@ class UnitRows:
     stats: UnitStats
     batch: int | None = None
     permuted: bool = False
+
+
+class Claim(Schema):
+    """`claims/00042.json`: sequences per forward of a unit, where the planned batch had no room."""
+
+    batch: int = Field(gt=0)
 
 
 class StoreWriter:
@@ -88,7 +96,7 @@ class StoreWriter:
             if parent is None and not storage.is_empty() and storage.list() and not storage.exists(key):
                 raise ExistsError(f"{storage.url}: it is not empty and no unfinished store; choose another place")
             storage.create(key, plan.to_json().encode())
-        found = Plan.model_validate_json(storage.read(key))
+        found = read_record(storage, key, Plan)
         if differing := differences(plan, found):
             raise ExistsError(
                 f"{storage.url}: another harvest was started there; it differs in {'; '.join(differing)}. "
@@ -114,7 +122,7 @@ class StoreWriter:
     def committed_block(self, unit: int) -> BlockRecord | None:
         """One token block's record, if it is there by now."""
         key = at.block_key(unit)
-        return BlockRecord.model_validate_json(self.storage.read(key)) if self.storage.exists(key) else None
+        return read_record(self.storage, key, BlockRecord, SMALL_JSON) if self.storage.exists(key) else None
 
     def committed_units(self) -> set[int]:
         """Units whose record is there."""
@@ -132,7 +140,7 @@ class StoreWriter:
     def claimed(self, unit: int) -> int | None:
         """Sequences per forward that were settled for a unit, where the planned batch did not fit."""
         key = at.claim_key(unit)
-        return int(json.loads(self.storage.read(key))["batch"]) if self.storage.exists(key) else None
+        return read_record(self.storage, key, Claim, SMALL_JSON).batch if self.storage.exists(key) else None
 
     def claim(self, unit: int, batch: int) -> int:
         """Settle a unit's batch, the same for every worker: the smallest one asked for."""

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 
 from actstore.errors import NotAStoreError, SpecError
 from actstore.format import layout as at
+from actstore.format.checks import MOST_UNITS, check_plan, check_record, is_tokenizer_file
+from actstore.format.records import read_record
+from actstore.format.sizes import OTHER_FILE, SMALL_JSON, stats_bytes
 from actstore.format.storage import Storage
 from actstore.harvesting.norms import UnitStats
 from actstore.store import Store
 from schemas.harvest import Plan
-from schemas.manifest import BlockRecord, Generation, StoreManifest, UnitRecord
+from schemas.manifest import HELD_OUT_EVERY, BlockRecord, Generation, StoreManifest, UnitRecord
 
 BATCH, SHORTFALL = 4096, 0.02
 POLL_S = 0.5
@@ -35,7 +39,10 @@ def open_followed(url: str | Path, options: dict[str, Any] | None = None) -> Fol
     storage = Storage(str(url), options)
     if not storage.exists(at.plan_key()):
         raise NotAStoreError(f"{storage.url}: no harvest has begun there (no {at.plan_key()}); start it first")
-    plan = Plan.model_validate_json(storage.read(at.plan_key()))
+    plan = read_record(storage, at.plan_key(), Plan)
+    check_plan(plan, f"{storage.url}/{at.plan_key()}")
+    if plan.layout.n_units > MOST_UNITS:
+        raise SpecError(f"{storage.url}: {plan.layout.n_units} units are planned; up to {MOST_UNITS} can be followed")
     return FollowedStore(storage, plan)
 
 
@@ -54,7 +61,7 @@ class FollowedStore(Store):
         self.group_units = group_units(plan)
         self._rows: dict[int, int] = {}
         self._next_block = 0  # all before it are known not to be the corpus' last
-        first = [unit for unit in range(plan.layout.n_units) if not at.held_out(unit)][: self.group_units]
+        first = list(islice((unit for unit in range(plan.layout.n_units) if not at.held_out(unit)), self.group_units))
         self._wait(first, lambda: False)
         super().__init__(storage, self._provisional([unit for unit in first if unit in self._rows]))
 
@@ -64,6 +71,16 @@ class FollowedStore(Store):
     @cached_property
     def unit_rows(self) -> NDArray[np.int32]:
         raise SpecError(f"{self.url}: its rows are not all known yet; stream it with `follow`, or wait for the harvest")
+
+    def rows_in(self, unit: int) -> int:
+        return self._rows.get(unit, 0)
+
+    def file(self, key: str) -> bytes:
+        """An object that the manifest will record once there is one."""
+        return self.storage.read(key, OTHER_FILE)
+
+    def tokenizer_keys(self) -> list[str]:
+        return [key for key in self.storage.list("tokenizer") if is_tokenizer_file(key)]
 
     @cached_property
     def statistics(self) -> UnitStats:
@@ -102,14 +119,16 @@ class FollowedStore(Store):
         """Whether a unit is committed; remembers its rows."""
         key = at.unit_key(unit)
         if unit not in self._rows and self.storage.exists(key):
-            self._rows[unit] = UnitRecord.model_validate_json(self.storage.read(key)).n_rows
+            record = read_record(self.storage, key, UnitRecord)
+            check_record(self.plan, 0, unit, record, f"{self.storage.url}/{key}")
+            self._rows[unit] = record.n_rows
         return unit in self._rows
 
     def _ended_before(self, unit: int) -> bool:
         """Whether the corpus ended before a unit: whether a block before it (all are there by then) is the last
         one. Each block's record is read once."""
         while self._next_block < unit and self.storage.exists(at.block_key(self._next_block)):
-            record = BlockRecord.model_validate_json(self.storage.read(at.block_key(self._next_block)))
+            record = read_record(self.storage, at.block_key(self._next_block), BlockRecord, SMALL_JSON)
             if record.last:
                 return True
             self._next_block += 1
@@ -121,7 +140,8 @@ class FollowedStore(Store):
         self._first_stats = UnitStats(plan.sites)
         for unit in units:
             key = at.unit_stats_key(unit)
-            self._first_stats.merge(UnitStats.from_bytes(plan.sites, self.storage.read(key), key))
+            data = self.storage.read(key, stats_bytes(plan.sites))
+            self._first_stats.merge(UnitStats.from_bytes(plan.sites, data, key))
         digest = blake3(plan.to_json().encode()).hexdigest()
         n, layout = plan.layout.n_units, plan.layout
         generation = Generation(
@@ -145,7 +165,7 @@ class FollowedStore(Store):
             n_units=n,
             n_sequences=layout.n_sequences,
             n_rows=layout.n_slots,
-            n_train_rows=sum(layout.capacity for unit in range(n) if not at.held_out(unit)),
+            n_train_rows=(n - n // HELD_OUT_EVERY) * layout.capacity,
             n_bytes=0,
             norms=self._first_stats.norms(),
             files={},

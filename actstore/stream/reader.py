@@ -67,7 +67,7 @@ class ChunkReader:
             if codec.codec == "raw" and self.store.storage.local is not None:
                 self._read_raw(codec, key, chunk, target)
             else:
-                offset, length = self._place(site, unit, chunk, key)
+                offset, length = self._place(site, unit, chunk)
                 codec.decode_chunk(self._bytes(key, offset, length), target)
         except CorruptError as error:
             raise CorruptError(
@@ -76,19 +76,15 @@ class ChunkReader:
             ) from error
 
     def _read_raw(self, codec: ShardCodec, key: str, chunk: int, target: NDArray[Any]) -> None:
-        path = self.store.storage.local
-        assert path is not None
         flat, tail = target.reshape(-1).view(np.uint8), self._buffer("tail", CRC_BYTES)
-        n = _preadv(str(path / key), [flat, tail], chunk * (codec.chunk_bytes + CRC_BYTES), key)
+        n = self._preadv(key, [flat, tail], chunk * (codec.chunk_bytes + CRC_BYTES))
         if n != len(flat) + CRC_BYTES or google_crc32c.value(flat) != int(tail.view("<u4")[0]):
             raise CorruptError("the chunk's checksum does not match its bytes")
 
-    def _place(self, site: int, unit: int, chunk: int, key: str) -> tuple[int, int]:
+    def _place(self, site: int, unit: int, chunk: int) -> tuple[int, int]:
         index = self._indexes.get((site, unit))
         if index is None:
-            codec = self.codecs[site]
-            raw = self.store.storage.read_ranges(key, [(-codec.index_bytes, codec.index_bytes)])[0]
-            index = codec.read_index(raw)
+            index = self.store.read_index(self.sites[site], unit)
             if len(self._indexes) >= KEPT_INDEXES:
                 self._indexes.clear()
             self._indexes[site, unit] = index
@@ -97,12 +93,20 @@ class ChunkReader:
         return int(index.offset[chunk]), int(index.length[chunk])
 
     def _bytes(self, key: str, offset: int, length: int) -> NDArray[np.uint8] | bytes:
-        path = self.store.storage.local
-        if path is None:
+        if self.store.storage.local is None:
             return self.store.storage.read_ranges(key, [(offset, length)])[0]
         raw = self._buffer("raw", length)
-        n = _preadv(str(path / key), [raw], offset, key)
+        n = self._preadv(key, [raw], offset)
         return raw[:n]
+
+    def _preadv(self, key: str, buffers: list[Any], offset: int) -> int:
+        try:
+            with self.store.storage.opened(key) as file:
+                return os.preadv(file.fd, buffers, offset)
+        except CorruptError:
+            raise
+        except ObjectError as error:
+            raise ObjectError(f"{error} ({key}); `actstore verify` lists what is missing") from error
 
     def _buffer(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
         """This thread's buffer of that name, grown when needed."""
@@ -111,16 +115,3 @@ class ChunkReader:
             kept = np.empty(n_bytes, np.uint8)
             setattr(self._threads, name, kept)
         return kept[:n_bytes]
-
-
-def _preadv(path: str, buffers: list[Any], offset: int, key: str) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise ObjectError(
-            f"{path}: there is no such object ({key}); `actstore verify` lists what is missing"
-        ) from error
-    try:
-        return os.preadv(fd, buffers, offset)
-    finally:
-        os.close(fd)

@@ -245,8 +245,10 @@ def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(tmp_path_factory: pytest
     raw, size = store.storage.read(key), codec.index_bytes
     body = b"".join(half[:2])
     pairs = np.frombuffer(raw[-size:-4], "<u8").reshape(-1, 2).copy()
-    pairs[0] = (len(raw) - size, len(body))
-    replace(store, key, raw[:-size] + body + with_checksum(pairs.tobytes()))
+    rest = raw[int(pairs[0, 1]) : -size]
+    pairs[pairs[:, 0] != ABSENT] += (len(body) - pairs[0, 1], 0)
+    pairs[0] = (0, len(body))
+    replace(store, key, body + rest + with_checksum(pairs.tobytes()))
     for read in (lambda: fresh(store).read("a", rows_of(store, 1, 0)), lambda: streamed(store, "a")):
         with pytest.raises(CorruptError, match=r"unit 1, site a, chunk 0: the chunk decodes to 128 bytes, wanted 256"):
             read()

@@ -1,0 +1,88 @@
+"""How many bytes each object has, by arithmetic: what is read on a store's word is read up to these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from actstore.format import layout as at
+from actstore.format.dtypes import numpy_dtype
+from actstore.format.shard import BLOSC_BYTES, CRC_BYTES, ShardCodec
+from schemas.harvest import HarvestSpec, Layout
+from schemas.source import Site
+
+HISTOGRAM_BINS = 2048
+STRATA, SUMS = 2, 5
+MANIFEST_JSON = RECORD_JSON = 32 << 20  # some 10,000 sites
+SMALL_JSON = 1 << 20  # a block's record, an array's metadata, a claim
+OTHER_FILE = 256 << 20  # a tokenizer's vocabulary, a page for people
+
+Range = tuple[int, int]
+
+
+def plain(shape: Iterable[int], itemsize: int) -> int:
+    """Bytes of an unsharded chunk."""
+    return math.prod(shape) * itemsize + CRC_BYTES
+
+
+def stats_bytes(sites: Iterable[Site]) -> int:
+    """Bytes of the statistics of some sites."""
+    return sum(8 * STRATA * (SUMS + 2 * site.d + HISTOGRAM_BINS) for site in sites)
+
+
+def column_bytes(generation: int, n_units: int, n_sites: int) -> dict[str, int]:
+    """Bytes of each column's chunk, by key."""
+    shapes = {
+        "rows": ((n_units,), 4),
+        "bytes": ((n_units,), 8),
+        "digests": ((n_units, 32), 1),
+        "sums": ((n_units, n_sites, STRATA, SUMS), 8),
+    }
+    prefix = at.columns_prefix(generation)
+    return {
+        at.chunk_key(f"{prefix}/{name}", *([0] * len(shape))): plain(shape, item)
+        for name, (shape, item) in shapes.items()
+    }
+
+
+def column_metadata(generation: int) -> tuple[str, ...]:
+    """Keys of the columns' `zarr.json`."""
+    prefix = at.columns_prefix(generation)
+    return (f"{prefix}/zarr.json", *(f"{prefix}/{name}/zarr.json" for name in ("rows", "bytes", "digests", "sums")))
+
+
+def codec(spec: HarvestSpec, layout: Layout, d: int) -> ShardCodec:
+    """How a site of width d is stored."""
+    return ShardCodec(spec.codec, numpy_dtype(spec.dtype), layout.chunk_rows, d, layout.unit_chunks)
+
+
+def unit_bytes(
+    spec: HarvestSpec, layout: Layout, sites: Iterable[Site], unit: int, n_rows: int, stats: str, *, tokens: bool
+) -> dict[str, Range]:
+    """Least and most bytes of each object of a unit, by key. stats: key of its statistics; tokens: whether its
+    generation writes `tokens` and `rows`."""
+    sites = tuple(sites)
+    found = {stats: stats_bytes(sites)}
+    if tokens:
+        found[at.chunk_key("tokens", unit, 0)] = plain((layout.unit_sequences, layout.context), 4)
+        found[at.chunk_key("rows", unit, 0)] = plain((layout.capacity, 2), 4)
+    for site in sites:
+        found[at.chunk_key(at.norm_key(site.name), unit)] = plain((layout.capacity,), 4)
+        if spec.dtype == "int8":
+            found[at.chunk_key(at.scale_key(site.name), unit)] = plain((layout.capacity,), 2)
+            found[at.chunk_key(at.step_key(site.name), unit, 0, 0)] = plain((2, site.d), 4)
+    every: dict[str, Range] = {key: (n, n) for key, n in found.items()}
+    for site in sites:
+        shard = codec(spec, layout, site.d)
+        every[at.chunk_key(at.acts_key(site.name), unit, 0)] = shard_bytes(
+            shard, at.n_chunks(n_rows, layout.chunk_rows)
+        )
+    return every
+
+
+def shard_bytes(shard: ShardCodec, n_chunks: int) -> Range:
+    """Least and most bytes of a shard with so many chunks."""
+    most = shard.chunk_bytes + CRC_BYTES
+    if shard.codec == "raw":
+        return n_chunks * most + shard.index_bytes, n_chunks * most + shard.index_bytes
+    return n_chunks * (BLOSC_BYTES + CRC_BYTES) + shard.index_bytes, n_chunks * (most + BLOSC_BYTES) + shard.index_bytes
