@@ -102,7 +102,7 @@ def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "toke
     )
     began = time.monotonic()
     try:
-        with signals(), shown as report, _warnings_on(console):
+        with signals(), shown as report, warnings_on(console):
             report("starting up", None)
             store = work(lambda now: report(now.stage, now))
     except FullError as full:
@@ -209,7 +209,7 @@ class _Rate:
 
 
 @contextlib.contextmanager
-def _warnings_on(console: Any) -> Iterator[None]:
+def warnings_on(console: Any) -> Iterator[None]:
     """HarvestWarnings in the console's words; the libraries' own warnings stay silent."""
     import warnings
 

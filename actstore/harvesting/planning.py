@@ -38,7 +38,15 @@ class Share:
         return range(first, plan.layout.n_units, self.of)
 
 
-def make_plan(spec: HarvestSpec, tap: Tap, model: LoadedModel, corpus: Corpus | None, tokens: Any, device: str) -> Plan:
+def make_plan(
+    spec: HarvestSpec,
+    tap: Tap,
+    model: LoadedModel,
+    corpus: Corpus | None,
+    tokens: Any,
+    device: str,
+    separator_token: int | None = None,
+) -> Plan:
     """Everything that workers of one harvest must agree on."""
     return Plan(
         format_version=FORMAT_VERSION,
@@ -47,6 +55,7 @@ def make_plan(spec: HarvestSpec, tap: Tap, model: LoadedModel, corpus: Corpus | 
         layout=make_layout(spec, tap),
         model=model.info,
         corpus_digest=_corpus_digest(corpus, tokens),
+        separator_token=separator_token,
         numerics=Numerics(
             device=_device_name(device),
             torch=torch.__version__,
