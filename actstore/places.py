@@ -36,8 +36,8 @@ def local_path(url: str) -> Path | None:
 
 
 def windows_path(url: str) -> str | None:
-    """What to say of a path with a drive letter, where there are no drives and no file is called so; else None."""
-    if os.name == "nt" or _DRIVE.match(url) is None or _is_here(Path(url)):
+    """What to say of a path with a drive letter, where there are no drives and nothing here is called so; else None."""
+    if os.name == "nt" or _DRIVE.match(url) is None or any(map(_is_here, (Path(url), *Path(url).parents[:-1]))):
         return None
     return "a path with a drive letter, and this system has no drives; give the path as it is here, such as /mnt/data"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from actstore.errors import CorpusError, HarvestWarning, SpecError
 from actstore.harvesting.choosing import documents_of, kind_of
-from actstore.harvesting.documents import Column, Content, Corpus, Cursor, Piece
+from actstore.harvesting.documents import Column, Content, Corpus, Cursor, Piece, shown
 from actstore.harvesting.files import Files, find
 from actstore.harvesting.formats import JsonLines, Parquet, TextFiles
 from schemas.source import CorpusSource
@@ -142,6 +142,8 @@ class Memory:
     def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
         start = cursor["document"] if cursor else 0
         for i, content in enumerate(itertools.islice(self._documents, start, None), start):
+            if content is not None and not hasattr(content, "__len__"):
+                raise CorpusError(f"document {i}: wanted a text or a list of token ids, got {shown(content)}")
             yield Piece({"document": i}, content, first=self._separate, last=self._separate)
 
     def digest(self) -> str | None:
