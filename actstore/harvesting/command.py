@@ -218,9 +218,7 @@ def warnings_on(console: Any) -> Iterator[None]:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for one in caught:
-                if one.category.__name__ == "HarvestWarning":
-                    console.print(f"[yellow]note[/]: {escape(str(one.message))}", highlight=False)
+        yield
+    for one in caught:
+        if one.category.__name__ == "HarvestWarning":
+            console.print(f"[yellow]note[/]: {escape(str(one.message))}", highlight=False)

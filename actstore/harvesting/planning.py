@@ -13,6 +13,7 @@ from actstore.errors import SiteError, SpecError
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.rows import buffer_bytes
+from actstore.harvesting.separators import check_known
 from schemas.harvest import HarvestSpec, Layout, Numerics, Plan
 from schemas.manifest import FORMAT_VERSION, StoreManifest
 from schemas.source import Site, StorageDtype
@@ -47,7 +48,8 @@ def make_plan(
     device: str,
     separator_token: int | None = None,
 ) -> Plan:
-    """Everything that workers of one harvest must agree on."""
+    """Everything that workers of one harvest must agree on. Raises SpecError for a separator that is no token."""
+    check_known(separator_token, model.info.vocabulary)
     return Plan(
         format_version=FORMAT_VERSION,
         spec=spec,

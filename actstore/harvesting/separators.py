@@ -65,6 +65,12 @@ def tell(bos: Bos, tokenizer: Any, separator: Separator) -> None:
     warnings.warn(f"the model's tokenizer has no BOS: {text}", HarvestWarning, stacklevel=3)
 
 
+def check_known(token: int | None, vocabulary: int) -> None:
+    """Raises SpecError for a separator that the model does not know (vocabulary 0: its size is not known)."""
+    if token is not None and vocabulary and token >= vocabulary:
+        raise SpecError(f"separator (--separator) {token}: the model's vocabulary has the tokens 0 to {vocabulary - 1}")
+
+
 def _beginning(tokenizer: Any, prepend: bool | None) -> Bos:
     token = None
     if tokenizer is not None:

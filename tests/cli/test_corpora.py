@@ -72,8 +72,10 @@ def test_options_that_would_do_nothing(cli: Cli, folder: Path, tmp_path: Path) -
         ("builtin:stdlib", "--split", "test", "of kind builtin, but split (--split)"),
         ("builtin:stdlib", "--separator", "sep", "has no SEP token"),
         ("builtin:stdlib", "--separator", "moon", "--separator"),
+        ("builtin:stdlib", "--separator", "99999", "separator (--separator) 99999: the model's vocabulary has"),
     ):
         refused(cli(*words("harvest", corpus, *out, option, value)), says)
+    refused(cli(*words("plan", "builtin:stdlib", "--separator", "99999")), "the model's vocabulary has the tokens 0 to")
     assert not (tmp_path / "out").exists()
 
 
