@@ -93,3 +93,7 @@ class StorageError(StoreError):
 
 class FullError(StorageError):
     """No space is left, or a quota is used up; its message ends so that what to do then can be added."""
+
+
+class HarvestWarning(UserWarning):
+    """Something about a harvest that is no error: a corpus that ends early, documents or files left out."""

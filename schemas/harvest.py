@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict, model_validator
 
 from schemas.base import Count, Names, Schema, Size
 from schemas.source import CorpusSource, Imported, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
+Separator = Literal["auto", "bos", "eos", "sep", "none", "bos_if_any"] | Annotated[int, Strict(), Field(ge=0)]
 
 
 class HarvestSpec(Schema):
@@ -22,6 +24,11 @@ class HarvestSpec(Schema):
     context: int = Field(default=128, gt=0, description="tokens per sequence")
     pack: bool = Field(default=True, description="fill contexts from consecutive documents, else one document each")
     prepend_bos: bool | None = Field(default=None, description="None: as the model's tokenizer does")
+    separator: Separator = Field(
+        default="auto",
+        description="between documents: BOS before each; EOS, SEP or a token id after each; none; bos_if_any: BOS if "
+        "the tokenizer has one, else none; auto: BOS, else EOS, else SEP, whichever the tokenizer has",
+    )
     batch: int = Field(default=32, gt=0, description="sequences per forward pass")
     dtype: StorageDtype = "bfloat16"
     codec: Codec = "lz4"
@@ -85,6 +92,18 @@ class Numerics(Schema):
     threads: int
 
 
+def as_before(values: Any) -> Any:
+    """A plan or manifest from before `separator`, as it was meant: `train` and `text` stood there without being asked
+    for, and documents of a tokenizer without BOS followed each other."""
+    spec = values.get("spec") if isinstance(values, Mapping) else None
+    if not isinstance(spec, Mapping) or "separator" in spec or not isinstance(spec.get("corpus"), Mapping):
+        return values
+    model = values.get("model")
+    known = isinstance(model, Mapping) and model.get("bos_token") is not None
+    corpus = {k: v for k, v in spec["corpus"].items() if (k, v) not in (("split", "train"), ("text_column", "text"))}
+    return {**values, "spec": {**spec, "corpus": corpus, "separator": "auto" if known else "bos_if_any"}}
+
+
 class Plan(Schema):
     """`plan.json`, written first with a conditional create: what a resume or a second worker joins.
 
@@ -102,9 +121,16 @@ class Plan(Schema):
     generation: int = Field(default=0, ge=0)
     parent: str | None = Field(default=None, description="content id of the store that this generation extends")
     first_unit: int = Field(default=0, ge=0, description="units before it belong to earlier generations")
+    separator_token: int | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="what each document ends with; absent: nothing",
+    )
     imported: Imported | None = Field(
         default=None, exclude_if=lambda value: value is None, description="of an import; else the key is absent"
     )
+
+    _before = model_validator(mode="before")(as_before)
 
     @property
     def adds_sites(self) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Schema
-from schemas.harvest import HarvestSpec, Layout, ModelInfo, Numerics
+from schemas.harvest import HarvestSpec, Layout, ModelInfo, Numerics, as_before
 from schemas.source import Imported, Site
 
 FORMAT_VERSION = 1
@@ -107,6 +107,8 @@ class StoreManifest(Schema):
     imported: Imported | None = Field(
         default=None, exclude_if=lambda value: value is None, description="of an imported store; else the key is absent"
     )
+
+    _before = model_validator(mode="before")(as_before)
 
     @property
     def has_tokens(self) -> bool:

@@ -31,9 +31,11 @@ class CorpusSource(Schema):
     name: str = Field(min_length=1)
     kind: CorpusKind = "auto"
     revision: str | None = Field(default=None, description="on the hub; None: the newest")
-    split: str = "train"
+    split: str | None = Field(
+        default=None, description="of a data set, or of files by their names; None: train, where there are several"
+    )
     config: str | None = Field(default=None, description="on the hub; None: the data set's only one")
-    text_column: str = "text"
+    text_column: str | None = Field(default=None, description="`a.b`: field b of column a; None: text")
     token_column: str | None = Field(default=None, description="token ids; None: documents are tokenised")
 
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorruptError, FullError, ObjectError, StorageError, StoreError
 from actstore.format.local import LocalFiles, OpenFile, check_key
+from actstore.places import file_system, windows_path
 
 Buffers = bytes | Sequence[bytes | memoryview]
 TEMPORARY = ".tmp-"
@@ -44,8 +44,10 @@ class Storage:
         self.url = text if bare.endswith(":") or not bare else bare
         self.options = dict(options or {})
         self.local: Path | None = None
+        if (why := windows_path(self.url)) is not None:
+            raise StorageError(f"{self.url}: {why}")
         with self._guard(""):
-            self._fs, root = url_to_fs(self.url, **self._filesystem_options())
+            self._fs, root = file_system(self.url, **self._filesystem_options())
         self._root = root.rstrip("/")
         if isinstance(self._fs, LocalFileSystem):
             self.local = Path(self._root or "/")

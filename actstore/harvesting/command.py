@@ -102,7 +102,7 @@ def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "toke
     )
     began = time.monotonic()
     try:
-        with signals(), shown as report, _warnings_on(console):
+        with signals(), shown as report, warnings_on(console):
             report("starting up", None)
             store = work(lambda now: report(now.stage, now))
     except FullError as full:
@@ -110,7 +110,7 @@ def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "toke
             f"{full}, then run the same command again: what is committed is kept, it goes on from there"
         ) from full
     except OthersUnfinishedError as left:
-        console.print(str(left), highlight=False)
+        console.print(str(left), highlight=False, markup=False)
         return
     except Stopped as stop:  # the unit being written was finished first
         console.print(
@@ -123,6 +123,7 @@ def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "toke
         f"{store.url}: {found.n_rows:,} rows of {len(found.sites)} sites in {found.n_units} units, "
         f"{found.n_bytes / 1e6:,.1f} MB, {time.monotonic() - began:.0f} s",
         highlight=False,
+        markup=False,
     )
 
 
@@ -209,13 +210,15 @@ class _Rate:
 
 
 @contextlib.contextmanager
-def _warnings_on(console: Any) -> Iterator[None]:
+def warnings_on(console: Any) -> Iterator[None]:
     """HarvestWarnings in the console's words; the libraries' own warnings stay silent."""
     import warnings
+
+    from rich.markup import escape  # a path may hold `[bold]`
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for one in caught:
         if one.category.__name__ == "HarvestWarning":
-            console.print(f"[yellow]note[/]: {one.message}", highlight=False)
+            console.print(f"[yellow]note[/]: {escape(str(one.message))}", highlight=False)

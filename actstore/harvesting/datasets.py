@@ -8,7 +8,8 @@ from typing import Any
 import blake3
 
 from actstore.errors import CorpusError
-from actstore.harvesting.corpora import Cursor, Piece, check_column
+from actstore.harvesting.documents import Column, Cursor, Piece
+from actstore.harvesting.splits import TRAIN
 from schemas.source import CorpusSource
 
 _TIMEOUT_S = 20.0
@@ -17,15 +18,14 @@ _TIMEOUT_S = 20.0
 class DatasetColumn:
     """One column of a data set, in its own order. Cursor: {"row": r}."""
 
-    def __init__(self, data: Any, column: str, digest: str | None) -> None:
+    def __init__(self, data: Any, column: Column, digest: str | None) -> None:
         self._data, self._column, self._digest = data, column, digest
 
     def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
         start = cursor["row"] if cursor else 0
         rows = self._data.skip(start) if start else self._data
         for r, row in enumerate(rows, start):
-            check_column(self._column, row, f"row {r} of the data set")
-            yield Piece({"row": r}, row[self._column])
+            yield Piece({"row": r}, self._column.of_row(row, f"row {r} of the data set"))
 
     def digest(self) -> str | None:
         return self._digest
@@ -52,25 +52,42 @@ def open_dataset(source: CorpusSource, *, hub: bool) -> DatasetColumn:
     finally:
         if bars:
             datasets.enable_progress_bars()
-    column = source.token_column or source.text_column
-    if data.column_names is not None:
-        check_column(column, data.column_names, f"data set {source.name}")
-        data = data.select_columns([column])
-    return DatasetColumn(data, column, _digest(source, data, hub=hub))
+    column = Column.of(source)
+    if (names := data.column_names) is not None:
+        first = column.path(names)[0]
+        if first not in names:
+            raise column.missing(names, f"data set {source.name}")
+        data = data.select_columns([first])
+    return DatasetColumn(data.with_format(None), column, _digest(source, data, hub=hub))
 
 
 def _saved(source: CorpusSource) -> Any:
     import datasets
 
+    if "::" in source.name:
+        raise CorpusError(f"{source.name}: the `datasets` library takes `::` for a chain of places; rename the folder")
     try:
         data = datasets.load_from_disk(source.name)
     except (OSError, ValueError) as error:
         raise CorpusError(f"{source.name}: not a folder that `save_to_disk` wrote: {error}") from error
     if not isinstance(data, datasets.DatasetDict):
+        return _of_split(data, source)
+    split = source.split or TRAIN
+    if split not in data:
+        raise CorpusError(f"data set {source.name}: there is no split {split!r}; it has {', '.join(data)}")
+    return data[split]
+
+
+def _of_split(data: Any, source: CorpusSource) -> Any:
+    """A single data set, if it is of the split that is asked for: its own, or train where it has no name."""
+    own = str(data.split) if data.split is not None else None
+    if source.split in {None, own, (own or TRAIN).partition("[")[0]}:
         return data
-    if source.split not in data:
-        raise CorpusError(f"data set {source.name}: there is no split {source.split!r}; it has {', '.join(data)}")
-    return data[source.split]
+    have = f"of split {own!r}" if own else "without a split's name"
+    raise CorpusError(
+        f"{source.name}: a single data set {have}, there is no split {source.split!r}; leave --split out, or give the "
+        "folder of the split"
+    )
 
 
 def _streamed(source: CorpusSource) -> Any:
@@ -78,14 +95,15 @@ def _streamed(source: CorpusSource) -> Any:
     import httpx
     import huggingface_hub
 
+    split = source.split or TRAIN
     try:  # the question first, since `load_dataset` asks again and again where there is no network
         found = huggingface_hub.HfApi().dataset_info(source.name, revision=source.revision, timeout=_TIMEOUT_S)
-        return datasets.load_dataset(source.name, source.config, split=source.split, revision=found.sha, streaming=True)
+        return datasets.load_dataset(source.name, source.config, split=split, revision=found.sha, streaming=True)
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         revision = f" at revision {source.revision}" if source.revision else ""
         raise CorpusError(
             f"corpus {source.name!r}: no such file or folder here, and the hub data set of that name{revision} "
-            f"(split {source.split!r}) cannot be opened: {str(error).strip()}. "
+            f"(split {split!r}) cannot be opened: {str(error).strip()}. "
             "Check the name, the split and the network"
         ) from error
 

@@ -33,9 +33,10 @@ from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
 from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
 from actstore.harvesting.run import autocast
+from actstore.harvesting.separators import check_known
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import Tap, device_of, open_tap
-from actstore.harvesting.tokens import sequencer
+from actstore.harvesting.tokens import separator_token, sequencer
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import Codec, HarvestSpec, Layout
 from schemas.records import CodecEstimate, CorpusEstimate, HarvestEstimate, MemoryEstimate
@@ -85,6 +86,7 @@ def estimate(
     loaded = load_model(wanted.model, device) if model is None else describe(model, tokenizer)
     loaded.check_context(wanted.context)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
+    check_known(separator_token(source), loaded.info.vocabulary)
     source.seek(None)
     taken = source.take(batches * wanted.batch)
     sample = taken.tokens

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import io
+import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import blake3
 import fsspec
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorpusError
+from actstore.places import file_system
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+BY_ARROW = {".zst": "zstd", ".lz4": "lz4"}  # which fsspec has by a further package only, and reads one frame of
+COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", *BY_ARROW)
+ARCHIVES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
+_SKIP = 1 << 20
 
 
 class Files(NamedTuple):
-    """Files of one corpus, sorted by path."""
+    """Files of one corpus, sorted by path. root: the folder that they were looked for in; given: how that was named."""
 
     fs: Any
     paths: tuple[str, ...]
+    root: str = ""
+    given: Literal["file", "folder", "pattern"] = "folder"
+
+    def only(self, paths: tuple[str, ...]) -> Files:
+        """Some of them."""
+        return self._replace(paths=paths)
+
+    def relative(self, path: str) -> str:
+        """A path of theirs below the root."""
+        return path[len(self.root) :].lstrip("/") if self.root and path.startswith(self.root) else path
 
     def digest(self) -> str:
         """Of the files' names and sizes: enough to notice another corpus under the same name, without reading it."""
@@ -39,11 +56,34 @@ class Files(NamedTuple):
         return None if None in sizes else int(sum(sizes))
 
     @contextlib.contextmanager
-    def open(self, index: int) -> Iterator[IO[bytes]]:
-        """One file for reading bytes, decompressed by its suffix."""
+    def open(self, index: int, offset: int = 0) -> Iterator[IO[bytes]]:
+        """One file for reading bytes from an offset on, decompressed by its suffix."""
         path = self.paths[index]
-        with reading(path), self.fs.open(path, "rb", compression="infer") as file:
+        codec = BY_ARROW.get(PurePosixPath(path.lower()).suffix)
+        with reading(path), self.fs.open(path, "rb", compression=None if codec else "infer") as raw:
+            file = _decompressed(raw, codec) if codec else raw
+            _go_to(file, offset)
             yield file
+
+    def head(self, path: str, n: int) -> bytes:
+        """The first bytes of a file, as they lie there."""
+        with reading(path), self.fs.open(path, "rb") as file:
+            return bytes(file.read(n))
+
+
+def _decompressed(raw: IO[bytes], codec: str) -> IO[bytes]:
+    import pyarrow as pa
+
+    stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+    return cast("IO[bytes]", io.BufferedReader(stream))
+
+
+def _go_to(file: IO[bytes], offset: int) -> None:
+    if file.seekable():
+        file.seek(offset)
+        return
+    while offset > 0 and (passed := len(file.read(min(offset, _SKIP)))):
+        offset -= passed
 
 
 @contextlib.contextmanager
@@ -51,28 +91,45 @@ def reading(path: str) -> Iterator[None]:
     """Failures of the medium or the decompression as CorpusError."""
     try:
         yield
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise CorpusError(f"cannot read {path}: {reason}; remove the file from the corpus or repair it") from error
 
 
 def find(url: str) -> Files:
-    """The files a path, a folder (all below it, hidden ones left out) or a glob means. Raises CorpusError."""
+    """The files that a path, a folder (all below it, hidden ones left out) or a pattern means. Raises CorpusError.
+
+    What lies there by exactly that name comes before a pattern.
+    """
     try:
-        fs, path = url_to_fs(url)
-        if fsspec.core.has_magic(path):
-            found = [p for p in fs.glob(path) if fs.isfile(p)]
-        elif fs.isdir(path):
-            found = [p for p in fs.find(path) if not _hidden(p[len(path) :])]
+        fs, path = file_system(url)
+        if fs.isdir(path):
+            below = [p for p in fs.find(path) if not _hidden(p[len(path) :])]
+            found = Files(fs, tuple(sorted(below)), path.rstrip("/"))
+        elif fs.exists(path):
+            found = Files(fs, (path,), path.rpartition("/")[0], "file")
+        elif fsspec.core.has_magic(path):
+            root, pattern = _literal(fs, path)
+            found = Files(fs, tuple(sorted(p for p in fs.glob(pattern) if fs.isfile(p))), root, "pattern")
         else:
-            found = [path] if fs.exists(path) else []
-        if not found:
+            found = Files(fs, ())
+        if not found.paths:
             _refusing(fs, path)
     except (OSError, ValueError, ImportError) as error:
         raise CorpusError(f"corpus {url}: {error}") from error
-    if not found:
+    if not found.paths:
         raise CorpusError(f"corpus {url}: there is no such file or folder, or no file in it")
-    return Files(fs, tuple(sorted(found)))
+    return found
+
+
+def _literal(fs: Any, path: str) -> tuple[str, str]:
+    """The folder that a pattern is of, and the pattern; folders that lie there by exactly their name are meant."""
+    parts = path.split("/")
+    first = next(i for i, part in enumerate(parts) if fsspec.core.has_magic(part))
+    while first < len(parts) - 1 and fs.isdir("/".join(parts[: first + 1])):
+        first += 1
+    root = "/".join(parts[:first])
+    return root, "/".join([glob.escape(root), *parts[first:]])
 
 
 def _refusing(fs: Any, path: str) -> None:
@@ -80,15 +137,6 @@ def _refusing(fs: Any, path: str) -> None:
     if isinstance(fs, LocalFileSystem) and not fsspec.core.has_magic(path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             next(Path(path).iterdir(), None)
-
-
-def exists(url: str) -> bool:
-    """Whether a path, URL or glob leads to something (without raising)."""
-    try:
-        find(url)
-    except CorpusError:
-        return False
-    return True
 
 
 def suffix(path: str) -> str:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
+from actstore.errors import CorpusError, ExistsError, HarvestWarning, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
 from actstore.format.records import read_record
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
-from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block
+from actstore.harvesting.run import Progress, Report, Run, first_block
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import device_of, open_tap
-from actstore.harvesting.tokens import sequencer
+from actstore.harvesting.tokens import separator_token, sequencer
 from actstore.harvesting.writer import StoreWriter
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import BlockRecord, StoreManifest
@@ -79,7 +79,7 @@ def harvest(
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
-        plan = make_plan(wanted, tap, loaded, corpus, tokens, device)
+        plan = make_plan(wanted, tap, loaded, corpus, tokens, device, separator_token(source))
         report(Progress("reading the corpus"))
         first = first_block(source, plan)
         writer = StoreWriter.create(storage, plan, tokenizer_files(loaded.tokenizer))
@@ -134,9 +134,9 @@ def extend(
         first, reader, corpus = None, None, None
         if sites is None:
             reader, corpus = sequencer(wanted, loaded.tokenizer, source)
-        plan = extension_plan(
-            make_plan(wanted, tap, loaded, corpus, source, device), parent, adds_sites=sites is not None
-        )
+        ends = separator_token(reader) if reader is not None else None
+        plan = make_plan(wanted, tap, loaded, corpus, source, device, ends)
+        plan = extension_plan(plan, parent, adds_sites=sites is not None)
         if reader is not None:
             _same_corpus(plan, storage)
             first = first_block(reader, plan, _cursor(storage, parent))

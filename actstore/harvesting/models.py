@@ -15,6 +15,7 @@ from blake3 import blake3
 from torch import nn
 
 from actstore.errors import ModelError, SpecError
+from actstore.places import windows_path
 from schemas.harvest import ModelInfo
 from schemas.source import ModelSource
 
@@ -91,15 +92,26 @@ def _folder(source: ModelSource) -> Path:
         if not (folder / "config.json").is_file():
             there = ", ".join(f"builtin:{path.parent.name}" for path in sorted(BUILTIN.glob("*/config.json")))
             raise ModelError(f"there is no model {name!r}; those that ship are {there}")
+        _no_revision(source)
         return folder
     folder = Path(name).expanduser()
     if folder.is_dir():
+        _no_revision(source)
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: wanted a model in Hugging Face layout, but there is no config.json in it")
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"model {name!r}: there is no such folder")
+    if (why := windows_path(name)) is not None:
+        raise ModelError(f"model {name!r}: {why}")
     return _download(source)
+
+
+def _no_revision(source: ModelSource) -> None:
+    if source.revision is not None:
+        raise SpecError(
+            f"model {source.name!r} is here, but revision (--revision) is of a model on the hub; leave it out"
+        )
 
 
 def _download(source: ModelSource) -> Path:

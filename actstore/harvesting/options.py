@@ -31,7 +31,8 @@ FIELDS = {
     **{
         name: name
         for name in (
-            *("sites", "tokens", "context", "batch", "dtype", "codec", "pack", "prepend_bos", "exclude_special_tokens"),
+            *("sites", "tokens", "context", "batch", "dtype", "codec", "pack", "prepend_bos", "separator"),
+            "exclude_special_tokens",
             *("skip_first", "exclude_tokens", "seed", "memory", "autocast", "unit_sequences", "chunk_rows"),
         )
     },
@@ -97,6 +98,16 @@ Pack = Annotated[
     typer.Option(help="Fill contexts from consecutive documents, or one document each.", rich_help_panel=CORPUS),
 ]
 PrependBos = Annotated[bool | None, typer.Option(help="BOS before every context.", rich_help_panel=CORPUS)]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKEN",
+        help="Between documents: auto (BOS before each, where the model has one, else EOS or SEP after each), bos, "
+        "eos, sep, none, or a token id.",
+        rich_help_panel=CORPUS,
+        autocompletion=_of("separator"),
+    ),
+]
 CorpusKind = Annotated[
     str | None, typer.Option(help="What it is.", rich_help_panel=CORPUS, autocompletion=_of("corpus_kind"))
 ]
@@ -104,8 +115,18 @@ CorpusRevision = Annotated[str | None, typer.Option(help="Of the data set on the
 CorpusConfig = Annotated[
     str | None, typer.Option(help="Configuration of the data set on the hub.", rich_help_panel=CORPUS)
 ]
-Split = Annotated[str | None, typer.Option(help="Of a data set.", rich_help_panel=CORPUS)]
-TextColumn = Annotated[str | None, typer.Option(help="Column with the documents.", rich_help_panel=CORPUS)]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a data set, or of files by the names of files and folders (train, validation, test; all: every file).",
+        show_default="train, where there are several",
+        rich_help_panel=CORPUS,
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with the documents; doc.text: field text of doc.", rich_help_panel=CORPUS),
+]
 TokenColumn = Annotated[
     str | None, typer.Option(help="Column with token ids, if tokenised already.", rich_help_panel=CORPUS)
 ]
@@ -148,6 +169,7 @@ def spec_options(
     context: Context = None,
     pack: Pack = None,
     prepend_bos: PrependBos = None,
+    separator: Separator = None,
     corpus_kind: CorpusKind = None,
     corpus_revision: CorpusRevision = None,
     corpus_config: CorpusConfig = None,
@@ -168,6 +190,8 @@ def spec_options(
     given = {name: value for name, value in locals().items() if name in FIELDS}
     from actstore.harvesting.specs import read_tokens, resolve_spec
 
+    if separator and separator.isdecimal():
+        given["separator"] = int(separator)
     if exclude_tokens:
         given["exclude_tokens"] = read_tokens(exclude_tokens)
     values: dict[str, Any] = {"model": {}, "corpus": {}}

@@ -13,6 +13,7 @@ from actstore.errors import SiteError, SpecError
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.rows import buffer_bytes
+from actstore.harvesting.separators import check_known
 from schemas.harvest import HarvestSpec, Layout, Numerics, Plan
 from schemas.manifest import FORMAT_VERSION, StoreManifest
 from schemas.source import Site, StorageDtype
@@ -38,8 +39,17 @@ class Share:
         return range(first, plan.layout.n_units, self.of)
 
 
-def make_plan(spec: HarvestSpec, tap: Tap, model: LoadedModel, corpus: Corpus | None, tokens: Any, device: str) -> Plan:
-    """Everything that workers of one harvest must agree on."""
+def make_plan(
+    spec: HarvestSpec,
+    tap: Tap,
+    model: LoadedModel,
+    corpus: Corpus | None,
+    tokens: Any,
+    device: str,
+    separator_token: int | None = None,
+) -> Plan:
+    """Everything that workers of one harvest must agree on. Raises SpecError for a separator that is no token."""
+    check_known(separator_token, model.info.vocabulary)
     return Plan(
         format_version=FORMAT_VERSION,
         spec=spec,
@@ -47,6 +57,7 @@ def make_plan(spec: HarvestSpec, tap: Tap, model: LoadedModel, corpus: Corpus | 
         layout=make_layout(spec, tap),
         model=model.info,
         corpus_digest=_corpus_digest(corpus, tokens),
+        separator_token=separator_token,
         numerics=Numerics(
             device=_device_name(device),
             torch=torch.__version__,

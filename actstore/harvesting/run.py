@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.errors import CorpusError, ExistsError, ModelError
+from actstore.errors import CorpusError, ExistsError, HarvestWarning, ModelError
 from actstore.harvesting.background import Writing
 from actstore.harvesting.planning import Share
 from actstore.harvesting.rows import RowCollector, TokenFilter
@@ -30,10 +30,6 @@ from schemas.harvest import Layout, Plan
 from schemas.manifest import BlockRecord
 
 Tokens = NDArray[np.int32]
-
-
-class HarvestWarning(UserWarning):
-    """Something about a harvest that is not an error: a corpus that ends early, documents left out."""
 
 
 class Progress(NamedTuple):

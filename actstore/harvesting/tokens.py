@@ -4,11 +4,14 @@ What a context holds:
 
 * Every document begins with the model's BOS (or CLS) where its tokenizer has one, and documents follow each other
   without a gap: `BOS doc 1 BOS doc 2 ...`, cut every `context` tokens (`pack`). A last context that is not full is
-  left out.
+  left out. Without BOS every document ends with EOS, or else SEP: `doc 1 EOS doc 2 EOS`, `CLS doc 1 SEP CLS doc 2 SEP`.
+* `separator`: another token, `eos`, `sep` or an id, ends every document, and BOS begins contexts only; `bos` is BOS or
+  an error; with `none` documents run together.
 * `prepend_bos=None`: besides, every context begins with BOS if the model's tokenizer itself puts BOS before a text
   (Llama, Gemma, BERT; not GPT-2). A document that begins just there does not get a second one.
 * `prepend_bos=True`: every context begins with BOS, whatever the tokenizer does. `False`: no BOS is put in anywhere.
-* Without packing a context is one document with its BOS, cut off at `context` tokens or padded on the right.
+* Without packing a context is one document, with what it begins and ends with, cut off at `context` tokens or padded on
+  the right.
 * Documents without a token, and those that the tokenizer refuses, are left out and counted.
 
 Padding is -1 in every array of tokens here.
@@ -25,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import CorpusError, SpecError
-from actstore.harvesting.corpora import Corpus, Cursor, Memory, Piece, open_corpus
+from actstore.harvesting.corpora import Corpus, Cursor, Memory, Piece, check_options, open_corpus
+from actstore.harvesting.separators import Bos, bos_of, tell
 from schemas.harvest import HarvestSpec
 
 PAD = -1
@@ -55,41 +59,37 @@ class Sequencer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Bos:
-    """token: what documents begin with; every: whether each context begins with it too."""
-
-    token: int | None
-    every: bool
-
-
-def bos_of(tokenizer: Any, prepend: bool | None) -> Bos:
-    """What `prepend_bos` means for a tokenizer (None: there is none, and BOS is whatever the corpus holds)."""
-    token = None
-    if tokenizer is not None:
-        token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    if prepend is False:
-        return Bos(None, every=False)
-    if prepend and token is None:
-        raise SpecError("prepend_bos: the model's tokenizer has no BOS token; leave the option out")
-    if prepend is None and token is not None:
-        ids = tokenizer("a", add_special_tokens=True)["input_ids"]
-        return Bos(token, every=bool(ids) and ids[0] == token and len(ids) > 1)
-    return Bos(token, every=bool(prepend))
-
-
 def sequencer(spec: HarvestSpec, tokenizer: Any, source: Any = None) -> tuple[Sequencer, Corpus | None]:
     """The sequences of a spec's corpus, or of `source`: a 2-d array (sequences as they are), a 1-d array (a stream
     of tokens to be cut) or an iterable of documents (texts or token ids)."""
+    bos = bos_of(tokenizer, spec.prepend_bos, spec.separator)
     if source is None:
         corpus = open_corpus(spec.corpus)
+        tell(bos, tokenizer, spec.separator)
     else:
+        check_options(spec.corpus, "memory")
         array = _integers(source)
         if array is not None and array.ndim == 2:
+            _check_whole(spec)
             return ArraySequencer(array, spec.context), None
+        if array is not None and spec.separator != "auto":
+            raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
         corpus = Memory(source) if array is None else Memory([array], separate=False)
-    bos = bos_of(tokenizer, spec.prepend_bos)
     return DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos), corpus
+
+
+def separator_token(source: Sequencer) -> int | None:
+    """What each document of a sequencer ends with."""
+    return source.bos.after if isinstance(source, DocumentSequencer) else None
+
+
+def _check_whole(spec: HarvestSpec) -> None:
+    """Raises SpecError for options that sequences which are taken as they are have no use for."""
+    given = {"pack": not spec.pack, "prepend_bos": spec.prepend_bos is not None, "separator": spec.separator != "auto"}
+    if names := [name for name, one in given.items() if one]:
+        raise SpecError(
+            f"{', '.join(names)}: the tokens are whole sequences [n, context], taken as they are; leave it out"
+        )
 
 
 class ArraySequencer:
@@ -193,8 +193,10 @@ class DocumentSequencer:
         while self._settle():
             part = self._parts.popleft()
             if part.piece.first or isinstance(self._corpus, Memory):
-                ids = part.ids[: len(row)]
-                row[: len(ids)] = ids
+                ids = part.ids
+                if self.bos.every and self.bos.token is not None and ids[0] != self.bos.token:
+                    ids = np.concatenate([np.array([self.bos.token], np.int32), ids])
+                row[: len(ids)] = ids[: len(row)]
                 return True
         return False
 
@@ -223,17 +225,21 @@ class DocumentSequencer:
             if len(batch) == _BATCH_PIECES or characters > _BATCH_CHARACTERS:
                 break
         for piece, ids in zip(batch, self._encode(batch), strict=True):
-            part = _Part(piece, self._begin(piece, ids))
+            part = _Part(piece, self._framed(piece, ids))
             self._parts.append(part)
             self.seen.documents += len(part.ids) > 0 and (piece.first or isinstance(self._corpus, Memory))
             self.seen.tokens += len(part.ids)
             self.seen.size += piece.size
         return bool(batch)
 
-    def _begin(self, piece: Piece, ids: Tokens) -> Tokens:
-        if self.bos.token is None or not piece.first or not len(ids) or ids[0] == self.bos.token:
+    def _framed(self, piece: Piece, ids: Tokens) -> Tokens:
+        """A piece with the tokens that its document begins and ends with, unless it has them already."""
+        if not len(ids) and piece.first:
             return ids
-        return np.concatenate([np.array([self.bos.token], np.int32), ids])
+        before, after = self.bos.before, self.bos.after
+        begin = [before] if before is not None and piece.first and ids[0] != before else []
+        end = [after] if after is not None and piece.last and not (len(ids) and ids[-1] == after) else []
+        return np.concatenate([np.array(begin, np.int32), ids, np.array(end, np.int32)]) if begin or end else ids
 
     def _encode(self, pieces: list[Piece]) -> list[Tokens]:
         texts = [p.content for p in pieces if isinstance(p.content, str)]

@@ -16,6 +16,7 @@ from blake3 import blake3
 from actstore.errors import SourceError, SpecError
 from actstore.importing import hdf5, npy, tables, tensors, zarrs
 from actstore.importing.arrays import Array, Part, reading
+from actstore.places import windows_path
 from schemas.source import ImportedFile, ImportFormat
 
 Open = Callable[[Path, ExitStack], list[Array]]
@@ -96,10 +97,12 @@ def _open(path: Path, kind: ImportFormat, stack: ExitStack) -> list[Array]:
 
 def _existing(given: str | os.PathLike[str]) -> Path:
     text = os.fspath(given)
-    if "://" in text:
-        raise SourceError(f"{text}: activations are imported from local files; copy it here first")
     path = Path(text)
     if not path.exists():
+        if "://" in text:
+            raise SourceError(f"{text}: activations are imported from local files; copy it here first")
+        if (why := windows_path(text)) is not None:
+            raise SourceError(f"{text}: {why}")
         raise SourceError(f"{text}: there is no such file or folder")
     return path
 

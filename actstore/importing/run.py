@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import torch
 
-from actstore.errors import SourceError
+from actstore.errors import HarvestWarning, SourceError
 from actstore.harvesting.background import Writing
 from actstore.harvesting.metadata import metadata_files
 from actstore.harvesting.rows import RowCollector
-from actstore.harvesting.run import HarvestWarning, Progress, Report
+from actstore.harvesting.run import Progress, Report
 from actstore.harvesting.writer import StoreWriter
 from actstore.importing.feed import Feed
 

@@ -22,7 +22,7 @@ def open_zarr(path: Path, stack: ExitStack) -> list[Array]:  # noqa: ARG001 (not
 
     if (path / at.plan_key()).exists() and (path / "acts").exists():
         raise SourceError(f"{path}: this is a store of actstore's already; use it as it is")
-    node: Any = zarr.open(str(path), mode="r")
+    node: Any = zarr.open(path, mode="r")
     if isinstance(node, zarr.Array):
         return [_array(path, None, node)]
     arrays = ((name, one) for name, one in node.members(max_depth=None) if isinstance(one, zarr.Array))

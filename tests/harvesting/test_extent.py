@@ -16,11 +16,12 @@ from torch import nn
 
 import actstore
 from actstore.errors import CorpusError
-from actstore.harvesting import corpora
-from actstore.harvesting.corpora import Memory, Parquet, open_corpus
+from actstore.harvesting import formats
+from actstore.harvesting.corpora import Memory, open_corpus
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.extent import corpus_estimate, sentence
 from actstore.harvesting.files import find
+from actstore.harvesting.formats import Parquet
 from actstore.harvesting.tokens import bos_of, sequencer
 from schemas.harvest import HarvestSpec
 from schemas.records import CorpusEstimate, HarvestEstimate
@@ -122,7 +123,7 @@ def test_a_corpus_that_calibration_reads_to_its_end_is_counted(kind: str, pack: 
 
 
 def test_one_long_text_is_estimated_from_its_first_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(formats, "PIECE_BYTES", 10_000)
     monkeypatch.setattr("actstore.harvesting.tokens._BATCH_CHARACTERS", 20_000)
     (tmp_path / "a.txt").write_text("some words in a line\n" * 20_000)
     spec = spec_of(str(tmp_path / "a.txt"))
@@ -152,7 +153,7 @@ def test_a_size_that_is_not_known_is_said_to_be_unknown(kind: str, tmp_path: Pat
 
 
 def test_rows_of_many_parquet_files_follow_from_some_footers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "FOOTERS", 5)
+    monkeypatch.setattr(formats, "FOOTERS", 5)
     for i in range(23):
         pq.write_table(pa.table({"text": [f"document {j}" for j in range(100)]}), tmp_path / f"{i:02}.parquet")
     corpus = open_corpus(CorpusSource(name=str(tmp_path)))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.errors import CorpusError, SpecError
-from actstore.harvesting import corpora
+from actstore.harvesting import formats
 from actstore.harvesting.corpora import Memory, open_corpus
 from actstore.harvesting.tokens import END, Bos, DocumentSequencer, bos_of, sequencer
 from schemas.harvest import HarvestSpec
@@ -182,7 +182,7 @@ def test_every_kind_of_source_gives_its_documents_from_any_cursor(kind: str, tmp
 
 
 def test_long_text_files_come_in_pieces_of_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "PIECE_BYTES", 10)
+    monkeypatch.setattr(formats, "PIECE_BYTES", 10)
     text = "".join(f"line {i} ä\n" for i in range(20))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text("short")
@@ -236,7 +236,7 @@ def broken(kind: str, folder: Path) -> tuple[str, str]:
         return str(folder), "a.txt: not UTF-8 text at byte 5"
     if kind == "json":
         (folder / "a.jsonl").write_text('{"text": "x"}\n{"text":\n')
-        return str(folder), "line at byte 14: not JSON"
+        return str(folder), "line 2 (at byte 14): not JSON"
     if kind == "list":
         (folder / "a.jsonl").write_text("[1]\n")
         return str(folder), "wanted an object, got list"

@@ -16,7 +16,7 @@ from actstore.format import layout as at
 from actstore.format.storage import Storage
 from actstore.share.verify import verify
 from actstore.store import Store
-from tests.support import SITES, grow, low_rank, make_store, make_tokens, started, unit_rows
+from tests.support import SITES, grow, make_store, make_tokens, started
 
 MORE = {"blocks.3.hook_mlp_out": 8}
 UNITS = 4
