@@ -85,7 +85,7 @@ def _plans(store: Store) -> list[Plan]:
             "format_version": (m.format_version, plan.format_version),
             "layout": (_layout_on(found[-1], plan) if found else plan.layout, plan.layout),
             "weights_digest": (m.model.weights_digest, plan.model.weights_digest),
-            **{name: (getattr(m.spec, name), getattr(plan.spec, name)) for name in _PINNED},
+            **{f"spec.{name}": (getattr(m.spec, name), getattr(plan.spec, name)) for name in _PINNED},
         }
         if wrong := [f"{name}: wanted {a}, there is {b}" for name, (a, b) in fields.items() if a != b]:
             raise CorruptError(f"{where}: it is not the plan of generation {i}: {'; '.join(wrong)}")

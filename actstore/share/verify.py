@@ -85,15 +85,22 @@ class _Looked:
         bad = []
         for one, finding in zip(objects, pool.map(lambda one: one.check(), objects), strict=True):
             self.done, self.n_bytes = self.done + 1, self.n_bytes + finding.n_bytes
-            if repair is not None and finding.repair is not None:
-                repair.storage.put(one.key, finding.repair)
-                self.repaired.append(one.key)
-            elif finding.problem is not None:
-                self.problems.append(finding.problem)
-                bad.append(one.key)
             if self.progress is not None:
                 self.progress(self.done, self.total)
+            if repair is not None and finding.repair is not None and self._repaired(repair, one.key, finding.repair):
+                continue
+            if finding.problem is not None:
+                self.problems.append(finding.problem)
+                bad.append(one.key)
         return bad
+
+    def _repaired(self, store: Store, key: str, data: bytes) -> bool:
+        try:
+            store.storage.put(key, data)
+        except CorruptError:  # a link that leads out of the store
+            return False
+        self.repaired.append(key)
+        return True
 
 
 def _doubts(store: Store, records: Records, bad_keys: list[str]) -> list[str]:
