@@ -8,19 +8,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from actstore.errors import ObjectError
+from actstore.errors import CorruptError, ObjectError
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.notebook import table
 from actstore.validation import validated_json
 from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
-from trainer.saes.build import Sae, build
+from trainer.saes.build import Sae
 from trainer.saes.crosscoder import CrosscoderSae
 from trainer.saes.ops import of_layer
 from trainer.saes.transcoder import TranscoderSae
+from trainer.weights import built, check_shapes, read_tensors
 
 Layer = str | int | Tensor
 
@@ -246,19 +247,25 @@ def _check_shape(call: str, what: str, x: Any, last: tuple[int, ...]) -> None:
 
 
 def load(run: str, options: dict[str, Any] | None = None, device: str | torch.device = "cpu") -> TrainedSae:
-    """The trained SAE of a run folder (any fsspec URL). Raises RunError where there is none."""
+    """The trained SAE of a run folder (any fsspec URL). Raises RunError where there is none,
+    or weights that do not fit their record."""
     storage = Storage(run, options)
     try:
-        record = validated_json(RunRecord, storage.read("sae.json"), f"{run}/sae.json")
-        tensors = load_tensors(storage.read("sae.safetensors"))
+        record = validated_json(RunRecord, storage.read("sae.json", SMALL_JSON), f"{run}/sae.json")
+        tensors = read_tensors(storage, "sae.safetensors", ("scale",))
+    except CorruptError:
+        raise
     except ObjectError:
         what = (
             "this run has not ended; `trainer train --resume` goes on" if storage.exists("spec.json") else "not a run"
         )
         raise RunError(f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}") from None
-    sae = build(record.sae, record.d, n_sites=len(record.sites), d_out=record.d_out)
     scale, mean = tensors.pop("scale"), tensors.pop("mean", None)
     scale_out, mean_out = tensors.pop("scale_out", None), tensors.pop("mean_out", None)
-    sae.load_state_dict(tensors)
+    where, n = f"{run}/sae.safetensors", len(record.sites)
+    check_shapes({"scale": scale, "scale_out": scale_out}, (n,), where)
+    check_shapes({"mean": mean}, (n, record.d), where)
+    check_shapes({"mean_out": mean_out}, (n, record.d if record.d_out is None else record.d_out), where)
+    sae = built(record, tensors, where)
     out = None if scale_out is None else (scale_out, mean_out)
     return TrainedSae(record, sae, scale, mean, run, out).to(device)

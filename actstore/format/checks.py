@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from actstore.errors import CorruptError
+from actstore.errors import CorruptError, SpecError
 from actstore.format import layout as at
 from actstore.format import sizes
 from actstore.format.norm_checks import norm_faults
@@ -44,6 +44,14 @@ def check_plan(plan: Plan, where: str) -> None:
     """The same for a plan alone, as far as it goes."""
     for fault in _plan_faults(plan):
         raise CorruptError(f"{where}: {fault}; it was changed or badly written: copy the store again")
+
+
+def check_writable(plan: Plan) -> None:
+    """Raises SpecError where a store of this plan could not be opened again."""
+    for fault in _plan_faults(plan):
+        raise SpecError(f"{fault}; choose other names, or other sizes of units and chunks")
+    if plan.layout.n_units > MOST_UNITS and plan.layout.n_sequences < MOST:  # an iterator plans for all it might give
+        raise SpecError(f"{plan.layout.n_units} units; {MOST_UNITS} at most, choose a larger --unit-sequences")
 
 
 def check_record(m: StoreManifest | Plan, generation: int, unit: int, record: UnitRecord, where: str) -> None:

@@ -34,11 +34,15 @@ class OpenFile(NamedTuple):
 
     def read(self) -> bytes:
         """All of it."""
-        parts, left = [], self.size
-        while left > 0 and (part := os.read(self.fd, min(left, 1 << 30))):
-            parts.append(part)
-            left -= len(part)
+        parts = list(self.parts(1 << 30))
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def parts(self, size: int = 4 << 20) -> Iterator[bytes]:
+        """All of it, in pieces; what is added meanwhile is left out."""
+        left = self.size
+        while left > 0 and (part := os.read(self.fd, min(left, size))):
+            yield part
+            left -= len(part)
 
     def ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """(offset, length) each; a negative offset counts from the end, and what lies behind it is left out."""

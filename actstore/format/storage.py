@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorruptError, FullError, ObjectError, StorageError, StoreError
@@ -75,6 +76,19 @@ class Storage:
         if limit is not None and len(data) > limit:
             raise CorruptError(f"{self.url}/{key}: more than {limit} bytes, wanted at most those")
         return data
+
+    def digest(self, key: str, limit: int) -> tuple[int, str]:
+        """(bytes, blake3 digest) of an object of at most `limit` bytes; a local one is never in memory as a whole."""
+        state = blake3()
+        if self.local is None:
+            data = self.read(key, limit)
+            return len(data), state.update(data).hexdigest()
+        with self.opened(key) as file:
+            if file.size > limit:
+                raise CorruptError(f"{self.url}/{key}: {file.size} bytes, wanted at most {limit}")
+            for part in file.parts():
+                state.update(part)
+            return file.size, state.hexdigest()
 
     @contextlib.contextmanager
     def opened(self, key: str) -> Iterator[OpenFile]:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from actstore.errors import ExistsError, StoreError
 from actstore.format import layout as at
+from actstore.format.checks import check_writable
 from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.format.records import read_record
 from actstore.format.shard import ShardCodec, decode_plain, encode_plain
@@ -83,13 +84,15 @@ class StoreWriter:
     ) -> StoreWriter:
         """Start a store (or, with `parent`, an extension of one), or join what the same plan has started.
 
-        Raises ExistsError where something else lies there: a finished store, another plan, other files.
+        Raises ExistsError where something else lies there: a finished store, another plan, other files; SpecError where
+        a store of this plan could not be opened again.
         """
         if parent is None and storage.exists(at.MANIFEST):
             raise ExistsError(
                 f"{storage.url}: a finished store is already there; choose another place, remove it, "
                 "or add to it with `actstore extend`"
             )
+        check_writable(plan)
         key = at.plan_key(plan.generation)
         if not storage.exists(key):
             # Another worker creates its plan before anything else, so look for the plan once more behind the files.

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import SourceError, SpecError
+from actstore.format.checks import is_site_name
 from actstore.importing.arrays import can_be_site
 
 LARGEST = 2**31 - 1  # sequences and token ids are int32
-_SITE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def check_site(name: str) -> str:
     """A site's name is a part of keys and of patterns. Raises SpecError."""
-    if not _SITE.fullmatch(name):
+    if not is_site_name(name):
         raise SpecError(
-            f"site name {name!r}: wanted letters, digits, `.`, `_` and `-`, such as blocks.3.hook_resid_post"
+            f"site name {name!r}: wanted letters, digits, `.`, `_` and `-` (200 at most), as in blocks.3.hook_mlp_out"
         )
     return name
 

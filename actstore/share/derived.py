@@ -13,14 +13,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import layout as at
-from actstore.format.shard import decode_plain
+from actstore.format.checks import check_plan
+from actstore.format.records import parsed_json, parsed_record, read_record
+from actstore.format.sizes import SMALL_JSON
 from actstore.harvesting.metadata import metadata_files
 from actstore.store import Store
-from actstore.validation import sentences
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, UnitRecord
 
@@ -67,9 +67,11 @@ def _later_metadata(store: Store) -> list[dict[str, bytes]]:
     generation = len(store.manifest.generations)
     while store.storage.exists(key := at.plan_key(generation)):
         try:
-            files.append(metadata_files(Plan.model_validate_json(store.storage.read(key))))
-        except ValidationError:
+            plan = read_record(store.storage, key, Plan)
+            check_plan(plan, f"{store.url}/{key}")
+        except (ObjectError, StorageError):
             break
+        files.append(metadata_files(plan))
         generation += 1
     return files
 
@@ -78,13 +80,12 @@ def _metadata(store: Store, key: str, allowed: list[bytes]) -> Finding:
     where, wanted = f"{store.url}/{key}", allowed[0]
     advice = f"it follows from the manifest: `actstore verify --repair {store.url}` writes it anew"
     try:
-        data = store.storage.read(key)
+        data = store.storage.read(key, SMALL_JSON)
+        values = parsed_json(data, where)
+    except CorruptError as error:
+        return Finding(0, f"corrupt  {error}; {advice}", wanted)
     except (ObjectError, StorageError) as error:
         return Finding(0, f"missing  {error}; {advice}", wanted)
-    try:
-        values = json.loads(data)
-    except ValueError as error:
-        return Finding(len(data), f"corrupt  {where}: not JSON: {error}; {advice}", wanted)
     differing = _differences(json.loads(wanted), values)
     if differing and all(_differences(json.loads(one), values) for one in allowed[1:]):
         return Finding(len(data), f"corrupt  {where}: {', '.join(differing)}; {advice}", wanted)
@@ -108,14 +109,12 @@ def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
     key, tokens_key = at.block_key(unit.unit), at.chunk_key("tokens", unit.unit, 0)
     where = f"{store.url}/{key}"
     try:
-        data = store.storage.read(key)
+        data = store.storage.read(key, SMALL_JSON)
+        found = parsed_record(BlockRecord, data, where)
+    except CorruptError as error:
+        return Finding(0, f"corrupt  {error}; {_COPY}")
     except (ObjectError, StorageError) as error:
         return Finding(0, f"missing  {error}; {_COPY}")
-    try:
-        found = BlockRecord.model_validate_json(data)
-    except ValueError as error:
-        reason = sentences(error) if isinstance(error, ValidationError) else str(error)
-        return Finding(len(data), f"corrupt  {where}: not a block record: {reason}; {_COPY}")
     wanted = {"unit": unit.unit, "n_sequences": unit.n_sequences, "tokens": unit.objects[tokens_key], "last": last}
     n_tokens = _n_tokens(store, tokens_key)
     wanted |= {} if n_tokens is None else {"n_tokens": n_tokens}
@@ -130,7 +129,7 @@ def _n_tokens(store: Store, key: str) -> int | None:
     """Tokens of a unit; None where they cannot be read, which is a problem of that object."""
     layout = store.layout
     try:
-        tokens = decode_plain(store.storage.read(key), (layout.unit_sequences, layout.context), np.int32, key)
+        tokens = store.plain(key, (layout.unit_sequences, layout.context), np.int32)
     except (ObjectError, CorruptError, StorageError):
         return None
     return int(np.count_nonzero(tokens >= 0))

@@ -246,8 +246,9 @@ def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(tmp_path_factory: pytest
     body = b"".join(half[:2])
     pairs = np.frombuffer(raw[-size:-4], "<u8").reshape(-1, 2).copy()
     rest = raw[int(pairs[0, 1]) : -size]
-    pairs[pairs[:, 0] != ABSENT] += (len(body) - pairs[0, 1], 0)
-    pairs[0] = (0, len(body))
+    pairs[0, 1] = len(body)
+    n = np.count_nonzero(pairs[:, 0] != ABSENT)
+    pairs[:n, 0] = np.cumsum(pairs[:n, 1]) - pairs[:n, 1]
     replace(store, key, body + rest + with_checksum(pairs.tobytes()))
     for read in (lambda: fresh(store).read("a", rows_of(store, 1, 0)), lambda: streamed(store, "a")):
         with pytest.raises(CorruptError, match=r"unit 1, site a, chunk 0: the chunk decodes to 128 bytes, wanted 256"):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from actstore.errors import ObjectError
+from actstore.errors import CorruptError, ObjectError
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.validation import validated_json
 from schemas.records import EvalRecord, RunRecord, StepRecord
 from trainer.errors import RunError
 from trainer.training import journal
+from trainer.weights import check_shapes, read_tensors
 
 
 class RunData(NamedTuple):
@@ -32,13 +33,18 @@ def read_run(url: str) -> RunData:
     """An evaluated run. Raises RunError where it is none, or not evaluated yet."""
     storage = Storage(url)
     try:
-        record = validated_json(RunRecord, storage.read("sae.json"), f"{url}/sae.json")
-        evaluation = validated_json(EvalRecord, storage.read("eval.json"), f"{url}/eval.json")
-        latents = load_tensors(storage.read("latents.safetensors"))
+        record = validated_json(RunRecord, storage.read("sae.json", SMALL_JSON), f"{url}/sae.json")
+        evaluation = validated_json(EvalRecord, storage.read("eval.json", SMALL_JSON), f"{url}/eval.json")
+        latents = read_tensors(storage, "latents.safetensors", ("firings", "rows"))
+    except CorruptError:
+        raise
     except ObjectError as error:
         raise RunError(
             f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})"
         ) from error
+    shape = (len(evaluation.layers), record.n_latents)
+    check_shapes({"firings": latents["firings"]}, shape, f"{url}/latents.safetensors")
+    check_shapes({"rows": latents["rows"]}, shape[:1], f"{url}/latents.safetensors")
     name = record.name or url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
 

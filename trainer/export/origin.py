@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from blake3 import blake3
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from actstore.errors import StoreError
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
+from actstore.validation import validated_json
 from schemas.manifest import StoreManifest
 from schemas.records import EvalRecord, RunRecord
 from trainer.errors import ExchangeError
+from trainer.weights import parsed_tensors
 
 FILES = ("sae.json", "sae.safetensors")
 
@@ -37,14 +38,14 @@ def read_origin(run: str, store: str | None = None) -> Origin:
     """
     storage = Storage(run)
     files = {name: storage.read(name) for name in FILES}
-    record = RunRecord.model_validate_json(files["sae.json"])
+    record = validated_json(RunRecord, files["sae.json"], f"{run}/sae.json")
     evaluation, firings, rows = None, None, None
     if storage.exists("eval.json"):
         files["eval.json"] = storage.read("eval.json")
-        evaluation = EvalRecord.model_validate_json(files["eval.json"])
+        evaluation = validated_json(EvalRecord, files["eval.json"], f"{run}/eval.json")
     if storage.exists("latents.safetensors"):
         files["latents.safetensors"] = storage.read("latents.safetensors")
-        latents = load_tensors(files["latents.safetensors"])
+        latents = parsed_tensors(files["latents.safetensors"], f"{run}/latents.safetensors", ("firings", "rows"))
         firings, rows = latents["firings"], latents["rows"]
     run_id = blake3(b"".join(files[name] for name in FILES)).hexdigest()
     return Origin(record, run_id, _manifest(record, store), evaluation, firings, rows, files)

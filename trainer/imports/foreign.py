@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from actstore.format.records import parsed_json
 from trainer.errors import ExchangeError
 from trainer.export.plain import PlainSae
 
@@ -28,12 +29,7 @@ class Foreign(NamedTuple):
 
 def parsed(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object, or ExchangeError."""
-    import json
-
-    try:
-        raw = json.loads(data)
-    except ValueError as error:
-        raise ExchangeError(f"{where}: not valid JSON: {error}") from error
+    raw = parsed_json(data, where, ExchangeError)
     if not isinstance(raw, dict):
         raise ExchangeError(f"{where}: wanted keys and values, got {type(raw).__name__}")
     return raw

@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from actstore.errors import FullError
+from actstore.format.records import parsed_json
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
+from actstore.validation import validated
 from schemas.stream import StreamState
+from trainer.errors import RunError
 from trainer.training.learner import Learner
+from trainer.weights import read_tensors
 
 FOLDER = "checkpoints"
 
@@ -99,7 +103,17 @@ def remove(storage: Storage, step: int) -> None:
 
 def stream_state(storage: Storage, step: int) -> StreamState:
     """Where the stream was at a step."""
-    return StreamState.model_validate(json.loads(storage.read(f"{key(step)}/state.json"))["stream"])
+    where = f"{storage.url}/{key(step)}/state.json"
+    return validated(StreamState, _state(storage, step)["stream"], where)
+
+
+def _state(storage: Storage, step: int) -> dict[str, Any]:
+    """What `state.json` says. Raises RunError where it is damaged."""
+    name = f"{key(step)}/state.json"
+    found = parsed_json(storage.read(name, SMALL_JSON), f"{storage.url}/{name}", RunError)
+    if not isinstance(found, dict) or {*found} != {"step", "stream", "sums"}:
+        raise RunError(f"{storage.url}/{name}: it is no checkpoint's state; remove that checkpoint, or copy it again")
+    return found
 
 
 def restore(storage: Storage, learner: Learner, step: int) -> None:
@@ -108,12 +122,11 @@ def restore(storage: Storage, learner: Learner, step: int) -> None:
 
     def tensors(name: str) -> dict[str, Tensor]:
         def load() -> dict[str, Tensor]:
-            found: dict[str, Tensor] = load_tensors(storage.read(f"{at}/{name}.safetensors"))
-            return found
+            return read_tensors(storage, f"{at}/{name}.safetensors")
 
         return load() if learner.parallel is None else learner.parallel.own(load)
 
-    state: dict[str, Any] = json.loads(storage.read(f"{at}/state.json"))
+    state = _state(storage, step)
     learner.sae.load_state_dict(tensors("weights"))
     if learner.average is not None:
         learner.average.load_state_dict(tensors("average"))

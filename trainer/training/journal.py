@@ -11,6 +11,7 @@ from typing import Protocol
 
 from actstore.errors import ObjectError
 from actstore.format.storage import Storage
+from actstore.validation import validated_json
 from schemas.records import StepRecord
 from schemas.train import TrainSpec
 
@@ -79,7 +80,8 @@ def read(storage: Storage) -> list[StepRecord]:
     except ObjectError:
         return []
     whole, _, _torn = data.rpartition(b"\n")
-    return [StepRecord.model_validate_json(line) for line in whole.splitlines()]
+    where = f"{storage.url}/{KEY}"
+    return [validated_json(StepRecord, line, f"{where}, line {i}") for i, line in enumerate(whole.splitlines(), 1)]
 
 
 def _lines(records: list[StepRecord]) -> bytes:

@@ -13,6 +13,7 @@ from actstore.format.storage import Storage
 from actstore.stopping import Stop
 from actstore.store import Store
 from actstore.stream.batches import Stream
+from actstore.validation import validated_json
 from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
@@ -39,7 +40,7 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
     """The run's folder. Raises RunError where another run, or anything else, lies there."""
     storage = Storage(url)
     if storage.exists("spec.json"):
-        there = TrainSpec.model_validate_json(storage.read("spec.json"))
+        there = validated_json(TrainSpec, storage.read("spec.json"), f"{url}/spec.json")
         if there != spec:
             differing = "; ".join(differences(spec, there))
             raise RunError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actstore.errors import ActstoreError
 from actstore.format.storage import Storage
+from actstore.validation import validated_json
 from trainer.training import journal
 from trainer.training.display import duration
 
@@ -91,7 +92,7 @@ def _bad(one: Ended, record: EvalRecord) -> str | None:
 def _centred(url: str, sae: TrainedSae) -> str | None:
     from schemas.train import TrainSpec
 
-    asked = TrainSpec.model_validate_json(Storage(url).read("spec.json")).stream.center
+    asked = validated_json(TrainSpec, Storage(url).read("spec.json"), f"{url}/spec.json").stream.center
     if sae.mean is None or asked is not None:
         return None
     return "the sites' means lie far apart and were taken off their rows; --no-center leaves them"
