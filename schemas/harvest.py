@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,10 @@ from schemas.base import Count, Names, Schema, Size
 from schemas.source import CorpusSource, Imported, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
+Minor = Annotated[
+    int,
+    Field(ge=0, exclude_if=lambda value: value == 0, description="of the format; a store of 1.0 has no such key"),
+]
 
 
 class HarvestSpec(Schema):
@@ -93,6 +97,7 @@ class Plan(Schema):
 
     format: Literal["actstore"] = "actstore"
     format_version: int
+    format_minor: Minor = 0
     spec: HarvestSpec
     sites: tuple[Site, ...]
     layout: Layout

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from schemas.base import Schema
-from schemas.harvest import HarvestSpec, Layout, ModelInfo, Numerics
+from schemas.harvest import HarvestSpec, Layout, Minor, ModelInfo, Numerics
 from schemas.source import Imported, Site
 
 FORMAT_VERSION = 1
+FORMAT_MINOR = 1
 HELD_OUT_EVERY = 20
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 Stratum = Literal["special", "rest"]
@@ -89,6 +90,7 @@ class StoreManifest(Schema):
 
     format: Literal["actstore"] = "actstore"
     format_version: int = FORMAT_VERSION
+    format_minor: Minor = 0
     content_id: str
     parent: str | None = None
     spec: HarvestSpec

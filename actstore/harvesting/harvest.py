@@ -11,6 +11,7 @@ from torch import nn
 
 from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
+from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.storage import Storage
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
@@ -146,8 +147,6 @@ def extend(
 
 def _extendable(storage: Storage) -> StoreManifest:
     """The manifest of a harvested store. Raises SpecError for an imported one."""
-    from actstore.format.manifest import read_manifest
-
     found = read_manifest(storage)
     if found.imported is not None:
         raise SpecError(
@@ -189,7 +188,7 @@ def _cursor(storage: Storage, parent: StoreManifest) -> dict[str, Any]:
 
 
 def _same_corpus(plan: Plan, storage: Storage) -> None:
-    before = Plan.model_validate_json(storage.read(at.plan_key()))
+    before = read_plan(storage)
     if before.corpus_digest is not None and plan.corpus_digest != before.corpus_digest:
         raise CorpusError(
             f"{storage.url}: corpus {plan.spec.corpus.name!r} is not what it was when the store was harvested "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import NotAStoreError, SpecError
 from actstore.format import layout as at
+from actstore.format.manifest import read_plan
 from actstore.format.storage import Storage
 from actstore.harvesting.norms import UnitStats
 from actstore.store import Store
@@ -35,7 +36,7 @@ def open_followed(url: str | Path, options: dict[str, Any] | None = None) -> Fol
     storage = Storage(str(url), options)
     if not storage.exists(at.plan_key()):
         raise NotAStoreError(f"{storage.url}: no harvest has begun there (no {at.plan_key()}); start it first")
-    plan = Plan.model_validate_json(storage.read(at.plan_key()))
+    plan = read_plan(storage)
     return FollowedStore(storage, plan)
 
 
@@ -135,6 +136,7 @@ class FollowedStore(Store):
             units_digest=f"followed {digest}",
         )
         return StoreManifest(
+            format_minor=plan.format_minor,
             content_id=f"followed-{digest}",
             spec=plan.spec,
             sites=plan.sites,
