@@ -131,13 +131,13 @@ def groups(plan: Plan | StoreManifest, found: Nodes, listed: Nodes | None) -> No
     made = {name: _group({"description": _GROUPS[name]} if name in _GROUPS else {}) for name in names}
     if listed is None:
         return {"": _group(about), **made}
-    inner = {name: _group({}) for name in _top(listed)}
     lists: dict[str, Nodes] = {name: {} for name in names}
     for key, one in found.items():
         name, slash, below = key.partition("/")
         if slash:
             lists[name][below] = one
-    root = _listing(_group(about), made | inner | found | listed)
+    empty = {name: _listing(made.get(name, _group({})), {}) for name in _top(found | listed)}
+    root = _listing(_group(about), empty | found | listed)
     return {"": root, **{name: _listing(made[name], lists[name]) for name in names}}
 
 
@@ -151,8 +151,12 @@ def _group(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listing(group: dict[str, Any], below: Nodes) -> dict[str, Any]:
-    """A group with the metadata of all below it, as zarr-python consolidates them; no reader needs it."""
-    return {**group, "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": below}}
+    """A group with the metadata of all below it, as zarr-python consolidates them; no reader needs it.
+
+    zarr-python 3.1 loses members unless those of a group stand together, and the groups before all arrays below them.
+    """
+    ordered = {key: below[key] for key in sorted(below, key=lambda key: (key.count("/"), key))}
+    return {**group, "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": ordered}}
 
 
 def _more(minor: int, dimensions: tuple[str, ...], what: str = "") -> dict[str, Any]:
