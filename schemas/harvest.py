@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Count, Names, Schema, Size
+from schemas.base import Count, Digest, Names, Schema, Size
 from schemas.source import CorpusSource, Imported, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
@@ -73,7 +73,7 @@ class ModelInfo(Schema):
     d_model: int
     vocabulary: int
     weights_digest: str = Field(description="blake3 over parameter names and values, or of the module given")
-    tokenizer_digest: str | None = None
+    tokenizer_digest: Digest | None = None
     bos_token: int | None = None
     special_tokens: tuple[int, ...] = ()
     processed: Literal[False] = Field(default=False, description="TransformerLens' unprocessed activations")
@@ -105,7 +105,7 @@ class Plan(Schema):
     corpus_digest: str | None = Field(default=None, description="what identifies the corpus' contents, if known")
     numerics: Numerics
     generation: int = Field(default=0, ge=0)
-    parent: str | None = Field(default=None, description="content id of the store that this generation extends")
+    parent: Digest | None = Field(default=None, description="content id of the store that this generation extends")
     first_unit: int = Field(default=0, ge=0, description="units before it belong to earlier generations")
     imported: Imported | None = Field(
         default=None, exclude_if=lambda value: value is None, description="of an import; else the key is absent"

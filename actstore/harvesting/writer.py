@@ -7,7 +7,6 @@ Whatever dies in between leaves objects that no record names, and the next worke
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from actstore.harvesting import metadata
 from actstore.harvesting.norms import UnitStats
 from schemas.base import differences
 from schemas.harvest import Plan
-from schemas.manifest import BlockRecord, ObjectRecord, StoreManifest, UnitRecord
+from schemas.manifest import BlockRecord, Claim, ObjectRecord, StoreManifest, UnitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +133,11 @@ class StoreWriter:
     def claimed(self, unit: int) -> int | None:
         """Sequences per forward that were settled for a unit, where the planned batch did not fit."""
         key = at.claim_key(unit)
-        return int(json.loads(self.storage.read(key))["batch"]) if self.storage.exists(key) else None
+        return Claim.model_validate_json(self.storage.read(key)).batch if self.storage.exists(key) else None
 
     def claim(self, unit: int, batch: int) -> int:
         """Settle a unit's batch, the same for every worker: the smallest one asked for."""
-        key, data = at.claim_key(unit), metadata.encoded({"batch": batch})
+        key, data = at.claim_key(unit), Claim(batch=batch).to_json().encode()
         if not self.storage.create(key, data) and (self.claimed(unit) or batch) > batch:
             self.storage.put(key, data)
         return min(batch, self.claimed(unit) or batch)
