@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow readme lint bench recipes clean
+# The newest zarr and xarray want a newer Python than ours may be; pyenv finds one that is not switched on.
+NEWEST_PYTHON ?= $(shell for p in python3.14 python3.13; do PYENV_VERSION=$${p#python} $$p -c 'import sys; print(sys.executable)' 2>/dev/null && break; done | grep . || echo $(PYTHON))
+NEWEST = zarr xarray numpy ml_dtypes numcodecs google-crc32c pydantic fsspec blake3 tensorstore zarrs pytest pytest-timeout hypothesis
+
+.PHONY: demo test test-slow test-newest readme lint bench recipes clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -13,6 +17,13 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+test-newest: # what reads and writes the format, with what is newest today, and without torch
+	$(NEWEST_PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade $(NEWEST)
+	$(VENV)-newest/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)-newest/bin/python -m pip list | grep -E '^(zarr|xarray|numpy) '
+	$(VENV)-newest/bin/python -m pytest tests/format tests/store/test_page_writer.py tests/store/test_store.py -k 'not s3 and not bucket'
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m tests.readme
@@ -39,4 +50,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo recipes build *.egg-info
+	rm -rf $(VENV) $(VENV)-newest demo recipes build *.egg-info
