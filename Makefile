@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz readme lint bench recipes clean
+# The newest zarr wants a newer Python than the oldest that actstore runs on.
+NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+NEWEST = blake3 fsspec google-crc32c hypothesis ml_dtypes numcodecs numpy pydantic pytest pytest-timeout tensorstore xarray zarr zarrs
+
+.PHONY: demo test test-slow test-newest fuzz readme lint bench recipes clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -16,6 +20,14 @@ test-slow: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 100000
+
+# What reads and writes the format, with what is newest today and without torch.
+test-newest:
+	$(NEWEST_PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade $(NEWEST)
+	$(VENV)-newest/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)-newest/bin/python -c 'import sys, zarr, xarray; print("Python", sys.version.split()[0], "zarr", zarr.__version__, "xarray", xarray.__version__)'
+	$(VENV)-newest/bin/python -m pytest tests/format tests/store/test_page_writer.py tests/store/test_store.py -k 'not s3 and not bucket'
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m tests.readme
@@ -42,4 +54,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo recipes build *.egg-info
+	rm -rf $(VENV) $(VENV)-newest demo recipes build *.egg-info

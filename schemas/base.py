@@ -86,3 +86,6 @@ Size = Annotated[int, BeforeValidator(_size), Field(json_schema_extra={"format":
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Names or patterns; also read from a single one."""
+
+Digest = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
+"""blake3, 256 bit, in hexadecimal. The pattern is of files: in memory, a store that is followed has another id."""

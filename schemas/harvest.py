@@ -7,11 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from schemas.base import Count, Names, Schema, Size
+from schemas.base import Count, Digest, Names, Schema, Size
 from schemas.source import CorpusSource, Imported, ModelDtype, ModelSource, Site, StorageDtype
 
 Codec = Literal["lz4", "zstd", "raw"]
 Separator = Literal["auto", "bos", "eos", "sep", "none", "bos_if_any"] | Annotated[int, Strict(), Field(ge=0)]
+Minor = Annotated[
+    int,
+    Field(ge=0, exclude_if=lambda value: value == 0, description="of the format; a store of 1.0 has no such key"),
+]
 
 
 class HarvestSpec(Schema):
@@ -76,7 +80,7 @@ class ModelInfo(Schema):
     d_model: int
     vocabulary: int
     weights_digest: str = Field(description="blake3 over parameter names and values, or of the module given")
-    tokenizer_digest: str | None = None
+    tokenizer_digest: Digest | None = None
     bos_token: int | None = None
     special_tokens: tuple[int, ...] = ()
     processed: Literal[False] = Field(default=False, description="TransformerLens' unprocessed activations")
@@ -112,6 +116,7 @@ class Plan(Schema):
 
     format: Literal["actstore"] = "actstore"
     format_version: int
+    format_minor: Minor = 0
     spec: HarvestSpec
     sites: tuple[Site, ...]
     layout: Layout
@@ -119,7 +124,7 @@ class Plan(Schema):
     corpus_digest: str | None = Field(default=None, description="what identifies the corpus' contents, if known")
     numerics: Numerics
     generation: int = Field(default=0, ge=0)
-    parent: str | None = Field(default=None, description="content id of the store that this generation extends")
+    parent: Digest | None = Field(default=None, description="content id of the store that this generation extends")
     first_unit: int = Field(default=0, ge=0, description="units before it belong to earlier generations")
     separator_token: int | None = Field(
         default=None,

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
-from schemas.harvest import HarvestSpec, Layout, ModelInfo, Numerics, as_before
+from schemas.base import Digest, Schema
+from schemas.harvest import HarvestSpec, Layout, Minor, ModelInfo, Numerics, as_before
 from schemas.source import Imported, Site
 
 FORMAT_VERSION = 1
+FORMAT_MINOR = 1
 HELD_OUT_EVERY = 20
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 Stratum = Literal["special", "rest"]
@@ -20,7 +21,7 @@ class ObjectRecord(Schema):
     """One object of the store: its size and the blake3 digest of its bytes (hex, 256 bit)."""
 
     bytes: int = Field(ge=0)
-    digest: str
+    digest: Digest
 
 
 class BlockRecord(Schema):
@@ -33,6 +34,12 @@ class BlockRecord(Schema):
     cursor: dict[str, Any] = Field(description="the corpus' own position where the next block starts")
     last: bool = Field(description="the corpus or the budget ends with this block")
     skipped_documents: int = Field(default=0, ge=0)
+
+
+class Claim(Schema):
+    """`claims/00042.json`, only while harvesting: sequences per forward where the planned batch had no room."""
+
+    batch: int = Field(gt=0)
 
 
 class UnitRecord(Schema):
@@ -53,7 +60,10 @@ class StratumNorms(Schema):
     mean_norm: float
     mean_sq_norm: float
     max_norm: float
-    quantiles: tuple[float, ...] = Field(description="of the norm, at QUANTILES, from fixed log bins")
+    quantiles: tuple[float, ...] = Field(
+        json_schema_extra={"minItems": len(QUANTILES), "maxItems": len(QUANTILES)},
+        description=f"of the norm, at {', '.join(f'{q:g}' for q in QUANTILES)}, from fixed log bins",
+    )
     outliers: int = Field(default=0, description="rows whose norm is above 10 times the median")
 
 
@@ -80,8 +90,8 @@ class Generation(Schema):
     n_units: int
     n_sequences: int
     n_rows: int
-    plan_digest: str
-    units_digest: str = Field(description="blake3 over the unit records' bytes in unit order")
+    plan_digest: Digest
+    units_digest: Digest = Field(description="blake3 over the unit records' bytes in unit order")
 
 
 class StoreManifest(Schema):
@@ -89,8 +99,9 @@ class StoreManifest(Schema):
 
     format: Literal["actstore"] = "actstore"
     format_version: int = FORMAT_VERSION
-    content_id: str
-    parent: str | None = None
+    format_minor: Minor = 0
+    content_id: Digest
+    parent: Digest | None = None
     spec: HarvestSpec
     sites: tuple[Site, ...]
     layout: Layout

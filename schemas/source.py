@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.base import Schema
+from schemas.base import Digest, Schema
 
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 StorageDtype = Literal["bfloat16", "float16", "float32", "int8"]
@@ -51,7 +51,7 @@ class ImportedFile(Schema):
 
     name: str = Field(description="relative to the folder that all of them lie in")
     bytes: int = Field(ge=0)
-    digest: str = Field(description="blake3 of the bytes; of a folder: over its files' names and digests, sorted")
+    digest: Digest = Field(description="blake3 of the bytes; of a folder: over its files' names and digests, sorted")
 
 
 class ImportedArray(Schema):

@@ -16,7 +16,7 @@ from actstore.harvesting.planning import extension_plan
 from actstore.harvesting.writer import StoreWriter, UnitRows
 from actstore.store import Store
 from schemas.harvest import HarvestSpec, ModelInfo, Numerics, Plan
-from schemas.manifest import FORMAT_VERSION
+from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION
 from schemas.source import CorpusSource, ModelSource, Site
 
 SITES = {"blocks.0.hook_mlp_out": 16, "blocks.1.hook_mlp_out": 16, "blocks.2.hook_mlp_out": 16}
@@ -59,6 +59,7 @@ def make_plan(
     )
     return Plan(
         format_version=FORMAT_VERSION,
+        format_minor=FORMAT_MINOR,
         spec=spec,
         sites=tuple(Site(name=name, d=d) for name, d in sites.items()),
         layout=layout,

@@ -1,14 +1,15 @@
-"""Reading `manifest.json`: what makes a folder a store."""
+"""Reading `manifest.json`, which makes a folder a store, and the plans."""
 
 from __future__ import annotations
 
 from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, UnfinishedError
 from actstore.format import layout as at
-from actstore.format.checks import check_manifest
+from actstore.format.checks import check_manifest, check_plan
 from actstore.format.records import parsed_json, parsed_record
-from actstore.format.sizes import MANIFEST_JSON
+from actstore.format.sizes import MANIFEST_JSON, RECORD_JSON
 from actstore.format.storage import Storage
-from schemas.manifest import FORMAT_VERSION, StoreManifest
+from schemas.harvest import Plan
+from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION, StoreManifest
 
 
 def read_manifest(storage: Storage) -> StoreManifest:
@@ -30,14 +31,31 @@ def read_manifest(storage: Storage) -> StoreManifest:
 
 def parse_manifest(data: bytes, url: str) -> StoreManifest:
     """Check format and version before anything else, so that a newer store gives the right error."""
-    raw = parsed_json(data, f"{url}/{at.MANIFEST}")
-    if not isinstance(raw, dict) or raw.get("format") != "actstore":
-        raise NotAStoreError(f"{url}: its {at.MANIFEST} is not one of actstore's")
-    version = raw.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise FormatVersionError(
-            f"{url}: format version {version}, this actstore reads {FORMAT_VERSION}; upgrade actstore to read it"
-        )
+    _check_format(data, url, at.MANIFEST)
     manifest = parsed_record(StoreManifest, data, f"{url}/{at.MANIFEST}")
     check_manifest(manifest, url)
     return manifest
+
+
+def read_plan(storage: Storage, generation: int = 0) -> Plan:
+    """A generation's plan. Raises ObjectError where there is none, FormatVersionError or CorruptError."""
+    key = at.plan_key(generation)
+    data = storage.read(key, RECORD_JSON)
+    _check_format(data, storage.url, key)
+    plan = parsed_record(Plan, data, f"{storage.url}/{key}")
+    check_plan(plan, f"{storage.url}/{key}")
+    return plan
+
+
+def _check_format(data: bytes, url: str, key: str) -> None:
+    raw = parsed_json(data, f"{url}/{key}")
+    if not isinstance(raw, dict) or raw.get("format") != "actstore":
+        raise NotAStoreError(f"{url}: its {key} is not one of actstore's")
+    version, minor = raw.get("format_version"), raw.get("format_minor", 0)
+    # A newer minor has keys that this one would refuse as unknown; an older one has none that are gone.
+    newer = isinstance(minor, int) and minor > FORMAT_MINOR
+    if version != FORMAT_VERSION or isinstance(version, bool) or newer:
+        raise FormatVersionError(
+            f"{url}: format version {version}.{minor}, this actstore reads {FORMAT_VERSION}.0 to "
+            f"{FORMAT_VERSION}.{FORMAT_MINOR}; upgrade actstore to read it"
+        )

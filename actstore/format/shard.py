@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -143,8 +143,8 @@ class ShardCodec:
         except (RuntimeError, ValueError) as error:
             raise CorruptError(f"the chunk does not decode: {error}") from error
 
-    def metadata(self, n_rows: int) -> dict[str, Any]:
-        """The array's `zarr.json`."""
+    def metadata(self, n_rows: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The array's `zarr.json`; `more`: see `array_metadata`."""
         codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
         if self.dtype.itemsize == 1:
             codecs = [{"name": "bytes"}]
@@ -158,7 +158,7 @@ class ShardCodec:
             "index_location": "end",
         }
         grid = (self.chunk_rows * self.unit_chunks, self.d)
-        return array_metadata((n_rows, self.d), grid, self.dtype, 0, [_named("sharding_indexed", sharding)])
+        return array_metadata((n_rows, self.d), grid, self.dtype, 0, [_named("sharding_indexed", sharding)], more)
 
     def _blosc(self) -> dict[str, Any]:
         return {
@@ -213,19 +213,25 @@ def decode_plain(data: bytes, shape: tuple[int, ...], dtype: Any, what: str) -> 
     return np.frombuffer(body, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 
-def plain_metadata(shape: tuple[int, ...], chunk: tuple[int, ...], dtype: Any, fill: float) -> dict[str, Any]:
-    """The `zarr.json` of an unsharded array with checksummed chunks."""
+def plain_metadata(
+    shape: tuple[int, ...], chunk: tuple[int, ...], dtype: Any, fill: float, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The `zarr.json` of an unsharded array with checksummed chunks; `more`: see `array_metadata`."""
     one = np.dtype(dtype)
     first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-    return array_metadata(
-        shape, chunk, one, fill, [first if one.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}]
-    )
+    codecs = [first if one.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}]
+    return array_metadata(shape, chunk, one, fill, codecs, more)
 
 
 def array_metadata(
-    shape: tuple[int, ...], grid: tuple[int, ...], dtype: np.dtype[Any], fill: float, codecs: list[dict[str, Any]]
+    shape: tuple[int, ...],
+    grid: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: float,
+    codecs: list[dict[str, Any]],
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """An array's `zarr.json` in Zarr v3."""
+    """An array's `zarr.json` in Zarr v3; more: `dimension_names` and `attributes`, where it has them."""
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -237,6 +243,7 @@ def array_metadata(
         "codecs": codecs,
         "attributes": {},
         "storage_transformers": [],
+        **(more or {}),
     }
 
 

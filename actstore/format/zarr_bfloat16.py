@@ -1,8 +1,9 @@
 """bfloat16 as the Zarr extension data type of that name, for zarr-python.
 
-The entry point `zarr.data_type` names `BFloat16`, for every zarr-python that loads entry points of that group. 3.1
-collects them and never loads them, so there `import actstore.format.zarr_bfloat16` comes first. Where zarr-python
-knows the name by itself, its own class is used and nothing is registered.
+`import actstore.format.zarr_bfloat16` is the one line that every zarr-python since 3.1 needs to read it, and xarray
+with it. Newer ones (3.4) do without where actstore is installed, by the entry point `zarr.data_type`; 3.1 collects such
+entry points and never loads them. Where zarr-python knows the name by itself, its own class is used and nothing is
+registered.
 """
 
 from __future__ import annotations

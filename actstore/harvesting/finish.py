@@ -16,19 +16,13 @@ from actstore.errors import NoRowsError, UnfinishedError
 from actstore.format import layout as at
 from actstore.format.checks import content_id
 from actstore.format.records import read_record
-from actstore.format.shard import decode_plain, encode_plain, plain_metadata
+from actstore.format.shard import decode_plain, encode_plain
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Buffers, Storage
-from actstore.harvesting.metadata import GROUP, encoded
+from actstore.harvesting import metadata
 from actstore.harvesting.norms import UnitStats
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
-
-_COLUMNS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "rows": ("<i4", ()),
-    "bytes": ("<i8", ()),
-    "digests": ("|u1", (32,)),
-}
 
 
 class Columns(NamedTuple):
@@ -60,7 +54,7 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
         old = _merged(storage, plan, parent, of_parent=True)
         old.sites.update(merged.sites)
         merged = old
-    files = {**(parent.files if parent else {}), **_write_columns(storage, plan.generation, columns)}
+    files = {**(parent.files if parent else {}), **_write_columns(storage, plan, columns)}
     key = at.merged_stats_key(plan.generation)
     files[key] = put(storage, key, merged.to_bytes())
     for key in [*storage.list("tokenizer"), "README.md", at.plan_key(plan.generation)]:
@@ -68,6 +62,8 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
     manifest = _manifest(plan, parent, sites, records, columns, merged, files)
     for key in storage.list("claims"):
         storage.delete(key)
+    for key, data in metadata.group_files(manifest).items():
+        storage.put(key, data)
     storage.put(at.MANIFEST, manifest.to_json().encode())
     return manifest
 
@@ -149,9 +145,10 @@ def _columns(storage: Storage, parent: StoreManifest | None, n_units: int, n_sit
         return made
     prefix = at.columns_prefix(len(parent.generations) - 1)
     n, sites = parent.n_units, len(parent.sites)
-    for name, (dtype, shape) in _COLUMNS.items():
-        key = at.chunk_key(f"{prefix}/{name}", *([0] * (1 + len(shape))))
-        getattr(made, name)[:n] = decode_plain(storage.read(key), (n, *shape), dtype, key)
+    for name in ("rows", "bytes", "digests"):
+        column = getattr(made, name)
+        key = at.chunk_key(f"{prefix}/{name}", *([0] * column.ndim))
+        column[:n] = decode_plain(storage.read(key), (n, *column.shape[1:]), column.dtype, key)
     key = at.chunk_key(f"{prefix}/sums", 0, 0, 0, 0)
     made.sums[:n, :sites] = decode_plain(storage.read(key), (n, sites, 2, 5), "<f8", key)
     return made
@@ -165,16 +162,12 @@ def _merged(storage: Storage, plan: Plan, parent: StoreManifest | None, *, of_pa
     return UnitStats.from_bytes(parent.sites, storage.read(key), key)
 
 
-def _write_columns(storage: Storage, generation: int, columns: Columns) -> dict[str, ObjectRecord]:
-    prefix = at.columns_prefix(generation)
-    files = {f"{prefix}/zarr.json": put(storage, f"{prefix}/zarr.json", encoded(GROUP))}
+def _write_columns(storage: Storage, plan: Plan, columns: Columns) -> dict[str, ObjectRecord]:
+    written = metadata.column_files(plan, columns.sums.shape[0], columns.sums.shape[1])
     for name, column in columns._asdict().items():
-        key = f"{prefix}/{name}"
-        metadata = plain_metadata(column.shape, column.shape, column.dtype, 0)
-        files[f"{key}/zarr.json"] = put(storage, f"{key}/zarr.json", encoded(metadata))
-        chunk = at.chunk_key(key, *([0] * column.ndim))
-        files[chunk] = put(storage, chunk, encode_plain(column, column.shape, 0))
-    return files
+        key = at.chunk_key(f"{at.columns_prefix(plan.generation)}/{name}", *([0] * column.ndim))
+        written[key] = encode_plain(column, column.shape, 0)
+    return {key: put(storage, key, data) for key, data in written.items()}
 
 
 def _manifest(
@@ -204,6 +197,7 @@ def _manifest(
     training = np.array([not at.held_out(unit) for unit in range(len(columns.rows))], bool)
     added = 0 if parent is None or plan.adds_sites else parent.n_sequences
     return StoreManifest(
+        format_minor=plan.format_minor,
         content_id=content_id(generations),
         parent=parent.content_id if parent else None,
         spec=spec,

@@ -11,6 +11,7 @@ from torch import nn
 
 from actstore.errors import CorpusError, ExistsError, HarvestWarning, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
+from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.records import read_record
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
@@ -148,8 +149,6 @@ def extend(
 
 def _extendable(storage: Storage) -> StoreManifest:
     """The manifest of a harvested store. Raises SpecError for an imported one."""
-    from actstore.format.manifest import read_manifest
-
     found = read_manifest(storage)
     if found.imported is not None:
         raise SpecError(
@@ -191,7 +190,7 @@ def _cursor(storage: Storage, parent: StoreManifest) -> dict[str, Any]:
 
 
 def _same_corpus(plan: Plan, storage: Storage) -> None:
-    before = read_record(storage, at.plan_key(), Plan)
+    before = read_plan(storage)
     if before.corpus_digest is not None and plan.corpus_digest != before.corpus_digest:
         raise CorpusError(
             f"{storage.url}: corpus {plan.spec.corpus.name!r} is not what it was when the store was harvested "

@@ -15,7 +15,7 @@ from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.rows import buffer_bytes
 from actstore.harvesting.separators import check_known
 from schemas.harvest import HarvestSpec, Layout, Numerics, Plan
-from schemas.manifest import FORMAT_VERSION, StoreManifest
+from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION, StoreManifest
 from schemas.source import Site, StorageDtype
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def make_plan(
     check_known(separator_token, model.info.vocabulary)
     return Plan(
         format_version=FORMAT_VERSION,
+        format_minor=FORMAT_MINOR,
         spec=spec,
         sites=tap.sites,
         layout=make_layout(spec, tap),
@@ -69,7 +70,8 @@ def make_plan(
 
 
 def extension_plan(plan: Plan, parent: StoreManifest, *, adds_sites: bool) -> Plan:
-    """The plan of a generation on top of a store: its layout is the store's, grown by units where tokens are added.
+    """The plan of a generation on top of a store: its layout is the store's, grown by units where tokens are added;
+    its format is that of the store.
 
     Raises SiteError where a site is there already.
     """
@@ -83,7 +85,7 @@ def extension_plan(plan: Plan, parent: StoreManifest, *, adds_sites: bool) -> Pl
         n_units = -(-n_sequences // layout.unit_sequences)
         layout = layout.model_copy(update={"n_sequences": n_sequences, "n_units": n_units})
     more = {"layout": layout, "generation": len(parent.generations), "parent": parent.content_id, "first_unit": first}
-    return plan.model_copy(update=more)
+    return plan.model_copy(update={**more, "format_minor": parent.format_minor})
 
 
 def unit_bytes(layout: Layout, sites: Sequence[Site], dtype: StorageDtype) -> int:

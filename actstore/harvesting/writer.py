@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from actstore.errors import ExistsError, StoreError
 from actstore.format import layout as at
 from actstore.format.checks import check_writable
 from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
+from actstore.format.manifest import read_plan
 from actstore.format.records import read_record
 from actstore.format.shard import ShardCodec, decode_plain, encode_plain
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting import finish as ending
-from actstore.harvesting.metadata import encoded, metadata_files, readme, shard_codec
+from actstore.harvesting import metadata
 from actstore.harvesting.norms import UnitStats
-from schemas.base import Schema, differences
+from schemas.base import differences
 from schemas.harvest import Plan
-from schemas.manifest import BlockRecord, ObjectRecord, StoreManifest, UnitRecord
+from schemas.manifest import BlockRecord, Claim, ObjectRecord, StoreManifest, UnitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,6 @@ class UnitRows:
     stats: UnitStats
     batch: int | None = None
     permuted: bool = False
-
-
-class Claim(Schema):
-    """`claims/00042.json`: sequences per forward of a unit, where the planned batch had no room."""
-
-    batch: int = Field(gt=0)
 
 
 class StoreWriter:
@@ -99,7 +93,8 @@ class StoreWriter:
             if parent is None and not storage.is_empty() and storage.list() and not storage.exists(key):
                 raise ExistsError(f"{storage.url}: it is not empty and no unfinished store; choose another place")
             storage.create(key, plan.to_json().encode())
-        found = read_record(storage, key, Plan)
+        found = read_plan(storage, plan.generation)
+        plan = plan.model_copy(update={"format_minor": found.format_minor})  # what was begun is ended as it began
         if differing := differences(plan, found):
             raise ExistsError(
                 f"{storage.url}: another harvest was started there; it differs in {'; '.join(differing)}. "
@@ -116,7 +111,7 @@ class StoreWriter:
 
     def codec(self, d: int) -> ShardCodec:
         """How a site of width d is stored."""
-        return shard_codec(self.plan, d)
+        return metadata.shard_codec(self.plan, d)
 
     def committed_blocks(self) -> dict[int, BlockRecord]:
         """Records of the token blocks that are there, by unit."""
@@ -147,7 +142,7 @@ class StoreWriter:
 
     def claim(self, unit: int, batch: int) -> int:
         """Settle a unit's batch, the same for every worker: the smallest one asked for."""
-        key, data = at.claim_key(unit), encoded({"batch": batch})
+        key, data = at.claim_key(unit), Claim(batch=batch).to_json().encode()
         if not self.storage.create(key, data) and (self.claimed(unit) or batch) > batch:
             self.storage.put(key, data)
         return min(batch, self.claimed(unit) or batch)
@@ -236,13 +231,12 @@ class StoreWriter:
         return objects
 
     def _write_metadata(self, tokenizer_files: dict[str, bytes]) -> None:
-        files = metadata_files(self.plan)
-        if self.plan.generation and not self.plan.adds_sites:
-            for key, data in files.items():  # the arrays grow; an open reader never looks at these
-                self.storage.put(key, data)
+        plan = self.plan
+        if plan.generation:  # the groups say what the manifest says until the end
+            write = self.storage.create if plan.adds_sites else self.storage.put  # arrays grow: no open reader looks
+            for key, data in metadata.files(metadata.arrays(plan)).items():
+                write(key, data)
             return
-        if not self.plan.generation:
-            files |= {f"tokenizer/{name}": data for name, data in tokenizer_files.items()}
-            files["README.md"] = readme(self.plan)
-        for key, data in files.items():
+        files = metadata.metadata_files(plan) | {f"tokenizer/{name}": one for name, one in tokenizer_files.items()}
+        for key, data in {**files, "README.md": metadata.readme(plan)}.items():
             self.storage.create(key, data)

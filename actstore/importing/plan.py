@@ -15,7 +15,7 @@ from actstore.harvesting.specs import resolve_spec
 from actstore.importing.checks import LARGEST
 from actstore.importing.feed import Feed
 from schemas.harvest import HarvestSpec, ModelInfo, Numerics, Plan
-from schemas.manifest import FORMAT_VERSION
+from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION
 
 BATCH_BYTES = 32 << 20  # of all sites in float32, read at a time
 UNKNOWN = "unknown"
@@ -44,6 +44,7 @@ def make_plan(feed: Feed, model: str, stored: Mapping[str, Any]) -> Plan:
     )  # fmt: skip
     return Plan(
         format_version=FORMAT_VERSION,
+        format_minor=FORMAT_MINOR,
         spec=spec,
         sites=feed.sites,
         layout=layout,

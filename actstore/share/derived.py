@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from actstore.errors import CorruptError, ObjectError, StorageError
+from actstore.errors import CorruptError, ObjectError, StorageError, StoreError
 from actstore.format import layout as at
-from actstore.format.checks import check_plan
-from actstore.format.records import parsed_json, parsed_record, read_record
-from actstore.format.sizes import SMALL_JSON
-from actstore.harvesting.metadata import metadata_files
+from actstore.format.manifest import read_plan
+from actstore.format.records import parsed_json, parsed_record
+from actstore.format.sizes import RECORD_JSON, SMALL_JSON
+from actstore.harvesting import metadata
+from actstore.harvesting.finish import wanted_units
 from actstore.store import Store
-from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, UnitRecord
 
 _COPY = (
@@ -51,9 +52,9 @@ def derived_objects(store: Store, records: dict[int, UnitRecord]) -> list[Derive
     records: by unit, of the generation that wrote the unit's tokens.
     """
     found = []
-    grown = _later_metadata(store)
-    for key, data in metadata_files(store.manifest).items():
-        allowed = [data, *(files[key] for files in grown if key in files)]
+    others = [metadata.files(metadata.groups(store.manifest, metadata.arrays(store.manifest), None)), *_later(store)]
+    for key, data in metadata.metadata_files(store.manifest).items():
+        allowed = [data, *(files[key] for files in others if key in files)]
         found.append(Derived(key, partial(_metadata, store, key, allowed)))
     ends = {g.first_unit + g.n_units - 1 for i, g in enumerate(store.manifest.generations) if g.first_unit or not i}
     for unit, record in records.items():
@@ -61,26 +62,32 @@ def derived_objects(store: Store, records: dict[int, UnitRecord]) -> list[Derive
     return found
 
 
-def _later_metadata(store: Store) -> list[dict[str, bytes]]:
-    """What extensions that this manifest does not know yet make of the arrays: they grow them before anything else."""
-    files = []
-    generation = len(store.manifest.generations)
-    while store.storage.exists(key := at.plan_key(generation)):
+def _later(store: Store) -> list[dict[str, bytes]]:
+    """What extensions that this manifest does not know yet make of arrays, at first, and of groups, at the end."""
+    manifest, found = store.manifest, []
+    arrays, listed = metadata.arrays(manifest), metadata.all_columns(manifest)
+    n_units, n_sites = manifest.n_units, len(manifest.sites)
+    for generation in count(len(manifest.generations)):
         try:
-            plan = read_record(store.storage, key, Plan)
-            check_plan(plan, f"{store.url}/{key}")
-        except (ObjectError, StorageError):
+            plan = read_plan(store.storage, generation)
+            wanted = range(n_units) if plan.adds_sites else wanted_units(store.storage, plan, manifest)
+        except StoreError:
             break
-        files.append(metadata_files(plan))
-        generation += 1
-    return files
+        arrays |= metadata.arrays(plan)
+        found.append(metadata.files(metadata.arrays(plan)))
+        if wanted is None:
+            break
+        n_units, n_sites = wanted.stop, n_sites + len(plan.sites) * plan.adds_sites
+        listed |= metadata.columns(plan, generation, n_units, n_sites)
+        found.append(metadata.files(metadata.groups(plan, arrays, listed)))
+    return found
 
 
 def _metadata(store: Store, key: str, allowed: list[bytes]) -> Finding:
     where, wanted = f"{store.url}/{key}", allowed[0]
     advice = f"it follows from the manifest: `actstore verify --repair {store.url}` writes it anew"
     try:
-        data = store.storage.read(key, SMALL_JSON)
+        data = store.storage.read(key, RECORD_JSON)  # the root lists every array
         values = parsed_json(data, where)
     except CorruptError as error:
         return Finding(0, f"corrupt  {error}; {advice}", wanted)

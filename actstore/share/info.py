@@ -31,7 +31,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
             "stored as",
             f"{m.spec.dtype}, {m.spec.codec}: {m.n_bytes / 1e6:,.1f} MB, {m.n_bytes / raw:.2f} of the values",
         ),
-        ("format", f"{m.format_version}"),
+        ("format", f"{m.format_version}.{m.format_minor}"),
     ]
 
 

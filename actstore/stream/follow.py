@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from actstore.errors import NotAStoreError, SpecError
 from actstore.format import layout as at
-from actstore.format.checks import MOST_UNITS, check_plan, check_record, is_tokenizer_file
+from actstore.format.checks import MOST_UNITS, check_record, is_tokenizer_file
+from actstore.format.manifest import read_plan
 from actstore.format.records import read_record
 from actstore.format.sizes import OTHER_FILE, SMALL_JSON, stats_bytes
 from actstore.format.storage import Storage
@@ -39,8 +40,7 @@ def open_followed(url: str | Path, options: dict[str, Any] | None = None) -> Fol
     storage = Storage(str(url), options)
     if not storage.exists(at.plan_key()):
         raise NotAStoreError(f"{storage.url}: no harvest has begun there (no {at.plan_key()}); start it first")
-    plan = read_record(storage, at.plan_key(), Plan)
-    check_plan(plan, f"{storage.url}/{at.plan_key()}")
+    plan = read_plan(storage)
     if plan.layout.n_units > MOST_UNITS:
         raise SpecError(f"{storage.url}: {plan.layout.n_units} units are planned; up to {MOST_UNITS} can be followed")
     return FollowedStore(storage, plan)
@@ -155,6 +155,7 @@ class FollowedStore(Store):
             units_digest=f"followed {digest}",
         )
         return StoreManifest(
+            format_minor=plan.format_minor,
             content_id=f"followed-{digest}",
             spec=plan.spec,
             sites=plan.sites,

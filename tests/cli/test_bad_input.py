@@ -57,7 +57,7 @@ def test_a_newer_format(tmp_path: Path, cli: Cli) -> None:
     store = make_store(tmp_path / "s", n_units=2)
     manifest = tmp_path / "s" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
-    refused(cli("actstore", "info", store.url), "format version 2", "upgrade")
+    refused(cli("actstore", "info", store.url), "format version 2.1", "upgrade")
 
 
 def test_unfinished(tmp_path: Path, cli: Cli) -> None:

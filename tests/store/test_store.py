@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -79,16 +79,24 @@ def whole(site: str, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
     return (sequence[:, None] * 31 + position[:, None] * 7 + np.arange(16) * 3 + len(site)) % 17 - 8.0
 
 
-def test_golden_bytes(tmp_path: Path) -> None:
-    """The bytes of format version 1. If this fails, old stores are read differently: a new version is needed."""
-    digests: dict[str, Any] = {}
+def golden(folder: Path) -> dict[str, dict[str, str]]:
+    """Digests of the objects of two small stores."""
+    digests = {}
     for dtype, codec in (("bfloat16", "raw"), ("int8", "raw")):
         store = make_store(
-            tmp_path / dtype, values=whole, n_units=2, unit_sequences=1, context=8, dtype=dtype, codec=codec
+            folder / dtype, values=whole, n_units=2, unit_sequences=1, context=8, dtype=dtype, codec=codec
         )
         keys = [key for key in store.storage.list() if not key.endswith(("zarr.json", "README.md"))]
         digests[dtype] = {key: blake3(store.storage.read(key)).hexdigest()[:16] for key in keys}
-    assert digests == json.loads(GOLDEN.read_text())
+    return digests
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    """The bytes of the newest format. If this fails, stores are written differently: a new minor version is needed.
+
+    What older ones hold is in `tests/fixtures`.
+    """
+    assert golden(tmp_path) == json.loads(GOLDEN.read_text())
 
 
 def test_what_is_no_store_newer_unfinished_or_broken(tmp_path: Path) -> None:
@@ -147,3 +155,8 @@ def test_permutations_are_permutations_and_stay_what_they_are() -> None:
 
 LITERAL_PERMUTATION: list[int] = [5, 7, 2, 9, 4, 8, 3, 6, 0, 1]
 LITERAL_BIJECTION: list[int] = [6, 1, 3, 8, 0, 7, 4, 9, 2, 5]
+
+
+if __name__ == "__main__":  # python -m tests.store.test_store: writes the golden
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps(golden(Path(folder)), indent=1, sort_keys=True) + "\n")
