@@ -1,4 +1,4 @@
-"""A writer and a reader of stores, made from `actstore/FORMAT.md` and nothing else: no import of the project."""
+"""Units, records, columns and the manifest."""
 
 from __future__ import annotations
 
@@ -6,53 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from blake3 import blake3
 from numcodecs import blosc
 
-CROSS = {"zarr_format": 3, "node_type": "array"}
+from tests.store.by_the_page.metadata import GROUPS, array, group, named
+from tests.store.by_the_page.numbers import (
+    WORD,
+    checked,
+    digest,
+    figures,
+    merge,
+    permutation,
+    quantised,
+    statistics,
+    to_bfloat16,
+)
+
 SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
-QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
-VALID = "row i is valid where rows[i, 0] >= 0 (`rows` of the root group)"
-GROUPS = {
-    "acts": f"activations by site; {VALID}",
-    "norm": f"L2 norms of the rows by site; {VALID}",
-    "scale": "of each row; activation = step[unit, 0] + step[unit, 1] * (scale[row] * acts[row])",
-    "step": "channel mean and step of each unit",
-}
-WORD = 2**64 - 1
-
-
-def digest(data: bytes) -> str:
-    return blake3(data).hexdigest()
-
-
-def checked(data: bytes) -> bytes:
-    return data + google_crc32c.value(data).to_bytes(4, "little")
-
-
-def mix(x: int) -> int:
-    x ^= x >> 30
-    x = x * 0xBF58476D1CE4E5B9 & WORD
-    x ^= x >> 27
-    x = x * 0x94D049BB133111EB & WORD
-    return x ^ x >> 31
-
-
-def permutation(n: int, *parts: int) -> list[int]:
-    key = 0
-    for part in parts:
-        key = mix(key + 0x9E3779B97F4A7C15 + mix(part & WORD) & WORD)
-    low = (1 << max(1, (n - 1).bit_length())) - 1
-    draws = sorted(mix(i * 0x9E3779B97F4A7C15 + key & WORD) & ~low | i for i in range(n))
-    return [draw & low for draw in draws]
-
-
-def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """The upper halves of finite float32, rounded half to even."""
-    bits = x.astype("<f4").view("<u4").astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
 
 
 class PageWriter:
@@ -279,143 +250,3 @@ class PageWriter:
             **self.about(), "generations": [generation], **counts, "n_train_rows": train, "n_bytes": sum(self.bytes),
             "norms": norms, "files": files,
         }  # fmt: skip
-
-
-def named(name: str, configuration: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "configuration": configuration}
-
-
-def array(shape: Any, chunk: Any, dtype: str, fill: float, dimensions: str, what: str = "") -> dict[str, Any]:
-    first = {"name": "bytes"} if dtype in {"int8", "uint8"} else named("bytes", {"endian": "little"})
-    return {
-        **CROSS,
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": named("regular", {"chunk_shape": list(chunk)}),
-        "chunk_key_encoding": named("default", {"separator": "/"}),
-        "fill_value": fill,
-        "codecs": [first, {"name": "crc32c"}],
-        "dimension_names": dimensions.split(),
-        "attributes": {"description": what} if what else {},
-        "storage_transformers": [],
-    }
-
-
-def group(attributes: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
-    ordered = {key: below[key] for key in sorted(below, key=lambda key: (key.count("/"), key))}
-    listing = {"kind": "inline", "must_understand": False, "metadata": ordered}
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes, "consolidated_metadata": listing}
-
-
-def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    finite = np.isfinite(x).all(axis=1)
-    good = x[finite].astype("<f8")
-    mean = good.mean(axis=0).astype("<f4") if finite.any() else np.zeros(x.shape[1], "<f4")
-    step = good.std(axis=0).astype("<f4") if finite.any() else np.ones(x.shape[1], "<f4")
-    step[step == 0] = 1
-    y = (np.where(finite[:, None], x, np.float32(0)) - mean) / step
-    exact = np.abs(y).max(axis=1) / np.float32(127)
-    scale = exact.astype("<f2")
-    scale[scale.astype("<f4") < exact] = np.nextafter(scale, np.float16(np.inf))[scale.astype("<f4") < exact]
-    scale[scale == 0] = 1
-    q = np.clip(np.rint(y / scale.astype("<f4")[:, None]), -127, 127).astype("i1")
-    q[~finite], scale[~finite] = 0, np.nan
-    return q, scale, np.stack([mean, step])
-
-
-def statistics(x: np.ndarray, norm: np.ndarray, special: np.ndarray) -> list[np.ndarray]:
-    finite, d = np.isfinite(norm), x.shape[1]
-    out = [np.zeros(2, "<i8"), np.zeros(2, "<i8"), *(np.zeros(2, "<f8") for _ in range(3))]
-    out += [np.zeros((2, d), "<f8"), np.zeros((2, d), "<f8"), np.zeros((2, 2048), "<i8")]
-    for stratum in (0, 1):
-        here = special == (stratum == 0)
-        values, rows = norm[here & finite].astype("<f8"), x[here & finite].astype("<f8")
-        out[0][stratum], out[1][stratum] = len(values), (here & ~finite).sum()
-        out[2][stratum], out[3][stratum] = values.sum(), (values**2).sum()
-        if not len(values):
-            continue
-        out[4][stratum], out[5][stratum] = values.max(), rows.mean(axis=0)
-        out[6][stratum] = ((rows - out[5][stratum]) ** 2).sum(axis=0)
-        with np.errstate(divide="ignore"):
-            bins = np.clip(np.floor(32 * (np.log2(values) + 24)), 0, 2047).astype(int)
-        out[7][stratum] = np.bincount(bins, minlength=2048)
-    return out
-
-
-def merge(total: list[np.ndarray], one: list[np.ndarray]) -> None:
-    for stratum in (0, 1):
-        n, m = int(total[0][stratum]), int(one[0][stratum])
-        if m:
-            delta = one[5][stratum] - total[5][stratum]
-            total[5][stratum] += delta * (m / (n + m))
-            total[6][stratum] += one[6][stratum] + delta**2 * (n * m / (n + m))
-    for i in (0, 1, 2, 3, 7):
-        total[i] += one[i]
-    total[4][:] = np.maximum(total[4], one[4])
-
-
-def figures(one: list[np.ndarray], strata: list[int]) -> dict[str, Any]:
-    n, histogram = int(one[0][strata].sum()), one[7][strata].sum(axis=0)
-    about = {"count": n, "non_finite": int(one[1][strata].sum())}
-    if not n:
-        nothing = {"mean_norm": "NaN", "mean_sq_norm": "NaN", "max_norm": "NaN", "quantiles": ["NaN"] * 9}
-        return {**about, **nothing, "outliers": 0}
-    below = np.cumsum(histogram)
-
-    def quantile(q: float) -> float:
-        b = int(np.argmax(below >= q * n))
-        return float(2.0 ** (-24 + (b + (q * n - (below[b] - histogram[b])) / histogram[b]) / 32))
-
-    limit = min(max(int(np.floor(32 * (np.log2(10 * quantile(0.5)) + 24))), 0), 2047)
-    return {
-        **about,
-        "mean_norm": float(one[2][strata].sum() / n),
-        "mean_sq_norm": float(one[3][strata].sum() / n),
-        "max_norm": float(one[4][strata].max()),
-        "quantiles": [quantile(q) for q in QUANTILES],
-        "outliers": int(histogram[limit + 1 :].sum()),
-    }
-
-
-def read_site(folder: Path, site: str) -> dict[tuple[int, int], np.ndarray]:
-    """Every row of a site of any store, float32 [d] by (sequence, position)."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    layout, spec = manifest["layout"], manifest["spec"]
-    d = next(one["d"] for one in manifest["sites"] if one["name"] == site)
-    last = len(manifest["generations"]) - 1
-    counts = plain(folder / (f"columns-{last}" if last else "columns") / "rows/c/0", "<i4", (manifest["n_units"],))
-    found = {}
-    for k, n in enumerate(counts):
-        pairs = plain(folder / f"rows/c/{k}/0", "<i4", (layout["capacity"], 2))
-        x = unit_values(folder, site, k, int(n), d, spec, layout)
-        assert (pairs[n:] == -1).all()
-        found |= {(int(a), int(b)): row for (a, b), row in zip(pairs[:n], x, strict=True)}
-    return found
-
-
-def plain(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    data = path.read_bytes()
-    assert checked(data[:-4]) == data
-    return np.frombuffer(data[:-4], dtype).reshape(shape)
-
-
-def unit_values(folder: Path, site: str, k: int, n: int, d: int, spec: Any, layout: Any) -> np.ndarray:
-    data = (folder / f"acts/{site}/c/{k}/0").read_bytes()
-    c, chunks = layout["chunk_rows"], layout["capacity"] // layout["chunk_rows"]
-    raw = data[-(16 * chunks + 4) :]
-    assert checked(raw[:-4]) == raw
-    stored = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "int8": "i1"}[spec["dtype"]]
-    parts = []
-    for offset, length in np.frombuffer(raw[:-4], "<u8").reshape(-1, 2)[: -(-n // c)].tolist():
-        chunk = data[offset : offset + length]
-        assert checked(chunk[:-4]) == chunk
-        body = chunk[:-4] if spec["codec"] == "raw" else blosc.decompress(chunk[:-4])
-        parts.append(np.frombuffer(body, stored).reshape(c, d))
-    x = np.concatenate([*parts, np.zeros((0, d), stored)])[:n]
-    if spec["dtype"] == "bfloat16":
-        return (x.astype("<u4") << 16).view("<f4")
-    if spec["dtype"] != "int8":
-        return x.astype("<f4")
-    scale = plain(folder / f"scale/{site}/c/{k}", "<f2", (layout["capacity"],))[:n].astype("<f4")
-    step = plain(folder / f"step/{site}/c/{k}/0/0", "<f4", (2, d))
-    return step[0] + step[1] * (scale[:, None] * x.astype("<f4"))
