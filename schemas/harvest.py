@@ -30,8 +30,9 @@ class HarvestSpec(Schema):
     prepend_bos: bool | None = Field(default=None, description="None: as the model's tokenizer does")
     separator: Separator = Field(
         default="auto",
+        exclude_if=lambda value: value == "bos_if_any",
         description="between documents: BOS before each; EOS, SEP or a token id after each; none; bos_if_any: BOS if "
-        "the tokenizer has one, else none; auto: BOS, else EOS, else SEP, whichever the tokenizer has",
+        "the tokenizer has one, else none (in a file the key is absent then); auto: BOS, else EOS, else SEP",
     )
     batch: int = Field(default=32, gt=0, description="sequences per forward pass")
     dtype: StorageDtype = "bfloat16"
@@ -97,15 +98,13 @@ class Numerics(Schema):
 
 
 def as_before(values: Any) -> Any:
-    """A plan or manifest from before `separator`, as it was meant: `train` and `text` stood there without being asked
-    for, and documents of a tokenizer without BOS followed each other."""
+    """A plan or manifest of format 1.0, as it was meant: `train` and `text` stood there without being asked for, and
+    documents of a tokenizer without BOS followed each other."""
     spec = values.get("spec") if isinstance(values, Mapping) else None
     if not isinstance(spec, Mapping) or "separator" in spec or not isinstance(spec.get("corpus"), Mapping):
         return values
-    model = values.get("model")
-    known = isinstance(model, Mapping) and model.get("bos_token") is not None
     corpus = {k: v for k, v in spec["corpus"].items() if (k, v) not in (("split", "train"), ("text_column", "text"))}
-    return {**values, "spec": {**spec, "corpus": corpus, "separator": "auto" if known else "bos_if_any"}}
+    return {**values, "spec": {**spec, "corpus": corpus, "separator": "bos_if_any"}}
 
 
 class Plan(Schema):

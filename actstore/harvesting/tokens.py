@@ -72,10 +72,13 @@ def sequencer(spec: HarvestSpec, tokenizer: Any, source: Any = None) -> tuple[Se
         if array is not None and array.ndim == 2:
             _check_whole(spec)
             return ArraySequencer(array, spec.context), None
-        if array is not None and spec.separator != "auto":
+        if array is not None and spec.separator not in UNASKED:
             raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
         corpus = Memory(source) if array is None else Memory([array], separate=False)
     return DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos), corpus
+
+
+UNASKED = ("auto", "bos_if_any")  # the second in stores of format 1.0
 
 
 def separator_token(source: Sequencer) -> int | None:
@@ -85,7 +88,8 @@ def separator_token(source: Sequencer) -> int | None:
 
 def _check_whole(spec: HarvestSpec) -> None:
     """Raises SpecError for options that sequences which are taken as they are have no use for."""
-    given = {"pack": not spec.pack, "prepend_bos": spec.prepend_bos is not None, "separator": spec.separator != "auto"}
+    given = {"pack": not spec.pack, "prepend_bos": spec.prepend_bos is not None}
+    given["separator"] = spec.separator not in UNASKED
     if names := [name for name, one in given.items() if one]:
         raise SpecError(
             f"{', '.join(names)}: the tokens are whole sequences [n, context], taken as they are; leave it out"

@@ -51,6 +51,14 @@ class UnitRows:
     permuted: bool = False
 
 
+def _as_begun(plan: Plan, found: Plan) -> Plan:
+    """A plan as the one that was found says the same: what was begun in an older format is ended in it."""
+    spec = plan.spec
+    if (spec.separator, found.spec.separator) == ("auto", "bos_if_any") and plan.separator_token is None:
+        spec = spec.model_copy(update={"separator": "bos_if_any"})
+    return plan.model_copy(update={"format_minor": found.format_minor, "spec": spec})
+
+
 class StoreWriter:
     """Writes one generation of a store from its plan. Use `create`; `close` ends its threads."""
 
@@ -94,7 +102,7 @@ class StoreWriter:
                 raise ExistsError(f"{storage.url}: it is not empty and no unfinished store; choose another place")
             storage.create(key, plan.to_json().encode())
         found = read_plan(storage, plan.generation)
-        plan = plan.model_copy(update={"format_minor": found.format_minor})  # what was begun is ended as it began
+        plan = _as_begun(plan, found)
         if differing := differences(plan, found):
             raise ExistsError(
                 f"{storage.url}: another harvest was started there; it differs in {'; '.join(differing)}. "

@@ -83,6 +83,7 @@ def _plans(store: Store) -> list[Plan]:
             "parent": (content_id(m.generations[:i]) if i else None, plan.parent),
             "first_unit": (generation.first_unit, plan.first_unit),
             "format_version": (m.format_version, plan.format_version),
+            "format_minor": (m.format_minor, plan.format_minor),
             "layout": (_layout_on(found[-1], plan) if found else plan.layout, plan.layout),
             "weights_digest": (m.model.weights_digest, plan.model.weights_digest),
             **{f"spec.{name}": (getattr(m.spec, name), getattr(plan.spec, name)) for name in _PINNED},
