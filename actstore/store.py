@@ -6,7 +6,6 @@ nor zarr; `stream` and `tokenizer` load what they need.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -256,17 +255,14 @@ class Store:
         """Variance of each channel over training rows, float64 [d]."""
         return self.statistics.sites[self.site(site).name].moments()[2]
 
-    def tokenizer(self) -> Any:
-        """The model's tokenizer as kept in the store (transformers), or None where none was kept."""
-        from transformers import AutoTokenizer
+    def tokenizer(self, *, trust_remote_code: bool = False) -> Any:
+        """The model's tokenizer as kept in the store (transformers), or None where none was kept.
 
-        keys = self.storage.list("tokenizer")
-        if not keys:
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            for key in keys:
-                (Path(folder) / key.rsplit("/", 1)[1]).write_bytes(self.storage.read(key))
-            return AutoTokenizer.from_pretrained(folder)
+        trust_remote_code: run code that is kept with it, if it needs any. Raises ModelError where it cannot be read.
+        """
+        from actstore.harvesting.checkpoint import stored_tokenizer
+
+        return stored_tokenizer(self.storage, self.manifest.spec.model.name, trust=trust_remote_code)
 
     def stream(
         self,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.harvesting.options import Device, with_spec
+from actstore.options import TrustAgain
 
 if TYPE_CHECKING:
     from actstore.harvesting.harvest import Progress
@@ -70,6 +71,7 @@ def extend_command(
         str | None,
         typer.Option(metavar="COUNT", help="More tokens of the same corpus, at the sites it has.", show_default="none"),
     ] = None,
+    trust_remote_code: TrustAgain = False,
     device: Device = "cpu",
     worker: Worker = None,
     as_json: AsJson = False,
@@ -82,7 +84,15 @@ def extend_command(
 
         count = parse_count(tokens) if tokens is not None else None
         more = tuple(sites) if sites else None
-        return extend(url, sites=more, tokens=count, device=device, worker=worker, progress=progress)
+        return extend(
+            url,
+            sites=more,
+            tokens=count,
+            trust_remote_code=trust_remote_code,
+            device=device,
+            worker=worker,
+            progress=progress,
+        )
 
     run_shown(run, as_json=as_json)
 
@@ -102,7 +112,7 @@ def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "toke
     )
     began = time.monotonic()
     try:
-        with signals(), shown as report, _warnings_on(console):
+        with signals(), shown as report, warnings_on(console):
             report("starting up", None)
             store = work(lambda now: report(now.stage, now))
     except FullError as full:
@@ -209,7 +219,7 @@ class _Rate:
 
 
 @contextlib.contextmanager
-def _warnings_on(console: Any) -> Iterator[None]:
+def warnings_on(console: Any) -> Iterator[None]:
     """HarvestWarnings in the console's words; the libraries' own warnings stay silent."""
     import warnings
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.harvesting.command import say_if_slow
+from actstore.harvesting.command import say_if_slow, warnings_on
 from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """What a harvest with the same options will take: rows, bytes, memory, time, cost, break-even. Writes nothing."""
+    from rich.console import Console
+
     from actstore.allocator import keep_freed_memory
     from actstore.harvesting.specs import parse_size
 
@@ -41,7 +43,8 @@ def plan_command(
     say_if_slow(spec, device)
     prices = Prices(storage_price, put_price, get_price, device_price, months)
     speed = float(parse_size(bandwidth)) if bandwidth else None
-    found = estimate(spec, device=device, batches=batches, bandwidth=speed, prices=prices)
+    with warnings_on(Console(stderr=True)):
+        found = estimate(spec, device=device, batches=batches, bandwidth=speed, prices=prices)
     if found.corpus.short:
         from actstore.harvesting.extent import sentence
 
