@@ -131,3 +131,11 @@ Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...", autocompletion=one_of("cpu", "cuda"))
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+TrustAgain = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that comes with the model: to be said again where the harvest was told so.",
+    ),
+]

@@ -202,12 +202,15 @@ class Store(StoredObjects):
         """Variance of each channel over training rows, float64 [d]."""
         return self.statistics.sites[self.site(site).name].moments()[2]
 
-    def tokenizer(self) -> Any:
-        """The model's tokenizer as kept in the store (transformers), or None where none was kept."""
-        from actstore.tokenizer import tokenizer_from
+    def tokenizer(self, *, trust_remote_code: bool = False) -> Any:
+        """The model's tokenizer as kept in the store (transformers), or None where none was kept.
+
+        trust_remote_code: run code that is kept with it, if it needs any. Raises ModelError where it cannot be read.
+        """
+        from actstore.harvesting.checkpoint import stored_tokenizer
 
         files = {key.rpartition("/")[2]: self.file(key) for key in self.tokenizer_keys()}
-        return tokenizer_from(files, self.url) if files else None
+        return stored_tokenizer(files, self.manifest.spec.model.name, f"{self.url}/tokenizer", trust=trust_remote_code)
 
     def stream(
         self,

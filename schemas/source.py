@@ -20,6 +20,11 @@ class ModelSource(Schema):
     name: str = Field(min_length=1)
     revision: str | None = Field(default=None, description="on the hub; None: the newest")
     dtype: ModelDtype = "float32"
+    trust_remote_code: bool = Field(
+        default=False,
+        exclude_if=lambda value: value is False,
+        description="run code that lies beside the model; where it is not trusted the key is absent",
+    )
 
 
 class CorpusSource(Schema):

@@ -53,3 +53,12 @@ def s3_url(s3_server: str) -> str:
 def memory_url() -> str:
     """A folder of its own in fsspec's memory file system."""
     return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def no_question(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nobody is asked whether to run custom code; what is run is kept in a folder of this session (transformers imports
+    it as one package, so a test that needs a model of its own gives its folder a name of its own)."""
+    cache = tmp_path_factory.getbasetemp() / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))

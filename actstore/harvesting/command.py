@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.harvesting.options import Device, with_spec
+from actstore.options import TrustAgain
 
 if TYPE_CHECKING:
     from actstore.harvesting.harvest import Progress
@@ -70,6 +71,7 @@ def extend_command(
         str | None,
         typer.Option(metavar="COUNT", help="More tokens of the same corpus, at the sites it has.", show_default="none"),
     ] = None,
+    trust_remote_code: TrustAgain = False,
     device: Device = "cpu",
     worker: Worker = None,
     as_json: AsJson = False,
@@ -82,7 +84,15 @@ def extend_command(
 
         count = parse_count(tokens) if tokens is not None else None
         more = tuple(sites) if sites else None
-        return extend(url, sites=more, tokens=count, device=device, worker=worker, progress=progress)
+        return extend(
+            url,
+            sites=more,
+            tokens=count,
+            trust_remote_code=trust_remote_code,
+            device=device,
+            worker=worker,
+            progress=progress,
+        )
 
     run_shown(run, as_json=as_json)
 

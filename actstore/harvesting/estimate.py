@@ -37,6 +37,7 @@ from actstore.harvesting.separators import check_known
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import Tap, device_of, open_tap
 from actstore.harvesting.tokens import separator_token, sequencer
+from actstore.harvesting.weights import check_used
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import Codec, HarvestSpec, Layout
 from schemas.records import CodecEstimate, CorpusEstimate, HarvestEstimate, MemoryEstimate
@@ -95,6 +96,7 @@ def estimate(
     held = corpus_estimate(wanted, source, corpus, taken)
     tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
     try:
+        check_used(loaded, tap)
         layout = filled(make_layout(wanted, tap), held)
         before = resident()
         found = _calibrate(wanted, loaded, tap, sample)

@@ -15,12 +15,14 @@ from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.records import read_record
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
+from actstore.harvesting.checkpoint import confirm_code
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import Progress, Report, Run, first_block
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import device_of, open_tap
 from actstore.harvesting.tokens import separator_token, sequencer
+from actstore.harvesting.weights import check_used
 from actstore.harvesting.writer import StoreWriter
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import BlockRecord, StoreManifest
@@ -80,6 +82,7 @@ def harvest(
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
+        check_used(loaded, tap)
         plan = make_plan(wanted, tap, loaded, corpus, tokens, device, separator_token(source))
         report(Progress("reading the corpus"))
         first = first_block(source, plan)
@@ -97,6 +100,7 @@ def extend(
     model: nn.Module | None = None,
     source: Any = None,
     tokenizer: Any = None,
+    trust_remote_code: bool = False,
     device: str = "cpu",
     worker: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -109,6 +113,8 @@ def extend(
     was before; then its manifest is replaced by one that names the earlier content id as its parent. The same call
     resumes.
 
+    trust_remote_code: where the store was harvested with it, say it again, for a store may come from anyone.
+
     Returns the extended store.
 
     Raises:
@@ -120,11 +126,9 @@ def extend(
     report = progress or (lambda _: None)
     storage, share = Storage(out, dict(options or {})), parse_worker(worker)
     parent = _extendable(storage)
-    if sites is not None:
-        names = (sites,) if isinstance(sites, str) else tuple(sites)
-        wanted = parent.spec.model_copy(update={"sites": names})
-    else:
-        wanted = parent.spec.model_copy(update={"tokens": tokens, "sites": tuple(s.name for s in parent.sites)})
+    wanted = _extended(parent, sites, tokens)
+    if model is None or trust_remote_code:
+        confirm_code(parent.spec.model, trust_remote_code, storage.url)
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     if loaded.info.weights_digest != parent.model.weights_digest:
@@ -132,6 +136,7 @@ def extend(
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
+        check_used(loaded, tap)
         first, reader, corpus = None, None, None
         if sites is None:
             reader, corpus = sequencer(wanted, loaded.tokenizer, source)
@@ -145,6 +150,13 @@ def extend(
         stack.callback(writer.close)
         Run(plan, writer, reader, tap, _device(device, loaded), report, share).run(first)
         return _finished(writer, out, options)
+
+
+def _extended(parent: StoreManifest, sites: str | tuple[str, ...] | None, tokens: int | None) -> HarvestSpec:
+    """What a store's harvest would have been with other sites, or with more tokens at the sites it has."""
+    if sites is None:
+        return parent.spec.model_copy(update={"tokens": tokens, "sites": tuple(site.name for site in parent.sites)})
+    return parent.spec.model_copy(update={"sites": (sites,) if isinstance(sites, str) else tuple(sites)})
 
 
 def _extendable(storage: Storage) -> StoreManifest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +15,35 @@ from blake3 import blake3
 from torch import nn
 
 from actstore.errors import ModelError, SpecError
+from actstore.harvesting.checkpoint import (
+    KEYS_FIT,
+    Keys,
+    asks_trust,
+    check_code,
+    check_files,
+    constants,
+    mend_auto_map,
+    needs_code,
+    read_tokenizer,
+)
 from actstore.places import windows_path
 from schemas.harvest import ModelInfo
 from schemas.source import ModelSource
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
-_WANTED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_WANTED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """module: in evaluation mode, on its device; tokenizer: None where there is none."""
+    """module: in evaluation mode, on its device; tokenizer: None where there is none; keys: see `weights.py`."""
 
     module: nn.Module
     tokenizer: Any
     info: ModelInfo
     max_context: int | None
+    name: str = "in memory"
+    keys: Keys = KEYS_FIT
 
     def check_context(self, context: int) -> None:
         """Raises SpecError where the model has no positions for such a context."""
@@ -39,25 +52,23 @@ class LoadedModel:
 
 
 def load_model(source: ModelSource, device: str = "cpu") -> LoadedModel:
-    """Load a model, its weights in `source.dtype`, and its tokenizer. Raises ModelError."""
-    import transformers
+    """Load a model, its weights in `source.dtype`, and its tokenizer; never asks, and runs code that comes with the
+    model only where `source.trust_remote_code` says so.
 
+    Where the checkpoint's keys differ from the model's, `keys` says so; `weights.py` decides whether that matters.
+
+    Raises ModelError naming the file, parameter, package or option that is in the way.
+    """
     folder = _folder(source)
+    weights = check_files(folder)
+    check_code(source, folder)
     with _quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder)
-            kind = _class(config, source.name)
-            spread = {"device_map": "auto"} if device == "auto" else {}
-            module = kind.from_pretrained(folder, dtype=getattr(torch, source.dtype), **spread)
-        except ImportError as error:
-            raise ModelError(f"device auto needs the package accelerate: {error}") from error
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(f"model {source.name!r} cannot be loaded from {folder}: {error}") from error
-        tokenizer = _tokenizer(folder)
-    return describe(_placed(module, device), tokenizer)
+        module, keys = _module(source, folder, weights, device)
+        tokenizer = read_tokenizer(folder, source.name, trust=source.trust_remote_code)
+    return describe(_placed(module, device), tokenizer, source.name, keys)
 
 
-def describe(module: nn.Module, tokenizer: Any = None) -> LoadedModel:
+def describe(module: nn.Module, tokenizer: Any = None, name: str = "in memory", keys: Keys = KEYS_FIT) -> LoadedModel:
     """A module that is in memory already, as it is (evaluation mode apart)."""
     module.eval()
     config = getattr(module, "config", None) or getattr(module, "cfg", None)
@@ -67,12 +78,12 @@ def describe(module: nn.Module, tokenizer: Any = None) -> LoadedModel:
         n_layers=_first(config, "num_hidden_layers", "n_layers") or 0,
         d_model=_first(config, "hidden_size", "d_model") or 0,
         vocabulary=_first(config, "vocab_size", "d_vocab") or 0,
-        weights_digest=_digest(module),
+        weights_digest=_digest(module, keys.missing),
         tokenizer_digest=_files_digest(tokenizer_files(tokenizer)) if tokenizer is not None else None,
         bos_token=getattr(tokenizer, "bos_token_id", None),
         special_tokens=tuple(sorted(set(getattr(tokenizer, "all_special_ids", ())))),
     )
-    return LoadedModel(module, tokenizer, info, _first(config, "max_position_embeddings", "n_ctx"))
+    return LoadedModel(module, tokenizer, info, _first(config, "max_position_embeddings", "n_ctx"), name, keys)
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
@@ -81,6 +92,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
         return {}
     with tempfile.TemporaryDirectory() as name:
         tokenizer.save_pretrained(name)
+        mend_auto_map(Path(name) / "tokenizer_config.json")
         return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir()) if path.is_file()}
 
 
@@ -118,10 +130,11 @@ def _download(source: ModelSource) -> Path:
     import httpx
     import huggingface_hub
 
+    wanted = [*_WANTED_FILES, *(["*.py"] if source.trust_remote_code else [])]
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                source.name, revision=source.revision, allow_patterns=list(_WANTED_FILES), tqdm_class=None
+                source.name, revision=source.revision, allow_patterns=wanted, tqdm_class=None
             )
         )
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
@@ -133,26 +146,73 @@ def _download(source: ModelSource) -> Path:
         ) from error
 
 
-def _class(config: Any, name: str) -> Any:
+def _module(source: ModelSource, folder: Path, weights: list[Path], device: str) -> tuple[nn.Module, Keys]:
+    """The model in memory, and where the keys of its checkpoint differ from its own."""
+    import transformers
+
+    spread = {"device_map": "auto"} if device == "auto" else {}
+    if spread and not transformers.utils.is_accelerate_available():
+        raise ModelError("device auto needs the package accelerate; pip install accelerate, or name a device")
+    options = {"trust_remote_code": source.trust_remote_code, "output_loading_info": True, "use_safetensors": True}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
+        module, found = _class(config, source).from_pretrained(
+            folder, dtype=getattr(torch, source.dtype), ignore_mismatched_sizes=True, **options, **spread
+        )
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"model {source.name!r} needs a package that is not here: {str(error).strip()}") from error
+    except Exception as error:  # a config from anywhere, or code of the model's own
+        if asks_trust(error):
+            raise needs_code(source.name, "architecture") from error
+        raise ModelError(f"model {source.name!r} cannot be loaded from {folder}: {_told(error)}") from error
+    if found.get("error_msgs"):
+        raise ModelError(f"model {source.name!r} cannot be loaded from {folder}: {'; '.join(found['error_msgs'])}")
+    _check_sizes(source.name, found["mismatched_keys"])
+    missing, unexpected = (tuple(sorted(found[kind])) for kind in ("missing_keys", "unexpected_keys"))
+    return module, Keys(missing, unexpected, constants(weights, unexpected))
+
+
+def _told(error: Exception) -> str:
+    """The error, with its kind where the text alone says little."""
+    text = str(error).strip()
+    return (
+        text if isinstance(error, (OSError, ValueError, RuntimeError)) and text else f"{type(error).__name__}: {text}"
+    )
+
+
+def _check_sizes(name: str, mismatched: Any) -> None:
+    """Raises ModelError where parameters in the file have other shapes than the config says."""
+    lines = [f"{key} is {list(there)}, wanted {list(wanted)}" for key, there, wanted in sorted(mismatched)]
+    if lines:
+        more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+        raise ModelError(
+            f"model {name!r}: parameters in its checkpoint are not of the shapes that its config.json says: "
+            f"{'; '.join(lines[:3])}{more}. The two are of different models; get the config.json of this one"
+        )
+
+
+def _class(config: Any, source: ModelSource) -> Any:
+    """The class that loads the model: the one its config names, or that of its own code where it is trusted."""
     import transformers
 
     names = list(getattr(config, "architectures", None) or ())
+    custom = {auto: str(one).rpartition(".")[2] for auto, one in (getattr(config, "auto_map", None) or {}).items()}
+    autos = [auto for auto in custom if auto.startswith("AutoModel") and hasattr(transformers, auto)]
+    if source.trust_remote_code and autos:
+        # First the one that gives the class named, then one with a head for the next token.
+        autos.sort(key=lambda auto: (custom[auto] not in names, auto != "AutoModelForCausalLM", auto))
+        return getattr(transformers, autos[0])
     found = next((getattr(transformers, one) for one in names if hasattr(transformers, one)), None)
+    if found is None and autos:
+        raise needs_code(source.name, "architecture")
     if found is None:
         raise ModelError(
-            f"model {name!r}: its config.json names the architectures {names}, and transformers "
+            f"model {source.name!r}: its config.json names the architectures {names}, and transformers "
             f"{transformers.__version__} has none of them"
         )
     return found
-
-
-def _tokenizer(folder: Path) -> Any:
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a corpus of token ids needs none, and one of text says what is missing
 
 
 def _placed(module: nn.Module, device: str) -> nn.Module:
@@ -169,10 +229,11 @@ def _first(config: Any, *names: str) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
-def _digest(module: nn.Module) -> str:
-    state = blake3()
+def _digest(module: nn.Module, without: Iterable[str] = ()) -> str:
+    """without: parameters that no file gave; their random numbers would differ from one run to the next."""
+    state, left_out = blake3(), set(without)
     for name, value in sorted(module.state_dict().items()):
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and name not in left_out:
             state.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
             state.update(flat.view(torch.uint8).numpy().data)

@@ -20,6 +20,7 @@ FIELDS = {
     "model": "model.name",
     "revision": "model.revision",
     "model_dtype": "model.dtype",
+    "trust_remote_code": "model.trust_remote_code",
     "corpus": "corpus.name",
     "corpus_kind": "corpus.kind",
     "corpus_revision": "corpus.revision",
@@ -84,6 +85,10 @@ ModelDtype = Annotated[
     str | None, typer.Option(help="The model's weights.", rich_help_panel=MODEL, autocompletion=_of("model_dtype"))
 ]
 Revision = Annotated[str | None, typer.Option(help="Of the model on the hub.", rich_help_panel=MODEL)]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL),
+]
 Autocast = Annotated[
     str | None,
     typer.Option(help="Run the forward under autocast.", rich_help_panel=MODEL, autocompletion=_of("autocast")),
@@ -163,6 +168,7 @@ def spec_options(
     tokens: Tokens,
     model_dtype: ModelDtype = None,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     autocast: Autocast = None,
     compiled: Compiled = False,
     batch: Batch = None,

@@ -21,6 +21,7 @@ from actstore.harvesting import command
 from actstore.harvesting.run import Progress
 from actstore.share.verify import verify
 from tests.cli.test_bad_input import refused
+from tests.harvesting.checkpoints import gpt2, saved, with_own_code
 
 Cli = Callable[..., tuple[int, str, str]]
 SITE, OTHER = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
@@ -240,3 +241,46 @@ def test_the_first_line_without_a_terminal_has_a_speed(monkeypatch: pytest.Monke
     assert len(said) == 1
     assert said[0].startswith("13,000/37,000 tokens, 1,000 tokens/s, unit 1/9")
     assert said[0].endswith("24 s left")
+
+
+@pytest.mark.usefixtures("no_question")
+def test_custom_code_is_run_only_when_told(cli: Cli, tmp_path: Path) -> None:
+    """By plan, harvest and extend; with the option it works and is in the plan."""
+    folder, mark, name = tmp_path / tmp_path.name, tmp_path / "ran", "GPT2LMHeadModel"
+    with_own_code(folder, mark, name)
+    (tmp_path / "ids.jsonl").write_text(f'{{"ids": {list(range(50)) * 8}}}\n')
+    given = {"model": str(folder), "corpus": str(tmp_path / "ids.jsonl"), "tokens": "320"}
+    more = ("--token-column", "ids")
+    out, option = tmp_path / "store", "--trust-remote-code"
+    planned = ["actstore", "plan", *words(out, *more, **given)[4:]]
+    refused(cli(*planned), "custom code", option)
+    refused(cli(*words(out, *more, **given)), "custom code", option)
+    refused(cli(*words(out, option)), "has no code of its own")
+    assert not mark.exists()
+    assert not out.exists()
+    code, _, err = cli(*planned, option)
+    assert code == 0, err
+    assert mark.exists()
+    code, _, err = cli(*words(out, *more, option, **given))
+    assert code == 0, err
+    assert actstore.open(str(out)).manifest.spec.model.trust_remote_code
+    refused(cli("actstore", "extend", str(out), "--sites", OTHER), str(out), option)
+    code, _, err = cli("actstore", "extend", str(out), "--sites", OTHER, option)
+    assert code == 0, err
+    assert actstore.open(str(out)).sites == (SITE, OTHER)
+
+
+def test_keys_that_do_not_matter_are_told_and_those_that_do_refused(cli: Cli, tmp_path: Path) -> None:
+    """By plan and harvest alike."""
+    saved(gpt2(), tmp_path / "m", lambda state: {key: value for key, value in state.items() if ".h.1.mlp." not in key})
+    (tmp_path / "ids.jsonl").write_text(f'{{"ids": {list(range(50)) * 8}}}\n')
+    given = {"model": str(tmp_path / "m"), "corpus": str(tmp_path / "ids.jsonl"), "tokens": "320"}
+    more = ("--token-column", "ids")
+    harvest = words(tmp_path / "store", *more, **given)
+    for there in (["actstore", "plan", *harvest[4:]], harvest):
+        at = there.index(SITE)
+        refused(cli(*there[:at], OTHER, *there[at + 1 :]), "lacks 4 weights", "transformer.h.1.mlp.c_fc.bias")
+        code, _, err = cli(*there)
+        assert code == 0, err
+        assert "note: the checkpoint of" in err
+        assert "transformer.h.1.mlp.c_fc.bias" in err.replace("\n", "")

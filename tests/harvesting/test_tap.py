@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from actstore.errors import ModelError, SiteError
-from actstore.harvesting.models import LoadedModel, describe, load_model
+from actstore.harvesting.models import BUILTIN, LoadedModel, describe, load_model
 from actstore.harvesting.tap import HookTap, open_tap
 from schemas.source import ModelSource
 
@@ -242,14 +243,15 @@ def test_models_by_name() -> None:
         ("builtin:huge", "builtin:mini, builtin:tiny"),
         ("/no/such/folder", "there is no such folder"),
         ("{empty}", "no config.json"),
-        ("{strange}", "transformers"),
-        ("{broken}", "cannot be loaded"),
+        ("{strange}", "NoSuchModel"),
+        ("{broken}", "no model.safetensors"),
     ],
 )
 def test_models_that_cannot_be_loaded_are_named(name: str, says: str, tmp_path: Any) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "config.json").write_text('{"model_type": "gpt2", "architectures": ["NoSuchModel"]}')
+    shutil.copy(BUILTIN / "mini" / "model.safetensors", tmp_path / "strange")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
     where = name.format(**{one: tmp_path / one for one in ("empty", "strange", "broken")})

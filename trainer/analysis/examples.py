@@ -56,7 +56,14 @@ def widest(firings: Tensor, rows: Tensor, n: int, low: float = LOW, high: float 
 
 
 def compute_examples(
-    sae: TrainedSae, store: Store, firings: Tensor, rows: Tensor, n_latents: int, n_contexts: int = 6
+    sae: TrainedSae,
+    store: Store,
+    firings: Tensor,
+    rows: Tensor,
+    n_latents: int,
+    n_contexts: int = 6,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[Example]:
     """Examples from the held-out rows (training rows where there are none)."""
     latents = widest(firings, rows, n_latents)
@@ -66,7 +73,7 @@ def compute_examples(
     frequency = firings.sum(dim=0).double() / rows.sum()
     shares = layer_shares(firings, rows)
     width = spread(shares)
-    text = _Text(store)
+    text = _Text(store, trust=trust_remote_code)
     out = []
     for j, latent in enumerate(latents.tolist()):
         contexts = [
@@ -120,8 +127,8 @@ def _best(values: Tensor, n: int) -> list[tuple[float, int, int]]:
 class _Text:
     """Decodes the tokens around a row."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._tokenizer = store, store.tokenizer()
+    def __init__(self, store: Store, *, trust: bool) -> None:
+        self._store, self._tokenizer = store, store.tokenizer(trust_remote_code=trust)
 
     def context(self, value: float, site: str, row: int) -> Context:
         if not self._store.manifest.has_tokens:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.options import AsJson, Device, one_of
+from actstore.options import AsJson, Device, TrustAgain, one_of
 
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
@@ -39,6 +39,7 @@ def eval_command(
         ),
     ] = None,
     sequences: Annotated[int, typer.Option(metavar="N", help="Held-out sequences for CE and KL.")] = 64,
+    trust_remote_code: TrustAgain = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -56,6 +57,8 @@ def eval_command(
 
     if split not in {"held_out", "train"}:
         raise TrainerError(f"--split {split}: wanted held_out or train")
+    if trust_remote_code and not ce and model is None:
+        raise TrainerError("--trust-remote-code: no model is run; leave it out, or add --ce")
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
@@ -71,7 +74,8 @@ def eval_command(
                 from trainer.evaluate.model import model_metrics
 
                 bar.update(task, description=f"language model, {run}", completed=0)
-                record = on_rows.with_model(record, model_metrics(sae, opened, model, sequences, device, tick))
+                found = model_metrics(sae, opened, model, sequences, device, tick, trust_remote_code=trust_remote_code)
+                record = on_rows.with_model(record, found)
         on_rows.write(run, record, firings)
         if record.model and record.filter is not None:
             typer.echo(

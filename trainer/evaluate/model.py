@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actstore.harvesting.checkpoint import confirm_code
 from actstore.harvesting.models import LoadedModel, load_model
+from actstore.harvesting.weights import check_whole
 from actstore.store import Store
 from schemas.records import ModelMetrics
 from schemas.source import ModelSource
@@ -39,10 +41,15 @@ def model_metrics(
     n_sequences: int = 64,
     device: str = "cpu",
     tick: Callable[[int, int], None] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[ModelMetrics, ...]:
     """Metrics of every site over the first held-out sequences; `model` overrides the store's own.
 
-    Raises RunError where the model's weights are not those that were harvested, or are not known.
+    trust_remote_code: run code that comes with the model; a store that says so has it asked again.
+
+    Raises RunError where the model's weights are not those that were harvested, or are not known, and ModelError where
+    the model cannot be loaded as a whole.
     """
     if store.manifest.imported is not None:
         raise RunError(
@@ -50,9 +57,13 @@ def model_metrics(
             "what an SAE does to a model is measured on a store that was harvested (leave out --ce and --model)"
         )
     source = store.manifest.spec.model
-    loaded = load_model(source if model is None else ModelSource(name=model, dtype=source.dtype), device)
+    if model is None:
+        confirm_code(source, trust_remote_code, store.url)
+    else:
+        source = ModelSource(name=model, dtype=source.dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(source, device)
     if loaded.info.weights_digest != store.manifest.model.weights_digest:
-        raise RunError(f"{model or source.name}: its weights are not those that {store.url} was harvested from")
+        raise RunError(f"{source.name}: its weights are not those that {store.url} was harvested from")
     bridge = bridge_of(loaded)
     tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
     kept = special_mask(tokens, store)
@@ -65,9 +76,13 @@ def model_metrics(
 
 
 def bridge_of(loaded: LoadedModel) -> Any:
-    """A TransformerBridge over the loaded module (unprocessed weights, eager attention as TransformerLens needs it)."""
+    """A TransformerBridge over the loaded module (unprocessed weights, eager attention as TransformerLens needs it).
+
+    Raises ModelError where any of its weights, the head's included, did not come from the checkpoint.
+    """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+    check_whole(loaded)
     module: Any = loaded.module
     module.set_attn_implementation("eager")
     return build_bridge_from_module(module, type(module).__name__, hf_config=module.config)

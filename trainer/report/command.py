@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from actstore.options import TrustAgain
+
 
 def report_command(
     runs: Annotated[
@@ -17,6 +19,7 @@ def report_command(
     ] = None,
     latents: Annotated[int, typer.Option(metavar="N", help="Latents shown with their contexts.")] = 12,
     title: Annotated[str, typer.Option(metavar="TEXT", help="Of the page.")] = "Sparse autoencoders across layers",
+    trust_remote_code: TrustAgain = False,
 ) -> None:
     """One self-contained page about one or more runs."""
     from rich.console import Console
@@ -26,5 +29,5 @@ def report_command(
 
     keep_freed_memory()
     with Console(stderr=True).status("writing the report"):
-        write_report(runs, out, store, latents, title)
+        write_report(runs, out, store, latents, title, trust_remote_code=trust_remote_code)
     typer.echo(f"report: {out}")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from actstore.format.storage import Storage
+from actstore.harvesting.checkpoint import confirm_code
 from actstore.store import Store
 from actstore.store import open as open_store
 from trainer.analysis import figures
@@ -20,15 +21,24 @@ from trainer.report.tables import model_table, other_stores, reproduce, table
 from trainer.trained import load
 
 
-def write_report(runs: Sequence[str], out: str, store: str | None, n_latents: int, title: str) -> None:
-    """Write the page. Runs that are not evaluated yet are, on held-out rows."""
+def write_report(
+    runs: Sequence[str], out: str, store: str | None, n_latents: int, title: str, *, trust_remote_code: bool = False
+) -> None:
+    """Write the page. Runs that are not evaluated yet are, on held-out rows.
+
+    trust_remote_code: run code that the store keeps with its tokenizer, where the harvest was told so.
+    """
     if not runs:
         raise RunError("which runs? give at least one run folder")
     folder, name = _split(out)
     data = [_evaluated(run, store) for run in runs]
     opened = open_store(store or data[0].record.store)
+    if trust_remote_code:
+        confirm_code(opened.manifest.spec.model, trust_remote_code, opened.url)
     best = min(data, key=_pooled_fvu)
-    examples = compute_examples(load(best.url), opened, best.firings, best.rows, n_latents)
+    examples = compute_examples(
+        load(best.url), opened, best.firings, best.rows, n_latents, trust_remote_code=trust_remote_code
+    )
     text = page(title, _lead(data, opened), _sections(data, opened, best, examples))
     Storage(folder).put(name, text.encode())
 
