@@ -16,9 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 
-from actstore.errors import ModelError
+from actstore.errors import HarvestWarning, ModelError
 from actstore.harvesting.models import LoadedModel
-from actstore.harvesting.run import HarvestWarning
 from actstore.harvesting.tap import Tap, device_of, probe_tokens
 
 _SHOWN = 4

@@ -17,7 +17,7 @@ import transformers
 
 import actstore
 from actstore.errors import ModelError, SpecError
-from actstore.format.storage import Storage
+from actstore.harvesting.checkpoint import stored_tokenizer
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.harvest import extend
 from actstore.harvesting.models import BUILTIN, load_model
@@ -348,15 +348,15 @@ def test_other_files_that_are_pointers(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_is_an_error(name: str, content: str, tmp_path: Path) -> None:
-    """In the model's folder, and in a store."""
+    """In the model's folder, and of a store."""
     folder = Path(shutil.copytree(BUILTIN / "mini", tmp_path / "m"))
     (folder / name).write_text(content)
     assert f"{folder / name} cannot be read" in refused(folder, tmp_path / "out")
     store = harvested(BUILTIN / "mini", tmp_path / "store")
     assert store.tokenizer() is not None
-    Storage(store.url).put(f"tokenizer/{name}", content.encode())
+    kept = {key.rpartition("/")[2]: store.file(key) for key in store.tokenizer_keys()}
     with pytest.raises(ModelError, match=f"{store.url}/tokenizer/{name} cannot be read"):
-        store.tokenizer()
+        stored_tokenizer({**kept, name: content.encode()}, "m", f"{store.url}/tokenizer")
 
 
 def test_a_tokenizer_without_its_vocabulary_is_an_error_and_none_is_none(tmp_path: Path) -> None:

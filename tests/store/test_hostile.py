@@ -20,7 +20,15 @@ from typer.testing import CliRunner
 
 import actstore
 from actstore.cli import app
-from actstore.errors import ActstoreError, CorruptError, NotAStoreError, ObjectError, SpecError, StorageError
+from actstore.errors import (
+    ActstoreError,
+    CorruptError,
+    ModelError,
+    NotAStoreError,
+    ObjectError,
+    SpecError,
+    StorageError,
+)
 from actstore.format import layout as at
 from actstore.format.checks import content_id
 from actstore.format.local import FOLLOW_LINKS
@@ -736,7 +744,7 @@ def test_a_tokenizer_s_code_is_never_run(tmp_path: Path) -> None:
     code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Evil: pass\n"
     files = {"tokenizer_config.json": json.dumps(config).encode(), "evil.py": code.encode()}
     store = make_store(tmp_path / "s", SITES, tokenizer_files=files, **SIZES)
-    with pytest.raises(CorruptError, match="the tokenizer in it cannot be read"):
+    with pytest.raises(ModelError, match="its tokenizer is custom code"):
         store.tokenizer()
     assert not (tmp_path / "ran").exists()
     (tmp_path / "s" / "tokenizer" / "more.json").write_text("{}")  # what no record names is not looked at
