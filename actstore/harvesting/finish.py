@@ -22,6 +22,7 @@ from actstore.harvesting.norms import UnitStats
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
 
+FOLLOWED = "followed-"  # begins the content id of a store that was not finished yet, by its plan's digest
 _COLUMNS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "rows": ("<i4", ()),
     "bytes": ("<i8", ()),
@@ -125,6 +126,14 @@ def content_id(generations: Sequence[Generation]) -> str:
     """blake3 over the digests of the plans and of their units' records, in order of generation."""
     text = "".join(f"{g.plan_digest}{g.units_digest}" for g in generations)
     return blake3(text.encode()).hexdigest()
+
+
+def content_ids(manifest: StoreManifest) -> tuple[str, ...]:
+    """Every content id that a store goes by, newest first: its own, those that it had before each `extend`, and what a
+    stream that followed its first harvest called it."""
+    kept = manifest.generations
+    earlier = (content_id(kept[:n]) for n in range(len(kept) - 1, 0, -1))
+    return (manifest.content_id, *earlier, f"{FOLLOWED}{kept[0].plan_digest}")
 
 
 def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
-from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
+from actstore.harvesting.models import LoadedModel, describe, load_model, place, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block
 from actstore.harvesting.specs import resolve_spec
@@ -125,7 +125,9 @@ def extend(
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     if loaded.info.weights_digest != parent.model.weights_digest:
-        raise ModelError(f"{storage.url}: model {wanted.model.name!r} is not the one harvested: its weights differ")
+        raise ModelError(
+            f"{storage.url}: the model {place(wanted.model.name)} is not the one harvested: its weights differ"
+        )
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
@@ -192,6 +194,6 @@ def _same_corpus(plan: Plan, storage: Storage) -> None:
     before = Plan.model_validate_json(storage.read(at.plan_key()))
     if before.corpus_digest is not None and plan.corpus_digest != before.corpus_digest:
         raise CorpusError(
-            f"{storage.url}: corpus {plan.spec.corpus.name!r} is not what it was when the store was harvested "
+            f"{storage.url}: the corpus {place(plan.spec.corpus.name)} is not what it was when the store was harvested "
             "(files were added, removed or changed); more tokens must come from the same corpus"
         )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from actstore.errors import NotAStoreError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
+from actstore.harvesting.finish import FOLLOWED
 from actstore.harvesting.norms import UnitStats
 from actstore.store import Store
 from schemas.harvest import Plan
@@ -135,7 +136,7 @@ class FollowedStore(Store):
             units_digest=f"followed {digest}",
         )
         return StoreManifest(
-            content_id=f"followed-{digest}",
+            content_id=f"{FOLLOWED}{digest}",
             spec=plan.spec,
             sites=plan.sites,
             layout=layout,

@@ -17,6 +17,7 @@ from trainer.evaluate.rows import blocks, holds_out, rows_of
 from trainer.saes.build import latents_of, raise_thresholds
 from trainer.saes.ops import Rows
 from trainer.saes.topk import TopKSae
+from trainer.stores import check_fits
 from trainer.trained import TrainedSae
 from trainer.training.calibration import ROWS, SPARES, Levels, wanted_l0
 
@@ -84,9 +85,7 @@ def write(run: str, sae: TrainedSae, l0: float) -> None:
 
 def _rows(sae: TrainedSae, store: Store, all_rows: bool) -> Iterator[Rows]:
     """Rows spread over the store's held-out units, or over all where there are none, as the SAE sees them."""
-    missing = [site for site in sae.sites if site not in store.sites]
-    if missing:
-        raise RunError(f"{store.url}: it has no site {', '.join(missing)} of this SAE; use the store it is from")
+    check_fits(sae.record, store)
     ids = rows_of(sae, store, "held_out" if holds_out(sae, store, all_rows) else None, all_rows)
     wanted = ROWS if sae.of_all_sites else -(-ROWS // len(sae.sites))
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), wanted)).astype(np.int64))]

@@ -48,10 +48,10 @@ def eval_command(
 
     from actstore.allocator import keep_freed_memory
     from actstore.harvesting.specs import parse_count
-    from actstore.store import open as open_store
     from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
     from trainer.evaluate.calibrate import asked_l0, off_target
+    from trainer.stores import store_of
     from trainer.trained import load
 
     if split not in {"held_out", "train"}:
@@ -59,9 +59,9 @@ def eval_command(
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
-        if not (store or sae.record.store):
-            raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
-        opened = open_store(store or sae.record.store)
+        opened, note = store_of(run, sae.record, store)
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
         with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(f"evaluating {run}", total=None)
             tick = _tick(bar, task)
@@ -102,9 +102,9 @@ def calibrate_command(
     """Set the thresholds of trained SAEs so that held-out rows have the wanted L0. Training ends with this; it is for
     imported SAEs, another store, or another L0."""
     from actstore.allocator import keep_freed_memory
-    from actstore.store import open as open_store
     from trainer.errors import TrainerError
     from trainer.evaluate.calibrate import calibrate, write
+    from trainer.stores import store_of
     from trainer.trained import load
 
     if l0 is not None and not l0 > 0:
@@ -112,9 +112,10 @@ def calibrate_command(
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
-        if not (store or sae.record.store):
-            raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
-        found = calibrate(sae, open_store(store or sae.record.store), l0, all_rows)
+        opened, note = store_of(run, sae.record, store)
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
+        found = calibrate(sae, opened, l0, all_rows)
         write(run, sae, found)
         typer.echo(f"{run}: thresholds set for an L0 of {found:g}; next: trainer eval {run}")
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actstore.harvesting.models import LoadedModel, load_model
+from actstore.harvesting.models import LoadedModel, load_model, place
 from actstore.store import Store
 from schemas.records import ModelMetrics
 from schemas.source import ModelSource
@@ -52,7 +52,10 @@ def model_metrics(
     source = store.manifest.spec.model
     loaded = load_model(source if model is None else ModelSource(name=model, dtype=source.dtype), device)
     if loaded.info.weights_digest != store.manifest.model.weights_digest:
-        raise RunError(f"{model or source.name}: its weights are not those that {store.url} was harvested from")
+        raise RunError(
+            f"{place(model or source.name)}: its weights are not those that {store.url} was harvested from; say where "
+            "the model lies with --model"
+        )
     bridge = bridge_of(loaded)
     tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
     kept = special_mask(tokens, store)

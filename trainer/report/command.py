@@ -26,5 +26,7 @@ def report_command(
 
     keep_freed_memory()
     with Console(stderr=True).status("writing the report"):
-        write_report(runs, out, store, latents, title)
+        notes = write_report(runs, out, store, latents, title)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"report: {out}")

@@ -18,6 +18,7 @@ from schemas.records import RunRecord
 from schemas.train import TrainSpec
 from trainer.errors import RunError
 from trainer.saes.build import Sae, build
+from trainer.stores import ORIGIN, check_same, origin_of
 from trainer.training import checkpoint
 from trainer.training.calibration import Result, calibrate
 from trainer.training.journal import Journal, Sinks
@@ -40,8 +41,9 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
     storage = Storage(url)
     if storage.exists("spec.json"):
         there = TrainSpec.model_validate_json(storage.read("spec.json"))
-        if there != spec:
-            differing = "; ".join(differences(spec, there))
+        same = there.model_copy(update={"store": spec.store})  # stores are told apart by content id, not by URL
+        if same != spec:
+            differing = "; ".join(differences(spec, same))
             raise RunError(
                 f"{url}: a run with another spec is there ({differing}); choose another --out, or give what it has"
             )
@@ -76,6 +78,8 @@ def train_group(
     stop = Stop() if stop is None else stop
     lead = together is None or together.world.lead
     storages = {url: prepare(url, spec, resume) if lead else Storage(url) for url, spec in specs.items()}
+    for storage in storages.values() if lead else ():
+        check_same(storage, store)
     shared = shared_stream(next(iter(specs.values())))
     parts = of_one_store(store, shared, storages, last_steps(storages)) if lead else []
     rank, size = (0, 1) if together is None else together.part
@@ -97,10 +101,17 @@ def train_group(
             runs = [_run(stream, specs[url], storages[url], start, device, together) for url, start in starts.items()]
             if lead:
                 for run in runs:  # only now: a spec that cannot be used leaves nothing behind
-                    run.storage.put("spec.json", run.spec.to_json().encode())
+                    _say_what_it_is(run, stream.store)
             _begin(stream, runs, starts, together)
             _train(stream, runs, report if lead else None, sinks if lead else None, stop)
     return list(specs)
+
+
+def _say_what_it_is(run: Run, store: Store) -> None:
+    """The run's spec and its store, in its folder."""
+    origin = origin_of(store, run.storage.url)
+    run.storage.put(ORIGIN, origin.to_json().encode())
+    run.storage.put("spec.json", run.spec.model_copy(update={"store": origin.store}).to_json().encode())
 
 
 def _begin(stream: Stream, runs: Sequence[Run], starts: dict[str, int], together: Together | None) -> None:
@@ -172,8 +183,7 @@ def _save(stream: Stream, run: Run, result: Sae) -> None:
         rescale=run.spec.stream.rescale,
         center=learner.mean is not None,
         filter=run.spec.stream.filter,
-        store=store.url,
-        content_id=store.manifest.content_id,
+        **origin_of(store, run.storage.url).model_dump(),
         model=store.manifest.spec.model.name,
         name=run.spec.name,
         steps=learner.step,
