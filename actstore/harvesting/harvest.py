@@ -12,6 +12,7 @@ from torch import nn
 from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
+from actstore.harvesting.inert import check_acts
 from actstore.harvesting.models import LoadedModel, describe, load_model, place, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block
@@ -73,6 +74,7 @@ def harvest(
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     loaded.check_context(wanted.context)
+    check_acts(wanted, loaded, model, tokens)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)

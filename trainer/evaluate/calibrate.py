@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from trainer.saes.build import latents_of, raise_thresholds
 from trainer.saes.ops import Rows
 from trainer.saes.topk import TopKSae
 from trainer.stores import check_fits
-from trainer.trained import TrainedSae
+from trainer.trained import TrainedSae, load
 from trainer.training.calibration import ROWS, SPARES, Levels, wanted_l0
 
 OFF = 0.1  # of the wanted L0
@@ -57,6 +57,12 @@ def asked_l0(sae: TrainedSae) -> float | None:
     if sae.record.calibrated_l0 is not None:
         return sae.record.calibrated_l0
     return wanted_l0(sae.spec) if sae.record.steps else None
+
+
+def check_filtered(runs: Sequence[str], all_rows: bool) -> None:
+    """Raises RunError where `all_rows` would change nothing: none of the runs was trained with a filter."""
+    if all_rows and all(load(run).record.filter is None for run in runs):
+        raise RunError(f"--all-rows: no filter left rows out of the training of {', '.join(runs)}; leave it out")
 
 
 def off_target(record: EvalRecord, wanted: float | None) -> str | None:

@@ -12,6 +12,7 @@ from actstore.options import AsJson, Device, one_of
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
 
+SEQUENCES = 64
 AllRows = Annotated[bool, typer.Option("--all-rows", help="Also rows that the run's own filter left out of training.")]
 
 
@@ -38,7 +39,9 @@ def eval_command(
             show_default="the store's",
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(metavar="N", help="Held-out sequences for CE and KL.")] = 64,
+    sequences: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Held-out sequences for CE and KL.", show_default="64")
+    ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -50,12 +53,15 @@ def eval_command(
     from actstore.harvesting.specs import parse_count
     from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
-    from trainer.evaluate.calibrate import asked_l0, off_target
+    from trainer.evaluate.calibrate import asked_l0, check_filtered, off_target
     from trainer.stores import store_of
     from trainer.trained import load
 
     if split not in {"held_out", "train"}:
         raise TrainerError(f"--split {split}: wanted held_out or train")
+    if sequences is not None and not ce and model is None:
+        raise TrainerError("--sequences is of --ce; give that too, or leave it out")
+    check_filtered(runs, all_rows)
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
@@ -71,7 +77,9 @@ def eval_command(
                 from trainer.evaluate.model import model_metrics
 
                 bar.update(task, description=f"language model, {run}", completed=0)
-                record = on_rows.with_model(record, model_metrics(sae, opened, model, sequences, device, tick))
+                record = on_rows.with_model(
+                    record, model_metrics(sae, opened, model, sequences or SEQUENCES, device, tick)
+                )
         on_rows.write(run, record, firings)
         if record.model and record.filter is not None:
             typer.echo(
@@ -103,12 +111,13 @@ def calibrate_command(
     imported SAEs, another store, or another L0."""
     from actstore.allocator import keep_freed_memory
     from trainer.errors import TrainerError
-    from trainer.evaluate.calibrate import calibrate, write
+    from trainer.evaluate.calibrate import calibrate, check_filtered, write
     from trainer.stores import store_of
     from trainer.trained import load
 
     if l0 is not None and not l0 > 0:
         raise TrainerError(f"--l0 {l0:g}: wanted a number above 0")
+    check_filtered(runs, all_rows)
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)

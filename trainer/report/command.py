@@ -15,7 +15,7 @@ def report_command(
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="The store.", show_default="the one the runs were trained from")
     ] = None,
-    latents: Annotated[int, typer.Option(metavar="N", help="Latents shown with their contexts.")] = 12,
+    latents: Annotated[int, typer.Option(metavar="N", min=0, help="Latents shown with their contexts.")] = 12,
     title: Annotated[str, typer.Option(metavar="TEXT", help="Of the page.")] = "Sparse autoencoders across layers",
 ) -> None:
     """One self-contained page about one or more runs."""

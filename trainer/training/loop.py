@@ -21,6 +21,7 @@ from trainer.saes.build import Sae, build
 from trainer.stores import ORIGIN, check_same, origin_of
 from trainer.training import checkpoint
 from trainer.training.calibration import Result, calibrate
+from trainer.training.inert import check_acts
 from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Learner
 from trainer.training.scaling import layer_norms, scaling
@@ -153,6 +154,7 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.targets or stream.sites])
     norms = layer_norms(store, stream.sites, factors)
     steps, place = n_steps(spec, stream), torch.device(device)
+    check_acts(spec, len(stream.sites), steps)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
 

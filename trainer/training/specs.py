@@ -98,6 +98,8 @@ def _placed(raw: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, An
     if any(path in given for path in (*WEIGHTS, TARGET)):  # an option replaces what the file says of the same
         for path in (*WEIGHTS, TARGET):
             sae.pop(path.removeprefix("sae."), None)
+    if "sae.expansion" in given:
+        sae.pop("n_latents", None)
     placed = {**settled, **{paths[path]: value for path, value in given.items()}}
     return placed, {paths[path]: OPTIONS[path] for path in given if path in OPTIONS}
 
