@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from actstore.errors import SpecError
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.planning import UNITS_IN_FLIGHT
@@ -39,8 +38,6 @@ def make_plan(feed: Feed, model: str, stored: Mapping[str, Any]) -> Plan:
             "batch": max(1, min(BATCH_BYTES, memory // 8) // (feed.context * row_bytes)),
         }
     )
-    if spec.unit_sequences is not None and "memory" in stored and memory != HarvestSpec.model_fields["memory"].default:
-        raise SpecError("memory plans the size of units, and unit_sequences gives it; leave one of them out")
     layout = at.plan_layout(
         spec.tokens, spec.context, max(site.d for site in feed.sites) * numpy_dtype(spec.dtype).itemsize,
         buffer_bytes(feed.sites, spec.dtype), spec.memory, UNITS_IN_FLIGHT, spec.unit_sequences, spec.chunk_rows,

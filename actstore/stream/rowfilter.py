@@ -32,6 +32,7 @@ class NormBounds(NamedTuple):
 
 def check_acts(store: Store, rule: RowFilter) -> None:
     """Raises SpecError where a filter, or a part of it, could leave out no row of a store."""
+    _check_known(store, rule)
     vocabulary, context = store.manifest.model.vocabulary, store.layout.context
     outside = [one for one in (*(rule.tokens or ()), *rule.exclude_tokens) if vocabulary and not 0 <= one < vocabulary]
     for inert, what in (

@@ -39,7 +39,7 @@ def _of_stream(spec: TrainSpec) -> Iterator[str]:
     own = spec.stream
     if own.dtype != StreamSpec().dtype:
         yield (
-            f"stream.dtype {own.dtype} does nothing in training, which reads float32; precision: bfloat16 computes in it"
+            f"stream.dtype {own.dtype} does nothing in training, which reads float32; precision: bfloat16 computes so"
         )
     if spec.rows is not None and own.epochs not in {1, None}:
         yield f"stream.epochs ({own.epochs}) does nothing where rows is given; leave one of them out"

@@ -154,7 +154,8 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.targets or stream.sites])
     norms = layer_norms(store, stream.sites, factors)
     steps, place = n_steps(spec, stream), torch.device(device)
-    check_acts(spec, len(stream.sites), steps)
+    if not start:  # what has begun goes on
+        check_acts(spec, len(stream.sites), steps)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
 
