@@ -48,6 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         ({"stream": {"epochs": None}, "rows": None}, "stream.epochs: null is for ever"),
         ({"optimiser": {"sparsity_warmup": 0.5}}, "sparsity_warmup is of a penalty, and topk has none"),
         ({"optimiser": {"sparsity_decay": 0.5}}, "sparsity_decay is of a penalty, and topk has none"),
+        ({"sae": RELU, "kernels": "triton"}, "kernels: triton is of topk, batch_topk and matryoshka"),
         ({"resample": {"every": 512}}, "resample.every is 512 rows, and the run has 512"),
         ({"sae": {"kind": "transcoder", "inner": {**TOPK, "aux_k": 4}},
           "stream": {"mode": "pairs", "sites": SITE, "targets": "blocks.1.*"}}, "aux_k does nothing"),

@@ -53,6 +53,8 @@ def _of_training(spec: TrainSpec, steps: int) -> Iterator[str]:
         for name in ("sparsity_warmup", "sparsity_decay"):
             if getattr(plan, name) != getattr(usual, name):
                 yield f"{name} is of a penalty, and {inner.kind} has none; leave it out"
+    elif spec.kernels != "eager":
+        yield f"kernels: {spec.kernels} is of topk, batch_topk and matryoshka, and {inner.kind} uses none; leave it out"
     if spec.resample is not None and -(-spec.resample.every // spec.stream.batch) >= steps:
         yield (
             f"resample.every is {spec.resample.every:,} rows, and the run has {steps * spec.stream.batch:,}: nothing "

@@ -17,6 +17,7 @@ from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
 from trainer.errors import RunError
+from trainer.kernels.device import usable
 from trainer.saes.build import Sae, build
 from trainer.stores import ORIGIN, check_same, origin_of
 from trainer.training import checkpoint
@@ -153,7 +154,7 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     factors, out = scaling(stream, spec.stream, sae.b_dec)
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.targets or stream.sites])
     norms = layer_norms(store, stream.sites, factors)
-    steps, place = n_steps(spec, stream), torch.device(device)
+    steps, place = n_steps(spec, stream), usable(device)
     if not start:  # what has begun goes on
         check_acts(spec, len(stream.sites), steps)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
