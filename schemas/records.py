@@ -77,7 +77,7 @@ class EvalRecord(Schema):
 
     run: str
     name: str | None = None
-    store: str
+    store: str = Field(description="URL of the store it was evaluated on, absolute")
     content_id: str
     split: str
     filter: RowFilter | None = Field(default=None, description="of the rows, as in training; None: all rows")
@@ -103,6 +103,14 @@ class BenchRecord(Schema):
     ratio: float
 
 
+class StoreOrigin(Schema):
+    """`store.json` of a run: which store it is of, and where that lay. Training writes it when it begins."""
+
+    store: str = Field(description="its URL, absolute")
+    store_path: str | None = Field(default=None, description="from the run's folder, where both are local")
+    content_id: str
+
+
 class RunRecord(Schema):
     """`sae.json` of a run: what its weights are, and what they were trained on.
 
@@ -119,7 +127,8 @@ class RunRecord(Schema):
     rescale: Rescale
     center: bool
     filter: RowFilter | None = Field(default=None, description="of the rows it was trained on; None: all rows")
-    store: str
+    store: str = Field(description="its URL, absolute; empty: imported without one")
+    store_path: str | None = Field(default=None, description="of the store from the run's folder, where both are local")
     content_id: str
     model: str
     name: str | None = Field(default=None, description="what tables and reports call it; None: the name of its folder")

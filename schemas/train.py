@@ -98,4 +98,6 @@ class SweepSpec(Schema):
     def _one(self) -> SweepSpec:
         if bool(self.grid) == bool(self.runs):
             raise ValueError("a sweep needs either `grid` or `runs`")
+        if empty := [path for path, values in self.grid.items() if not values]:
+            raise ValueError(f"grid: {empty[0]} has no values, so there would be no runs; give some, or leave it out")
         return self

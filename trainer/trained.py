@@ -17,6 +17,7 @@ from actstore.notebook import table
 from actstore.validation import validated_json
 from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
+from trainer.kernels.device import usable
 from trainer.saes.build import Sae
 from trainer.saes.crosscoder import CrosscoderSae
 from trainer.saes.ops import of_layer
@@ -110,7 +111,8 @@ class TrainedSae:
         return self.sae.W_dec.device
 
     def to(self, device: str | torch.device) -> TrainedSae:
-        """Move to a device, in place."""
+        """Move to a device, in place. Raises KernelError where there is none of that name."""
+        device = usable(device)
         self.sae.to(device)
         self.scale = self.scale.to(device)
         self.mean = None if self.mean is None else self.mean.to(device)

@@ -28,6 +28,7 @@ from actstore.format.layout import unit_permutation
 from actstore.format.shard import ShardCodec
 from actstore.harvesting.extent import corpus_estimate, filled
 from actstore.harvesting.finish import object_record
+from actstore.harvesting.inert import check_acts
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
@@ -86,6 +87,7 @@ def estimate(
     wanted = resolve_spec(spec, model, tokens)
     loaded = load_model(wanted.model, device) if model is None else describe(model, tokenizer)
     loaded.check_context(wanted.context)
+    check_acts(wanted, loaded, model, tokens)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
     check_known(separator_token(source), loaded.info.vocabulary)
     source.seek(None)

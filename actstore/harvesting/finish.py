@@ -24,6 +24,8 @@ from actstore.harvesting.norms import UnitStats
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
 
+FOLLOWED = "followed-"  # begins the content id of a store that was not finished yet, by its plan's digest
+
 
 class Columns(NamedTuple):
     """Scalars of all units: int32 [n], int64 [n], uint8 [n, 32], float64 [n, sites, 2, 5]."""
@@ -119,6 +121,14 @@ def object_record(data: Buffers) -> ObjectRecord:
     for part in parts:
         digest.update(part)
     return ObjectRecord(bytes=sum(len(part) for part in parts), digest=digest.hexdigest())
+
+
+def content_ids(manifest: StoreManifest) -> tuple[str, ...]:
+    """Every content id that a store goes by, newest first: its own, those that it had before each `extend`, and what a
+    stream that followed its first harvest called it."""
+    kept = manifest.generations
+    earlier = (content_id(kept[:n]) for n in range(len(kept) - 1, 0, -1))
+    return (manifest.content_id, *earlier, f"{FOLLOWED}{kept[0].plan_digest}")
 
 
 def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) -> None:

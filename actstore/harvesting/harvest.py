@@ -16,7 +16,8 @@ from actstore.format.records import read_record
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting.checkpoint import confirm_code
-from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
+from actstore.harvesting.inert import check_acts
+from actstore.harvesting.models import LoadedModel, describe, load_model, place, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import Progress, Report, Run, first_block
 from actstore.harvesting.specs import resolve_spec
@@ -78,6 +79,7 @@ def harvest(
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     loaded.check_context(wanted.context)
+    check_acts(wanted, loaded, model, tokens)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
@@ -132,7 +134,9 @@ def extend(
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     if loaded.info.weights_digest != parent.model.weights_digest:
-        raise ModelError(f"{storage.url}: model {wanted.model.name!r} is not the one harvested: its weights differ")
+        raise ModelError(
+            f"{storage.url}: the model {place(wanted.model.name)} is not the one harvested: its weights differ"
+        )
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
@@ -205,6 +209,6 @@ def _same_corpus(plan: Plan, storage: Storage) -> None:
     before = read_plan(storage)
     if before.corpus_digest is not None and plan.corpus_digest != before.corpus_digest:
         raise CorpusError(
-            f"{storage.url}: corpus {plan.spec.corpus.name!r} is not what it was when the store was harvested "
+            f"{storage.url}: the corpus {place(plan.spec.corpus.name)} is not what it was when the store was harvested "
             "(files were added, removed or changed); more tokens must come from the same corpus"
         )

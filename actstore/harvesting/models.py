@@ -96,9 +96,21 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir()) if path.is_file()}
 
 
+def place(name: str) -> str:
+    """A model's or a corpus' name and, where a path on this machine has it, that path as a whole: it is looked up from
+    the current folder."""
+    path = Path(name).expanduser()
+    return f"{name} ({path.absolute()})" if path.exists() and not path.is_absolute() else name
+
+
 def _folder(source: ModelSource) -> Path:
     """Where the model's files lie, after a download where it is a hub name."""
     name = source.name
+    here = Path(name).expanduser().is_dir()
+    if source.revision is not None and (name.startswith("builtin:") or here):
+        raise ModelError(
+            f"revision {source.revision!r} is of a model on the hub, and {place(name)} is none; leave it out"
+        )
     if name.startswith("builtin:"):
         folder = BUILTIN / name.removeprefix("builtin:")
         if not (folder / "config.json").is_file():

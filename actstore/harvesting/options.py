@@ -200,6 +200,10 @@ def spec_options(
         given["separator"] = int(separator)
     if exclude_tokens:
         given["exclude_tokens"] = read_tokens(exclude_tokens)
+        if not given["exclude_tokens"]:
+            from actstore.errors import SpecError
+
+            raise SpecError(f"--exclude-tokens {exclude_tokens}: no token id is in it; leave the option out")
     values: dict[str, Any] = {"model": {}, "corpus": {}}
     for name, value in given.items():
         if value is not None:

@@ -85,6 +85,9 @@ def table_of_files(plain: Paths, named: Mapping[str, Paths], choice: Choice, tok
     if in_memory and choice.token_key is not None:
         raise SpecError("token_key: the tokens are an array already; leave it out")
     given = [_memory_part("tokens", tokens)] if in_memory else [parts[path] for path, _ in of_tokens]
+    taken = {one.key for one in sites.values()}
+    if unused := [key for key in choice.keys if key not in taken]:
+        raise SpecError(f"--key {unused[0]}: no site is of that array; leave it out")
     table = _checked(Table(sites, _tokens(given, first, choice), ()))
     table = table._replace(left_out=() if choice.keys else _left_out(first[0], table))
     files = [fingerprint(names[path], path) for path in every]

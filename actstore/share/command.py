@@ -18,15 +18,22 @@ def info_command(
     url: Url,
     as_json: AsJson = False,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="How well its streams mix, at several budgets.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="With --shuffle: rows per batch.")] = 4096,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --shuffle: rows per batch.", show_default="4096")
+    ] = None,
 ) -> None:
     """What a store holds: model, corpus, sites, rows, bytes, content id."""
+    from actstore.errors import SpecError
     from actstore.share.info import describe, shuffle_table
     from actstore.store import open as open_store
 
+    if batch is not None and not shuffle:
+        raise SpecError("--batch is of --shuffle; give that too, or leave it out")
+    if as_json and shuffle:
+        raise SpecError("--shuffle prints a table, and --json the manifest; give one of them")
     store = open_store(url)
     if shuffle:
-        print_table(shuffle_table(store, batch))
+        print_table(shuffle_table(store, 4096 if batch is None else batch))
         return
     if as_json:
         typer.echo(store.manifest.to_json(), nl=False)

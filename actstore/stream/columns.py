@@ -77,9 +77,13 @@ def _copies(spec: StreamSpec, sites: tuple[str, ...]) -> tuple[int, ...]:
     """Weights as the smallest integers in their proportion."""
     if spec.weights is None:
         return (1,) * len(sites)
-    weight = dict.fromkeys(sites, Fraction(1))
+    weight, of = dict.fromkeys(sites, Fraction(1)), dict.fromkeys(sites, "")
     for pattern, value in spec.weights.items():
-        weight.update(dict.fromkeys(match_sites([pattern], sites), Fraction(value).limit_denominator(1000)))
+        matched = match_sites([pattern], sites)
+        weight.update(dict.fromkeys(matched, Fraction(value).limit_denominator(1000)))
+        of.update(dict.fromkeys(matched, pattern))
+    if unused := [pattern for pattern in spec.weights if pattern not in of.values()]:
+        raise SpecError(f"weights: {unused[0]!r} does nothing, since later ones give its sites other weights")
     if min(weight.values()) <= 0:
         raise SpecError("weights below 1/2000 cannot be streamed; leave those sites out")
     whole = math.lcm(*(w.denominator for w in weight.values()))

@@ -26,6 +26,7 @@ from actstore.format.manifest import read_plan
 from actstore.format.records import read_record
 from actstore.format.sizes import OTHER_FILE, SMALL_JSON, stats_bytes
 from actstore.format.storage import Storage
+from actstore.harvesting.finish import FOLLOWED
 from actstore.harvesting.norms import UnitStats
 from actstore.store import Store
 from schemas.harvest import Plan
@@ -156,7 +157,7 @@ class FollowedStore(Store):
         )
         return StoreManifest(
             format_minor=plan.format_minor,
-            content_id=f"followed-{digest}",
+            content_id=f"{FOLLOWED}{digest}",
             spec=plan.spec,
             sites=plan.sites,
             layout=layout,

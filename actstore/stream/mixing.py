@@ -66,6 +66,8 @@ def window_chunks(mix: Mix, place_bytes: int, spec: StreamSpec) -> int:
     """
     lanes = spec.lanes
     if spec.window_chunks is not None:
+        if spec.memory != StreamSpec().memory:
+            raise SpecError("`memory` plans the windows, and `window_chunks` gives their size; leave one of them out")
         return -(-spec.window_chunks // lanes) * lanes
     most = spec.memory // (2 * place_bytes)
     if most < lanes:

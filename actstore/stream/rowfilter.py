@@ -30,6 +30,25 @@ class NormBounds(NamedTuple):
     high: float
 
 
+def check_acts(store: Store, rule: RowFilter) -> None:
+    """Raises SpecError where a filter, or a part of it, could leave out no row of a store."""
+    _check_known(store, rule)
+    vocabulary, context = store.manifest.model.vocabulary, store.layout.context
+    outside = [one for one in (*(rule.tokens or ()), *rule.exclude_tokens) if vocabulary and not 0 <= one < vocabulary]
+    for inert, what in (
+        (rule == RowFilter(), "it is empty; leave it out"),
+        (bool(outside), f"token {', '.join(map(str, outside[:1]))} is none of the model's {vocabulary:,}"),
+        (rule.positions is not None and rule.positions[0] == 0 and rule.positions[1] >= context,
+         f"positions {list(rule.positions or ())} are all of a context of {context}"),
+        (any(one.low == 0 and one.high == 1 and one.medians is None for one in rule.norms),
+         "an entry of norms has no bound; give low, high or medians"),
+        (rule.tokens is not None and bool(rule.exclude_tokens) and not {*rule.tokens} & {*rule.exclude_tokens},
+         "exclude_tokens has none of tokens, the only ones that are kept"),
+    ):  # fmt: skip
+        if inert:
+            raise SpecError(f"{store.url}: the filter, or a part of it, does nothing: {what}")
+
+
 def kept_rows(store: Store, rule: RowFilter, units: NDArray[np.int64], sites: tuple[str, ...]) -> Kept:
     """The rows of some units that a filter keeps; `sites` are the streamed ones.
 

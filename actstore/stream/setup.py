@@ -15,7 +15,7 @@ from actstore.stream.feed import Plan
 from actstore.stream.follow import FollowedStore
 from actstore.stream.mixing import Mix, window_chunks
 from actstore.stream.order import Order
-from actstore.stream.rowfilter import kept_rows
+from actstore.stream.rowfilter import check_acts, kept_rows
 from actstore.validation import validated
 from schemas.stream import StreamSpec, StreamState
 
@@ -45,6 +45,8 @@ def order_of(store: Store, spec: StreamSpec, columns: Columns, value_bytes: int)
         raise SpecError(
             f"{store.url}: there are no {spec.split} rows; a store of fewer than 20 units has none held out"
         )
+    if spec.filter is not None:
+        check_acts(store, spec.filter)
     kept = None if spec.filter is None else kept_rows(store, spec.filter, units, columns.sites)
     # Filtered chunks differ in their numbers of rows, so that sites share places: as far as that, they mix as one.
     mix = Mix(store.layout, len(units), (1,) if kept else columns.copies, followed.group_units if followed else 0)

@@ -101,7 +101,9 @@ def test_a_state_of_another_store_or_spec_is_refused(store: Store, tmp_path: Pat
     other = make_store(tmp_path / "other", n_units=23, unit_sequences=2, seed=1)
     with pytest.raises(SpecError, match="another store"):
         other.stream(spec()).restore(state)
-    store.stream(spec(epochs=7, limit_rows=9, memory=1 << 29)).restore(state)  # none of these changes a batch
+    store.stream(spec(epochs=7, limit_rows=9)).restore(state)  # neither changes a batch
+    with pytest.raises(SpecError, match="`memory` plans the windows, and `window_chunks` gives their size"):
+        store.stream(spec(memory=1 << 29))
 
 
 def test_ranks_deliver_the_lanes_of_the_same_global_batches(store: Store) -> None:

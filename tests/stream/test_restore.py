@@ -129,7 +129,7 @@ def from_state(store: Store, one: StreamSpec, state: str, rank: int, world: int,
 
 def test_what_changes_no_batch_may_change(store: Store) -> None:
     batches, states = undisturbed(store, spec())
-    more = spec(epochs=3, limit_rows=10**6, memory=1 << 28)
+    more = spec(epochs=3, limit_rows=10**6)
     with store.stream(more) as stream:
         stream.restore(read_again(states[-1]))
         assert stream.state().epoch == 1

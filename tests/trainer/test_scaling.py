@@ -144,16 +144,16 @@ def test_a_transcoders_inputs_are_centred_by_what_they_have_in_common(tmp_path: 
     rng = np.random.default_rng(2)
     codes = (rng.random((N, 48)) < 0.06) * (1 + rng.random((N, 48)))
     x = codes @ rng.standard_normal((48, D))
-    sites = {"near": x, "far": x + 30, "out": np.maximum(x @ rng.standard_normal((D, D)), 0)}
+    out = np.maximum(x @ rng.standard_normal((D, D)), 0)
+    sites = {"near": x, "far": x + 30, "out": out, "farther": x + 60, "out2": 2 * out}
     store = import_activations({name: x.astype(np.float32) for name, x in sites.items()}, str(tmp_path / "store"))
-    pairs = {"mode": "pairs", "targets": ["out"]}
-    for site, inner, centred in (
-        ("near", TOPK, False),
-        ("far", TOPK, True),
-        ("far", {**TOPK, "per_layer_bias": True}, True),
+    for inputs, targets, inner, centred in (
+        (["near"], ["out"], TOPK, False),
+        (["far"], ["out"], TOPK, True),
+        (["far", "farther"], ["out", "out2"], {**TOPK, "per_layer_bias": True}, True),
     ):
-        out = tmp_path / f"{site}{len(inner)}"
-        sae, first = run(store, out, {"kind": "transcoder", "inner": inner}, sites=[site], **pairs)
+        spec = {"kind": "transcoder", "inner": inner}
+        sae, first = run(store, tmp_path / "+".join(inputs), spec, sites=inputs, targets=targets, mode="pairs")
         assert (sae.mean is not None) == centred
         assert first < 1
 

@@ -52,7 +52,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def spec(url: str, **more: Any) -> TrainSpec:
     raw = {
         "store": url,
-        "sae": {"kind": "topk", "k": 2, "expansion": 4, "aux_k": 4},
+        "sae": {"kind": "topk", "k": 2, "expansion": 4, "aux_k": 4, "aux_coefficient": 1 / 32},
         "stream": {"batch": BATCH},
         "optimiser": {"lr": 2e-3},
         "resample": {"every": 20 * BATCH, "times": 2, "silent_rows": BATCH},
@@ -175,17 +175,17 @@ def test_a_signal_before_the_first_step_ends_it_at_once(
         patch.setattr(loop, "initialise", initialise)
         with pytest.raises(Stopped, match="interrupted"):
             train_group(store, {str(run): spec(store.url)}, stop=stop)
-    assert sorted(path.name for path in run.iterdir()) == ["spec.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["spec.json", "store.json"]
     train_group(store, {str(run): spec(store.url)}, resume=True)
     same(run, whole)
 
 
 def test_a_group_of_which_one_run_has_ended(store: Store, tmp_path: Path) -> None:
-    short, long = spec(store.url, rows=20 * BATCH), spec(store.url, seed=4)
+    short, long = spec(store.url, rows=25 * BATCH), spec(store.url, seed=4)
     runs = {str(tmp_path / "cut/short"): short, str(tmp_path / "cut/long"): long}
     with signals() as stop, pytest.raises(Stopped, match="at step 33 of 60"):
         train_group(store, runs, report=at(33), stop=stop)
-    assert [path.name for path in (tmp_path / "cut/short/checkpoints").iterdir()] == ["step-00000020"]
+    assert [path.name for path in (tmp_path / "cut/short/checkpoints").iterdir()] == ["step-00000025"]
     assert [path.name for path in (tmp_path / "cut/long/checkpoints").iterdir()] == ["step-00000033"]
     train_group(store, runs, resume=True)
     whole = {url.replace("cut", "whole"): one for url, one in runs.items()}

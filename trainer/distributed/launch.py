@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[Together | None]:
     """The processes that torchrun started, of which one tells what goes wrong inside; None for one process.
 
-    Raises PeerError for one process that would split a dictionary.
+    Raises PeerError for one process that would split a dictionary, KernelError for a device that it does not have.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         if shard_dictionary:
@@ -27,6 +27,9 @@ def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[Together | N
                 "--shard-dictionary splits it over several processes, and there is one; start them with "
                 "`torchrun --nproc-per-node N -m trainer train ...`"
             )
+        from trainer.kernels.device import usable
+
+        usable(device)
         yield None
         return
     from trainer.distributed.start import Together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from trainer.evaluate.rows import blocks, holds_out, rows_of
 from trainer.saes.build import latents_of, raise_thresholds
 from trainer.saes.ops import Rows
 from trainer.saes.topk import TopKSae
-from trainer.trained import TrainedSae
+from trainer.stores import check_fits
+from trainer.trained import TrainedSae, load
 from trainer.training.calibration import ROWS, SPARES, Levels, wanted_l0
 
 OFF = 0.1  # of the wanted L0
@@ -58,6 +59,12 @@ def asked_l0(sae: TrainedSae) -> float | None:
     return wanted_l0(sae.spec) if sae.record.steps else None
 
 
+def check_filtered(runs: Sequence[str], all_rows: bool) -> None:
+    """Raises RunError where `all_rows` would change nothing: none of the runs was trained with a filter."""
+    if all_rows and all(load(run).record.filter is None for run in runs):
+        raise RunError(f"--all-rows: no filter left rows out of the training of {', '.join(runs)}; leave it out")
+
+
 def off_target(record: EvalRecord, wanted: float | None) -> str | None:
     """A warning where the L0 is more than 10 % off the one that the run's spec asks for."""
     l0 = record.pooled.l0
@@ -84,9 +91,7 @@ def write(run: str, sae: TrainedSae, l0: float) -> None:
 
 def _rows(sae: TrainedSae, store: Store, all_rows: bool) -> Iterator[Rows]:
     """Rows spread over the store's held-out units, or over all where there are none, as the SAE sees them."""
-    missing = [site for site in sae.sites if site not in store.sites]
-    if missing:
-        raise RunError(f"{store.url}: it has no site {', '.join(missing)} of this SAE; use the store it is from")
+    check_fits(sae.record, store)
     ids = rows_of(sae, store, "held_out" if holds_out(sae, store, all_rows) else None, all_rows)
     wanted = ROWS if sae.of_all_sites else -(-ROWS // len(sae.sites))
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), wanted)).astype(np.int64))]

@@ -12,6 +12,7 @@ from actstore.options import AsJson, Device, TrustAgain, one_of
 if TYPE_CHECKING:
     from schemas.records import EvalRecord
 
+SEQUENCES = 64
 AllRows = Annotated[bool, typer.Option("--all-rows", help="Also rows that the run's own filter left out of training.")]
 
 
@@ -38,7 +39,9 @@ def eval_command(
             show_default="the store's",
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(metavar="N", help="Held-out sequences for CE and KL.")] = 64,
+    sequences: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Held-out sequences for CE and KL.", show_default="64")
+    ] = None,
     trust_remote_code: TrustAgain = False,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -49,22 +52,25 @@ def eval_command(
 
     from actstore.allocator import keep_freed_memory
     from actstore.harvesting.specs import parse_count
-    from actstore.store import open as open_store
     from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
-    from trainer.evaluate.calibrate import asked_l0, off_target
+    from trainer.evaluate.calibrate import asked_l0, check_filtered, off_target
+    from trainer.stores import store_of
     from trainer.trained import load
 
     if split not in {"held_out", "train"}:
         raise TrainerError(f"--split {split}: wanted held_out or train")
     if trust_remote_code and not ce and model is None:
         raise TrainerError("--trust-remote-code: no model is run; leave it out, or add --ce")
+    if sequences is not None and not ce and model is None:
+        raise TrainerError("--sequences is of --ce; give that too, or leave it out")
+    check_filtered(runs, all_rows)
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
-        if not (store or sae.record.store):
-            raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
-        opened = open_store(store or sae.record.store)
+        opened, note = store_of(run, sae.record, store)
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
         with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(f"evaluating {run}", total=None)
             tick = _tick(bar, task)
@@ -74,7 +80,9 @@ def eval_command(
                 from trainer.evaluate.model import model_metrics
 
                 bar.update(task, description=f"language model, {run}", completed=0)
-                found = model_metrics(sae, opened, model, sequences, device, tick, trust_remote_code=trust_remote_code)
+                found = model_metrics(
+                    sae, opened, model, sequences or SEQUENCES, device, tick, trust_remote_code=trust_remote_code
+                )
                 record = on_rows.with_model(record, found)
         on_rows.write(run, record, firings)
         if record.model and record.filter is not None:
@@ -106,19 +114,21 @@ def calibrate_command(
     """Set the thresholds of trained SAEs so that held-out rows have the wanted L0. Training ends with this; it is for
     imported SAEs, another store, or another L0."""
     from actstore.allocator import keep_freed_memory
-    from actstore.store import open as open_store
     from trainer.errors import TrainerError
-    from trainer.evaluate.calibrate import calibrate, write
+    from trainer.evaluate.calibrate import calibrate, check_filtered, write
+    from trainer.stores import store_of
     from trainer.trained import load
 
     if l0 is not None and not l0 > 0:
         raise TrainerError(f"--l0 {l0:g}: wanted a number above 0")
+    check_filtered(runs, all_rows)
     keep_freed_memory()
     for run in runs:
         sae = load(run, device=device)
-        if not (store or sae.record.store):
-            raise TrainerError(f"{run}: it was imported without a store; say which one with --store")
-        found = calibrate(sae, open_store(store or sae.record.store), l0, all_rows)
+        opened, note = store_of(run, sae.record, store)
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
+        found = calibrate(sae, opened, l0, all_rows)
         write(run, sae, found)
         typer.echo(f"{run}: thresholds set for an L0 of {found:g}; next: trainer eval {run}")
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from actstore.harvesting.checkpoint import confirm_code
-from actstore.harvesting.models import LoadedModel, load_model
+from actstore.harvesting.models import LoadedModel, load_model, place
 from actstore.harvesting.weights import check_whole
 from actstore.store import Store
 from schemas.records import ModelMetrics
@@ -63,7 +63,10 @@ def model_metrics(
         source = ModelSource(name=model, dtype=source.dtype, trust_remote_code=trust_remote_code)
     loaded = load_model(source, device)
     if loaded.info.weights_digest != store.manifest.model.weights_digest:
-        raise RunError(f"{source.name}: its weights are not those that {store.url} was harvested from")
+        raise RunError(
+            f"{place(source.name)}: its weights are not those that {store.url} was harvested from; say where the model "
+            "lies with --model"
+        )
     bridge = bridge_of(loaded)
     tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
     kept = special_mask(tokens, store)

@@ -19,6 +19,7 @@ from schemas.records import EvalRecord, ModelMetrics
 from schemas.sae import Crosscoder
 from trainer.errors import RunError
 from trainer.evaluate.metrics import LayerSums, layer_sums, pooled
+from trainer.stores import absolute, check_fits
 from trainer.trained import TrainedSae
 
 BLOCK = 4096
@@ -41,11 +42,7 @@ def evaluate(
     inputs, and the figures those of the outputs; a crosscoder's latents fire at all its sites alike. Raises RunError
     where the store does not have the SAE's sites, or no rows of the split.
     """
-    missing = [site for site in (*sae.sites, *sae.record.targets) if site not in store.sites]
-    if missing:
-        raise RunError(
-            f"{store.url}: it has no site {', '.join(missing)} of this SAE; evaluate on the store it is from"
-        )
+    check_fits(sae.record, store)
     rows = rows_of(sae, store, split, all_rows)[:max_rows]
     if not len(rows):
         raise RunError(
@@ -165,7 +162,7 @@ def _record(sae: TrainedSae, store: Store, split: str, sums: list[LayerSums]) ->
     return EvalRecord(
         run=sae.url,
         name=sae.record.name,
-        store=store.url,
+        store=absolute(store.url),
         content_id=store.manifest.content_id,
         split=split,
         rows=pooled.rows,

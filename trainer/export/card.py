@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from schemas.records import EvalRecord, RunRecord
+from trainer import published
 from trainer.analysis.run import rows_of, shown
 from trainer.export.origin import Origin, folder_name
 
@@ -59,7 +60,7 @@ def card(origin: Origin, form: Format) -> str:
     ]
     if origin.manifest is not None:
         spec = origin.manifest.spec
-        facts.insert(1, ("corpus", f"{spec.corpus.name}, contexts of {spec.context} tokens"))
+        facts.insert(1, ("corpus", f"{published.name(spec.corpus.name)}, contexts of {spec.context} tokens"))
     parts = [
         _front_matter(form),
         f"# Sparse autoencoder of {record.model}",

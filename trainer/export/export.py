@@ -23,6 +23,8 @@ def export_run(run: str, out: str, to: str, store: str | None = None, private: b
         raise ExchangeError(f"--to {to}: wanted {' or '.join(FORMATS)}")
     if hub.is_hub(out):
         hub.parse(out)
+    elif private:
+        raise ExchangeError(f"--private is of a new repository on the hub, and {out} is none; leave it out")
     elif not Storage(out).is_empty():
         raise ExistsError(f"{out}: wanted a new or empty folder for the export, but something is there")
     sae = load(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -13,7 +14,9 @@ from actstore.format.storage import Storage
 from actstore.validation import validated_json
 from schemas.manifest import StoreManifest
 from schemas.records import EvalRecord, RunRecord
-from trainer.errors import ExchangeError
+from trainer import published
+from trainer.errors import ExchangeError, RunError
+from trainer.stores import is_of, store_of
 from trainer.weights import parsed_tensors
 
 FILES = ("sae.json", "sae.safetensors")
@@ -32,23 +35,27 @@ class Origin(NamedTuple):
 
 
 def read_origin(run: str, store: str | None = None) -> Origin:
-    """A finished run's origin; its store (or where it lies now, `store`) adds the corpus, if it can be opened.
+    """A finished run's origin; its store (or where it lies now, `store`) adds the corpus, if it can be opened. What is
+    for others to read has no paths of this machine (`trainer/published.py`).
 
     Raises ExchangeError where `store` is not the store that the run was trained from.
     """
     storage = Storage(run)
     files = {name: storage.read(name) for name in FILES}
     record = validated_json(RunRecord, files["sae.json"], f"{run}/sae.json")
+    run_id = blake3(b"".join(files[name] for name in FILES)).hexdigest()
+    manifest, record = _manifest(run, record, store), published.record(record)
+    files["sae.json"] = record.to_json().encode()
     evaluation, firings, rows = None, None, None
     if storage.exists("eval.json"):
-        files["eval.json"] = storage.read("eval.json")
-        evaluation = validated_json(EvalRecord, files["eval.json"], f"{run}/eval.json")
+        found = validated_json(EvalRecord, storage.read("eval.json"), f"{run}/eval.json")
+        evaluation = published.evaluation(found)
+        files["eval.json"] = evaluation.to_json().encode()
     if storage.exists("latents.safetensors"):
         files["latents.safetensors"] = storage.read("latents.safetensors")
         latents = parsed_tensors(files["latents.safetensors"], f"{run}/latents.safetensors", ("firings", "rows"))
         firings, rows = latents["firings"], latents["rows"]
-    run_id = blake3(b"".join(files[name] for name in FILES)).hexdigest()
-    return Origin(record, run_id, _manifest(record, store), evaluation, firings, rows, files)
+    return Origin(record, run_id, manifest, evaluation, firings, rows, files)
 
 
 def folder_name(record: RunRecord, i: int) -> str:
@@ -56,21 +63,15 @@ def folder_name(record: RunRecord, i: int) -> str:
     return f"{record.sites[i]}--{record.targets[i]}" if record.targets else record.sites[i]
 
 
-def _manifest(record: RunRecord, store: str | None) -> StoreManifest | None:
-    """The store's manifest; None where the run names no store, or it is not there any more."""
-    where = store or record.store
-    if not where:
+def _manifest(run: str, record: RunRecord, store: str | None) -> StoreManifest | None:
+    """The store's manifest; None where the run names no store, or it is not there any more: the run's own content id
+    still stands in the export."""
+    if store is None:
+        with suppress(RunError, StoreError):
+            return store_of(run, record).store.manifest
         return None
-    try:
-        manifest = read_manifest(Storage(where))
-    except StoreError:
-        if store is not None:
-            raise
-        return None
-    followed = f"followed-{manifest.generations[0].plan_digest}"  # of a run that trained while it was harvested
-    if record.content_id not in {manifest.content_id, followed}:
-        if store is None:  # another store lies there by now; the run's own content id still stands in the export
-            return None
+    manifest = read_manifest(Storage(store))
+    if not is_of(record.content_id, manifest):
         raise ExchangeError(
             f"{store}: its content id is {manifest.content_id}, but the run was trained from {record.content_id}"
         )

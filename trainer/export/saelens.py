@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import save as save_tensors
 
+from trainer import published
 from trainer.evaluate.metrics import NEVER
 from trainer.export.card import card
 from trainer.export.origin import Origin, folder_name
@@ -92,7 +93,7 @@ def metadata(origin: Origin, site: str) -> dict[str, Any]:
     }
     if manifest is not None:
         about |= {
-            "dataset_path": manifest.spec.corpus.name,
+            "dataset_path": published.name(manifest.spec.corpus.name),
             "context_size": manifest.spec.context,
             "prepend_bos": manifest.spec.prepend_bos is True,
         }

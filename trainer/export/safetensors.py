@@ -7,5 +7,5 @@ from trainer.export.origin import Origin
 
 
 def safetensors_files(origin: Origin) -> dict[str, bytes]:
-    """All files of an export: the run's result and its evaluation byte by byte, and README.md."""
+    """All files of an export: the run's result and its evaluation, and README.md."""
     return {**origin.files, "README.md": card(origin, "safetensors").encode()}

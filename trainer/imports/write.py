@@ -21,6 +21,7 @@ from trainer.imports.dictionary_learning import is_dictionary_learning, read_dic
 from trainer.imports.foreign import Foreign
 from trainer.imports.saelens import is_saelens, read_saelens
 from trainer.saes.build import Sae, build
+from trainer.stores import origin_of
 
 KINDS = {"standard": "relu_l1", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
@@ -63,8 +64,7 @@ def import_sae(
         d_out=d_out,
         rescale="none" if scale is None and not foreign.sqrt_d else "sqrt_d",
         center=False,
-        store=store.url if store else "",
-        content_id=store.manifest.content_id if store else "",
+        **(origin_of(store, out).model_dump() if store else {"store": "", "content_id": ""}),
         model=store.manifest.spec.model.name if store else foreign.model,
         steps=0,
         rows=0,

@@ -40,8 +40,6 @@ def main(
 
 
 def _recipe(name: str, folder: str, device: str, memory: str | None) -> None:
-    from actstore.harvesting.harvest import harvest
-    from actstore.harvesting.specs import parse_count
     from trainer.report.command import report_command
     from trainer.training.command import sweep_command
     from trainer.training.specs import load_sweep
@@ -51,13 +49,30 @@ def _recipe(name: str, folder: str, device: str, memory: str | None) -> None:
     console.rule(name)
     scale, sweep = name.rsplit("_", maxsplit=1)[-1], str(HERE / f"{name}.yaml")
     store, runs = f"{folder}/store_{scale}", f"{folder}/{name}/runs"
-    if not Storage(store).exists("manifest.json"):
-        spec = yaml.safe_load((HERE / f"harvest_{scale}.yaml").read_text())
-        harvest({**spec, "tokens": parse_count(spec["tokens"])}, store, device=device)
+    _harvest(scale, store, device)
     sweep_command(sweep, out=runs, store=store, memory=memory, device=device, resume=True)
     made = [f"{runs}/{run}" for run in expand(load_sweep(sweep, store))]
     report_command(made, out=f"{folder}/{name}/report.html", title=_title(name))
     console.print(f"{name}: {len(made)} SAEs, {time.monotonic() - began:.0f} s", highlight=False)
+
+
+def _harvest(scale: str, store: str, device: str) -> None:
+    """The recipe's store, unless it is there. Raises RunError where another one is."""
+    from actstore.format.layout import plan_key
+    from actstore.harvesting.harvest import harvest
+    from actstore.harvesting.specs import resolve_spec
+    from schemas.base import differences
+    from schemas.harvest import Plan
+    from trainer.errors import RunError
+
+    spec, storage = resolve_spec(yaml.safe_load((HERE / f"harvest_{scale}.yaml").read_text())), Storage(store)
+    if not storage.exists("manifest.json"):
+        harvest(spec, store, device=device)
+        return
+    there = Plan.model_validate_json(storage.read(plan_key())).spec
+    if there != spec:
+        differing = "; ".join(differences(spec, there))
+        raise RunError(f"{store}: a store of another spec is there ({differing}); choose another FOLDER, or remove it")
 
 
 def _title(name: str) -> str:

@@ -17,7 +17,7 @@ def report_command(
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="The store.", show_default="the one the runs were trained from")
     ] = None,
-    latents: Annotated[int, typer.Option(metavar="N", help="Latents shown with their contexts.")] = 12,
+    latents: Annotated[int, typer.Option(metavar="N", min=0, help="Latents shown with their contexts.")] = 12,
     title: Annotated[str, typer.Option(metavar="TEXT", help="Of the page.")] = "Sparse autoencoders across layers",
     trust_remote_code: TrustAgain = False,
 ) -> None:
@@ -29,5 +29,7 @@ def report_command(
 
     keep_freed_memory()
     with Console(stderr=True).status("writing the report"):
-        write_report(runs, out, store, latents, title, trust_remote_code=trust_remote_code)
+        notes = write_report(runs, out, store, latents, title, trust_remote_code=trust_remote_code)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(f"report: {out}")

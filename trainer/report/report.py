@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from actstore.format.storage import Storage
 from actstore.harvesting.checkpoint import confirm_code
 from actstore.store import Store
-from actstore.store import open as open_store
+from trainer import published
 from trainer.analysis import figures
 from trainer.analysis.examples import Example, compute_examples
 from trainer.analysis.run import RunData, read_run, short, shown
@@ -18,29 +18,34 @@ from trainer.evaluate import rows as on_rows
 from trainer.evaluate.metrics import layer_shares, spread
 from trainer.report.page import Section, page
 from trainer.report.tables import model_table, other_stores, reproduce, table
+from trainer.stores import store_of
 from trainer.trained import load
 
 
 def write_report(
     runs: Sequence[str], out: str, store: str | None, n_latents: int, title: str, *, trust_remote_code: bool = False
-) -> None:
-    """Write the page. Runs that are not evaluated yet are, on held-out rows.
+) -> list[str]:
+    """Write the page, about the first run's store; notes on where `store` is given and is another one than a run's.
 
+    Runs that are not evaluated yet are, on held-out rows.
     trust_remote_code: run code that the store keeps with its tokenizer, where the harvest was told so.
     """
     if not runs:
         raise RunError("which runs? give at least one run folder")
     folder, name = _split(out)
-    data = [_evaluated(run, store) for run in runs]
-    opened = open_store(store or data[0].record.store)
+    stores = {run: store_of(run, load(run).record, store) for run in runs}
+    opened = stores[runs[0]].store
     if trust_remote_code:
         confirm_code(opened.manifest.spec.model, trust_remote_code, opened.url)
+    data = [_evaluated(run, stores[run].store) for run in runs]
     best = min(data, key=_pooled_fvu)
+    about = stores[best.url].store
     examples = compute_examples(
-        load(best.url), opened, best.firings, best.rows, n_latents, trust_remote_code=trust_remote_code
+        load(best.url), about, best.firings, best.rows, n_latents, trust_remote_code=trust_remote_code
     )
     text = page(title, _lead(data, opened), _sections(data, opened, best, examples))
     Storage(folder).put(name, text.encode())
+    return [one.note for one in stores.values() if one.note is not None]
 
 
 def _pooled_fvu(run: RunData) -> float:
@@ -58,10 +63,9 @@ def _split(url: str) -> tuple[str, str]:
     return scheme + mark + folder or slash or ".", name
 
 
-def _evaluated(run: str, store: str | None) -> RunData:
+def _evaluated(run: str, store: Store) -> RunData:
     if not Storage(run).exists("eval.json"):
-        sae = load(run)
-        on_rows.write(run, *on_rows.evaluate(sae, open_store(store or sae.record.store)))
+        on_rows.write(run, *on_rows.evaluate(load(run), store))
     return read_run(run)
 
 
@@ -74,7 +78,7 @@ def _lead(runs: Sequence[RunData], store: Store) -> str:
         which = f"{split.replace('_', '-')} rows{' that its filter keeps' if filtered else ''}"
     return (
         f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on {len(runs[0].record.sites)} sites of "
-        f"<b>{html.escape(m.spec.model.name)}</b> over {html.escape(m.spec.corpus.name)}: {m.n_train_rows:,} training rows "
+        f"<b>{html.escape(published.name(m.spec.model.name))}</b> over {html.escape(published.name(m.spec.corpus.name))}: {m.n_train_rows:,} training rows "
         f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric of a run is on {which}, in the units of the "
         f"original activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
     )

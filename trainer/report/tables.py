@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 
 from actstore.store import Store
+from trainer import published
 from trainer.analysis.run import RunData, short, shown
 
 MODEL_HEAD = ("run", "layer", "CE clean", "CE SAE", "CE zero", "CE mean", "recovered (zero)", "recovered (mean)", "KL")
@@ -31,13 +32,13 @@ def model_table(runs: Sequence[RunData]) -> str:
 
 def reproduce(runs: Sequence[RunData], store: Store) -> str:
     """The store's content id and spec, and each run's, with the calls that take them."""
-    spec = store.manifest.spec.to_json()
+    spec = published.harvest(store.manifest.spec).to_json()
     first = (
-        f"<p>Store <code>{html.escape(store.url)}</code>, content id <code>{html.escape(store.manifest.content_id)}</code>. "
+        f"<p>Store <code>{html.escape(published.name(store.url))}</code>, content id <code>{html.escape(store.manifest.content_id)}</code>. "
         "The same spec on the same kind of machine makes the same bytes: <code>actstore.harvest(spec, out)</code>.</p>"
     )
     parts = [first, _details("spec of the store", spec)]
-    parts += [_details(f"run {run.name}", run.record.to_json()) for run in runs]
+    parts += [_details(f"run {run.name}", published.record(run.record).to_json()) for run in runs]
     parts.append(
         "<p>A run folder keeps its own spec: <code>trainer train --spec RUN/spec.json --out NEW</code> trains it again, "
         "<code>trainer eval NEW</code> evaluates it, <code>trainer report NEW</code> makes this page.</p>"

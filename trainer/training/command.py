@@ -118,16 +118,20 @@ def _limit(memory: str | None, device: str, together: Together | None) -> int:
 def _plan(specs: dict[str, TrainSpec], limit: int, device: str, resume: bool) -> list[dict[str, TrainSpec]]:
     """Groups of the runs that are left, and what each takes of memory, printed. Looks at all run folders first."""
     from actstore.store import open as open_store
+    from trainer.stores import check_same
     from trainer.training.loop import prepare
     from trainer.training.memory import fitting
     from trainer.training.sweep import groups
 
     storages = {url: prepare(url, spec, resume) for url, spec in specs.items()}
+    stores = {of: open_store(of[0], follow=of[1]) for of in dict.fromkeys(map(_store, specs.values()))}
+    for url, spec in specs.items():
+        check_same(storages[url], stores[_store(spec)])
     left = {url: spec for url, spec in specs.items() if not storages[url].exists("sae.json")}
     found = []
     for sharing in groups(left):
         first = next(iter(sharing.values()))
-        found += fitting(open_store(first.store, follow=first.stream.follow), sharing, limit, device)
+        found += fitting(stores[_store(first)], sharing, limit, device)
     passes = f"{len(found)} pass{'' if len(found) == 1 else 'es'} over the data"
     done = f", {len(specs) - len(left)} more have ended" if len(left) < len(specs) else ""
     typer.echo(f"{len(left)} SAEs in {passes}{done}; {limit / 1e9:.2g} GB may be taken", err=True)
@@ -135,6 +139,11 @@ def _plan(specs: dict[str, TrainSpec], limit: int, device: str, resume: bool) ->
         more = "; more than may be taken" if group.memory.total > limit else ""
         typer.echo(f"pass {i + 1}: {len(group.specs)} SAEs, about {group.memory}{more}", err=True)
     return [group.specs for group in found]
+
+
+def _store(spec: TrainSpec) -> tuple[str, bool]:
+    """The store that a run opens, and whether it follows it."""
+    return spec.store, spec.stream.follow
 
 
 def run_groups(

@@ -18,9 +18,12 @@ from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
 from trainer.errors import RunError
+from trainer.kernels.device import usable
 from trainer.saes.build import Sae, build
+from trainer.stores import ORIGIN, check_same, origin_of
 from trainer.training import checkpoint
 from trainer.training.calibration import Result, calibrate
+from trainer.training.inert import check_acts
 from trainer.training.journal import Journal, Sinks
 from trainer.training.learner import Learner
 from trainer.training.scaling import layer_norms, scaling
@@ -41,8 +44,9 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
     storage = Storage(url)
     if storage.exists("spec.json"):
         there = validated_json(TrainSpec, storage.read("spec.json"), f"{url}/spec.json")
-        if there != spec:
-            differing = "; ".join(differences(spec, there))
+        same = there.model_copy(update={"store": spec.store})  # stores are told apart by content id, not by URL
+        if same != spec:
+            differing = "; ".join(differences(spec, same))
             raise RunError(
                 f"{url}: a run with another spec is there ({differing}); choose another --out, or give what it has"
             )
@@ -77,6 +81,8 @@ def train_group(
     stop = Stop() if stop is None else stop
     lead = together is None or together.world.lead
     storages = {url: prepare(url, spec, resume) if lead else Storage(url) for url, spec in specs.items()}
+    for storage in storages.values() if lead else ():
+        check_same(storage, store)
     shared = shared_stream(next(iter(specs.values())))
     parts = of_one_store(store, shared, storages, last_steps(storages)) if lead else []
     rank, size = (0, 1) if together is None else together.part
@@ -98,10 +104,17 @@ def train_group(
             runs = [_run(stream, specs[url], storages[url], start, device, together) for url, start in starts.items()]
             if lead:
                 for run in runs:  # only now: a spec that cannot be used leaves nothing behind
-                    run.storage.put("spec.json", run.spec.to_json().encode())
+                    _say_what_it_is(run, stream.store)
             _begin(stream, runs, starts, together)
             _train(stream, runs, report if lead else None, sinks if lead else None, stop)
     return list(specs)
+
+
+def _say_what_it_is(run: Run, store: Store) -> None:
+    """The run's spec and its store, in its folder."""
+    origin = origin_of(store, run.storage.url)
+    run.storage.put(ORIGIN, origin.to_json().encode())
+    run.storage.put("spec.json", run.spec.model_copy(update={"store": origin.store}).to_json().encode())
 
 
 def _begin(stream: Stream, runs: Sequence[Run], starts: dict[str, int], together: Together | None) -> None:
@@ -142,7 +155,9 @@ def _run(stream: Stream, spec: TrainSpec, storage: Storage, start: int, device: 
     factors, out = scaling(stream, spec.stream, sae.b_dec)
     variance = torch.tensor([float(store.variance(site).sum()) for site in stream.targets or stream.sites])
     norms = layer_norms(store, stream.sites, factors)
-    steps, place = n_steps(spec, stream), torch.device(device)
+    steps, place = n_steps(spec, stream), usable(device)
+    if not start:  # what has begun goes on
+        check_acts(spec, len(stream.sites), steps)
     learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
 
@@ -173,8 +188,7 @@ def _save(stream: Stream, run: Run, result: Sae) -> None:
         rescale=run.spec.stream.rescale,
         center=learner.mean is not None,
         filter=run.spec.stream.filter,
-        store=store.url,
-        content_id=store.manifest.content_id,
+        **origin_of(store, run.storage.url).model_dump(),
         model=store.manifest.spec.model.name,
         name=run.spec.name,
         steps=learner.step,

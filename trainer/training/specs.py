@@ -56,12 +56,28 @@ def load_spec(path: str | None, given: Mapping[str, Any]) -> TrainSpec:
 
     where = path or "the options"
     raw = _yaml(path) if path else {}
+    if path and "store" not in given:
+        raw |= _store_of_run(path)
     raw["sae"], raw["stream"] = (dict(_section(raw, name, where)) for name in ("sae", "stream"))
     placed, names = _placed(raw, given)
     values = with_values(raw, placed, where)
     if "store" not in values:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
     return validated(TrainSpec, values, where, names)
+
+
+def _store_of_run(path: str) -> dict[str, str]:
+    """`store` of a run's own spec.json: where the run's store lies now, and no other."""
+    from actstore.format.storage import Storage
+
+    folder, _, name = path.rpartition("/")
+    storage = Storage(folder or ("/" if path.startswith("/") else "."))
+    if name != "spec.json" or not storage.exists("spec.json"):
+        return {}
+    from trainer.stores import absolute, found, read_origin
+
+    origin = read_origin(storage)
+    return {} if origin is None else {"store": absolute(found(storage.url, origin).url)}
 
 
 def _placed(raw: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -82,6 +98,8 @@ def _placed(raw: dict[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, An
     if any(path in given for path in (*WEIGHTS, TARGET)):  # an option replaces what the file says of the same
         for path in (*WEIGHTS, TARGET):
             sae.pop(path.removeprefix("sae."), None)
+    if "sae.expansion" in given:
+        sae.pop("n_latents", None)
     placed = {**settled, **{paths[path]: value for path, value in given.items()}}
     return placed, {paths[path]: OPTIONS[path] for path in given if path in OPTIONS}
 
