@@ -32,7 +32,7 @@ from actstore.harvesting.models import LoadedModel, describe, load_model, tokeni
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
 from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
-from actstore.harvesting.run import autocast
+from actstore.harvesting.run import autocast, inputs
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import Tap, device_of, open_tap
 from actstore.harvesting.tokens import sequencer
@@ -84,7 +84,7 @@ def estimate(
     wanted = resolve_spec(spec, model, tokens)
     loaded = load_model(wanted.model, device) if model is None else describe(model, tokenizer)
     loaded.check_context(wanted.context)
-    source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
+    source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
     source.seek(None)
     taken = source.take(batches * wanted.batch)
     sample = taken.tokens
@@ -183,8 +183,7 @@ def _calibrate(spec: HarvestSpec, loaded: LoadedModel, tap: Tap, sample: NDArray
     collector.begin(buffer)
 
     def run(batch: NDArray[np.int32], sink: Callable[[int, torch.Tensor], None]) -> float:
-        ids = torch.from_numpy(np.maximum(batch, 0).astype(np.int64)).to(device)
-        mask = None if (batch >= 0).all() else torch.from_numpy((batch >= 0).astype(np.int64)).to(device)
+        ids, mask = inputs(batch, loaded.pad, device)
         began = time.perf_counter()
         with autocast(spec.autocast, device):
             tap.run(ids, mask, sink)

@@ -12,6 +12,7 @@ from torch import nn
 from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
+from actstore.harvesting.ids import token_array
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block
@@ -48,8 +49,10 @@ def harvest(
     model: instead of `spec.model`, a module in memory. If it is a Hugging Face model, a TransformerBridge or a
     HookedTransformer, sites are TransformerLens hook names; for any other module they are the names of its
     submodules, and `model(tokens)` must accept int64 [b, t].
-    tokens: instead of `spec.corpus`, an integer array [n, context] (sequences as they are, -1 for padding), an integer
-    array [n] (a stream, cut into contexts), or an iterable of documents (texts or sequences of token ids).
+    tokens: instead of `spec.corpus`, an integer array or tensor [n, context] (one sequence a row) or [n] (a stream, cut
+    into contexts), or an iterable of documents (texts or sequences of token ids). In an array [n, context] -1 is
+    padding, before or behind a row's tokens; rows padded on the left are moved to the left, and so they are in the
+    store: position 0 is a row's first token.
     worker: "3/8": this is the third of eight workers; it takes the units k with k mod 8 = 2. Any of them may die and be
     started again; the one that sees the last unit committed finishes the store. Without it, every unit that is left.
     progress: called after every batch, from the calling thread.
@@ -73,7 +76,7 @@ def harvest(
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     loaded.check_context(wanted.context)
-    source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
+    source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
@@ -82,7 +85,7 @@ def harvest(
         first = first_block(source, plan)
         writer = StoreWriter.create(storage, plan, tokenizer_files(loaded.tokenizer))
         stack.callback(writer.close)
-        Run(plan, writer, source, tap, _device(device, loaded), report, share).run(first)
+        Run(plan, writer, source, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options)
 
 
@@ -114,6 +117,10 @@ def extend(
     """
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")
+    if source is not None:
+        token_array(source)  # what it cannot be is said before the model is loaded
+        if sites is not None:
+            raise SpecError("source: more sites are harvested on the tokens that the store has; leave it out")
     report = progress or (lambda _: None)
     storage, share = Storage(out, dict(options or {})), parse_worker(worker)
     parent = _extendable(storage)
@@ -131,7 +138,7 @@ def extend(
         stack.callback(tap.close)
         first, reader, corpus = None, None, None
         if sites is None:
-            reader, corpus = sequencer(wanted, loaded.tokenizer, source)
+            reader, corpus = sequencer(wanted, loaded.tokenizer, source, loaded.info.vocabulary)
         plan = extension_plan(
             make_plan(wanted, tap, loaded, corpus, source, device), parent, adds_sites=sites is not None
         )
@@ -140,7 +147,7 @@ def extend(
             first = first_block(reader, plan, _cursor(storage, parent))
         writer = StoreWriter.create(storage, plan, parent=parent)
         stack.callback(writer.close)
-        Run(plan, writer, reader, tap, _device(device, loaded), report, share).run(first)
+        Run(plan, writer, reader, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options)
 
 

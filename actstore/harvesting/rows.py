@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.errors import NumericsError
+from actstore.errors import NumericsError, SpecError
 from actstore.format.dtypes import to_numpy
 from actstore.format.layout import unit_permutation
+from actstore.harvesting.ids import check_token_ids
 from actstore.harvesting.norms import REST, SPECIAL, UnitStats
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import HarvestSpec, ModelInfo
@@ -80,7 +81,10 @@ class TokenFilter:
 
     @classmethod
     def of(cls, spec: HarvestSpec, model: ModelInfo) -> Self:
-        """The filter of a spec."""
+        """The filter of a spec. Raises SpecError where it names no tokens of the model, or no position is left."""
+        check_token_ids(spec.exclude_tokens, model.vocabulary, "exclude_tokens")
+        if spec.skip_first >= spec.context:
+            raise SpecError(f"skip_first {spec.skip_first} leaves nothing of contexts of {spec.context} tokens")
         out = {*spec.exclude_tokens, *(model.special_tokens if spec.exclude_special_tokens else ())}
         return cls(spec.skip_first, np.array(sorted(out), np.int64) if out else None)
 
@@ -151,8 +155,8 @@ class RowCollector:
         self._buffer.rows[start : start + n, 0] = sequence + first_sequence
         self._buffer.rows[start : start + n, 1] = position
         special = np.isin(tokens[sequence, position], self.special_tokens)
-        if self.positions:
-            special |= position == 0
+        if self.positions:  # an imported sequence may begin behind padding
+            special |= position == (tokens >= 0).argmax(axis=1)[sequence]
         self._buffer.special[start : start + n] = special
         weights = torch.from_numpy(np.stack([special, ~special]).astype(np.float32)).to(self.device)
         keep = None

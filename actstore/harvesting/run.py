@@ -57,7 +57,10 @@ Report = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class Run:
-    """Harvests the units of one worker. `source` is None where the token blocks are all there (more sites)."""
+    """Harvests the units of one worker. `source` is None where the token blocks are all there (more sites).
+
+    pad: the token that the model is given where there is none.
+    """
 
     plan: Plan
     writer: StoreWriter
@@ -66,6 +69,7 @@ class Run:
     device: torch.device
     report: Report
     share: Share = field(default_factory=Share)
+    pad: int = 0
     _blocks: dict[int, BlockRecord] = field(default_factory=dict)
     _done: set[int] = field(default_factory=set)
     _at: int | None = None  # the unit whose block the source stands before
@@ -139,11 +143,16 @@ class Run:
             self._progress(writing)
 
     def _forward(self, batch: Tokens, collector: RowCollector) -> None:
-        whole = bool((batch >= 0).all())
-        ids = torch.from_numpy(np.maximum(batch, 0).astype(np.int64)).to(self.device)
-        mask = None if whole else torch.from_numpy((batch >= 0).astype(np.int64)).to(self.device)
-        with autocast(self.plan.spec.autocast, self.device):
-            self.tap.run(ids, mask, collector.take)
+        ids, mask = inputs(batch, self.pad, self.device)
+        try:
+            with autocast(self.plan.spec.autocast, self.device):
+                self.tap.run(ids, mask, collector.take)
+        except IndexError as error:  # an embedding's, of a module that does not say how large its vocabulary is
+            if self.plan.model.vocabulary or "out of range" not in str(error):
+                raise
+            raise CorpusError(
+                f"token ids up to {batch.max()} are too large for the model's embedding; were they made for another?"
+            ) from error
 
     def _read_ahead(self) -> Iterator[tuple[BlockRecord, Tokens | None]]:
         """This worker's blocks in order with their tokens (None: committed); the next one is read meanwhile."""
@@ -259,6 +268,14 @@ def first_block(source: Sequencer, plan: Plan, cursor: dict[str, object] | None 
 def block_sequences(layout: Layout, unit: int) -> int:
     """Sequences of a unit as planned."""
     return min(layout.unit_sequences, layout.n_sequences - unit * layout.unit_sequences)
+
+
+def inputs(batch: Tokens, pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids int64 [b, t] for a model, `pad` where there is padding, and the mask: 1 where there is a token; None
+    where there is one everywhere."""
+    there = batch >= 0
+    ids = torch.from_numpy(np.where(there, batch, pad).astype(np.int64)).to(device)
+    return ids, None if there.all() else torch.from_numpy(there.astype(np.int64)).to(device)
 
 
 def autocast(dtype: str | None, device: torch.device) -> AbstractContextManager[object]:
