@@ -136,6 +136,8 @@ def _estimate(
         codec=spec.codec,
         rows=round(n_tokens * found.kept),
         kept=found.kept,
+        non_finite=_non_finite(found.rows.stats),
+        tried=len(found.rows.rows),
         objects=objects,
         codecs=codecs,
         memory=_memory(spec, tap, layout, process, found, chosen.ratio),
@@ -150,6 +152,11 @@ def _estimate(
         break_even_runs=_runs(harvest_s, forward_s - read_s),
         break_even_runs_cost=_runs(fixed, forward_s * hour - get_cost),
     )
+
+
+def _non_finite(stats: UnitStats) -> dict[str, int]:
+    counts = {name: int(one.non_finite.sum()) for name, one in stats.sites.items()}
+    return {name: n for name, n in counts.items() if n}
 
 
 def _memory(

@@ -15,7 +15,7 @@ from actstore.format.storage import Storage
 from actstore.harvesting.ids import token_array
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
-from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block
+from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block, tell_non_finite
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import device_of, open_tap
 from actstore.harvesting.tokens import sequencer
@@ -57,10 +57,12 @@ def harvest(
     started again; the one that sees the last unit committed finishes the store. Without it, every unit that is left.
     progress: called after every batch, from the calling thread.
 
-    Returns the finished store. Warns (HarvestWarning) where the corpus ends before `spec.tokens` are reached.
+    Returns the finished store. Warns (HarvestWarning) where the corpus ends before `spec.tokens` are reached, and where
+    rows hold a NaN or an infinity.
 
     Raises:
-        SpecError, SiteError, ModelError, CorpusError, NumericsError: see `actstore.errors`.
+        SpecError, SiteError, ModelError, CorpusError, NumericsError: see `actstore.errors`. A site of which no row is
+            finite is a NumericsError, told with the first rows.
         ExistsError: a finished store, another harvest, or other files are at `out`.
         StorageError: the disk is full (FullError), or the like; the same call goes on later.
         OthersUnfinishedError: this worker's units are done, and other workers still have some.
@@ -175,7 +177,9 @@ def _finished(writer: StoreWriter, out: str, options: Mapping[str, Any] | None) 
             "last one finishes the store; a harvest without --worker takes over whatever is left"
         )
     writer.finish()
-    return open_store(out, dict(options or {}))
+    store = open_store(out, dict(options or {}))
+    tell_non_finite(store)
+    return store
 
 
 def _loaded(spec: HarvestSpec, model: nn.Module | None, tokenizer: Any, device: str) -> LoadedModel:

@@ -55,6 +55,8 @@ def plan_command(
 
 def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
     """The estimate for people: (name, value)."""
+    from actstore.harvesting.run import non_finite_rows
+
     layout, memory = found.layout, found.memory
     names = [site.name for site in found.sites]
     shown = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
@@ -73,6 +75,7 @@ def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
         ("corpus", _corpus(found.corpus)),
         ("sites", f"{len(names)}: {shown}"),
         ("rows", f"{found.rows:,} per site ({100 * found.kept:.1f} % of the tokens)"),
+        *([("not finite", non_finite_rows(found.non_finite, found.tried))] if found.non_finite else []),
         ("units", f"{layout.n_units:,} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
         ("bytes", "; ".join(codecs)),
         ("objects", f"{found.objects:,}"),

@@ -23,11 +23,12 @@ from actstore.errors import NumericsError, SpecError
 from actstore.format.dtypes import to_numpy
 from actstore.format.layout import unit_permutation
 from actstore.harvesting.ids import check_token_ids
-from actstore.harvesting.norms import REST, SPECIAL, UnitStats
+from actstore.harvesting.norms import REST, SPECIAL, UnitStats, none_finite
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import HarvestSpec, ModelInfo
 from schemas.source import Site, StorageDtype
 
+ENOUGH = 256  # rows of a site, none of them finite, that end a harvest
 _BLOCK = 256  # rows whose float32 copy stays in a core's cache
 _BUFFER_DTYPE = {
     "bfloat16": torch.bfloat16,
@@ -133,7 +134,11 @@ class RowCollector:
     _batch: _Batch | None = None
     _sums: list[_Sums] = field(default_factory=list)
     _overflow: dict[int, Tensor] = field(default_factory=dict)
+    _no_finite: dict[int, int] = field(default_factory=dict)  # site -> rows so far, until the first finite one
     _n: int = 0
+
+    def __post_init__(self) -> None:
+        self._no_finite = dict.fromkeys(range(len(self.sites)), 0)
 
     def begin(self, buffer: UnitBuffer) -> None:
         """Start a unit in `buffer`."""
@@ -183,6 +188,8 @@ class RowCollector:
             self._add(site, rows[block], stored[block], norms[block], batch.weights[:, block], sums)
         self._sums[site].first += sums[0]
         self._sums[site].second += sums[1]
+        if site in self._no_finite:
+            self._look_for_finite(site, norms)
 
     def finish(self, unit: int, n_sequences: int, batch: int | None = None) -> PendingUnit:
         """The unit's rows; on a device other than the host the copies may still be under way.
@@ -218,6 +225,15 @@ class RowCollector:
             self._overflow[site] = self._overflow[site] | lost if site in self._overflow else lost
         sums[0].addmm_(weights, y)
         sums[1].addmm_(weights, y.square_())
+
+    def _look_for_finite(self, site: int, norms: Tensor) -> None:
+        """Raises NumericsError where enough rows of a site have come and none is finite."""
+        if bool(norms.isfinite().any()):
+            del self._no_finite[site]
+            return
+        self._no_finite[site] += len(norms)
+        if self._no_finite[site] >= ENOUGH and not bool(self._overflow.get(site, False)):  # `finish` tells an overflow
+            raise NumericsError(none_finite(self.sites[site].name, f"its first {self._no_finite[site]:,} rows"))
 
     def _shift(self, site: int, wide: Tensor) -> Tensor:
         """About the site's mean in this unit: any vector is right, a near one keeps the digits."""

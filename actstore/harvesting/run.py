@@ -9,11 +9,11 @@ with the same bytes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorpusError, ExistsError, ModelError
 from actstore.harvesting.background import Writing
+from actstore.harvesting.finish import non_finite
 from actstore.harvesting.planning import Share
 from actstore.harvesting.rows import RowCollector, TokenFilter
 from actstore.harvesting.tap import Tap
@@ -28,6 +29,9 @@ from actstore.harvesting.tokens import END, Sequencer, Sequences
 from actstore.harvesting.writer import StoreWriter
 from schemas.harvest import Layout, Plan
 from schemas.manifest import BlockRecord
+
+if TYPE_CHECKING:
+    from actstore.store import Store
 
 Tokens = NDArray[np.int32]
 
@@ -281,6 +285,19 @@ def inputs(batch: Tokens, pad: int, device: torch.device) -> tuple[torch.Tensor,
 def autocast(dtype: str | None, device: torch.device) -> AbstractContextManager[object]:
     """torch.autocast in a spec's dtype, or nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))
+
+
+def tell_non_finite(store: Store) -> None:
+    """Warn of rows that hold a NaN or an infinity."""
+    if found := non_finite(store.storage, store.manifest):
+        _note(f"not finite: {non_finite_rows(found, store.manifest.n_rows)}; they are stored, and in no statistic")
+
+
+def non_finite_rows(found: Mapping[str, int], rows: int) -> str:
+    """For people: counts by site, of so many rows each."""
+    shown = [f"{n:,} of {rows:,} rows at {site}" for site, n in list(found.items())[:8]]
+    more = f", and some at {len(found) - 8} more sites" if len(found) > 8 else ""
+    return ", ".join(shown) + more
 
 
 def _note(text: str) -> None:

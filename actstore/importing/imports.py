@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from actstore.errors import ExistsError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
-from actstore.harvesting.run import Progress, Report
+from actstore.harvesting.run import Progress, Report, tell_non_finite
 from actstore.harvesting.writer import StoreWriter
 from actstore.importing.checks import are_paths, ids_in_memory
 from actstore.importing.feed import Feed, IteratorFeed, TableFeed
@@ -69,7 +69,8 @@ def import_activations(
 
     Raises:
         SourceError: a file or array that cannot be imported; SpecError: an option that cannot be used.
-        NumericsError: values too large for the storage dtype. ExistsError, StorageError: as a harvest does.
+        NumericsError: values too large for the storage dtype, or a site of which no row is finite, or none of the
+            first few hundred. ExistsError, StorageError: as a harvest does.
     """
     report = progress or (lambda _: None)
     storage = Storage(out, dict(options or {}))
@@ -87,7 +88,9 @@ def import_activations(
         Run(feed, writer, report).run()
     from actstore.store import open as open_store
 
-    return open_store(out, dict(options or {}))
+    store = open_store(out, dict(options or {}))
+    tell_non_finite(store)
+    return store
 
 
 def _before_writing(feed: Feed, plan: Plan, storage: Storage) -> None:

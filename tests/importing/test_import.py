@@ -166,7 +166,8 @@ def test_what_an_import_does_not_know_is_refused_not_guessed(tmp_path: Path) -> 
 def test_rows_that_are_not_finite_are_counted_and_too_large_ones_refused(tmp_path: Path) -> None:
     x = np.ones((100, 4), np.float32)
     x[3, 1], x[5, 2] = np.nan, np.inf
-    store = actstore.import_activations({"a": x}, str(tmp_path / "s"))
+    with pytest.warns(HarvestWarning, match="not finite: 2 of 100 rows at a"):
+        store = actstore.import_activations({"a": x}, str(tmp_path / "s"))
     assert store.norms["a"].all.non_finite == 2
     x[7] = 1e6
     with pytest.raises(NumericsError, match="too large"):
