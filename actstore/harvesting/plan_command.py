@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.harvesting.command import say_if_slow
+from actstore.harvesting.command import say_if_slow, say_rounding
 from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def plan_command(
     from actstore.harvesting.estimate import Prices, estimate
 
     say_if_slow(spec, device)
+    say_rounding(spec.tokens, spec.context)
     prices = Prices(storage_price, put_price, get_price, device_price, months)
     speed = float(parse_size(bandwidth)) if bandwidth else None
     found = estimate(spec, device=device, batches=batches, bandwidth=speed, prices=prices)

@@ -82,7 +82,7 @@ def import_activations(
         choice = Choice(site, tuple(keys), token_key, format)
         feed = open_feed(source, choice, tokens, context, rows, stack)
         plan = make_plan(feed, model, stored)
-        _before_writing(feed, plan, storage)
+        _before_writing(feed, plan, storage, rows)
         writer = StoreWriter.create(storage, plan)
         stack.callback(writer.close)
         Run(feed, writer, report).run()
@@ -93,7 +93,7 @@ def import_activations(
     return store
 
 
-def _before_writing(feed: Feed, plan: Plan, storage: Storage) -> None:
+def _before_writing(feed: Feed, plan: Plan, storage: Storage, rows: int | None) -> None:
     """What is to be said first. Raises ExistsError where an iterator would have to go on with another's store."""
     if isinstance(feed, IteratorFeed) and storage.exists(at.plan_key()):
         raise ExistsError(
@@ -102,6 +102,9 @@ def _before_writing(feed: Feed, plan: Plan, storage: Storage) -> None:
         )
     if feed.left_out:
         note(f"left out: {', '.join(feed.left_out)}; name arrays with --key, token ids with --token-key")
+    there = None if feed.n_sequences is None else feed.n_sequences * feed.context
+    if rows is not None and there not in {None, rows}:
+        note(f"{there:,} rows, {feed.n_sequences:,} sequences of {feed.context} ({rows:,} were asked)")
     if feed.narrows:
         note(f"float64 values are narrowed to {plan.spec.dtype}")
 
