@@ -7,6 +7,7 @@ any other (a closed descriptor, an argument that makes no sense) is a bug, and k
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import typer
 
 from actstore.errors import ActstoreError
+from actstore.output import flushed, reader_left, survive_any_encoding
 from actstore.stopping import Stopped, signals
 from actstore.threads import wait_briefly
 
@@ -47,8 +49,19 @@ _ADVICE = {
 
 def run(app: Callable[[], Any]) -> None:
     """Run a typer app. A user's mistake gives a message and exit code 1, no traceback (unless ACTSTORE_DEBUG); SIGINT
-    and SIGTERM give 130 and 143."""
+    and SIGTERM give 130 and 143. A closed pipe gives 1 and no message."""
     wait_briefly()
+    survive_any_encoding()
+    try:
+        _run(app)
+    finally:
+        failed = flushed()
+        if failed is not None:
+            _tell_of_output(failed)
+            sys.exit(1)
+
+
+def _run(app: Callable[[], Any]) -> None:
     try:
         with signals():
             app()
@@ -65,10 +78,7 @@ def run(app: Callable[[], Any]) -> None:
         typer.echo(f"error: {sentences(error)}", err=True)  # type: ignore[arg-type]
         sys.exit(1)
     except OSError as error:
-        if os.environ.get(DEBUG) or not is_users(error):
-            raise
-        typer.echo(f"error: {told(error)}", err=True)
-        sys.exit(1)
+        _end_by(error)
     except Stopped as stop:
         if not stop.told:
             typer.echo(str(stop), err=True)
@@ -76,6 +86,22 @@ def run(app: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+
+
+def _end_by(error: OSError) -> None:
+    """Exit code 1, with a message unless a reader left; an error of the program's own is raised again."""
+    if not reader_left(error):
+        if os.environ.get(DEBUG) or not is_users(error):
+            raise error
+        typer.echo(f"error: {told(error)}", err=True)
+    sys.exit(1)
+
+
+def _tell_of_output(error: OSError) -> None:
+    """That standard output cannot be written, unless its reader left; on standard error, if that takes it."""
+    if not reader_left(error):
+        with contextlib.suppress(OSError):
+            typer.echo(f"error: the output cannot be written: {told(error)}", err=True)
 
 
 def is_users(error: OSError) -> bool:

@@ -9,7 +9,7 @@ from actstore.harvesting.command import extend_command, harvest_command
 from actstore.harvesting.options import FIELDS, SCHEMA
 from actstore.harvesting.plan_command import plan_command
 from actstore.importing.command import import_command
-from actstore.options import Command, command_for
+from actstore.options import Command, command_for, with_version
 from actstore.share.command import doctor_command, info_command, ls_command, norms_command, verify_command
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.callback()(with_version)
 Harvest = command_for(SCHEMA, FIELDS)
 app.command("harvest", cls=Harvest)(harvest_command)
 app.command("plan", cls=Harvest)(plan_command)

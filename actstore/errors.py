@@ -7,7 +7,7 @@ ActstoreError
 ├── ModelError           the model cannot be loaded or hooked
 ├── CorpusError          the corpus cannot be read
 ├── SourceError          activations that cannot be imported
-├── NumericsError        values that the storage dtype cannot hold
+├── NumericsError        values that the storage dtype cannot hold, a site without a finite row
 └── StoreError           something about a store
     ├── NotAStoreError       there is no store at the URL
     ├── FormatVersionError   the store is of a newer format
@@ -52,7 +52,7 @@ class SourceError(ActstoreError):
 
 
 class NumericsError(ActstoreError):
-    """Values that the storage dtype cannot hold."""
+    """Values that the storage dtype cannot hold, or a site of which no row is finite."""
 
 
 class StoreError(ActstoreError):

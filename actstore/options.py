@@ -127,6 +127,22 @@ def default_of(node: Mapping[str, Any]) -> tuple[Any, str]:
     return (f"{value:g}" if isinstance(value, float) else str(value)), ""
 
 
+def _show_version(context: typer.Context, asked: bool) -> None:
+    if asked:
+        from actstore import __version__
+
+        typer.echo(f"{context.command.name} {__version__}")
+        raise typer.Exit
+
+
+def with_version(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Name and version.")
+    ] = False,
+) -> None:
+    """What a command line takes before its commands."""
+
+
 Device = Annotated[
     str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...", autocompletion=one_of("cpu", "cuda"))
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -53,9 +54,12 @@ class UnitRecord(Schema):
 
 
 class StratumNorms(Schema):
-    """Norm statistics of one site over one stratum of the training rows."""
+    """Norm statistics of one site over one stratum of the training rows.
 
-    count: int
+    Of no rows (count 0) all figures are NaN, whatever is given: older stores say 0.
+    """
+
+    count: int = Field(description="finite rows")
     non_finite: int = Field(description="rows with a NaN or an infinity; they are in no other figure")
     mean_norm: float
     mean_sq_norm: float
@@ -65,6 +69,16 @@ class StratumNorms(Schema):
         description=f"of the norm, at {', '.join(f'{q:g}' for q in QUANTILES)}, from fixed log bins",
     )
     outliers: int = Field(default=0, description="rows whose norm is above 10 times the median")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_nothing(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("count") != 0:
+            return values
+        nan: dict[str, Any] = {one: math.nan for one in ("mean_norm", "mean_sq_norm", "max_norm") if one in values}
+        if isinstance(values.get("quantiles"), list | tuple):
+            nan["quantiles"] = (math.nan,) * len(values["quantiles"])  # one object, so that records stay comparable
+        return {**values, **nan}
 
 
 class NormStats(Schema):

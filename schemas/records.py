@@ -50,11 +50,11 @@ class LayerMetrics(Schema):
     site: str
     rows: int
     fvu: Ratio
-    mse: float
-    mse_per_element: float
-    l0: float
-    l1: float
-    l1_decoder: float
+    mse: Ratio
+    mse_per_element: Ratio
+    l0: Ratio
+    l1: Ratio
+    l1_decoder: Ratio
     suppression: Ratio
 
 
@@ -187,6 +187,8 @@ class HarvestEstimate(Schema):
     codec: str
     rows: int = Field(description="per site")
     kept: float = Field(description="share of tokens whose rows are kept, measured")
+    non_finite: dict[str, int] = Field(default={}, description="rows with a NaN or an infinity of those tried, by site")
+    tried: int = Field(default=0, description="rows of the calibration batches")
     objects: int
     codecs: dict[str, CodecEstimate]
     memory: MemoryEstimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from actstore import boundary
-from actstore.options import Command
+from actstore.options import Command, with_version
 from trainer.evaluate.command import calibrate_command, eval_command
 from trainer.export.command import export_command
 from trainer.imports.command import import_command
@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.callback()(with_version)
 app.command("train", cls=TrainCommand)(train_command)
 app.command("sweep", cls=Command)(sweep_command)
 app.command("eval", cls=Command)(eval_command)

@@ -46,6 +46,7 @@ def harvest_command(
         return harvest(spec, out, device=device, worker=worker, progress=progress)
 
     say_if_slow(spec, device)
+    say_rounding(spec.tokens, spec.context)
     run_shown(run, as_json=as_json)
 
 
@@ -57,6 +58,15 @@ def say_if_slow(spec: HarvestSpec, device: str) -> None:
         slow = slow_here(dtype, device)
         if slow is not None:
             typer.echo(f"note: {option} {dtype}: {slow}", err=True)
+
+
+def say_rounding(tokens: int, context: int) -> None:
+    """One line where tokens are no whole number of contexts."""
+    contexts = -(-tokens // context)
+    if contexts * context != tokens:
+        typer.echo(
+            f"note: {contexts * context:,} tokens, {contexts:,} contexts of {context} ({tokens:,} were asked)", err=True
+        )
 
 
 def extend_command(
@@ -77,12 +87,16 @@ def extend_command(
     as_json: AsJson = False,
 ) -> None:
     """Add sites or tokens to a finished store; it stays readable meanwhile. The same command resumes."""
+    from actstore.harvesting.specs import parse_count
+    from actstore.store import open as open_store
+
+    count = parse_count(tokens) if tokens is not None else None
+    if count is not None:
+        say_rounding(count, open_store(url).layout.context)
 
     def run(progress: Any) -> Any:
         from actstore.harvesting.harvest import extend
-        from actstore.harvesting.specs import parse_count
 
-        count = parse_count(tokens) if tokens is not None else None
         more = tuple(sites) if sites else None
         return extend(
             url,

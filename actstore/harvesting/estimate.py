@@ -33,7 +33,7 @@ from actstore.harvesting.models import LoadedModel, describe, load_model, tokeni
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
 from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
-from actstore.harvesting.run import autocast
+from actstore.harvesting.run import autocast, inputs
 from actstore.harvesting.separators import check_known
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import Tap, device_of, open_tap
@@ -87,8 +87,8 @@ def estimate(
     wanted = resolve_spec(spec, model, tokens)
     loaded = load_model(wanted.model, device) if model is None else describe(model, tokenizer)
     loaded.check_context(wanted.context)
-    check_acts(wanted, loaded, model, tokens)
-    source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
+    check_acts(wanted, loaded, model)
+    source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
     check_known(separator_token(source), loaded.info.vocabulary)
     source.seek(None)
     taken = source.take(batches * wanted.batch)
@@ -142,6 +142,8 @@ def _estimate(
         codec=spec.codec,
         rows=round(n_tokens * found.kept),
         kept=found.kept,
+        non_finite=_non_finite(found.rows.stats),
+        tried=len(found.rows.rows),
         objects=objects,
         codecs=codecs,
         memory=_memory(spec, tap, layout, process, found, chosen.ratio),
@@ -156,6 +158,11 @@ def _estimate(
         break_even_runs=_runs(harvest_s, forward_s - read_s),
         break_even_runs_cost=_runs(fixed, forward_s * hour - get_cost),
     )
+
+
+def _non_finite(stats: UnitStats) -> dict[str, int]:
+    counts = {name: int(one.non_finite.sum()) for name, one in stats.sites.items()}
+    return {name: n for name, n in counts.items() if n}
 
 
 def _memory(
@@ -189,8 +196,7 @@ def _calibrate(spec: HarvestSpec, loaded: LoadedModel, tap: Tap, sample: NDArray
     collector.begin(buffer)
 
     def run(batch: NDArray[np.int32], sink: Callable[[int, torch.Tensor], None]) -> float:
-        ids = torch.from_numpy(np.maximum(batch, 0).astype(np.int64)).to(device)
-        mask = None if (batch >= 0).all() else torch.from_numpy((batch >= 0).astype(np.int64)).to(device)
+        ids, mask = inputs(batch, loaded.pad, device)
         began = time.perf_counter()
         with autocast(spec.autocast, device):
             tap.run(ids, mask, sink)

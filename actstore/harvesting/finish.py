@@ -12,7 +12,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from actstore.errors import NoRowsError, UnfinishedError
+from actstore.errors import NoRowsError, NumericsError, UnfinishedError
 from actstore.format import layout as at
 from actstore.format.checks import content_id
 from actstore.format.records import read_record
@@ -20,7 +20,7 @@ from actstore.format.shard import decode_plain, encode_plain
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Buffers, Storage
 from actstore.harvesting import metadata
-from actstore.harvesting.norms import UnitStats
+from actstore.harvesting.norms import UnitStats, none_finite
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
 
@@ -52,6 +52,7 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
         _fill(columns, record, stats, at_site)
         if not at.held_out(record.unit):
             merged.merge(stats)
+    _check_finite(plan, columns, at_site)
     if plan.adds_sites:
         old = _merged(storage, plan, parent, of_parent=True)
         old.sites.update(merged.sites)
@@ -131,6 +132,12 @@ def content_ids(manifest: StoreManifest) -> tuple[str, ...]:
     return (manifest.content_id, *earlier, f"{FOLLOWED}{kept[0].plan_digest}")
 
 
+def non_finite(storage: Storage, manifest: StoreManifest) -> dict[str, int]:
+    """Rows of a store that hold a NaN or an infinity, training and held out, by site; other sites are left out."""
+    counts = _columns(storage, manifest, manifest.n_units, len(manifest.sites)).sums[..., 1].sum(axis=(0, 2))
+    return {site.name: int(n) for site, n in zip(manifest.sites, counts, strict=True) if n}
+
+
 def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) -> None:
     unit, digest = record.unit, blake3(record.to_json().encode()).digest()
     if columns.rows[unit] < 0:
@@ -141,6 +148,16 @@ def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) 
     columns.digests[unit] = np.frombuffer(digest, np.uint8)
     for j, one in enumerate(stats.sites.values(), at_site):
         columns.sums[unit, j] = np.stack(one.arrays()[:5], axis=1)
+
+
+def _check_finite(plan: Plan, columns: Columns, at_site: int) -> None:
+    """Raises NoRowsError where no row was kept, NumericsError for a site of which none is finite."""
+    if not columns.rows.any():
+        raise NoRowsError("no row was kept: every token is left out by skip_first, exclude_tokens or as padding")
+    for j, site in enumerate(plan.sites, at_site):
+        finite, others = columns.sums[:, j, :, :2].sum(axis=(0, 1))
+        if others and not finite:
+            raise NumericsError(none_finite(site.name, f"its {int(others):,} rows"))
 
 
 def _columns(storage: Storage, parent: StoreManifest | None, n_units: int, n_sites: int) -> Columns:

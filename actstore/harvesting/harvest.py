@@ -16,10 +16,11 @@ from actstore.format.records import read_record
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting.checkpoint import confirm_code
+from actstore.harvesting.ids import token_array
 from actstore.harvesting.inert import check_acts
 from actstore.harvesting.models import LoadedModel, describe, load_model, place, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
-from actstore.harvesting.run import Progress, Report, Run, first_block
+from actstore.harvesting.run import Progress, Report, Run, first_block, tell_non_finite
 from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import device_of, open_tap
 from actstore.harvesting.tokens import separator_token, sequencer
@@ -54,16 +55,20 @@ def harvest(
     model: instead of `spec.model`, a module in memory. If it is a Hugging Face model, a TransformerBridge or a
     HookedTransformer, sites are TransformerLens hook names; for any other module they are the names of its
     submodules, and `model(tokens)` must accept int64 [b, t].
-    tokens: instead of `spec.corpus`, an integer array [n, context] (sequences as they are, -1 for padding), an integer
-    array [n] (a stream, cut into contexts), or an iterable of documents (texts or sequences of token ids).
+    tokens: instead of `spec.corpus`, an integer array or tensor [n, context] (one sequence a row) or [n] (a stream, cut
+    into contexts), or an iterable of documents (texts or sequences of token ids). In an array [n, context] -1 is
+    padding, before or behind a row's tokens; rows padded on the left are moved to the left, and so they are in the
+    store: position 0 is a row's first token.
     worker: "3/8": this is the third of eight workers; it takes the units k with k mod 8 = 2. Any of them may die and be
     started again; the one that sees the last unit committed finishes the store. Without it, every unit that is left.
     progress: called after every batch, from the calling thread.
 
-    Returns the finished store. Warns (HarvestWarning) where the corpus ends before `spec.tokens` are reached.
+    Returns the finished store. Warns (HarvestWarning) where the corpus ends before `spec.tokens` are reached, and where
+    rows hold a NaN or an infinity.
 
     Raises:
-        SpecError, SiteError, ModelError, CorpusError, NumericsError: see `actstore.errors`.
+        SpecError, SiteError, ModelError, CorpusError, NumericsError: see `actstore.errors`. A site of which no row is
+            finite is a NumericsError, told with the first rows.
         ExistsError: a finished store, another harvest, or other files are at `out`.
         StorageError: the disk is full (FullError), or the like; the same call goes on later.
         OthersUnfinishedError: this worker's units are done, and other workers still have some.
@@ -79,8 +84,8 @@ def harvest(
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     loaded.check_context(wanted.context)
-    check_acts(wanted, loaded, model, tokens)
-    source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
+    check_acts(wanted, loaded, model)
+    source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
     with ExitStack() as stack:
         tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
         stack.callback(tap.close)
@@ -90,7 +95,7 @@ def harvest(
         first = first_block(source, plan)
         writer = StoreWriter.create(storage, plan, tokenizer_files(loaded.tokenizer))
         stack.callback(writer.close)
-        Run(plan, writer, source, tap, _device(device, loaded), report, share).run(first)
+        Run(plan, writer, source, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options)
 
 
@@ -125,6 +130,10 @@ def extend(
     """
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")
+    if source is not None:
+        token_array(source)  # what it cannot be is said before the model is loaded
+        if sites is not None:
+            raise SpecError("source: more sites are harvested on the tokens that the store has; leave it out")
     report = progress or (lambda _: None)
     storage, share = Storage(out, dict(options or {})), parse_worker(worker)
     parent = _extendable(storage)
@@ -143,7 +152,7 @@ def extend(
         check_used(loaded, tap)
         first, reader, corpus = None, None, None
         if sites is None:
-            reader, corpus = sequencer(wanted, loaded.tokenizer, source)
+            reader, corpus = sequencer(wanted, loaded.tokenizer, source, loaded.info.vocabulary)
         ends = separator_token(reader) if reader is not None else None
         plan = make_plan(wanted, tap, loaded, corpus, source, device, ends)
         plan = extension_plan(plan, parent, adds_sites=sites is not None)
@@ -152,7 +161,7 @@ def extend(
             first = first_block(reader, plan, _cursor(storage, parent))
         writer = StoreWriter.create(storage, plan, parent=parent)
         stack.callback(writer.close)
-        Run(plan, writer, reader, tap, _device(device, loaded), report, share).run(first)
+        Run(plan, writer, reader, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options)
 
 
@@ -185,7 +194,9 @@ def _finished(writer: StoreWriter, out: str, options: Mapping[str, Any] | None) 
             "last one finishes the store; a harvest without --worker takes over whatever is left"
         )
     writer.finish()
-    return open_store(out, dict(options or {}))
+    store = open_store(out, dict(options or {}))
+    tell_non_finite(store)
+    return store
 
 
 def _loaded(spec: HarvestSpec, model: nn.Module | None, tokenizer: Any, device: str) -> LoadedModel:

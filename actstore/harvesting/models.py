@@ -45,6 +45,12 @@ class LoadedModel:
     name: str = "in memory"
     keys: Keys = KEYS_FIT
 
+    @property
+    def pad(self) -> int:
+        """The token that stands for padding, which some models count positions by; 0 where none is told."""
+        found = _first(getattr(self.module, "config", None), "pad_token_id")
+        return found if found is not None and 0 <= found < self.info.vocabulary else 0
+
     def check_context(self, context: int) -> None:
         """Raises SpecError where the model has no positions for such a context."""
         if self.max_context is not None and context > self.max_context:

@@ -8,6 +8,7 @@ is in no other figure. The binary form is normative (`FORMAT.md`): per site in p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -88,15 +89,17 @@ class SiteStats:
         return (self.count, self.non_finite, *sums, self.mean, self.m2, self.histogram)
 
     def moments(self, strata: Iterable[int] = (SPECIAL, REST)) -> tuple[int, Floats, Floats]:
-        """(count, channel mean [d], channel variance [d]) over strata."""
+        """(count, channel mean [d], channel variance [d]) over strata; NaN of no rows."""
         joined = SiteStats(self.d)
         for stratum in strata:
             joined.add_channels(REST, int(self.count[stratum]), self.mean[stratum], self.m2[stratum])
         n = int(joined.count[REST])
-        return n, joined.mean[REST], joined.m2[REST] / max(n, 1)
+        if n == 0:
+            return 0, np.full(self.d, np.nan), np.full(self.d, np.nan)
+        return n, joined.mean[REST], joined.m2[REST] / n
 
     def summary(self, strata: tuple[int, ...]) -> StratumNorms:
-        """Norm figures over strata."""
+        """Norm figures over strata; NaN of no rows."""
         at = list(strata)
         n = int(self.count[at].sum())
         histogram = self.histogram[at].sum(axis=0)
@@ -156,6 +159,14 @@ class UnitStats:
         )
 
 
+def none_finite(site: str, rows: str) -> str:
+    """What is said of a site without a finite row; `rows`: those that came, such as `its first 256 rows`."""
+    return (
+        f"site {site!r}: none of {rows} is finite, all hold a NaN or an infinity; leave the site out, or look for the "
+        "cause (weights, --model-dtype, --autocast)"
+    )
+
+
 def bin_of(norms: Floats) -> NDArray[np.int64]:
     """Bin of each norm: 32 per octave from 2^-24 on; 0 and what is below in the first, what is above in the last."""
     with np.errstate(divide="ignore"):
@@ -165,10 +176,10 @@ def bin_of(norms: Floats) -> NDArray[np.int64]:
 
 
 def quantile(histogram: NDArray[np.int64], q: float) -> float:
-    """A quantile of the norm, linear in the logarithm inside its bin (a bin is 2.2 % wide)."""
+    """A quantile of the norm, linear in the logarithm inside its bin (a bin is 2.2 % wide); NaN of no rows."""
     total = int(histogram.sum())
     if total == 0:
-        return 0.0
+        return math.nan
     below = np.cumsum(histogram)
     target = q * total
     at = min(int(np.searchsorted(below, target)), BINS - 1)

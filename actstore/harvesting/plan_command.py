@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.harvesting.command import say_if_slow, warnings_on
+from actstore.harvesting.command import say_if_slow, say_rounding, warnings_on
 from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def plan_command(
     from actstore.harvesting.estimate import Prices, estimate
 
     say_if_slow(spec, device)
+    say_rounding(spec.tokens, spec.context)
     prices = Prices(storage_price, put_price, get_price, device_price, months)
     speed = float(parse_size(bandwidth)) if bandwidth else None
     with warnings_on(Console(stderr=True)):
@@ -58,6 +59,8 @@ def plan_command(
 
 def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
     """The estimate for people: (name, value)."""
+    from actstore.harvesting.run import non_finite_rows
+
     layout, memory = found.layout, found.memory
     names = [site.name for site in found.sites]
     shown = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
@@ -76,6 +79,7 @@ def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
         ("corpus", _corpus(found.corpus)),
         ("sites", f"{len(names)}: {shown}"),
         ("rows", f"{found.rows:,} per site ({100 * found.kept:.1f} % of the tokens)"),
+        *([("not finite", non_finite_rows(found.non_finite, found.tried))] if found.non_finite else []),
         ("units", f"{layout.n_units:,} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
         ("bytes", "; ".join(codecs)),
         ("objects", f"{found.objects:,}"),

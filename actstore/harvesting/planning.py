@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,8 @@ import torch
 from actstore.errors import SiteError, SpecError
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
-from actstore.harvesting.rows import buffer_bytes
+from actstore.harvesting.ids import token_array
+from actstore.harvesting.rows import TokenFilter, buffer_bytes
 from actstore.harvesting.separators import check_known
 from schemas.harvest import HarvestSpec, Layout, Numerics, Plan
 from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION, StoreManifest
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from actstore.harvesting.models import LoadedModel
     from actstore.harvesting.tap import Tap
 
+_BLOCK = 1 << 22
 UNITS_IN_FLIGHT = 3  # one that fills, one that waits, one that is written
 
 
@@ -48,8 +52,9 @@ def make_plan(
     device: str,
     separator_token: int | None = None,
 ) -> Plan:
-    """Everything that workers of one harvest must agree on. Raises SpecError for a separator that is no token."""
+    """Everything that workers of one harvest must agree on. Raises SpecError, also for a separator that is no token."""
     check_known(separator_token, model.info.vocabulary)
+    TokenFilter.of(spec, model.info)  # what it refuses is said before anything is written
     return Plan(
         format_version=FORMAT_VERSION,
         format_minor=FORMAT_MINOR,
@@ -102,10 +107,11 @@ def parse_worker(text: str | None) -> Share:
     """`3/8` is the third of eight workers. Raises SpecError."""
     if text is None:
         return Share()
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    index, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= index <= count:
         raise SpecError(f"worker {text!r}: wanted i/n with 1 <= i <= n, such as 3/8 for the third of eight")
-    return Share(int(index) - 1, int(count))
+    return Share(index - 1, count)
 
 
 def make_layout(spec: HarvestSpec, tap: Tap) -> Layout:
@@ -127,13 +133,16 @@ def make_layout(spec: HarvestSpec, tap: Tap) -> Layout:
 def _corpus_digest(corpus: Corpus | None, tokens: Any) -> str | None:
     if corpus is not None and tokens is None:
         return corpus.digest()
-    shape = getattr(tokens, "shape", None)
-    if shape is None:
+    array = None if tokens is None else token_array(tokens)
+    if array is None:
         return None
     from blake3 import blake3
 
-    array = np.ascontiguousarray(tokens.cpu() if hasattr(tokens, "cpu") else tokens)
-    return blake3(array.tobytes()).hexdigest()
+    state = blake3()  # of the ids as int64, so that it is the same for every dtype they may come in
+    step = max(1, _BLOCK // math.prod(array.shape[1:]))
+    for start in range(0, len(array), step):
+        state.update(np.ascontiguousarray(array[start : start + step], "<i8").tobytes())
+    return state.hexdigest()
 
 
 def _device_name(device: str) -> str:

@@ -19,14 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstore.errors import NumericsError
+from actstore.errors import NumericsError, SpecError
 from actstore.format.dtypes import to_numpy
 from actstore.format.layout import unit_permutation
-from actstore.harvesting.norms import REST, SPECIAL, UnitStats
+from actstore.harvesting.ids import check_token_ids
+from actstore.harvesting.norms import REST, SPECIAL, UnitStats, none_finite
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import HarvestSpec, ModelInfo
 from schemas.source import Site, StorageDtype
 
+ENOUGH = 256  # rows of a site, none of them finite, that end a harvest
 _BLOCK = 256  # rows whose float32 copy stays in a core's cache
 _BUFFER_DTYPE = {
     "bfloat16": torch.bfloat16,
@@ -80,7 +82,10 @@ class TokenFilter:
 
     @classmethod
     def of(cls, spec: HarvestSpec, model: ModelInfo) -> Self:
-        """The filter of a spec."""
+        """The filter of a spec. Raises SpecError where it names no tokens of the model, or no position is left."""
+        check_token_ids(spec.exclude_tokens, model.vocabulary, "exclude_tokens")
+        if spec.skip_first >= spec.context:
+            raise SpecError(f"skip_first {spec.skip_first} leaves nothing of contexts of {spec.context} tokens")
         out = {*spec.exclude_tokens, *(model.special_tokens if spec.exclude_special_tokens else ())}
         return cls(spec.skip_first, np.array(sorted(out), np.int64) if out else None)
 
@@ -129,7 +134,11 @@ class RowCollector:
     _batch: _Batch | None = None
     _sums: list[_Sums] = field(default_factory=list)
     _overflow: dict[int, Tensor] = field(default_factory=dict)
+    _no_finite: dict[int, int] = field(default_factory=dict)  # site -> rows so far, until the first finite one
     _n: int = 0
+
+    def __post_init__(self) -> None:
+        self._no_finite = dict.fromkeys(range(len(self.sites)), 0)
 
     def begin(self, buffer: UnitBuffer) -> None:
         """Start a unit in `buffer`."""
@@ -151,8 +160,8 @@ class RowCollector:
         self._buffer.rows[start : start + n, 0] = sequence + first_sequence
         self._buffer.rows[start : start + n, 1] = position
         special = np.isin(tokens[sequence, position], self.special_tokens)
-        if self.positions:
-            special |= position == 0
+        if self.positions:  # an imported sequence may begin behind padding
+            special |= position == (tokens >= 0).argmax(axis=1)[sequence]
         self._buffer.special[start : start + n] = special
         weights = torch.from_numpy(np.stack([special, ~special]).astype(np.float32)).to(self.device)
         keep = None
@@ -179,6 +188,8 @@ class RowCollector:
             self._add(site, rows[block], stored[block], norms[block], batch.weights[:, block], sums)
         self._sums[site].first += sums[0]
         self._sums[site].second += sums[1]
+        if site in self._no_finite:
+            self._look_for_finite(site, norms)
 
     def finish(self, unit: int, n_sequences: int, batch: int | None = None) -> PendingUnit:
         """The unit's rows; on a device other than the host the copies may still be under way.
@@ -214,6 +225,15 @@ class RowCollector:
             self._overflow[site] = self._overflow[site] | lost if site in self._overflow else lost
         sums[0].addmm_(weights, y)
         sums[1].addmm_(weights, y.square_())
+
+    def _look_for_finite(self, site: int, norms: Tensor) -> None:
+        """Raises NumericsError where enough rows of a site have come and none is finite."""
+        if bool(norms.isfinite().any()):
+            del self._no_finite[site]
+            return
+        self._no_finite[site] += len(norms)
+        if self._no_finite[site] >= ENOUGH and not bool(self._overflow.get(site, False)):  # `finish` tells an overflow
+            raise NumericsError(none_finite(self.sites[site].name, f"its first {self._no_finite[site]:,} rows"))
 
     def _shift(self, site: int, wide: Tensor) -> Tensor:
         """About the site's mean in this unit: any vector is right, a near one keeps the digits."""

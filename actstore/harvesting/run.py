@@ -9,11 +9,11 @@ with the same bytes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorpusError, ExistsError, HarvestWarning, ModelError
 from actstore.harvesting.background import Writing
+from actstore.harvesting.finish import non_finite
 from actstore.harvesting.planning import Share
 from actstore.harvesting.rows import RowCollector, TokenFilter
 from actstore.harvesting.tap import Tap
@@ -28,6 +29,9 @@ from actstore.harvesting.tokens import END, Sequencer, Sequences
 from actstore.harvesting.writer import StoreWriter
 from schemas.harvest import Layout, Plan
 from schemas.manifest import BlockRecord
+
+if TYPE_CHECKING:
+    from actstore.store import Store
 
 Tokens = NDArray[np.int32]
 
@@ -53,7 +57,10 @@ Report = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class Run:
-    """Harvests the units of one worker. `source` is None where the token blocks are all there (more sites)."""
+    """Harvests the units of one worker. `source` is None where the token blocks are all there (more sites).
+
+    pad: the token that the model is given where there is none.
+    """
 
     plan: Plan
     writer: StoreWriter
@@ -62,6 +69,7 @@ class Run:
     device: torch.device
     report: Report
     share: Share = field(default_factory=Share)
+    pad: int = 0
     _blocks: dict[int, BlockRecord] = field(default_factory=dict)
     _done: set[int] = field(default_factory=set)
     _at: int | None = None  # the unit whose block the source stands before
@@ -135,11 +143,16 @@ class Run:
             self._progress(writing)
 
     def _forward(self, batch: Tokens, collector: RowCollector) -> None:
-        whole = bool((batch >= 0).all())
-        ids = torch.from_numpy(np.maximum(batch, 0).astype(np.int64)).to(self.device)
-        mask = None if whole else torch.from_numpy((batch >= 0).astype(np.int64)).to(self.device)
-        with autocast(self.plan.spec.autocast, self.device):
-            self.tap.run(ids, mask, collector.take)
+        ids, mask = inputs(batch, self.pad, self.device)
+        try:
+            with autocast(self.plan.spec.autocast, self.device):
+                self.tap.run(ids, mask, collector.take)
+        except IndexError as error:  # an embedding's, of a module that does not say how large its vocabulary is
+            if self.plan.model.vocabulary or "out of range" not in str(error):
+                raise
+            raise CorpusError(
+                f"token ids up to {batch.max()} are too large for the model's embedding; were they made for another?"
+            ) from error
 
     def _read_ahead(self) -> Iterator[tuple[BlockRecord, Tokens | None]]:
         """This worker's blocks in order with their tokens (None: committed); the next one is read meanwhile."""
@@ -257,9 +270,30 @@ def block_sequences(layout: Layout, unit: int) -> int:
     return min(layout.unit_sequences, layout.n_sequences - unit * layout.unit_sequences)
 
 
+def inputs(batch: Tokens, pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids int64 [b, t] for a model, `pad` where there is padding, and the mask: 1 where there is a token; None
+    where there is one everywhere."""
+    there = batch >= 0
+    ids = torch.from_numpy(np.where(there, batch, pad).astype(np.int64)).to(device)
+    return ids, None if there.all() else torch.from_numpy(there.astype(np.int64)).to(device)
+
+
 def autocast(dtype: str | None, device: torch.device) -> AbstractContextManager[object]:
     """torch.autocast in a spec's dtype, or nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))
+
+
+def tell_non_finite(store: Store) -> None:
+    """Warn of rows that hold a NaN or an infinity."""
+    if found := non_finite(store.storage, store.manifest):
+        _note(f"not finite: {non_finite_rows(found, store.manifest.n_rows)}; they are stored, and in no statistic")
+
+
+def non_finite_rows(found: Mapping[str, int], rows: int) -> str:
+    """For people: counts by site, of so many rows each."""
+    shown = [f"{n:,} of {rows:,} rows at {site}" for site, n in list(found.items())[:8]]
+    more = f", and some at {len(found) - 8} more sites" if len(found) > 8 else ""
+    return ", ".join(shown) + more
 
 
 def _note(text: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from actstore.errors import SpecError
+from actstore.harvesting.ids import token_array
 from actstore.validation import Options, validated
 from schemas import base
 from schemas.harvest import HarvestSpec
@@ -39,7 +40,7 @@ def read_tokens(path: str) -> tuple[int, ...]:
     ids = set()
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
-        if text and not text.isdigit():
+        if text and not re.fullmatch(r"[0-9]{1,18}", text):
             raise SpecError(f"{path}, line {number}: wanted a token id, got {text!r}; write one number per line")
         if text:
             ids.add(int(text))
@@ -60,6 +61,7 @@ def resolve_spec(
     Raises:
         SpecError: an unknown key or a value that cannot be used.
     """
+    array = None if tokens is None else token_array(tokens)
     if isinstance(spec, HarvestSpec):
         return spec
     values = dict(spec)
@@ -67,11 +69,10 @@ def resolve_spec(
         values.setdefault("model", {"name": f"memory:{type(model).__name__}"})
     if tokens is not None:
         values.setdefault("corpus", {"name": "memory", "kind": "memory"})
-        shape: tuple[int, ...] = tuple(getattr(tokens, "shape", ()))
-        if len(shape) == 2:
-            values.setdefault("context", shape[1])
-        if len(shape) in {1, 2}:
-            values.setdefault("tokens", math.prod(shape))
+        if array is not None and array.ndim == 2:
+            values.setdefault("context", array.shape[1])
+        if array is not None:
+            values.setdefault("tokens", array.size)
     for key in ("model", "corpus"):
         if isinstance(values.get(key), str):
             values[key] = {"name": values[key]}

@@ -14,7 +14,8 @@ What a context holds:
   the right.
 * Documents without a token, and those that the tokenizer refuses, are left out and counted.
 
-Padding is -1 in every array of tokens here.
+Padding is -1 in every array of tokens here, and stands behind a row's tokens: rows of an array that has it before them
+are moved to the left (`ids.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorpusError, SpecError
 from actstore.harvesting.corpora import Corpus, Cursor, Memory, Piece, check_options, open_corpus
+from actstore.harvesting.ids import PAD, Tokens, check_range, check_rows, integers, moved_left, token_array
 from actstore.harvesting.separators import Bos, bos_of, tell
 from schemas.harvest import HarvestSpec
 
-PAD = -1
 END: Cursor = {"end": True}
 _BATCH_PIECES, _BATCH_CHARACTERS = 64, 1 << 20
-Tokens = NDArray[np.int32]
 
 
 class Sequences(NamedTuple):
@@ -59,23 +59,32 @@ class Sequencer(Protocol):
         ...
 
 
-def sequencer(spec: HarvestSpec, tokenizer: Any, source: Any = None) -> tuple[Sequencer, Corpus | None]:
-    """The sequences of a spec's corpus, or of `source`: a 2-d array (sequences as they are), a 1-d array (a stream
-    of tokens to be cut) or an iterable of documents (texts or token ids)."""
+def sequencer(
+    spec: HarvestSpec, tokenizer: Any, source: Any = None, vocabulary: int = 0
+) -> tuple[Sequencer, Corpus | None]:
+    """The sequences of a spec's corpus, or of `source`: a 2-d array (one sequence a row), a 1-d array (a stream to be
+    cut) or an iterable of documents (texts or token ids).
+
+    vocabulary: token ids are below it; 0: not known. Raises SpecError, CorpusError for tokens that are none.
+    """
     bos = bos_of(tokenizer, spec.prepend_bos, spec.separator)
     if source is None:
         corpus = open_corpus(spec.corpus)
         tell(bos, tokenizer, spec.separator)
     else:
         check_options(spec.corpus, "memory")
-        array = _integers(source)
+        array = token_array(source)
         if array is not None and array.ndim == 2:
             _check_whole(spec)
-            return ArraySequencer(array, spec.context), None
-        if array is not None and spec.separator not in UNASKED:
-            raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
+            return ArraySequencer(array, spec.context, vocabulary), None
+        if array is not None:
+            check_range(array, "the tokens", vocabulary)
+            if spec.separator not in UNASKED:
+                raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
         corpus = Memory(source) if array is None else Memory([array], separate=False)
-    return DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos), corpus
+    made = DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos, vocabulary=vocabulary)
+    made.ids_only = source is None and spec.corpus.token_column is not None
+    return made, corpus
 
 
 UNASKED = ("auto", "bos_if_any")  # the second in stores of format 1.0
@@ -97,11 +106,12 @@ def _check_whole(spec: HarvestSpec) -> None:
 
 
 class ArraySequencer:
-    """The rows of an array [n, context], as they are. Cursor: {"sequence": i}."""
+    """The rows of an array [n, context], their tokens from the first position on. Cursor: {"sequence": i}."""
 
-    def __init__(self, array: NDArray[Any], context: int) -> None:
+    def __init__(self, array: NDArray[Any], context: int, vocabulary: int = 0) -> None:
         if array.shape[1] != context:
             raise SpecError(f"tokens of shape {list(array.shape)} do not fit context = {context}; make them equal")
+        check_rows(array, "the tokens", vocabulary)
         self._array, self._at = array, 0
 
     @property
@@ -113,7 +123,7 @@ class ArraySequencer:
         self._at = cursor["sequence"] if cursor else 0
 
     def take(self, n: int) -> Sequences:
-        rows = np.asarray(self._array[self._at : self._at + n], dtype=np.int32)
+        rows = moved_left(np.asarray(self._array[self._at : self._at + n]).astype(np.int32))
         self._at += len(rows)
         return Sequences(rows, {"sequence": self._at}, self._at >= len(self._array), 0)
 
@@ -142,12 +152,15 @@ class Seen:
 class DocumentSequencer:
     """Packs documents, or takes one per context. Cursor: the source's, and `token`: how many of the piece are used."""
 
-    def __init__(self, corpus: Corpus, tokenizer: Any, context: int, *, pack: bool = True, bos: Bos) -> None:
+    def __init__(
+        self, corpus: Corpus, tokenizer: Any, context: int, *, pack: bool = True, bos: Bos, vocabulary: int = 0
+    ) -> None:
         self._corpus, self._tokenizer, self._context = corpus, tokenizer, context
-        self._pack, self.bos, self.seen = pack, bos, Seen()
+        self._pack, self.bos, self.seen, self._vocabulary = pack, bos, Seen(), vocabulary
         self._pieces: Iterator[Piece] | None = None
         self._parts: deque[_Part] = deque()
         self._skipped = 0
+        self.ids_only = False  # whether a text is refused, where a column of ids was named
 
     def seek(self, cursor: Cursor | None) -> None:
         self.seen = Seen()
@@ -225,7 +238,7 @@ class DocumentSequencer:
         characters = 0
         for piece in self._pieces:
             batch.append(piece)
-            characters += len(piece.content) if piece.content is not None else 0
+            characters += len(piece.content) if hasattr(piece.content, "__len__") else 0
             if len(batch) == _BATCH_PIECES or characters > _BATCH_CHARACTERS:
                 break
         for piece, ids in zip(batch, self._encode(batch), strict=True):
@@ -247,8 +260,23 @@ class DocumentSequencer:
 
     def _encode(self, pieces: list[Piece]) -> list[Tokens]:
         texts = [p.content for p in pieces if isinstance(p.content, str)]
+        if texts and self.ids_only:
+            raise CorpusError(f"the column of token ids holds texts ({texts[0][:20]!r}); name it with --text-column")
         encoded = iter(self._tokenised(texts))
-        return [next(encoded) if isinstance(p.content, str) else _token_ids(p) for p in pieces]
+        return [next(encoded) if isinstance(p.content, str) else self._given(p) for p in pieces]
+
+    def _given(self, piece: Piece) -> Tokens:
+        """The ids of a piece that is tokenised already. Raises CorpusError."""
+        content, where = piece.content, f"document {piece.cursor}"
+        if content is None:
+            return np.zeros(0, np.int32)
+        if not (isinstance(content, (list, tuple)) or hasattr(content, "__array__")):
+            raise CorpusError(f"{where}: wanted a text or a list of token ids, got {type(content).__name__}")
+        array = integers(content, where) if len(content) else np.zeros(0, np.int32)
+        if array.ndim != 1:
+            raise CorpusError(f"{where}: token ids of shape {list(array.shape)}; wanted one list for each document")
+        check_range(array, where, self._vocabulary)
+        return array.astype(np.int32)
 
     def _tokenised(self, texts: list[str]) -> list[Tokens]:
         if not texts:
@@ -262,26 +290,3 @@ class DocumentSequencer:
                 return [np.zeros(0, np.int32)]
             return [one for text in texts for one in self._tokenised([text])]
         return [np.asarray(one, dtype=np.int32) for one in ids]
-
-
-def _token_ids(piece: Piece) -> Tokens:
-    """The ids of a piece that is tokenised already. Raises CorpusError."""
-    if piece.content is None:
-        return np.zeros(0, np.int32)
-    array = _integers(piece.content)
-    if array is None and len(piece.content) == 0:
-        return np.zeros(0, np.int32)
-    if array is None or array.ndim != 1 or (array.size and array.min() < 0):
-        raise CorpusError(f"document {piece.cursor}: wanted a text or a list of token ids, got {type(piece.content)}")
-    return array.astype(np.int32)
-
-
-def _integers(values: Any) -> NDArray[Any] | None:
-    """An integer array, where `values` is one already or a tensor or list of such; None for anything else."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    if isinstance(values, (list, tuple)) and values and all(isinstance(v, (int, np.integer)) for v in values):
-        values = np.asarray(values)
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
-        return values
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 
 from actstore.errors import SourceError, SpecError
 from actstore.format.checks import is_site_name
+from actstore.harvesting.ids import LARGEST, check_range, integers
 from actstore.importing.arrays import can_be_site
-
-LARGEST = 2**31 - 1  # sequences and token ids are int32
 
 
 def check_site(name: str) -> str:
@@ -79,9 +79,24 @@ def aligned(
 
 def token_ids(ids: NDArray[Any], where: str) -> NDArray[np.int32]:
     """Token ids as int32, -1 for padding. Raises SourceError where one is no token id."""
-    if ids.size and (int(ids.min()) < -1 or int(ids.max()) > LARGEST):
-        raise SourceError(f"{where}: {ids.min()} ... {ids.max()} are no token ids; wanted 0 and more, -1 for padding")
+    check_range(ids, where, padding=True, error=SourceError)
     return ids.astype(np.int32)
+
+
+def ids_in_memory(tokens: Any) -> Any:
+    """Token ids that are no path: an array or tensor, a list of ids as an array. Raises SourceError for others."""
+    if tokens is None or hasattr(tokens, "dtype") or are_paths(tokens):
+        return tokens
+    if not isinstance(tokens, (list, tuple)):
+        raise SourceError(f"tokens: wanted an array, a tensor or a path, got {type(tokens).__name__}")
+    return integers(tokens, "tokens", SourceError)
+
+
+def are_paths(source: Any) -> bool:
+    """Whether it is a path, or some."""
+    if isinstance(source, (list, tuple)):
+        return bool(source) and all(isinstance(one, (str, os.PathLike)) for one in source)
+    return isinstance(source, (str, os.PathLike))
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.errors import SourceError, SpecError
+from actstore.harvesting.ids import LARGEST, integers
 from actstore.importing.arrays import Joined, as_tensor, dtype_name
-from actstore.importing.checks import LARGEST, aligned, check_activations, check_site, check_tokens, token_ids
+from actstore.importing.checks import aligned, check_activations, check_site, check_tokens, token_ids
 from actstore.importing.sources import Table
 from schemas.source import Imported, ImportedArray, Site
 
@@ -170,7 +171,7 @@ class IteratorFeed:
             values = {check_site(str(name)): _copied(name, x) for name, x in arrays.items()}
             for name, x in values.items():
                 check_activations(name, "the iterator", dtype_name(x.dtype), x.shape)
-            ids = None if tokens is None else as_tensor(tokens).numpy().copy()
+            ids = None if tokens is None else integers(tokens, "the iterator's tokens", SourceError).copy()
             if ids is not None:
                 check_tokens("the iterator", dtype_name(ids.dtype), ids.shape)
             return Batch(0, ids, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from actstore.errors import ExistsError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
-from actstore.harvesting.run import Progress, Report
+from actstore.harvesting.run import Progress, Report, tell_non_finite
 from actstore.harvesting.writer import StoreWriter
+from actstore.importing.checks import are_paths, ids_in_memory
 from actstore.importing.feed import Feed, IteratorFeed, TableFeed
 from actstore.importing.plan import make_plan
 from actstore.importing.run import Run, note
@@ -58,7 +58,8 @@ def import_activations(
         every site; they are read once, in order, in bounded memory.
     site: the name of the one site, where arrays or files have none. keys: which arrays of the files to take.
     tokens: token ids of the same rows, [n_sequences, context] or [n], an array or a path; -1: padding, a row that is
-        not kept. token_key: their name in their file, or beside the activations.
+        not kept, wherever it stands: the others keep their positions. token_key: their name in their file, or beside
+        the activations.
     context: tokens per sequence, where rows [n, d] are whole sequences one after the other. Without it (and without
         arrays that show it) each row is a sequence of its own, and its position is not known.
     rows: take at most so many, rounded up to a sequence.
@@ -68,7 +69,8 @@ def import_activations(
 
     Raises:
         SourceError: a file or array that cannot be imported; SpecError: an option that cannot be used.
-        NumericsError: values too large for the storage dtype. ExistsError, StorageError: as a harvest does.
+        NumericsError: values too large for the storage dtype, or a site of which no row is finite, or none of the
+            first few hundred. ExistsError, StorageError: as a harvest does.
     """
     report = progress or (lambda _: None)
     storage = Storage(out, dict(options or {}))
@@ -80,16 +82,18 @@ def import_activations(
         choice = Choice(site, tuple(keys), token_key, format)
         feed = open_feed(source, choice, tokens, context, rows, stack)
         plan = make_plan(feed, model, stored)
-        _before_writing(feed, plan, storage)
+        _before_writing(feed, plan, storage, rows)
         writer = StoreWriter.create(storage, plan)
         stack.callback(writer.close)
         Run(feed, writer, report).run()
     from actstore.store import open as open_store
 
-    return open_store(out, dict(options or {}))
+    store = open_store(out, dict(options or {}))
+    tell_non_finite(store)
+    return store
 
 
-def _before_writing(feed: Feed, plan: Plan, storage: Storage) -> None:
+def _before_writing(feed: Feed, plan: Plan, storage: Storage, rows: int | None) -> None:
     """What is to be said first. Raises ExistsError where an iterator would have to go on with another's store."""
     if isinstance(feed, IteratorFeed) and storage.exists(at.plan_key()):
         raise ExistsError(
@@ -98,6 +102,9 @@ def _before_writing(feed: Feed, plan: Plan, storage: Storage) -> None:
         )
     if feed.left_out:
         note(f"left out: {', '.join(feed.left_out)}; name arrays with --key, token ids with --token-key")
+    there = None if feed.n_sequences is None else feed.n_sequences * feed.context
+    if rows is not None and there not in {None, rows}:
+        note(f"{there:,} rows, {feed.n_sequences:,} sequences of {feed.context} ({rows:,} were asked)")
     if feed.narrows:
         note(f"float64 values are narrowed to {plan.spec.dtype}")
 
@@ -114,10 +121,11 @@ def open_feed(
     source: Any, choice: Choice, tokens: Any, context: int | None, rows: int | None, stack: ExitStack
 ) -> Feed:
     """What to read; its files are closed with the stack. Raises SourceError, SpecError."""
-    if isinstance(source, (str, os.PathLike)) or _are_paths(source):
+    tokens = ids_in_memory(tokens)
+    if are_paths(source):
         plain, named = split_named(source)
         table = table_of_files(plain, named, choice, tokens)
-    elif isinstance(source, Mapping) and source and all(map(_are_paths, source.values())):
+    elif isinstance(source, Mapping) and source and all(map(are_paths, source.values())):
         table = table_of_files((), source, choice, tokens)
     else:
         _no_files(choice)
@@ -130,13 +138,6 @@ def open_feed(
         table = table_of_arrays(_by_site(source, choice.site), tokens)
     stack.callback(table.close)
     return TableFeed(table, context, rows)
-
-
-def _are_paths(source: Any) -> bool:
-    """Whether it is a path, or some."""
-    if isinstance(source, (list, tuple)):
-        return bool(source) and all(isinstance(one, (str, os.PathLike)) for one in source)
-    return isinstance(source, (str, os.PathLike))
 
 
 def _by_site(source: Any, site: str | None) -> Mapping[str, Any]:

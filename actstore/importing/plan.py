@@ -9,10 +9,10 @@ import torch
 
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
+from actstore.harvesting.ids import LARGEST
 from actstore.harvesting.planning import UNITS_IN_FLIGHT
 from actstore.harvesting.rows import buffer_bytes
 from actstore.harvesting.specs import resolve_spec
-from actstore.importing.checks import LARGEST
 from actstore.importing.feed import Feed
 from schemas.harvest import HarvestSpec, ModelInfo, Numerics, Plan
 from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION

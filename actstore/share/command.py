@@ -60,7 +60,8 @@ def norms_command(
     if as_json:
         import json
 
-        typer.echo(json.dumps([norms.model_dump() for norms in store.manifest.norms], indent=1))
+        every = [json.loads(norms.to_json()) for norms in store.manifest.norms]  # NaN is no JSON: it is a string there
+        typer.echo(json.dumps(every, indent=1))
     else:
         print_table(norm_table(store))
     if plot is not None:

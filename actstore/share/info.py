@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.format.storage import Storage
 from actstore.store import Store
-from schemas.manifest import QUANTILES, StoreManifest
+from schemas.manifest import QUANTILES, StoreManifest, StratumNorms
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
         *_origin(m),
         ("sites", f"{len(m.sites)} of d {', '.join(map(str, widths))}: {_short(store.sites)}"),
         ("rows", f"{m.n_rows:,} per site: {m.n_train_rows:,} training, {held:,} held out"),
+        *([("not finite", _short(tuple(bad)))] if (bad := _non_finite(store)) else []),
         ("units", f"{m.n_units} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
         (
             "stored as",
@@ -33,6 +34,13 @@ def describe(store: Store) -> list[tuple[str, str]]:
         ),
         ("format", f"{m.format_version}.{m.format_minor}"),
     ]
+
+
+def _non_finite(store: Store) -> list[str]:
+    """Rows with a NaN or an infinity, by site."""
+    from actstore.harvesting.finish import non_finite
+
+    return [f"{n:,} rows at {site}" for site, n in non_finite(store.storage, store.manifest).items()]
 
 
 def _origin(m: StoreManifest) -> list[tuple[str, str]]:
@@ -68,21 +76,26 @@ def norm_table(store: Store) -> Table:
     table.add_column("site", no_wrap=True)
     for name in ("mean", "", "median", "max", "special", "outliers", "NaN"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    most = max((norms.all.mean_norm for norms in store.manifest.norms), default=0.0) or 1.0
+    most = max((norms.all.mean_norm for norms in store.manifest.norms if norms.all.count), default=0.0) or 1.0
     for norms in store.manifest.norms:
         one = norms.all
         at = dict(zip(QUANTILES, one.quantiles, strict=True))
         table.add_row(
             norms.site,
-            f"{one.mean_norm:.3g}",
-            "█" * max(1, round(BAR * one.mean_norm / most)),
-            f"{at[0.5]:.3g}",
-            f"{one.max_norm:.3g}",
-            f"{norms.special.mean_norm:.3g}",
+            _of_rows(one, one.mean_norm),
+            "█" * max(1, round(BAR * one.mean_norm / most)) if one.count else "",
+            _of_rows(one, at[0.5]),
+            _of_rows(one, one.max_norm),
+            _of_rows(norms.special, norms.special.mean_norm),
             f"{one.outliers:,}",
             f"{one.non_finite:,}",
         )
     return table
+
+
+def _of_rows(stratum: StratumNorms, figure: float) -> str:
+    """A figure of some rows; a dash where there are none (old stores say 0)."""
+    return f"{figure:.3g}" if stratum.count else "-"
 
 
 BUDGETS = (256 << 20, 1 << 30, 2 << 30, 8 << 30)
@@ -127,7 +140,7 @@ def norms_figure(store: Store) -> Any:
     """Mean norm by site with the band from the 5 % to the 95 % quantile: a plotly figure (methods, section 1)."""
     import plotly.graph_objects as go
 
-    sites = list(store.sites)
+    sites = [site for site in store.sites if store.norms[site].all.count]
     every = [store.norms[site].all for site in sites]
     at = [dict(zip(QUANTILES, one.quantiles, strict=True)) for one in every]
     figure = go.Figure()

@@ -165,6 +165,19 @@ class Stream(IterableDataset[Batch]):
             return len(self._order.unit_ids) * layout.unit_sequences * layout.context * len(self.columns.label)
         return self._order.elements(0)
 
+    def rows_in(self, batches: int) -> int:
+        """Rows of the stream's first batches; the last one of an epoch, and the first behind `skip_rows`, may be
+        smaller. Following: at most so many."""
+        order, size = self._order, self.spec.batch
+        if self.spec.follow:
+            return batches * size
+        (epoch, first), rows = self._after(self.spec.skip_rows), 0
+        while batches > 0:
+            left = order.batches(epoch) - first // size
+            rows += min((first // size + batches) * size, order.elements(epoch)) - first
+            epoch, first, batches = epoch + 1, 0, batches - left
+        return rows
+
     @property
     def window_chunks(self) -> int:
         """Chunks per column that are in memory together."""

@@ -37,8 +37,15 @@ class Rescaling(NamedTuple):
 def rescaling(store: Store, sites: tuple[str, ...], kind: Rescale, center: bool = False) -> Rescaling:
     """The factors of some sites. With `center`, `unit` uses the mean squared norm about the mean.
 
-    Raises SpecError where a factor would not be finite and positive (`log` with a mean norm of 1 or below).
+    Raises SpecError where a factor would not be finite and positive (`log` with a mean norm of 1 or below), or a
+    site has no finite row to tell it from.
     """
+    empty = [site for site in sites if not store.norms[site].all.count]
+    if empty and (kind != "none" or center):
+        raise SpecError(
+            f"rescale {kind!r}{', centred' if center else ''}: {', '.join(empty)} has no finite training row, so "
+            "neither mean nor norm; leave it out"
+        )
     norms = np.array([store.norms[site].all.mean_norm for site in sites])
     widths = np.array([store.site(site).d for site in sites])
     means = np.stack([store.mean(site) for site in sites]).astype(np.float32) if center else None

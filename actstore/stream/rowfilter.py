@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import NoRowsError, SpecError
+from actstore.harvesting.ids import check_token_ids
 from actstore.harvesting.norms import quantile
 from actstore.harvesting.patterns import match_sites
 from actstore.store import Store
@@ -116,7 +117,9 @@ def _none_left(store: Store, rule: RowFilter, split: str | None = None) -> str:
 
 
 def _check_known(store: Store, rule: RowFilter) -> None:
-    """Raises SpecError where a filter asks for what an imported store does not know."""
+    """Raises SpecError where a filter asks for what an imported store does not know, or for tokens that are none."""
+    for name in ("tokens", "exclude_tokens"):
+        check_token_ids(getattr(rule, name) or (), store.manifest.model.vocabulary, f"filter.{name}")
     by_token = rule.tokens is not None or bool(rule.exclude_tokens)
     for asked, known, what in (
         (

@@ -301,7 +301,8 @@ def test_non_finite_rows_are_counted_and_stored() -> None:
         module.embed.weight[7, 2] = float("nan")
         module.embed.weight[9, 1] = float("inf")
     tokens = np.random.default_rng(0).integers(0, 100, (400, 8))
-    got = actstore.harvest({"sites": "embed", "dtype": "float32"}, "memory://nan", model=module, tokens=tokens)
+    with pytest.warns(HarvestWarning, match=r"not finite: \d+ of 3,200 rows at embed; they are stored"):
+        got = actstore.harvest({"sites": "embed", "dtype": "float32"}, "memory://nan", model=module, tokens=tokens)
     rows = got.rows("train")
     bad = np.isin(got.provenance(rows).token, [7, 9])
     assert got.norms["embed"].all.non_finite == bad.sum() > 0

@@ -166,7 +166,8 @@ def test_what_an_import_does_not_know_is_refused_not_guessed(tmp_path: Path) -> 
 def test_rows_that_are_not_finite_are_counted_and_too_large_ones_refused(tmp_path: Path) -> None:
     x = np.ones((100, 4), np.float32)
     x[3, 1], x[5, 2] = np.nan, np.inf
-    store = actstore.import_activations({"a": x}, str(tmp_path / "s"))
+    with pytest.warns(HarvestWarning, match="not finite: 2 of 100 rows at a"):
+        store = actstore.import_activations({"a": x}, str(tmp_path / "s"))
     assert store.norms["a"].all.non_finite == 2
     x[7] = 1e6
     with pytest.raises(NumericsError, match="too large"):
@@ -226,9 +227,15 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"a": np.ones((5, 2, 2), np.float32)}, {"tokens": np.ones((2, 5), int)}, "contexts differ"),
     ({"a": np.ones((5, 2, 2), np.float32)}, {"context": 5}, "contexts differ"),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5)}, "no token ids"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -2)}, "no token ids"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -2)}, "-2 is no token id"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -100)}, "padding is -1, so replace -100"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 2**32 + 7, np.uint64)}, f"{2**32 + 7} is no token id"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 2**64 - 1, np.uint64)}, f"{2**64 - 1} is no token id"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5, bool)}, "no token ids"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": [1, 2, 3, 4, 5.5]}, "float are no token ids"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": 7}, "wanted an array"),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -1)}, "no row"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 1 << 31)}, "no token ids"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 1 << 31)}, "no token id"),
     ({"../a": np.ones((5, 2), np.float32)}, {}, "site name"),
     (np.ones((5, 2), np.float32), {}, "site="),
     ({}, {}, "no arrays"),
@@ -245,6 +252,10 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (iter([{"a": np.ones((5, 2), np.float32)}, (np.ones(5, int), {"a": np.ones((5, 2), np.float32)})]), {}, "differ"),
     (iter([np.ones((5, 2), np.float32)]), {}, "site="),
     (iter([["a"]]), {"site": "a"}, "array or a tensor"),
+    (iter([("abc", {"a": np.ones((3, 2), np.float32)})]), {}, "tokens: <U3 are no token ids"),
+    (iter([([1.0] * 3, {"a": np.ones((3, 2), np.float32)})]), {}, "float are no token ids"),
+    (iter([(np.full(3, -100), {"a": np.ones((3, 2), np.float32)})]), {}, "-100 is no token id"),
+    (iter([(np.full(3, 2**32, np.uint64), {"a": np.ones((3, 2), np.float32)})]), {}, f"{2**32} is no token id"),
     (7, {}, "iterator of arrays"),
 ]
 
@@ -254,6 +265,34 @@ def test_arrays_that_do_not_fit_are_refused(source: Any, options: dict[str, Any]
     with pytest.raises((SourceError, SpecError), match=reason):
         actstore.import_activations(source, str(tmp_path / "s"), **options)
     assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8"])
+def test_token_ids_of_any_integer_dtype(dtype: str, tmp_path: Path) -> None:
+    """In memory, in files that are parts of one, and as a plain list."""
+    x, ids = np.ones((6, 2), np.float32), np.arange(6)
+    np.save(tmp_path / "x.npy", x)
+    for i in range(2):
+        np.save(tmp_path / f"ids-{i}.npy", ids[3 * i : 3 * i + 3].astype(dtype))
+    files = sorted(map(str, tmp_path.glob("ids-*.npy")))
+    ways: dict[str, Any] = {"array": ids.astype(dtype), "files": files, "list": ids.tolist()}
+    for name, tokens in ways.items():
+        source = {"a": str(tmp_path / "x.npy")} if name == "files" else {"a": x}
+        store = actstore.import_activations(source, str(tmp_path / name), tokens=tokens)
+        found = store.provenance()
+        assert found.token[np.argsort(found.sequence)].tolist() == ids.tolist()
+
+
+def test_padding_before_an_imported_rows_tokens_keeps_its_place(tmp_path: Path) -> None:
+    """Nothing is computed, so nothing is moved; the first token of a sequence is special wherever it stands."""
+    x, ids = np.arange(1, 9, dtype=np.float32).reshape(2, 4, 1), np.array([[-1, -1, 5, 6], [7, 8, 9, 1]])
+    with pytest.warns(HarvestWarning, match="2 rows were left out"):
+        store = actstore.import_activations({"a": x}, str(tmp_path / "s"), tokens=ids, dtype="float32")
+    found, got = store.provenance(), store.read("a")[:, 0]
+    assert sorted(zip(found.sequence, found.position, found.token, got, strict=True)) == [
+        (0, 2, 5, 3.0), (0, 3, 6, 4.0), (1, 0, 7, 5.0), (1, 1, 8, 6.0), (1, 2, 9, 7.0), (1, 3, 1, 8.0),
+    ]  # fmt: skip
+    assert (store.norms["a"].special.count, store.norms["a"].special.mean_norm) == (2, 4.0)
 
 
 MEMORY = """

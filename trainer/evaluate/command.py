@@ -76,6 +76,9 @@ def eval_command(
             tick = _tick(bar, task)
             most = None if rows is None else parse_count(rows)
             record, firings = on_rows.evaluate(sae, opened, split, most, tick, all_rows)
+            there = min(layer.rows for layer in record.layers)
+            if most is not None and there < most:
+                typer.echo(f"note: {run}: there are {there:,} such rows of each site, {most:,} were asked", err=True)
             if ce or model is not None:
                 from trainer.evaluate.model import model_metrics
 

@@ -52,7 +52,7 @@ class LayerSums:
 
     def metrics(self, site: str, d: int) -> LayerMetrics:
         """The figures, from the sums."""
-        n = max(self.rows, 1)
+        n = self.rows or math.nan  # means over nothing are none
         return LayerMetrics(
             site=site,
             rows=self.rows,

@@ -221,6 +221,7 @@ def _run_group(
             sinks=sinks,
             together=together,
             stop=stop,
+            tell=lambda line: console.print(line, highlight=False, soft_wrap=True),
         )
     seconds = time.monotonic() - began
     if console.quiet:

@@ -273,7 +273,7 @@ class Learner:
         dead = int((self.silent_rows > self.dead_rows).sum())
         if self.parallel is not None:
             dead = self.parallel.latents(dead)
-        mse, fvu = error / max(values["rows"], 1.0), error / variance if variance else math.nan
+        mse, fvu = error / (values["rows"] or math.nan), error / variance if variance else math.nan
         layers = [wrong / all_of_it if all_of_it else None for wrong, all_of_it in by_layer.T.tolist()]
         self.reset_sums()
         return Interval(int(values["seen"]), values["loss"] / n, mse, values["l0"] / n, fvu, dead, layers, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ from trainer.training.learner import Learner
 from trainer.training.scaling import layer_norms, scaling
 from trainer.training.start import initialise
 from trainer.training.stepping import Progress, Report, Run, take_steps
-from trainer.training.streams import check_l0, check_rows_fit, last_steps, n_steps, of_one_store, shared_stream
+from trainer.training.streams import check_l0, check_rows_fit, last_steps, n_steps, of_one_store, planned, shared_stream
 
 if TYPE_CHECKING:
     from trainer.distributed.start import Together
@@ -69,6 +69,7 @@ def train_group(
     sinks: Sinks | None = None,
     together: Together | None = None,
     stop: Stop | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Train runs (URL -> spec) that share a stream; returns their URLs. Specs must agree on `shared_stream`.
 
@@ -76,6 +77,7 @@ def train_group(
     checkpoint; one that has ended is left as it is.
     sinks: makes what besides the journal gets a run's records, from its URL, its spec and the step it starts behind.
     together: the processes that train the same runs, all of which call this; only the lead writes and reports.
+    tell: is given what is trained, in lines, before it begins.
     stop: once it has a signal, training ends behind a step, saves, and raises Stopped; in all processes, where one has.
     """
     stop = Stop() if stop is None else stop
@@ -105,6 +107,8 @@ def train_group(
             if lead:
                 for run in runs:  # only now: a spec that cannot be used leaves nothing behind
                     _say_what_it_is(run, stream.store)
+            if lead and tell is not None:
+                tell("\n".join(planned([run.spec for run in runs], stream)))
             _begin(stream, runs, starts, together)
             _train(stream, runs, report if lead else None, sinks if lead else None, stop)
     return list(specs)

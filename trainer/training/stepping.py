@@ -98,17 +98,17 @@ class _Clock:
     """Speeds since the last interval, and since the first step."""
 
     def __init__(self, stream: Stream, step: int) -> None:
-        self._stream, self._start = stream, (time.perf_counter(), stream.stall_s, step)
+        self._stream, self._start = stream, (time.perf_counter(), stream.stall_s, stream.rows_in(step))
         self._last = self._start
 
     def measure(self, progress: Progress, step: int) -> None:
         """Write them into the progress; begin a new interval."""
-        now, batch = (time.perf_counter(), self._stream.stall_s, step), self._stream.spec.batch
-        seconds, stall_s, steps = (new - old for new, old in zip(now, self._last, strict=True))
-        progress.rows_per_s = steps * batch / max(seconds, 1e-9)
+        now = (time.perf_counter(), self._stream.stall_s, self._stream.rows_in(step))
+        seconds, stall_s, rows = (new - old for new, old in zip(now, self._last, strict=True))
+        progress.rows_per_s = rows / max(seconds, 1e-9)
         progress.stall = stall_s / max(seconds, 1e-9)
-        progress.seconds, progress.stall_s, steps = (new - old for new, old in zip(now, self._start, strict=True))
-        progress.rows, self._last = int(steps * batch), now
+        progress.seconds, progress.stall_s, rows = (new - old for new, old in zip(now, self._start, strict=True))
+        progress.rows, self._last = int(rows), now
 
 
 def _next_batch(stream: Stream, runs: Sequence[Run], stop: Stop, progress: Progress) -> Batch | None:

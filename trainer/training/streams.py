@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from actstore.format.storage import Storage
@@ -82,6 +83,21 @@ def n_steps(spec: TrainSpec, stream: Stream) -> int:
     else:
         steps = (own.epochs or 1) * stream.batches_per_epoch
     return steps if own.limit_rows is None else min(steps, batches(own.limit_rows))
+
+
+def planned(specs: Iterable[TrainSpec], stream: Stream) -> list[str]:
+    """What runs train on, a line for each length: rows, batches, and what was asked where that is another number."""
+    lines = []
+    for spec in specs:
+        steps, batch = n_steps(spec, stream), spec.stream.batch
+        rows, about = stream.rows_in(steps), "up to " if spec.stream.follow else ""
+        asked = [n for n in (spec.rows, spec.stream.limit_rows) if n is not None]
+        rounded = f" ({min(asked):,} were asked)" if asked and min(asked) != rows else ""
+        lines.append(
+            f"training on {about}{rows:,} rows{rounded}: {steps:,} batches of {batch:,}"
+            f"{', an epoch ends with a smaller one' if rows < steps * batch else ''}"
+        )
+    return list(dict.fromkeys(lines))
 
 
 def next_batch(stream: Stream, parallel: Parallel | None = None) -> Batch | None:
