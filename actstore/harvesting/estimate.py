@@ -28,13 +28,14 @@ from actstore.format.layout import unit_permutation
 from actstore.format.shard import ShardCodec
 from actstore.harvesting.extent import corpus_estimate, filled
 from actstore.harvesting.finish import object_record
+from actstore.harvesting.forward import device_of
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
 from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
 from actstore.harvesting.run import autocast
 from actstore.harvesting.specs import resolve_spec
-from actstore.harvesting.tap import Tap, device_of, open_tap
+from actstore.harvesting.tap import Tap, open_tap
 from actstore.harvesting.tokens import sequencer
 from actstore.harvesting.writer import UnitRows
 from schemas.harvest import Codec, HarvestSpec, Layout
@@ -91,8 +92,9 @@ def estimate(
     if not len(sample):
         raise CorpusError(f"corpus {wanted.corpus.name!r} holds no context of {wanted.context} tokens")
     held = corpus_estimate(wanted, source, corpus, taken)
-    tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
+    tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
     try:
+        tap.check_padding(sample)
         layout = filled(make_layout(wanted, tap), held)
         before = resident()
         found = _calibrate(wanted, loaded, tap, sample)

@@ -12,11 +12,12 @@ from torch import nn
 from actstore.errors import CorpusError, ExistsError, ModelError, OthersUnfinishedError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
+from actstore.harvesting.forward import device_of
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import HarvestWarning, Progress, Report, Run, first_block
 from actstore.harvesting.specs import resolve_spec
-from actstore.harvesting.tap import device_of, open_tap
+from actstore.harvesting.tap import open_tap
 from actstore.harvesting.tokens import sequencer
 from actstore.harvesting.writer import StoreWriter
 from schemas.harvest import HarvestSpec, Plan
@@ -45,9 +46,9 @@ def harvest(
     spec: a HarvestSpec or a dict of its fields (`model` and `corpus` may be plain names). `out`: any fsspec URL;
     `options` go to its file system. An unfinished harvest of the same spec there goes on where it stopped.
 
-    model: instead of `spec.model`, a module in memory. If it is a Hugging Face model, a TransformerBridge or a
-    HookedTransformer, sites are TransformerLens hook names; for any other module they are the names of its
-    submodules, and `model(tokens)` must accept int64 [b, t].
+    model: instead of `spec.model`, a module in memory. Sites are TransformerLens hook names (of a Hugging Face model
+    whose family it knows, a TransformerBridge or a HookedTransformer) or the names of the module's submodules; the
+    forward of one that is no Hugging Face model must accept int64 [b, t]. See `actstore.harvesting.tap.open_tap`.
     tokens: instead of `spec.corpus`, an integer array [n, context] (sequences as they are, -1 for padding), an integer
     array [n] (a stream, cut into contexts), or an iterable of documents (texts or sequences of token ids).
     worker: "3/8": this is the third of eight workers; it takes the units k with k mod 8 = 2. Any of them may die and be
@@ -75,11 +76,12 @@ def harvest(
     loaded.check_context(wanted.context)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens)
     with ExitStack() as stack:
-        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
+        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
         stack.callback(tap.close)
         plan = make_plan(wanted, tap, loaded, corpus, tokens, device)
         report(Progress("reading the corpus"))
         first = first_block(source, plan)
+        tap.check_padding(first.tokens)
         writer = StoreWriter.create(storage, plan, tokenizer_files(loaded.tokenizer))
         stack.callback(writer.close)
         Run(plan, writer, source, tap, _device(device, loaded), report, share).run(first)
@@ -127,7 +129,7 @@ def extend(
     if loaded.info.weights_digest != parent.model.weights_digest:
         raise ModelError(f"{storage.url}: model {wanted.model.name!r} is not the one harvested: its weights differ")
     with ExitStack() as stack:
-        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
+        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
         stack.callback(tap.close)
         first, reader, corpus = None, None, None
         if sites is None:
@@ -138,6 +140,7 @@ def extend(
         if reader is not None:
             _same_corpus(plan, storage)
             first = first_block(reader, plan, _cursor(storage, parent))
+            tap.check_padding(first.tokens)
         writer = StoreWriter.create(storage, plan, parent=parent)
         stack.callback(writer.close)
         Run(plan, writer, reader, tap, _device(device, loaded), report, share).run(first)

@@ -1,9 +1,15 @@
-"""TransformerLens' hook names on Hugging Face models: which plain module has the values of which site."""
+"""Sites of Hugging Face models: TransformerLens' hook names, each led to the plain module that has its values, and
+names of the model's own modules.
+
+TransformerLens' bridge wraps every module and forces eager attention, which costs more than a quarter of the speed, so
+values are taken from the *unwrapped* model wherever that gives the bridge's own: each hook point of a bridge over a
+copy (sharing the weights) leads to candidates in the plain model, both run once on a few random tokens, and a candidate
+counts only if its values are equal. If a site has none (per-head results, normalised LayerNorm outputs), the bridge's
+forward is used for all.
+"""
 
 from __future__ import annotations
 
-import copy
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,13 +17,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from actstore.errors import ModelError
+from actstore.errors import ModelError, SiteError
+from actstore.harvesting.adapters import Bridged, bridge_over_copy
+from actstore.harvesting.forward import Call, check_takes_tokens, decoder_inputs, forward_of, probing
+from actstore.harvesting.layouts import Layout, arranged, layout_of
 from actstore.harvesting.models import LoadedModel
-from actstore.harvesting.patterns import match_sites
-from actstore.harvesting.tap import HookTap, Put, capture, device_of, module_hook, probe_tokens, vectors
+from actstore.harvesting.padding import close
+from actstore.harvesting.patterns import expand, match_sites
+from actstore.harvesting.tap import Attach, HookTap, Point, Put, capture, module_hook, points_of, probe_tokens, vectors
 from schemas.source import Site
 
 Pick = Callable[[Tensor], Tensor]
+SWITCHES = {
+    "hook_result": "set_use_attn_result",
+    "hook_attn_in": "set_use_attn_in",
+    "hook_mlp_in": "set_use_hook_mlp_in",
+    "hook_q_input": "set_use_split_qkv_input",
+    "hook_k_input": "set_use_split_qkv_input",
+    "hook_v_input": "set_use_split_qkv_input",
+}
 
 
 class Candidate(NamedTuple):
@@ -28,78 +46,121 @@ class Candidate(NamedTuple):
     pick: Pick | None = None
 
 
+class Found(NamedTuple):
+    """Where the plain model has a hook name's values, and how they lie there."""
+
+    place: Candidate
+    layout: Layout
+
+
 def model_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     """A tap on the unwrapped model where every site's values are found in it, else on the bridge."""
     module = model.module
-    bridge, plain_names = _bridge_over_copy(module)
-    names = _names(bridge, patterns)
-    tokens = probe_tokens(model.info.vocabulary, device_of(module), _sizes(bridge.cfg))
-    points = [_point_hook(bridge.hook_dict[name]) for name in names]
-    seen = capture(points, lambda: _bridge_call(bridge)(tokens, None))
-    wanted = {name: vectors(name, x, tokens.shape) for name, x in zip(names, seen, strict=True)}
-    sites = [Site(name=name, d=x.shape[2]) for name, x in wanted.items()]
-    found = _match(module, _candidates(bridge, plain_names, names), wanted, tokens)
-    missing = [name for name in names if name not in found]
-    found |= _match(module, {name: _anywhere(bridge, plain_names, name) for name in missing}, wanted, tokens)
-    if len(found) < len(names):
-        return HookTap(sites, points, _bridge_call(bridge))
-    modules = dict(module.named_modules())
-    attach = [module_hook(modules[c.module], c.where, c.pick) for c in (found[name] for name in names)]
-    return HookTap(sites, attach, _body_call(module))
+    check_takes_tokens(module)
+    patterns = tuple(patterns)
+    modules = {name: one for name, one in module.named_modules() if name}
+    bridged, why = _bridged(module, patterns, modules)
+    hooks = list(bridged.bridge.hook_dict) if bridged else []
+    names = _named(patterns, hooks, modules, why)
+    own = [name for name in names if name not in hooks]
+    found: dict[str, Found] = {}
+    bridge_points: dict[str, Point] = {}
+    if bridged and len(own) < len(names):
+        bridge_points, found = _resolve(model, bridged, [name for name in names if name in hooks])
+        left = [name for name in bridge_points if name not in found]
+        if left and bridged.whole and not own:
+            return HookTap(module, list(bridge_points.values()), _bridge_call(bridged.bridge), model.info.vocabulary)
+        if left:
+            raise SiteError(_in_bridge_only(left[0], module, whole=bridged.whole))
+    places = {name: found[name].place if name in found else Candidate(name, "out") for name in names}
+    call = _call(module, places.values())
+    attach = {name: module_hook(modules.get(c.module, module), c.where, c.pick) for name, c in places.items()}
+    points = {name: bridge_points[name]._replace(attach=attach[name], layout=at.layout) for name, at in found.items()}
+    if own:
+        with probing(f"{type(module).__name__} does not run on token ids alone"):
+            plain = points_of(own, [attach[name] for name in own], call, probe_tokens(model, _sizes(module.config)))
+        points |= dict(zip(own, plain, strict=True))
+    return HookTap(module, [points[name] for name in names], call, model.info.vocabulary)
 
 
-def bridge_tap(bridge: Any, vocabulary: int, patterns: Iterable[str]) -> HookTap:
+def bridge_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     """A tap on the hook points of a TransformerBridge or HookedTransformer, as it is."""
-    names = _names(bridge, patterns)
-    tokens = probe_tokens(vocabulary or bridge.cfg.d_vocab, device_of(bridge), _sizes(bridge.cfg))
-    attach = [_point_hook(bridge.hook_dict[name]) for name in names]
-    seen = capture(attach, lambda: _bridge_call(bridge)(tokens, None))
-    sites = [Site(name=n, d=vectors(n, x, tokens.shape).shape[2]) for n, x in zip(names, seen, strict=True)]
-    return HookTap(sites, attach, _bridge_call(bridge))
-
-
-def _names(bridge: Any, patterns: Iterable[str]) -> list[str]:
-    """Matching hook names; TransformerLens computes per-head results and split inputs only when told to."""
+    bridge: Any = model.module
     names = match_sites(patterns, list(bridge.hook_dict))
-    switches = {
-        "hook_result": "set_use_attn_result",
-        "hook_attn_in": "set_use_attn_in",
-        "hook_mlp_in": "set_use_hook_mlp_in",
-        "hook_q_input": "set_use_split_qkv_input",
-        "hook_k_input": "set_use_split_qkv_input",
-        "hook_v_input": "set_use_split_qkv_input",
-    }
-    for switch in sorted({switches[last] for last in (name.rsplit(".", 1)[-1] for name in names) if last in switches}):
-        getattr(bridge, switch)(True)
-    return names
+    switch_on(bridge, names)
+    tokens = probe_tokens(model, _sizes(bridge.cfg))
+    points = points_of(names, [point_hook(bridge.hook_dict[name]) for name in names], _bridge_call(bridge), tokens)
+    return HookTap(bridge, points, _bridge_call(bridge), model.info.vocabulary)
 
 
-def _bridge_over_copy(module: Any) -> tuple[Any, dict[int, str]]:
-    """A bridge over a copy that shares the weights, and the names of the copy's modules by identity."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    shared = [*module.parameters(), *module.buffers()]
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-    names = {id(one): name for name, one in twin.named_modules()}
-    twin.set_attn_implementation("eager")  # as TransformerLens needs it
-    architecture = type(module).__name__
+def _bridged(module: nn.Module, patterns: Iterable[str], modules: Iterable[str]) -> tuple[Bridged | None, str]:
+    """The bridge, where a pattern may mean a hook name; else None, and what to say of a name that is none."""
+    own_names = f"sites of {type(module).__name__} are the names of its modules; `actstore sites` lists them"
+    if all(one in modules for pattern in patterns for one in expand(pattern)):
+        return None, own_names
     try:
-        bridge = build_bridge_from_module(twin, architecture, hf_config=twin.config)
-    except ValueError as error:
-        raise ModelError(_no_adapter(architecture, error)) from error
-    return bridge, names
+        return bridge_over_copy(module), "`actstore sites` lists all"
+    except ModelError as error:
+        return None, f"{error}, so {own_names}"
 
 
-def _no_adapter(architecture: str, error: Exception) -> str:
-    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+def _named(patterns: Iterable[str], hooks: list[str], modules: Iterable[str], why: str) -> list[str]:
+    """Names that the patterns mean: hook names, else modules."""
+    names = list(modules)
+    try:
+        return match_sites(patterns, hooks, names)
+    except SiteError as error:
+        raise SiteError(f"{error}; {why}") from error
 
-    if architecture in SUPPORTED_ARCHITECTURES:
-        return f"TransformerLens cannot take {architecture} apart: {error}"
-    near = difflib.get_close_matches(architecture, list(SUPPORTED_ARCHITECTURES), 4, 0.4)
-    return (
-        f"TransformerLens has no adapter for {architecture}; the nearest it has are {', '.join(near)}. "
-        "Pass the module itself from Python to name its submodules as sites"
-    )
+
+def _resolve(model: LoadedModel, bridged: Bridged, names: list[str]) -> tuple[dict[str, Point], dict[str, Found]]:
+    """The bridge's hook points, and where the plain model has their values."""
+    module, bridge = model.module, bridged.bridge
+    switch_on(bridge, names)
+    tokens = probe_tokens(model, _sizes(bridge.cfg))
+    hooks = [point_hook(bridge.hook_dict[name]) for name in names]
+    what = f"TransformerLens' bridge over {type(module).__name__} does not run; take names of its modules as sites"
+    with probing(what):
+        seen = capture(hooks, lambda: _bridge_call(bridge)(tokens, None, None))
+    shaped = {name: vectors(name, x, tokens.shape) for name, x in zip(names, seen, strict=True)}
+    points = {
+        name: Point(Site(name=name, d=x.shape[2]), hook, layout)
+        for hook, (name, (x, layout)) in zip(hooks, shaped.items(), strict=True)
+    }
+    wanted = {name: x for name, (x, _) in shaped.items()}
+    return points, places_of(module, bridged, wanted, tokens)
+
+
+def places_of(module: nn.Module, bridged: Bridged, wanted: dict[str, Tensor], tokens: Tensor) -> dict[str, Found]:
+    """Where the plain model has the values of hook names; without those that it has nowhere."""
+    bridge, plain = bridged.bridge, bridged.names
+    with probing(f"{type(module).__name__} does not run on token ids alone"):
+        found = _match(module, _candidates(bridge, plain, list(wanted)), wanted, tokens)
+        missing = {name: _anywhere(bridge, plain, name) for name in wanted if name not in found}
+        return found | _match(module, missing, wanted, tokens)
+
+
+def _in_bridge_only(name: str, module: nn.Module, *, whole: bool) -> str:
+    if whole:
+        return (
+            f"site {name!r} is computed within TransformerLens' bridge only, and cannot be harvested together with "
+            "names of the model's modules; harvest it by itself"
+        )
+    return f"site {name!r}: {type(module).__name__} computes nothing of the same values; `actstore sites` lists all"
+
+
+def _call(module: Any, places: Iterable[Candidate]) -> Call:
+    """The forward that computes these places: without the head, where none is in it."""
+    body = module.base_model
+    prefix = next(name for name, one in module.named_modules() if one is body)
+    inside = all(not prefix or c.module == prefix or c.module.startswith(f"{prefix}.") for c in places)
+    return forward_of(module, body=inside)
+
+
+def switch_on(bridge: Any, names: Iterable[str]) -> None:
+    """TransformerLens computes per-head results and split inputs only when told to."""
+    for switch in sorted({SWITCHES[last] for last in (name.rsplit(".", 1)[-1] for name in names) if last in SWITCHES}):
+        getattr(bridge, switch)(True)
 
 
 def _candidates(bridge: Any, plain: dict[int, str], names: list[str]) -> dict[str, list[Candidate]]:
@@ -161,71 +222,58 @@ def _per_head(x: Tensor, heads: int, part: int) -> Tensor:
 
 def _match(
     module: nn.Module, candidates: dict[str, list[Candidate]], wanted: dict[str, Tensor], tokens: Tensor
-) -> dict[str, Candidate]:
+) -> dict[str, Found]:
     """For each site the first candidate whose values are the bridge's, from one forward of the plain model."""
     modules = dict(module.named_modules())
     every = [(name, candidate) for name, options in candidates.items() for candidate in options]
-    seen: list[list[bool]] = [[] for _ in every]
+    seen: list[list[Layout | None]] = [[] for _ in every]
     attach = [module_hook(modules[c.module], c.where) for _, c in every]
     checks = [
-        one(_checker(verdicts, candidate.pick, wanted[name]))
+        one(_checker(verdicts, candidate.pick, wanted[name], tokens.shape))
         for one, verdicts, (name, candidate) in zip(attach, seen, every, strict=True)
     ]
     try:
         with torch.inference_mode():
-            _body_call(module)(tokens, None)
+            forward_of(module, body=True)(tokens, None, None)
     finally:
         for remove in checks:
             remove()
-    found: dict[str, Candidate] = {}
+    found: dict[str, Found] = {}
     for (name, candidate), verdicts in zip(every, seen, strict=True):
-        if verdicts == [True]:
-            found.setdefault(name, candidate)
+        if len(verdicts) == 1 and verdicts[0] is not None:
+            found.setdefault(name, Found(candidate, verdicts[0]))
     return found
 
 
-def _checker(verdicts: list[bool], pick: Pick | None, wanted: Tensor) -> Put:
-    return lambda x: verdicts.append(_same(x, pick, wanted))
+def _checker(verdicts: list[Layout | None], pick: Pick | None, wanted: Tensor, shape: torch.Size) -> Put:
+    return lambda x: verdicts.append(_same(x, pick, wanted, shape))
 
 
-def _same(x: Tensor, pick: Pick | None, wanted: Tensor) -> bool:
-    """Equal but for what other kernels round differently."""
+def _same(x: Tensor, pick: Pick | None, wanted: Tensor, shape: torch.Size) -> Layout | None:
+    """How the values lie, if they are those wanted but for what other kernels round differently; else None."""
     if pick is not None and x.shape[-1] < wanted.shape[-1]:
-        return False
+        return None
     try:
-        x = (pick(x) if pick else x).flatten(2)
+        x = pick(x) if pick else x
     except RuntimeError:  # the projection does not divide in this way
-        return False
-    if x.shape != wanted.shape:
-        return False
-    tolerance = 1e-3 if x.dtype == torch.float32 else 0.05
-    size = torch.linalg.vector_norm(wanted.float())
-    return bool(size > 0 and torch.linalg.vector_norm((x - wanted).float()) <= tolerance * size)
+        return None
+    layout = layout_of(x, shape)
+    values = arranged(x, layout, shape) if layout is not None else None
+    return layout if values is not None and wanted.any() and close(values, wanted) else None
 
 
-def _body_call(module: Any) -> Callable[[Tensor, Tensor | None], Any]:
-    """The transformer without its head: logits are never computed."""
-    body = module.base_model
-    cached = hasattr(module.config, "use_cache")
+def _bridge_call(bridge: Any) -> Call:
+    """The bridge's forward; positions that follow a mask are its own doing."""
 
-    def call(tokens: Tensor, mask: Tensor | None) -> Any:
-        options: dict[str, Any] = {"use_cache": False} if cached else {}
-        if mask is not None:
-            options["attention_mask"] = mask
-        return body(tokens, **options)
+    def call(tokens: Tensor, mask: Tensor | None, _positions: Tensor | None = None) -> Any:
+        options = {"attention_mask": mask, **decoder_inputs(getattr(bridge, "original_model", None), tokens, mask)}
+        given = {name: value for name, value in options.items() if value is not None}
+        return bridge(tokens, return_type=None, prepend_bos=False, **given)
 
     return call
 
 
-def _bridge_call(bridge: Any) -> Callable[[Tensor, Tensor | None], Any]:
-    def call(tokens: Tensor, mask: Tensor | None) -> Any:
-        options = {} if mask is None else {"attention_mask": mask}
-        return bridge(tokens, return_type=None, prepend_bos=False, **options)
-
-    return call
-
-
-def _point_hook(point: Any) -> Any:
+def point_hook(point: Any) -> Attach:
     """`attach` for a TransformerLens hook point."""
 
     def attach(put: Put) -> Callable[[], None]:
