@@ -66,12 +66,14 @@ def eval_command(
             task = bar.add_task(f"evaluating {run}", total=None)
             tick = _tick(bar, task)
             most = None if rows is None else parse_count(rows)
+            subject = _subject(sae, opened, model, device) if ce or model is not None else None
             record, firings = on_rows.evaluate(sae, opened, split, most, tick, all_rows)
-            if ce or model is not None:
+            if subject is not None:
                 from trainer.evaluate.model import model_metrics
 
                 bar.update(task, description=f"language model, {run}", completed=0)
-                record = on_rows.with_model(record, model_metrics(sae, opened, model, sequences, device, tick))
+                found = model_metrics(sae, opened, model, sequences, device, tick, subject)
+                record = on_rows.with_model(record, found)
         on_rows.write(run, record, firings)
         if record.model and record.filter is not None:
             typer.echo(
@@ -85,6 +87,13 @@ def eval_command(
         else:
             for table in tables(record):
                 Console().print(table)
+
+
+def _subject(sae: Any, store: Any, model: str | None, device: str) -> Any:
+    """The language model, before any row is evaluated: what it cannot be used for is said at once."""
+    from trainer.evaluate.model import subject_of
+
+    return subject_of(sae, store, model, device)
 
 
 def calibrate_command(
