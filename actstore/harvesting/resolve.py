@@ -10,24 +10,20 @@ forward is used for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from actstore.errors import ModelError, SiteError
 from actstore.harvesting.adapters import Bridged, bridge_over_copy
 from actstore.harvesting.forward import Call, check_takes_tokens, decoder_inputs, forward_of, probing
-from actstore.harvesting.layouts import Layout, arranged, layout_of
 from actstore.harvesting.models import LoadedModel
-from actstore.harvesting.padding import close
 from actstore.harvesting.patterns import expand, match_sites
+from actstore.harvesting.places import Candidate, Found, places_of
 from actstore.harvesting.tap import Attach, HookTap, Point, Put, capture, module_hook, points_of, probe_tokens, vectors
 from schemas.source import Site
 
-Pick = Callable[[Tensor], Tensor]
 SWITCHES = {
     "hook_result": "set_use_attn_result",
     "hook_attn_in": "set_use_attn_in",
@@ -36,21 +32,6 @@ SWITCHES = {
     "hook_k_input": "set_use_split_qkv_input",
     "hook_v_input": "set_use_split_qkv_input",
 }
-
-
-class Candidate(NamedTuple):
-    """A place in the plain model: a module's name, its input or output, and perhaps a part of the values."""
-
-    module: str
-    where: str
-    pick: Pick | None = None
-
-
-class Found(NamedTuple):
-    """Where the plain model has a hook name's values, and how they lie there."""
-
-    place: Candidate
-    layout: Layout
 
 
 def model_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
@@ -69,7 +50,7 @@ def model_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
         bridge_points, found = _resolve(model, bridged, [name for name in names if name in hooks])
         left = [name for name in bridge_points if name not in found]
         if left and bridged.whole and not own:
-            return HookTap(module, list(bridge_points.values()), _bridge_call(bridged.bridge), model.info.vocabulary)
+            return HookTap(module, list(bridge_points.values()), bridge_call(bridged.bridge), model.info.vocabulary)
         if left:
             raise SiteError(_in_bridge_only(left[0], module, whole=bridged.whole))
     places = {name: found[name].place if name in found else Candidate(name, "out") for name in names}
@@ -78,7 +59,7 @@ def model_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     points = {name: bridge_points[name]._replace(attach=attach[name], layout=at.layout) for name, at in found.items()}
     if own:
         with probing(f"{type(module).__name__} does not run on token ids alone"):
-            plain = points_of(own, [attach[name] for name in own], call, probe_tokens(model, _sizes(module.config)))
+            plain = points_of(own, [attach[name] for name in own], call, probe_tokens(model, sizes(module.config)))
         points |= dict(zip(own, plain, strict=True))
     return HookTap(module, [points[name] for name in names], call, model.info.vocabulary)
 
@@ -87,10 +68,9 @@ def bridge_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     """A tap on the hook points of a TransformerBridge or HookedTransformer, as it is."""
     bridge: Any = model.module
     names = match_sites(patterns, list(bridge.hook_dict))
-    switch_on(bridge, names)
-    tokens = probe_tokens(model, _sizes(bridge.cfg))
-    points = points_of(names, [point_hook(bridge.hook_dict[name]) for name in names], _bridge_call(bridge), tokens)
-    return HookTap(bridge, points, _bridge_call(bridge), model.info.vocabulary)
+    tokens = probe_tokens(model, sizes(bridge.cfg))
+    points = _bridge_points(bridge, names, _observed(bridge, names, tokens), tokens)
+    return HookTap(bridge, list(points.values()), bridge_call(bridge), model.info.vocabulary)
 
 
 def _bridged(module: nn.Module, patterns: Iterable[str], modules: Iterable[str]) -> tuple[Bridged | None, str]:
@@ -116,28 +96,32 @@ def _named(patterns: Iterable[str], hooks: list[str], modules: Iterable[str], wh
 def _resolve(model: LoadedModel, bridged: Bridged, names: list[str]) -> tuple[dict[str, Point], dict[str, Found]]:
     """The bridge's hook points, and where the plain model has their values."""
     module, bridge = model.module, bridged.bridge
-    switch_on(bridge, names)
-    tokens = probe_tokens(model, _sizes(bridge.cfg))
-    hooks = [point_hook(bridge.hook_dict[name]) for name in names]
+    tokens = probe_tokens(model, sizes(bridge.cfg))
     what = f"TransformerLens' bridge over {type(module).__name__} does not run; take names of its modules as sites"
     with probing(what):
-        seen = capture(hooks, lambda: _bridge_call(bridge)(tokens, None, None))
-    shaped = {name: vectors(name, x, tokens.shape) for name, x in zip(names, seen, strict=True)}
-    points = {
-        name: Point(Site(name=name, d=x.shape[2]), hook, layout)
-        for hook, (name, (x, layout)) in zip(hooks, shaped.items(), strict=True)
-    }
-    wanted = {name: x for name, (x, _) in shaped.items()}
+        seen = _observed(bridge, names, tokens)
+    points = _bridge_points(bridge, names, seen, tokens)
+    wanted = {name: vectors(name, x, tokens.shape)[0] for name, x in zip(names, seen, strict=True)}
     return points, places_of(module, bridged, wanted, tokens)
 
 
-def places_of(module: nn.Module, bridged: Bridged, wanted: dict[str, Tensor], tokens: Tensor) -> dict[str, Found]:
-    """Where the plain model has the values of hook names; without those that it has nowhere."""
-    bridge, plain = bridged.bridge, bridged.names
-    with probing(f"{type(module).__name__} does not run on token ids alone"):
-        found = _match(module, _candidates(bridge, plain, list(wanted)), wanted, tokens)
-        missing = {name: _anywhere(bridge, plain, name) for name in wanted if name not in found}
-        return found | _match(module, missing, wanted, tokens)
+def _observed(bridge: Any, names: Sequence[str], tokens: Tensor) -> list[list[Tensor]]:
+    """What a run passes at hook names; those that it does not pass are switched on, where they can be."""
+    hooks = [point_hook(bridge.hook_dict[name]) for name in names]
+    seen = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
+    if switch_on(bridge, (name for name, values in zip(names, seen, strict=True) if not values)):
+        seen = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
+    return seen
+
+
+def _bridge_points(
+    bridge: Any, names: Sequence[str], seen: Sequence[Sequence[Tensor]], tokens: Tensor
+) -> dict[str, Point]:
+    points = {}
+    for name, values in zip(names, seen, strict=True):
+        x, layout = vectors(name, values, tokens.shape)
+        points[name] = Point(Site(name=name, d=x.shape[2]), point_hook(bridge.hook_dict[name]), layout)
+    return points
 
 
 def _in_bridge_only(name: str, module: nn.Module, *, whole: bool) -> str:
@@ -157,112 +141,15 @@ def _call(module: Any, places: Iterable[Candidate]) -> Call:
     return forward_of(module, body=inside)
 
 
-def switch_on(bridge: Any, names: Iterable[str]) -> None:
-    """TransformerLens computes per-head results and split inputs only when told to."""
-    for switch in sorted({SWITCHES[last] for last in (name.rsplit(".", 1)[-1] for name in names) if last in SWITCHES}):
+def switch_on(bridge: Any, names: Iterable[str]) -> bool:
+    """TransformerLens computes per-head results and split inputs only when told to; whether there was one to tell."""
+    switches = {SWITCHES[last] for last in (name.rsplit(".", 1)[-1] for name in names) if last in SWITCHES}
+    for switch in sorted(switches):
         getattr(bridge, switch)(True)
+    return bool(switches)
 
 
-def _candidates(bridge: Any, plain: dict[int, str], names: list[str]) -> dict[str, list[Candidate]]:
-    """Where a site's values might be in the plain model."""
-    places: dict[int, list[Candidate]] = {}
-    for component in bridge.modules():
-        for where in ("in", "out"):
-            point = component._modules.get(f"hook_{where}")
-            if point is not None:
-                places.setdefault(id(point), []).extend(_places(component, plain, where))
-    for component in bridge.modules():
-        joint = plain.get(id(_original(getattr(component, "qkv", None))))
-        if joint is not None:
-            for i, part in enumerate("qkv"):
-                split = getattr(component, part, None)
-                if split is not None:
-                    places.setdefault(id(split.hook_out), []).extend(_joint_parts(joint, i, bridge.cfg))
-    return {name: places.get(id(bridge.hook_dict[name]), []) for name in names}
-
-
-def _anywhere(bridge: Any, plain: dict[int, str], name: str) -> list[Candidate]:
-    """Every place in a site's own block, for a hook point that stands before no module of its own."""
-    parts = name.split(".")
-    if len(parts) < 3 or not parts[1].isdigit():
-        return []
-    block = plain.get(id(_original(getattr(bridge, parts[0])[int(parts[1])])))
-    inside = [one for one in plain.values() if block and (one == block or one.startswith(block + "."))]
-    return [Candidate(one, where) for one in inside for where in ("in", "out")]
-
-
-def _original(component: Any) -> Any:
-    return getattr(component, "original_component", None)
-
-
-def _places(component: Any, plain: dict[int, str], where: str) -> Iterator[Candidate]:
-    name = plain.get(id(_original(component)))
-    if name is not None:
-        yield Candidate(name, where)
-
-
-def _joint_parts(module: str, part: int, cfg: Any) -> Iterator[Candidate]:
-    """Part 0, 1 or 2 of a joint query-key-value projection: one behind the other, or head by head."""
-    heads, width = cfg.n_heads, cfg.d_head
-    grouped = cfg.n_key_value_heads or heads
-    sizes = [heads * width, grouped * width, grouped * width]
-    start = sum(sizes[:part])
-    yield Candidate(module, "out", partial(_slice, start=start, stop=start + sizes[part]))
-    if grouped == heads:
-        yield Candidate(module, "out", partial(_per_head, heads=heads, part=part))
-
-
-def _slice(x: Tensor, start: int, stop: int) -> Tensor:
-    return x[..., start:stop]
-
-
-def _per_head(x: Tensor, heads: int, part: int) -> Tensor:
-    return x.reshape(*x.shape[:-1], heads, 3, -1)[..., part, :].flatten(-2)
-
-
-def _match(
-    module: nn.Module, candidates: dict[str, list[Candidate]], wanted: dict[str, Tensor], tokens: Tensor
-) -> dict[str, Found]:
-    """For each site the first candidate whose values are the bridge's, from one forward of the plain model."""
-    modules = dict(module.named_modules())
-    every = [(name, candidate) for name, options in candidates.items() for candidate in options]
-    seen: list[list[Layout | None]] = [[] for _ in every]
-    attach = [module_hook(modules[c.module], c.where) for _, c in every]
-    checks = [
-        one(_checker(verdicts, candidate.pick, wanted[name], tokens.shape))
-        for one, verdicts, (name, candidate) in zip(attach, seen, every, strict=True)
-    ]
-    try:
-        with torch.inference_mode():
-            forward_of(module, body=True)(tokens, None, None)
-    finally:
-        for remove in checks:
-            remove()
-    found: dict[str, Found] = {}
-    for (name, candidate), verdicts in zip(every, seen, strict=True):
-        if len(verdicts) == 1 and verdicts[0] is not None:
-            found.setdefault(name, Found(candidate, verdicts[0]))
-    return found
-
-
-def _checker(verdicts: list[Layout | None], pick: Pick | None, wanted: Tensor, shape: torch.Size) -> Put:
-    return lambda x: verdicts.append(_same(x, pick, wanted, shape))
-
-
-def _same(x: Tensor, pick: Pick | None, wanted: Tensor, shape: torch.Size) -> Layout | None:
-    """How the values lie, if they are those wanted but for what other kernels round differently; else None."""
-    if pick is not None and x.shape[-1] < wanted.shape[-1]:
-        return None
-    try:
-        x = pick(x) if pick else x
-    except RuntimeError:  # the projection does not divide in this way
-        return None
-    layout = layout_of(x, shape)
-    values = arranged(x, layout, shape) if layout is not None else None
-    return layout if values is not None and wanted.any() and close(values, wanted) else None
-
-
-def _bridge_call(bridge: Any) -> Call:
+def bridge_call(bridge: Any) -> Call:
     """The bridge's forward; positions that follow a mask are its own doing."""
 
     def call(tokens: Tensor, mask: Tensor | None, _positions: Tensor | None = None) -> Any:
@@ -291,5 +178,6 @@ def point_hook(point: Any) -> Attach:
     return attach
 
 
-def _sizes(cfg: Any) -> set[int]:
+def sizes(cfg: Any) -> set[int]:
+    """The numbers of a configuration: what a probe's length must not be."""
     return {value for value in vars(cfg).values() if isinstance(value, int)}
