@@ -40,7 +40,7 @@ def decoder_inputs(module: Any, tokens: Tensor, mask: Tensor | None) -> dict[str
     config = getattr(module, "config", None)
     if not getattr(config, "is_encoder_decoder", False):
         return {}
-    places = (config, getattr(module, "generation_config", None))
+    places = (config, getattr(module, "generation_config", None), getattr(config, "text_config", None))
     names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     start = next((id_ for name in names for one in places if (id_ := getattr(one, name, None)) is not None), None)
     if start is None:
@@ -57,6 +57,11 @@ def shifted_right(tokens: Tensor, mask: Tensor | None, start: int) -> Tensor:
     first = torch.zeros_like(tokens) if mask is None else mask.long().argmax(1, keepdim=True).expand_as(tokens)
     at = torch.arange(tokens.shape[1], device=tokens.device)
     return torch.where(at == first, start, shifted)
+
+
+def takes(module: nn.Module, option: str) -> bool:
+    """Whether a module's forward has an argument of this name."""
+    return option in inspect.signature(module.forward).parameters
 
 
 def check_takes_tokens(module: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from actstore.errors import ModelError, SiteError
 from actstore.harvesting.adapters import Bridged, bridge_over_copy
-from actstore.harvesting.forward import Call, check_takes_tokens, decoder_inputs, forward_of, probing
+from actstore.harvesting.forward import Call, check_takes_tokens, decoder_inputs, forward_of, probing, takes
 from actstore.harvesting.models import LoadedModel
 from actstore.harvesting.patterns import expand, match_sites
 from actstore.harvesting.places import Candidate, Found, places_of
@@ -152,8 +152,11 @@ def switch_on(bridge: Any, names: Iterable[str]) -> bool:
 def bridge_call(bridge: Any) -> Call:
     """The bridge's forward; positions that follow a mask are its own doing."""
 
+    model = getattr(bridge, "original_model", None)
+    fixed = {"use_cache": False} if model is not None and takes(model, "use_cache") else {}
+
     def call(tokens: Tensor, mask: Tensor | None, _positions: Tensor | None = None) -> Any:
-        options = {"attention_mask": mask, **decoder_inputs(getattr(bridge, "original_model", None), tokens, mask)}
+        options = {"attention_mask": mask, **decoder_inputs(model, tokens, mask), **fixed}
         given = {name: value for name, value in options.items() if value is not None}
         return bridge(tokens, return_type=None, prepend_bos=False, **given)
 

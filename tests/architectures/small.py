@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,7 +44,11 @@ def small_config(kind: Any, **changes: Any) -> Any:
     """A configuration of this class with small numbers wherever it has a field of that name."""
     usual = kind()
     fields = {*usual.to_dict(), *usual.attribute_map}
-    values = {name: value for name, value in SMALL.items() if name in fields and _fits(getattr(usual, name, None), value)}
+    values = {
+        name: value for name, value in SMALL.items() if name in fields and _fits(getattr(usual, name, None), value)
+    }
+    if "qk_rope_head_dim" in fields:  # it is the width of heads there
+        values.pop("head_dim", None)
     for name, part in (getattr(kind, "sub_configs", None) or {}).items():
         inner = getattr(usual, name, None)
         if inner is not None:
@@ -59,14 +60,18 @@ def _fits(usual: Any, value: Any) -> bool:
     return usual is None or isinstance(usual, int)
 
 
-def model_types() -> dict[str, str]:
-    """Every model type with a language model or a base class, and the class that is tried."""
+# Model types that do not read text alone, or have no language model: some of each kind.
+OTHERS = ("clip", "clip_text_model", "dpr", "hubert", "siglip", "speech_to_text", "t5gemma2_encoder", "vit", "wav2vec2")
+
+
+def language_models() -> dict[str, str]:
+    """Every model type with a language model, and some others: the class that is tried."""
     found: dict[str, str] = {}
     for names in (
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        {one: modeling_auto.MODEL_MAPPING_NAMES[one] for one in OTHERS},
     ):
         for one, name in names.items():
             if one in configuration_auto.CONFIG_MAPPING_NAMES:
