@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +27,19 @@ class Bridged(NamedTuple):
 
 def bridge_over_copy(module: Any) -> Bridged:
     """Raises ModelError where TransformerLens has no adapter for the model's family, or cannot take it apart."""
+    kinds = list(_adapted(module))
+    if not kinds:
+        raise ModelError(f"TransformerLens has no adapter for {type(module).__name__}")
+    for kind in kinds[:-1]:
+        with suppress(ModelError):
+            return _bridged(kind, module)
+    return _bridged(kinds[-1], module)
+
+
+def _bridged(kind: Any, module: Any) -> Bridged:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    own = type(module).__name__
-    kind = _adapted(module)
-    if kind is None:
-        raise ModelError(f"TransformerLens has no adapter for {own}")
-    with probing(f"TransformerLens cannot take {own} apart"):
+    with probing(f"TransformerLens cannot take {type(module).__name__} apart"):
         shared = [*module.parameters(), *module.buffers()]
         twin = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
         names = {id(one): name for name, one in twin.named_modules()}
@@ -42,17 +49,17 @@ def bridge_over_copy(module: Any) -> Bridged:
     return Bridged(bridge, names, model is twin)
 
 
-def _adapted(module: Any) -> Any:
-    """The class with an adapter: the model's own, or its family's language model; None where there is none."""
+def _adapted(module: Any) -> Iterator[Any]:
+    """Classes with an adapter: the model's own, then its family's language models."""
     import transformers
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 
-    if type(module).__name__ in SUPPORTED_ARCHITECTURES:
-        return type(module)
+    own = type(module)
+    if own.__name__ in SUPPORTED_ARCHITECTURES:
+        yield own
     for name in _language_models(module.config.model_type):
-        if name in SUPPORTED_ARCHITECTURES and hasattr(transformers, name):
-            return getattr(transformers, name)
-    return None
+        if name in SUPPORTED_ARCHITECTURES and name != own.__name__ and hasattr(transformers, name):
+            yield getattr(transformers, name)
 
 
 def _language_models(model_type: str) -> Iterator[str]:
@@ -75,8 +82,10 @@ def _around(kind: Any, twin: Any) -> Any:
     with torch.device("meta"):
         model = kind(config)
     model.eval()
-    if type(getattr(model, kind.base_model_prefix, None)) is type(body):
-        setattr(model, kind.base_model_prefix, body)
+    place = next((name for name, one in model.named_modules() if name and type(one) is type(body)), None)
+    if place is not None:
+        owner, _, own = place.rpartition(".")
+        setattr(model.get_submodule(owner), own, body)
     else:  # a family whose language model holds the parts of the body itself
         for name, part in model.named_children():
             mine = getattr(body, name, None)

@@ -109,9 +109,17 @@ def _observed(bridge: Any, names: Sequence[str], tokens: Tensor) -> list[list[Te
     """What a run passes at hook names; those that it does not pass are switched on, where they can be."""
     hooks = [point_hook(bridge.hook_dict[name]) for name in names]
     seen = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
-    if switch_on(bridge, (name for name, values in zip(names, seen, strict=True) if not values)):
-        seen = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
-    return seen
+    unseen = [name for name, values in zip(names, seen, strict=True) if not values]
+    if not switch_on(bridge, unseen):
+        return seen
+    again = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
+    lost = next((name for name, x, y in zip(names, seen, again, strict=True) if x and not y), None)
+    if lost is not None:
+        raise SiteError(
+            f"sites {lost!r} and {unseen[0]!r} cannot be harvested together, for TransformerLens computes one or the "
+            "other; harvest them apart (`actstore extend` adds sites)"
+        )
+    return again
 
 
 def _bridge_points(

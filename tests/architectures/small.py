@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("shared_expert_intermediate_size", "dense_intermediate_size", "ffn_size", "d_ffn"), 48),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length"), 64),
     **dict.fromkeys(("head_dim", "d_kv", "d_head", "qk_nope_head_dim", "v_head_dim", "attention_head_dim"), 8),
-    **dict.fromkeys(("qk_rope_head_dim", "q_lora_rank", "kv_lora_rank", "index_head_dim", "qk_head_dim"), 8),
+    **dict.fromkeys(("qk_rope_head_dim", "q_lora_rank", "kv_lora_rank", "index_head_dim"), 8),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "expert_num"), 4),
     **dict.fromkeys(("num_experts_per_tok", "top_k", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_groups", "mamba_n_groups"), 1),
@@ -40,6 +40,24 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+# What else a type's own numbers must be for the small ones to fit together.
+CHANGES: dict[str, dict[str, Any]] = {
+    "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "attn_layers": ["local", "lsh"]},
+    "longcat_flash": {"qk_head_dim": 16, "head_dim": 8},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2, "num_cross_attention_heads": 4},
+    "deepseek_v3": {"first_k_dense_replace": 1},
+    "dots1": {"layer_types": None, "first_k_dense_replace": 1},
+}
+
+
 def small_config(kind: Any, **changes: Any) -> Any:
     """A configuration of this class with small numbers wherever it has a field of that name."""
     usual = kind()
@@ -49,6 +67,7 @@ def small_config(kind: Any, **changes: Any) -> Any:
     }
     if "qk_rope_head_dim" in fields:  # it is the width of heads there
         values.pop("head_dim", None)
+        values["num_key_value_heads"] = SMALL["num_attention_heads"]
     for name, part in (getattr(kind, "sub_configs", None) or {}).items():
         inner = getattr(usual, name, None)
         if inner is not None:
@@ -83,7 +102,7 @@ def small_model(model_type: str, name: str) -> Any:
     """A model of this class with random weights that its norms and biases show through."""
     kind = configuration_auto.CONFIG_MAPPING[model_type]
     torch.manual_seed(0)
-    model = getattr(transformers, name)(small_config(kind))
+    model = getattr(transformers, name)(small_config(kind, **CHANGES.get(model_type, {})))
     for p in model.parameters():
         if p.ndim > 1:
             nn.init.normal_(p, std=0.1)

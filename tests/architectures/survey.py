@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 
 from actstore.errors import ActstoreError
 from actstore.harvesting.models import LoadedModel, describe
+from actstore.harvesting.resolve import SWITCHES
 from actstore.harvesting.sites import list_sites
 from actstore.harvesting.tap import open_tap
 from tests.architectures.small import SMALL, small_model
@@ -25,7 +26,7 @@ not read text, each built small with random weights, opened and run as a harvest
 
 - **hook names**: how many of TransformerLens' hook names can be harvested, of 2 layers; in brackets, of the family's base class.
 - **modules**: how many of the model's own modules can, by name. "-": it has none with one vector per token.
-- **padding**: where padding may stand so that values at tokens are those without it; elsewhere it is refused.
+- **padding**: where padding may stand so that values of modules at tokens are those without it; elsewhere it is refused.
 
 {counts}
 
@@ -69,7 +70,9 @@ def surveyed(model_type: str, name: str) -> Line:
         widths = {site.name: site.d for site in found.sites if site.kind == kind and site.d is not None}
         counts[kind] = str(len(widths)) if widths else "-"
         if widths:
-            padding = _harvested(model, widths)
+            together = {name: d for name, d in widths.items() if name.rpartition(".")[2] not in SWITCHES}
+            takes = _harvested(model, together)
+            padding = takes if kind == "module" else padding
     base = _base(model_type, name) if counts["hook"] != "-" else None
     hooks = counts["hook"] + (f" ({base})" if base is not None else "")
     return Line(model_type, name, "works", hooks, counts["module"], padding, "" if counts["hook"] != "-" else found.why)
@@ -77,11 +80,11 @@ def surveyed(model_type: str, name: str) -> Line:
 
 def page(lines: Iterable[Line]) -> str:
     """The table."""
-    import transformer_lens
+    from importlib.metadata import version
 
     lines = list(lines)
     counts = [f"{sum(line.verdict == one for line in lines)} {one}" for one in ("works", "refused", "not built")]
-    versions = {"transformers": transformers.__version__, "transformer_lens": transformer_lens.__version__}
+    versions = {"transformers": transformers.__version__, "transformer_lens": version("transformer_lens")}
     return HEAD.format(counts=f"{len(lines)} model types: {', '.join(counts)}.", **versions) + "".join(
         f"{line.markdown()}\n" for line in lines
     )
