@@ -8,6 +8,9 @@ from actstore import boundary
 from actstore.harvesting.command import extend_command, harvest_command
 from actstore.harvesting.options import FIELDS, SCHEMA
 from actstore.harvesting.plan_command import plan_command
+from actstore.harvesting.sites_command import FIELDS as SITES_FIELDS
+from actstore.harvesting.sites_command import SCHEMA as SITES_SCHEMA
+from actstore.harvesting.sites_command import sites_command
 from actstore.importing.command import import_command
 from actstore.options import Command, command_for, with_version
 from actstore.share.command import doctor_command, info_command, ls_command, norms_command, verify_command
@@ -22,6 +25,7 @@ app.callback()(with_version)
 Harvest = command_for(SCHEMA, FIELDS)
 app.command("harvest", cls=Harvest)(harvest_command)
 app.command("plan", cls=Harvest)(plan_command)
+app.command("sites", cls=command_for(SITES_SCHEMA, SITES_FIELDS))(sites_command)
 app.command("extend", cls=Command)(extend_command)
 app.command("import", cls=Command)(import_command)
 app.command("info", cls=Command)(info_command)

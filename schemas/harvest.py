@@ -23,7 +23,7 @@ class HarvestSpec(Schema):
 
     model: ModelSource
     corpus: CorpusSource
-    sites: Names = Field(min_length=1, description="hook names; `*` and `{0..5}` are patterns")
+    sites: Names = Field(min_length=1, description="hook names or modules; `*` and `{0..5}` are patterns")
     tokens: Count = Field(gt=0, description="token positions to run (sequences = tokens / context, rounded up)")
     context: int = Field(default=128, gt=0, description="tokens per sequence")
     pack: bool = Field(default=True, description="fill contexts from consecutive documents, else one document each")

@@ -51,7 +51,7 @@ class CorpusSource(Schema):
 
 
 class Site(Schema):
-    """A TransformerLens hook name and the width of its vectors (heads flattened)."""
+    """A TransformerLens hook name or the name of a module, and the width of its vectors (heads flattened)."""
 
     name: str
     d: int = Field(gt=0)

@@ -175,14 +175,22 @@ class TrainedSae:
     def attach(self, model: Any, sites: Sequence[str] | None = None) -> Iterator[Any]:
         """Inside the `with`, the model's forward sees reconstructions at the sites instead of the activations.
 
-        `model`: a TransformerLens TransformerBridge or HookedTransformer. Raises SaeError for any other.
+        `model`: a TransformerLens TransformerBridge or HookedTransformer, or where the sites are names of modules, the
+        model itself. Raises SaeError for any other.
         """
         if isinstance(self.sae, CrosscoderSae):
             raise SaeError("a crosscoder needs all its sites at once, so it cannot replace them one by one")
         if isinstance(self.sae, TranscoderSae):
             raise SaeError("a transcoder's output is of another site than its input, so it cannot replace a site")
-        if not hasattr(model, "hooks") or not hasattr(model, "hook_dict"):
-            raise SaeError(f"attach wants a TransformerLens model (TransformerBridge), got {type(model).__name__}")
+        from trainer.patching import patched
+
+        names = tuple(sites or self.sites)
+        bridged = hasattr(model, "hooks") and hasattr(model, "hook_dict")
+        if not bridged and not all(name in dict(model.named_modules()) for name in names):
+            raise SaeError(
+                f"attach wants a TransformerLens model (TransformerBridge), or the model that has modules of these "
+                f"names: {', '.join(names[:3])}; got {type(model).__name__}"
+            )
 
         def patch(name: str) -> Callable[..., Tensor]:
             def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 (TransformerLens calls it by name)
@@ -191,7 +199,8 @@ class TrainedSae:
 
             return hook
 
-        with model.hooks(fwd_hooks=[(name, patch(name)) for name in sites or self.sites]):
+        hooks = [(name, patch(name)) for name in names]
+        with model.hooks(fwd_hooks=hooks) if bridged else patched(model, hooks):
             yield model
 
     def _check_input(self, x: Tensor, layer: Layer | None) -> None:

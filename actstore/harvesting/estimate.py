@@ -28,6 +28,7 @@ from actstore.format.layout import unit_permutation
 from actstore.format.shard import ShardCodec
 from actstore.harvesting.extent import corpus_estimate, filled
 from actstore.harvesting.finish import object_record
+from actstore.harvesting.forward import device_of
 from actstore.harvesting.inert import check_acts
 from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
 from actstore.harvesting.norms import UnitStats
@@ -36,7 +37,7 @@ from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
 from actstore.harvesting.run import autocast, inputs
 from actstore.harvesting.separators import check_known
 from actstore.harvesting.specs import resolve_spec
-from actstore.harvesting.tap import Tap, device_of, open_tap
+from actstore.harvesting.tap import Tap, open_tap
 from actstore.harvesting.tokens import separator_token, sequencer
 from actstore.harvesting.weights import check_used
 from actstore.harvesting.writer import UnitRows
@@ -96,9 +97,10 @@ def estimate(
     if not len(sample):
         raise CorpusError(f"corpus {wanted.corpus.name!r} holds no context of {wanted.context} tokens")
     held = corpus_estimate(wanted, source, corpus, taken)
-    tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
+    tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
     try:
         check_used(loaded, tap)
+        tap.check_padding(sample)
         layout = filled(make_layout(wanted, tap), held)
         before = resident()
         found = _calibrate(wanted, loaded, tap, sample)

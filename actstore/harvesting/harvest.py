@@ -16,13 +16,14 @@ from actstore.format.records import read_record
 from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting.checkpoint import confirm_code
+from actstore.harvesting.forward import device_of
 from actstore.harvesting.ids import token_array
 from actstore.harvesting.inert import check_acts
 from actstore.harvesting.models import LoadedModel, describe, load_model, place, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import Progress, Report, Run, first_block, tell_non_finite
 from actstore.harvesting.specs import resolve_spec
-from actstore.harvesting.tap import device_of, open_tap
+from actstore.harvesting.tap import open_tap
 from actstore.harvesting.tokens import separator_token, sequencer
 from actstore.harvesting.weights import check_used
 from actstore.harvesting.writer import StoreWriter
@@ -52,9 +53,9 @@ def harvest(
     spec: a HarvestSpec or a dict of its fields (`model` and `corpus` may be plain names). `out`: any fsspec URL;
     `options` go to its file system. An unfinished harvest of the same spec there goes on where it stopped.
 
-    model: instead of `spec.model`, a module in memory. If it is a Hugging Face model, a TransformerBridge or a
-    HookedTransformer, sites are TransformerLens hook names; for any other module they are the names of its
-    submodules, and `model(tokens)` must accept int64 [b, t].
+    model: instead of `spec.model`, a module in memory. Sites are TransformerLens hook names (of a Hugging Face model
+    whose family it knows, a TransformerBridge or a HookedTransformer) or the names of the module's submodules; the
+    forward of one that is no Hugging Face model must accept int64 [b, t]. See `actstore.harvesting.tap.open_tap`.
     tokens: instead of `spec.corpus`, an integer array or tensor [n, context] (one sequence a row) or [n] (a stream, cut
     into contexts), or an iterable of documents (texts or sequences of token ids). In an array [n, context] -1 is
     padding, before or behind a row's tokens; rows padded on the left are moved to the left, and so they are in the
@@ -87,12 +88,13 @@ def harvest(
     check_acts(wanted, loaded, model)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
     with ExitStack() as stack:
-        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
+        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
         stack.callback(tap.close)
         check_used(loaded, tap)
         plan = make_plan(wanted, tap, loaded, corpus, tokens, device, separator_token(source))
         report(Progress("reading the corpus"))
         first = first_block(source, plan)
+        tap.check_padding(first.tokens)
         writer = StoreWriter.create(storage, plan, tokenizer_files(loaded.tokenizer))
         stack.callback(writer.close)
         Run(plan, writer, source, tap, _device(device, loaded), report, share, loaded.pad).run(first)
@@ -147,7 +149,7 @@ def extend(
             f"{storage.url}: the model {place(wanted.model.name)} is not the one harvested: its weights differ"
         )
     with ExitStack() as stack:
-        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile)
+        tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
         stack.callback(tap.close)
         check_used(loaded, tap)
         first, reader, corpus = None, None, None
@@ -159,6 +161,7 @@ def extend(
         if reader is not None:
             _same_corpus(plan, storage)
             first = first_block(reader, plan, _cursor(storage, parent))
+            tap.check_padding(first.tokens)
         writer = StoreWriter.create(storage, plan, parent=parent)
         stack.callback(writer.close)
         Run(plan, writer, reader, tap, _device(device, loaded), report, share, loaded.pad).run(first)

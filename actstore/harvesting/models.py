@@ -89,7 +89,7 @@ def describe(module: nn.Module, tokenizer: Any = None, name: str = "in memory", 
         bos_token=getattr(tokenizer, "bos_token_id", None),
         special_tokens=tuple(sorted(set(getattr(tokenizer, "all_special_ids", ())))),
     )
-    return LoadedModel(module, tokenizer, info, _first(config, "max_position_embeddings", "n_ctx"), name, keys)
+    return LoadedModel(module, tokenizer, info, _positions(module, config), name, keys)
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
@@ -243,8 +243,21 @@ def _placed(module: nn.Module, device: str) -> nn.Module:
 
 
 def _first(config: Any, *names: str) -> int | None:
-    values = (getattr(config, name, None) for name in names)
+    """The first of these that a configuration has; one of several models is asked for its text model's."""
+    parts = [config, *(getattr(config, part, None) for part in ("text_config", "encoder"))]
+    values = (getattr(part, name, None) for part in parts for name in names)
     return next((value for value in values if isinstance(value, int)), None)
+
+
+def _positions(module: nn.Module, config: Any) -> int | None:
+    """How many tokens a context may have. Tables of the RoBERTa kind keep their first rows for padding."""
+    declared = _first(config, "max_position_embeddings", "n_ctx")
+    tables = [
+        table.num_embeddings - table.padding_idx - 1
+        for name, table in module.named_modules()
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None and "position" in name.rpartition(".")[2]
+    ]
+    return min((one for one in (declared, *tables) if one is not None and one > 0), default=None)
 
 
 def _digest(module: nn.Module, without: Iterable[str] = ()) -> str:

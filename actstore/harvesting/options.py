@@ -76,7 +76,8 @@ Sites = Annotated[
     list[str],
     typer.Option(
         metavar="SITES",
-        help="TransformerLens hook names; `*` and {0..5} are patterns. May be given again.",
+        help="TransformerLens hook names, or modules of the model (`actstore sites` lists both); `*` and {0..5} are "
+        "patterns. May be given again.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Patterns over hook names: `*` stands for anything between two dots, `{0..5}` and `{1,3}` for alternatives."""
+"""Patterns over names of sites: `*` stands for anything between two dots, `{0..5}` and `{1,3}` for alternatives."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def match_sites(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+def match_sites(patterns: Iterable[str], names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
     """The names that the patterns mean: in the order of the patterns, and by layer within one; none twice.
+
+    A pattern that none of `names` matches is looked for in `others`.
 
     Raises:
         SiteError: a pattern that no name matches; the message has the nearest names that exist.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns:
-        for plain in _expand(pattern):
-            found = _matches(plain, names)
+        for plain in expand(pattern):
+            found = _matches(plain, names) or _matches(plain, others)
             if not found:
-                raise SiteError(_unknown(plain, names))
+                raise SiteError(_unknown(plain, [*names, *others]))
             chosen.update(dict.fromkeys(found))
     return list(chosen)
 
@@ -40,7 +42,7 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     return sorted((name for name in names if expression.fullmatch(name)), key=by_layer)
 
 
-def _expand(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """`{0..2}` and `{a,b}` written out, from left to right."""
     found = _BRACES.search(pattern)
     if found is None:
@@ -55,7 +57,7 @@ def _expand(pattern: str) -> list[str]:
     if not options or not all(options):
         raise SiteError(f"site pattern {pattern!r}: {{{body}}} is empty; write {{0..5}} or {{1,3}}")
     head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [full for option in options for full in _expand(head + option + tail)]
+    return [full for option in options for full in expand(head + option + tail)]
 
 
 def _unknown(pattern: str, names: Sequence[str]) -> str:

@@ -1,231 +1,177 @@
-"""TransformerLens' hook names on Hugging Face models: which plain module has the values of which site."""
+"""Sites of Hugging Face models: TransformerLens' hook names, each led to the plain module that has its values, and
+names of the model's own modules.
+
+TransformerLens' bridge wraps every module and forces eager attention, which costs more than a quarter of the speed, so
+values are taken from the *unwrapped* model wherever that gives the bridge's own: each hook point of a bridge over a
+copy (sharing the weights) leads to candidates in the plain model, both run once on a few random tokens, and a candidate
+counts only if its values are equal. If a site has none (per-head results, normalised LayerNorm outputs), the bridge's
+forward is used for all.
+"""
 
 from __future__ import annotations
 
-import copy
-import difflib
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from actstore.errors import ModelError
+from actstore.errors import ModelError, SiteError
+from actstore.harvesting.adapters import Bridged, bridge_over_copy
+from actstore.harvesting.forward import Call, check_takes_tokens, decoder_inputs, forward_of, probing, takes
 from actstore.harvesting.models import LoadedModel
-from actstore.harvesting.patterns import match_sites
-from actstore.harvesting.tap import HookTap, Put, capture, device_of, module_hook, probe_tokens, vectors
+from actstore.harvesting.patterns import expand, match_sites
+from actstore.harvesting.places import Candidate, Found, places_of
+from actstore.harvesting.tap import Attach, HookTap, Point, Put, capture, module_hook, points_of, probe_tokens, vectors
 from schemas.source import Site
 
-Pick = Callable[[Tensor], Tensor]
-
-
-class Candidate(NamedTuple):
-    """A place in the plain model: a module's name, its input or output, and perhaps a part of the values."""
-
-    module: str
-    where: str
-    pick: Pick | None = None
+SWITCHES = {
+    "hook_result": "set_use_attn_result",
+    "hook_attn_in": "set_use_attn_in",
+    "hook_mlp_in": "set_use_hook_mlp_in",
+    "hook_q_input": "set_use_split_qkv_input",
+    "hook_k_input": "set_use_split_qkv_input",
+    "hook_v_input": "set_use_split_qkv_input",
+}
 
 
 def model_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     """A tap on the unwrapped model where every site's values are found in it, else on the bridge."""
     module = model.module
-    bridge, plain_names = _bridge_over_copy(module)
-    names = _names(bridge, patterns)
-    tokens = probe_tokens(model.info.vocabulary, device_of(module), _sizes(bridge.cfg))
-    points = [_point_hook(bridge.hook_dict[name]) for name in names]
-    seen = capture(points, lambda: _bridge_call(bridge)(tokens, None))
-    wanted = {name: vectors(name, x, tokens.shape) for name, x in zip(names, seen, strict=True)}
-    sites = [Site(name=name, d=x.shape[2]) for name, x in wanted.items()]
-    found = _match(module, _candidates(bridge, plain_names, names), wanted, tokens)
-    missing = [name for name in names if name not in found]
-    found |= _match(module, {name: _anywhere(bridge, plain_names, name) for name in missing}, wanted, tokens)
-    if len(found) < len(names):
-        return HookTap(sites, points, _bridge_call(bridge))
-    modules = dict(module.named_modules())
-    attach = [module_hook(modules[c.module], c.where, c.pick) for c in (found[name] for name in names)]
-    return HookTap(sites, attach, _body_call(module))
+    check_takes_tokens(module)
+    patterns = tuple(patterns)
+    modules = {name: one for name, one in module.named_modules() if name}
+    bridged, why = _bridged(module, patterns, modules)
+    hooks = list(bridged.bridge.hook_dict) if bridged else []
+    names = _named(patterns, hooks, modules, why)
+    own = [name for name in names if name not in hooks]
+    found: dict[str, Found] = {}
+    bridge_points: dict[str, Point] = {}
+    if bridged and len(own) < len(names):
+        bridge_points, found = _resolve(model, bridged, [name for name in names if name in hooks])
+        left = [name for name in bridge_points if name not in found]
+        if left and bridged.whole and not own:
+            return HookTap(module, list(bridge_points.values()), bridge_call(bridged.bridge), model.info.vocabulary)
+        if left:
+            raise SiteError(_in_bridge_only(left[0], module, whole=bridged.whole))
+    places = {name: found[name].place if name in found else Candidate(name, "out") for name in names}
+    call = _call(module, places.values())
+    attach = {name: module_hook(modules.get(c.module, module), c.where, c.pick) for name, c in places.items()}
+    points = {name: bridge_points[name]._replace(attach=attach[name], layout=at.layout) for name, at in found.items()}
+    if own:
+        with probing(f"{type(module).__name__} does not run on token ids alone"):
+            plain = points_of(own, [attach[name] for name in own], call, probe_tokens(model, sizes(module.config)))
+        points |= dict(zip(own, plain, strict=True))
+    return HookTap(module, [points[name] for name in names], call, model.info.vocabulary)
 
 
-def bridge_tap(bridge: Any, vocabulary: int, patterns: Iterable[str]) -> HookTap:
+def bridge_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     """A tap on the hook points of a TransformerBridge or HookedTransformer, as it is."""
-    names = _names(bridge, patterns)
-    tokens = probe_tokens(vocabulary or bridge.cfg.d_vocab, device_of(bridge), _sizes(bridge.cfg))
-    attach = [_point_hook(bridge.hook_dict[name]) for name in names]
-    seen = capture(attach, lambda: _bridge_call(bridge)(tokens, None))
-    sites = [Site(name=n, d=vectors(n, x, tokens.shape).shape[2]) for n, x in zip(names, seen, strict=True)]
-    return HookTap(sites, attach, _bridge_call(bridge))
-
-
-def _names(bridge: Any, patterns: Iterable[str]) -> list[str]:
-    """Matching hook names; TransformerLens computes per-head results and split inputs only when told to."""
+    bridge: Any = model.module
     names = match_sites(patterns, list(bridge.hook_dict))
-    switches = {
-        "hook_result": "set_use_attn_result",
-        "hook_attn_in": "set_use_attn_in",
-        "hook_mlp_in": "set_use_hook_mlp_in",
-        "hook_q_input": "set_use_split_qkv_input",
-        "hook_k_input": "set_use_split_qkv_input",
-        "hook_v_input": "set_use_split_qkv_input",
-    }
-    for switch in sorted({switches[last] for last in (name.rsplit(".", 1)[-1] for name in names) if last in switches}):
-        getattr(bridge, switch)(True)
-    return names
+    tokens = probe_tokens(model, sizes(bridge.cfg))
+    points = _bridge_points(bridge, names, _observed(bridge, names, tokens), tokens)
+    return HookTap(bridge, list(points.values()), bridge_call(bridge), model.info.vocabulary)
 
 
-def _bridge_over_copy(module: Any) -> tuple[Any, dict[int, str]]:
-    """A bridge over a copy that shares the weights, and the names of the copy's modules by identity."""
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    shared = [*module.parameters(), *module.buffers()]
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-    names = {id(one): name for name, one in twin.named_modules()}
-    twin.set_attn_implementation("eager")  # as TransformerLens needs it
-    architecture = type(module).__name__
+def _bridged(module: nn.Module, patterns: Iterable[str], modules: Iterable[str]) -> tuple[Bridged | None, str]:
+    """The bridge, where a pattern may mean a hook name; else None, and what to say of a name that is none."""
+    own_names = f"sites of {type(module).__name__} are the names of its modules; `actstore sites` lists them"
+    if all(one in modules for pattern in patterns for one in expand(pattern)):
+        return None, own_names
     try:
-        bridge = build_bridge_from_module(twin, architecture, hf_config=twin.config)
-    except ValueError as error:
-        raise ModelError(_no_adapter(architecture, error)) from error
-    return bridge, names
+        return bridge_over_copy(module), "`actstore sites` lists all"
+    except ModelError as error:
+        return None, f"{error}, so {own_names}"
 
 
-def _no_adapter(architecture: str, error: Exception) -> str:
-    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-
-    if architecture in SUPPORTED_ARCHITECTURES:
-        return f"TransformerLens cannot take {architecture} apart: {error}"
-    near = difflib.get_close_matches(architecture, list(SUPPORTED_ARCHITECTURES), 4, 0.4)
-    return (
-        f"TransformerLens has no adapter for {architecture}; the nearest it has are {', '.join(near)}. "
-        "Pass the module itself from Python to name its submodules as sites"
-    )
-
-
-def _candidates(bridge: Any, plain: dict[int, str], names: list[str]) -> dict[str, list[Candidate]]:
-    """Where a site's values might be in the plain model."""
-    places: dict[int, list[Candidate]] = {}
-    for component in bridge.modules():
-        for where in ("in", "out"):
-            point = component._modules.get(f"hook_{where}")
-            if point is not None:
-                places.setdefault(id(point), []).extend(_places(component, plain, where))
-    for component in bridge.modules():
-        joint = plain.get(id(_original(getattr(component, "qkv", None))))
-        if joint is not None:
-            for i, part in enumerate("qkv"):
-                split = getattr(component, part, None)
-                if split is not None:
-                    places.setdefault(id(split.hook_out), []).extend(_joint_parts(joint, i, bridge.cfg))
-    return {name: places.get(id(bridge.hook_dict[name]), []) for name in names}
-
-
-def _anywhere(bridge: Any, plain: dict[int, str], name: str) -> list[Candidate]:
-    """Every place in a site's own block, for a hook point that stands before no module of its own."""
-    parts = name.split(".")
-    if len(parts) < 3 or not parts[1].isdigit():
-        return []
-    block = plain.get(id(_original(getattr(bridge, parts[0])[int(parts[1])])))
-    inside = [one for one in plain.values() if block and (one == block or one.startswith(block + "."))]
-    return [Candidate(one, where) for one in inside for where in ("in", "out")]
-
-
-def _original(component: Any) -> Any:
-    return getattr(component, "original_component", None)
-
-
-def _places(component: Any, plain: dict[int, str], where: str) -> Iterator[Candidate]:
-    name = plain.get(id(_original(component)))
-    if name is not None:
-        yield Candidate(name, where)
-
-
-def _joint_parts(module: str, part: int, cfg: Any) -> Iterator[Candidate]:
-    """Part 0, 1 or 2 of a joint query-key-value projection: one behind the other, or head by head."""
-    heads, width = cfg.n_heads, cfg.d_head
-    grouped = cfg.n_key_value_heads or heads
-    sizes = [heads * width, grouped * width, grouped * width]
-    start = sum(sizes[:part])
-    yield Candidate(module, "out", partial(_slice, start=start, stop=start + sizes[part]))
-    if grouped == heads:
-        yield Candidate(module, "out", partial(_per_head, heads=heads, part=part))
-
-
-def _slice(x: Tensor, start: int, stop: int) -> Tensor:
-    return x[..., start:stop]
-
-
-def _per_head(x: Tensor, heads: int, part: int) -> Tensor:
-    return x.reshape(*x.shape[:-1], heads, 3, -1)[..., part, :].flatten(-2)
-
-
-def _match(
-    module: nn.Module, candidates: dict[str, list[Candidate]], wanted: dict[str, Tensor], tokens: Tensor
-) -> dict[str, Candidate]:
-    """For each site the first candidate whose values are the bridge's, from one forward of the plain model."""
-    modules = dict(module.named_modules())
-    every = [(name, candidate) for name, options in candidates.items() for candidate in options]
-    seen: list[list[bool]] = [[] for _ in every]
-    attach = [module_hook(modules[c.module], c.where) for _, c in every]
-    checks = [
-        one(_checker(verdicts, candidate.pick, wanted[name]))
-        for one, verdicts, (name, candidate) in zip(attach, seen, every, strict=True)
-    ]
+def _named(patterns: Iterable[str], hooks: list[str], modules: Iterable[str], why: str) -> list[str]:
+    """Names that the patterns mean: hook names, else modules."""
+    names = list(modules)
     try:
-        with torch.inference_mode():
-            _body_call(module)(tokens, None)
-    finally:
-        for remove in checks:
-            remove()
-    found: dict[str, Candidate] = {}
-    for (name, candidate), verdicts in zip(every, seen, strict=True):
-        if verdicts == [True]:
-            found.setdefault(name, candidate)
-    return found
+        return match_sites(patterns, hooks, names)
+    except SiteError as error:
+        raise SiteError(f"{error}; {why}") from error
 
 
-def _checker(verdicts: list[bool], pick: Pick | None, wanted: Tensor) -> Put:
-    return lambda x: verdicts.append(_same(x, pick, wanted))
+def _resolve(model: LoadedModel, bridged: Bridged, names: list[str]) -> tuple[dict[str, Point], dict[str, Found]]:
+    """The bridge's hook points, and where the plain model has their values."""
+    module, bridge = model.module, bridged.bridge
+    tokens = probe_tokens(model, sizes(bridge.cfg))
+    what = f"TransformerLens' bridge over {type(module).__name__} does not run; take names of its modules as sites"
+    with probing(what):
+        seen = _observed(bridge, names, tokens)
+    points = _bridge_points(bridge, names, seen, tokens)
+    wanted = {name: vectors(name, x, tokens.shape)[0] for name, x in zip(names, seen, strict=True)}
+    return points, places_of(module, bridged, wanted, tokens)
 
 
-def _same(x: Tensor, pick: Pick | None, wanted: Tensor) -> bool:
-    """Equal but for what other kernels round differently."""
-    if pick is not None and x.shape[-1] < wanted.shape[-1]:
-        return False
-    try:
-        x = (pick(x) if pick else x).flatten(2)
-    except RuntimeError:  # the projection does not divide in this way
-        return False
-    if x.shape != wanted.shape:
-        return False
-    tolerance = 1e-3 if x.dtype == torch.float32 else 0.05
-    size = torch.linalg.vector_norm(wanted.float())
-    return bool(size > 0 and torch.linalg.vector_norm((x - wanted).float()) <= tolerance * size)
+def _observed(bridge: Any, names: Sequence[str], tokens: Tensor) -> list[list[Tensor]]:
+    """What a run passes at hook names; those that it does not pass are switched on, where they can be."""
+    hooks = [point_hook(bridge.hook_dict[name]) for name in names]
+    seen = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
+    unseen = [name for name, values in zip(names, seen, strict=True) if not values]
+    if not switch_on(bridge, unseen):
+        return seen
+    again = capture(hooks, lambda: bridge_call(bridge)(tokens, None, None))
+    lost = next((name for name, x, y in zip(names, seen, again, strict=True) if x and not y), None)
+    if lost is not None:
+        raise SiteError(
+            f"sites {lost!r} and {unseen[0]!r} cannot be harvested together, for TransformerLens computes one or the "
+            "other; harvest them apart (`actstore extend` adds sites)"
+        )
+    return again
 
 
-def _body_call(module: Any) -> Callable[[Tensor, Tensor | None], Any]:
-    """The transformer without its head: logits are never computed."""
+def _bridge_points(
+    bridge: Any, names: Sequence[str], seen: Sequence[Sequence[Tensor]], tokens: Tensor
+) -> dict[str, Point]:
+    points = {}
+    for name, values in zip(names, seen, strict=True):
+        x, layout = vectors(name, values, tokens.shape)
+        points[name] = Point(Site(name=name, d=x.shape[2]), point_hook(bridge.hook_dict[name]), layout)
+    return points
+
+
+def _in_bridge_only(name: str, module: nn.Module, *, whole: bool) -> str:
+    if whole:
+        return (
+            f"site {name!r} is computed within TransformerLens' bridge only, and cannot be harvested together with "
+            "names of the model's modules; harvest it by itself"
+        )
+    return f"site {name!r}: {type(module).__name__} computes nothing of the same values; `actstore sites` lists all"
+
+
+def _call(module: Any, places: Iterable[Candidate]) -> Call:
+    """The forward that computes these places: without the head, where none is in it."""
     body = module.base_model
-    cached = hasattr(module.config, "use_cache")
+    prefix = next(name for name, one in module.named_modules() if one is body)
+    inside = all(not prefix or c.module == prefix or c.module.startswith(f"{prefix}.") for c in places)
+    return forward_of(module, body=inside)
 
-    def call(tokens: Tensor, mask: Tensor | None) -> Any:
-        options: dict[str, Any] = {"use_cache": False} if cached else {}
-        if mask is not None:
-            options["attention_mask"] = mask
-        return body(tokens, **options)
+
+def switch_on(bridge: Any, names: Iterable[str]) -> bool:
+    """TransformerLens computes per-head results and split inputs only when told to; whether there was one to tell."""
+    switches = {SWITCHES[last] for last in (name.rsplit(".", 1)[-1] for name in names) if last in SWITCHES}
+    for switch in sorted(switches):
+        getattr(bridge, switch)(True)
+    return bool(switches)
+
+
+def bridge_call(bridge: Any) -> Call:
+    """The bridge's forward; positions that follow a mask are its own doing."""
+
+    model = getattr(bridge, "original_model", None)
+    fixed = {"use_cache": False} if model is not None and takes(model, "use_cache") else {}
+
+    def call(tokens: Tensor, mask: Tensor | None, _positions: Tensor | None = None) -> Any:
+        options = {"attention_mask": mask, **decoder_inputs(model, tokens, mask), **fixed}
+        given = {name: value for name, value in options.items() if value is not None}
+        return bridge(tokens, return_type=None, prepend_bos=False, **given)
 
     return call
 
 
-def _bridge_call(bridge: Any) -> Callable[[Tensor, Tensor | None], Any]:
-    def call(tokens: Tensor, mask: Tensor | None) -> Any:
-        options = {} if mask is None else {"attention_mask": mask}
-        return bridge(tokens, return_type=None, prepend_bos=False, **options)
-
-    return call
-
-
-def _point_hook(point: Any) -> Any:
+def point_hook(point: Any) -> Attach:
     """`attach` for a TransformerLens hook point."""
 
     def attach(put: Put) -> Callable[[], None]:
@@ -243,5 +189,6 @@ def _point_hook(point: Any) -> Any:
     return attach
 
 
-def _sizes(cfg: Any) -> set[int]:
+def sizes(cfg: Any) -> set[int]:
+    """The numbers of a configuration: what a probe's length must not be."""
     return {value for value in vars(cfg).values() if isinstance(value, int)}

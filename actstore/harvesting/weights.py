@@ -18,7 +18,7 @@ from torch.nn.modules import module as every_module
 
 from actstore.errors import HarvestWarning, ModelError
 from actstore.harvesting.models import LoadedModel
-from actstore.harvesting.tap import Tap, device_of, probe_tokens
+from actstore.harvesting.tap import Tap, probe_tokens
 
 _SHOWN = 4
 _WRAPPERS = {
@@ -147,7 +147,7 @@ def _above(name: str) -> Iterator[str]:
 def _run(model: LoadedModel, tap: Tap) -> _Used:
     """Run the tap once, without compiled code, and see what it runs."""
     used = _Used(model.module)
-    tokens = probe_tokens(model.info.vocabulary, device_of(model.module))
+    tokens = probe_tokens(model)
     with _watched(used), torch.compiler.set_stance("force_eager"):
         tap.run(tokens, None, lambda _site, _x: None)
     return used

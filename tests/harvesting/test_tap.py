@@ -91,7 +91,7 @@ def reference(model: LoadedModel, tokens: torch.Tensor, *, mlp_in: bool = False)
 
 
 def runs_plain(tap: Any) -> bool:
-    return "_body_call" in tap._call.__qualname__
+    return "forward_of" in tap._call.__qualname__
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -221,12 +221,6 @@ def test_a_bridge_in_memory_is_tapped_as_it_is() -> None:
     bridge = build_bridge_from_module(module, "GPT2LMHeadModel", hf_config=module.config)
     got = values(open_tap(describe(bridge), ("blocks.1.hook_mlp_out",)), tokens)["blocks.1.hook_mlp_out"]
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
-
-
-def test_an_architecture_without_an_adapter_names_near_ones() -> None:
-    config = transformers.RobertaConfig(**COMMON, **HEADS)
-    with pytest.raises(ModelError, match="no adapter for RobertaForTokenClassification; the nearest it has are"):
-        open_tap(describe(transformers.RobertaForTokenClassification(config)), ("blocks.0.hook_mlp_out",))
 
 
 def test_models_by_name() -> None:

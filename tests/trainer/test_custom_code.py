@@ -16,7 +16,7 @@ from actstore.store import Store
 from schemas.train import TrainSpec
 from tests.harvesting.checkpoints import gpt2, saved, transformers, with_own_code
 from trainer.cli import app
-from trainer.evaluate.model import model_metrics
+from trainer.evaluate.model import model_metrics, subject_of
 from trainer.report.report import write_report
 from trainer.training.loop import train_group
 
@@ -60,7 +60,7 @@ def test_a_store_does_not_make_code_run(tmp_path: Path) -> None:
 def test_trust_that_a_store_does_not_need_is_refused(tmp_path: Path) -> None:
     store, run = trained(saved(gpt2(), tmp_path / "model"), tmp_path)
     with pytest.raises(SpecError, match="was harvested without custom code"):
-        model_metrics(trainer.load(run), store, n_sequences=2, trust_remote_code=True)
+        subject_of(trainer.load(run), store, trust_remote_code=True)
     with pytest.raises(SpecError, match="was harvested without custom code"):
         write_report([run], str(tmp_path / "r.html"), None, 2, "title", trust_remote_code=True)
     assert len(model_metrics(trainer.load(run), store, n_sequences=2)) == 1

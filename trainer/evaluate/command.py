@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,18 +52,13 @@ def eval_command(
 
     from actstore.allocator import keep_freed_memory
     from actstore.harvesting.specs import parse_count
-    from trainer.errors import TrainerError
     from trainer.evaluate import rows as on_rows
     from trainer.evaluate.calibrate import asked_l0, check_filtered, off_target
     from trainer.stores import store_of
     from trainer.trained import load
 
-    if split not in {"held_out", "train"}:
-        raise TrainerError(f"--split {split}: wanted held_out or train")
-    if trust_remote_code and not ce and model is None:
-        raise TrainerError("--trust-remote-code: no model is run; leave it out, or add --ce")
-    if sequences is not None and not ce and model is None:
-        raise TrainerError("--sequences is of --ce; give that too, or leave it out")
+    with_model = ce or model is not None
+    _check_options(split, sequences, with_model, trust_remote_code)
     check_filtered(runs, all_rows)
     keep_freed_memory()
     for run in runs:
@@ -75,31 +70,51 @@ def eval_command(
             task = bar.add_task(f"evaluating {run}", total=None)
             tick = _tick(bar, task)
             most = None if rows is None else parse_count(rows)
+            subject = _subject(sae, opened, model, device, trust_remote_code) if with_model else None
             record, firings = on_rows.evaluate(sae, opened, split, most, tick, all_rows)
-            there = min(layer.rows for layer in record.layers)
-            if most is not None and there < most:
-                typer.echo(f"note: {run}: there are {there:,} such rows of each site, {most:,} were asked", err=True)
-            if ce or model is not None:
+            if subject is not None:
                 from trainer.evaluate.model import model_metrics
 
                 bar.update(task, description=f"language model, {run}", completed=0)
-                found = model_metrics(
-                    sae, opened, model, sequences or SEQUENCES, device, tick, trust_remote_code=trust_remote_code
-                )
+                found = model_metrics(sae, opened, model, sequences or SEQUENCES, device, tick, subject)
                 record = on_rows.with_model(record, found)
         on_rows.write(run, record, firings)
-        if record.model and record.filter is not None:
-            typer.echo(
-                f"note: {run}: CE and KL are of all ordinary tokens, also of those its filter leaves out", err=True
-            )
-        warning = off_target(record, asked_l0(sae))
-        if warning is not None:
-            typer.echo(f"warning: {run}: {warning}", err=True)
+        for line in _notes(run, record, most, off_target(record, asked_l0(sae))):
+            typer.echo(line, err=True)
         if as_json:
             typer.echo(record.model_dump_json())
         else:
             for table in tables(record):
                 Console().print(table)
+
+
+def _check_options(split: str, sequences: int | None, with_model: bool, trust_remote_code: bool) -> None:
+    from trainer.errors import TrainerError
+
+    if split not in {"held_out", "train"}:
+        raise TrainerError(f"--split {split}: wanted held_out or train")
+    if trust_remote_code and not with_model:
+        raise TrainerError("--trust-remote-code: no model is run; leave it out, or add --ce")
+    if sequences is not None and not with_model:
+        raise TrainerError("--sequences is of --ce; give that too, or leave it out")
+
+
+def _notes(run: str, record: EvalRecord, asked: int | None, off: str | None) -> Iterator[str]:
+    """What is to be said of an evaluation beside its figures. off: how its L0 differs from what was asked for."""
+    there = min(layer.rows for layer in record.layers)
+    if asked is not None and there < asked:
+        yield f"note: {run}: there are {there:,} such rows of each site, {asked:,} were asked"
+    if record.model and record.filter is not None:
+        yield f"note: {run}: CE and KL are of all ordinary tokens, also of those its filter leaves out"
+    if off is not None:
+        yield f"warning: {run}: {off}"
+
+
+def _subject(sae: Any, store: Any, model: str | None, device: str, trust: bool) -> Any:
+    """The language model, before any row is evaluated: what it cannot be used for is said at once."""
+    from trainer.evaluate.model import subject_of
+
+    return subject_of(sae, store, model, device, trust_remote_code=trust)
 
 
 def calibrate_command(

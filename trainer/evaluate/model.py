@@ -2,7 +2,8 @@
 
 Per site and token, in nats: CE untouched, with the reconstruction, with zeros, with the site's stored mean; recovered
 = (CE_ablated - CE_sae) / (CE_ablated - CE_clean); KL(clean || patched) of the next-token distributions. Special
-tokens and padding keep their original activations and are not predicted from.
+tokens and padding keep their original activations and are not predicted from. All of it is refused for a model that
+does not predict the next token (`subject.py`).
 
 A transcoder's site is its target, replaced by what it makes of its input; a crosscoder's sites are replaced one at a
 time by its reconstruction from the activations of all of them.
@@ -11,7 +12,7 @@ time by its reconstruction from the activations of all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from actstore.harvesting.checkpoint import confirm_code
+from actstore.harvesting.layouts import arranged, layout_of
 from actstore.harvesting.models import LoadedModel, load_model, place
 from actstore.harvesting.weights import check_whole
 from actstore.store import Store
@@ -27,10 +29,11 @@ from schemas.records import ModelMetrics
 from schemas.source import ModelSource
 from trainer.errors import RunError
 from trainer.evaluate.metrics import recovered
+from trainer.evaluate.subject import Subject
+from trainer.patching import Hook
 from trainer.trained import TrainedSae
 
 Patch = Callable[[Tensor], Tensor]
-Hook = Callable[..., Tensor]
 BATCH = 16
 
 
@@ -41,15 +44,32 @@ def model_metrics(
     n_sequences: int = 64,
     device: str = "cpu",
     tick: Callable[[int, int], None] | None = None,
-    *,
-    trust_remote_code: bool = False,
+    subject: Subject | None = None,
 ) -> tuple[ModelMetrics, ...]:
     """Metrics of every site over the first held-out sequences; `model` overrides the store's own.
 
+    subject: what `subject_of` gave for the same SAE, store and model. Raises as that does.
+    """
+    subject = subject or subject_of(sae, store, model, device)
+    tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
+    kept = special_mask(tokens, store)
+    out = []
+    for i in range(len(sae.sites)):
+        out.append(_site(sae, store, subject, i, tokens, kept))
+        if tick is not None:
+            tick(i + 1, len(sae.sites))
+    return tuple(out)
+
+
+def subject_of(
+    sae: TrainedSae, store: Store, model: str | None = None, device: str = "cpu", *, trust_remote_code: bool = False
+) -> Subject:
+    """The language model that a store was harvested from; `model` says where it is now.
+
     trust_remote_code: run code that comes with the model; a store that says so has it asked again.
 
-    Raises RunError where the model's weights are not those that were harvested, or are not known, and ModelError where
-    the model cannot be loaded as a whole.
+    Raises RunError where the model's weights are not those that were harvested, or are not known, and where
+    cross-entropy of the next token is not defined for the model; ModelError where it cannot be loaded as a whole.
     """
     if store.manifest.imported is not None:
         raise RunError(
@@ -67,15 +87,8 @@ def model_metrics(
             f"{place(source.name)}: its weights are not those that {store.url} was harvested from; say where the model "
             "lies with --model"
         )
-    bridge = bridge_of(loaded)
-    tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
-    kept = special_mask(tokens, store)
-    out = []
-    for i in range(len(sae.sites)):
-        out.append(_site(sae, store, bridge, i, tokens, kept))
-        if tick is not None:
-            tick(i + 1, len(sae.sites))
-    return tuple(out)
+    check_whole(loaded)
+    return Subject(loaded, [*sae.sites, *(sae.record.targets or ())])
 
 
 def bridge_of(loaded: LoadedModel) -> Any:
@@ -106,7 +119,7 @@ def special_mask(tokens: Tensor, store: Store) -> Tensor:
 
 
 @torch.no_grad()
-def _site(sae: TrainedSae, store: Store, bridge: Any, i: int, tokens: Tensor, kept: Tensor) -> ModelMetrics:
+def _site(sae: TrainedSae, store: Store, subject: Subject, i: int, tokens: Tensor, kept: Tensor) -> ModelMetrics:
     """Of site i; of a transcoder, of pair i."""
     site = sae.record.targets[i] if sae.record.targets else sae.sites[i]
     mean = torch.from_numpy(store.mean(site)).to(tokens.device, torch.float32)
@@ -114,9 +127,9 @@ def _site(sae: TrainedSae, store: Store, bridge: Any, i: int, tokens: Tensor, ke
     sums, kl, n = dict.fromkeys(("clean", "sae", "zero", "mean"), 0.0), 0.0, 0
     for rows, mask in zip(tokens.split(BATCH), kept.split(BATCH), strict=True):
         valid = ~mask[:, :-1] & (rows[:, 1:] >= 0)
-        ids = rows.clamp_min(0)
+        ids, there = rows.clamp_min(0), None if bool((rows >= 0).all()) else (rows >= 0).long()
         seen: dict[str, Tensor] = {}
-        clean = _log_probabilities(bridge, ids, [(name, _keep(seen, name)) for name in sources])
+        clean = _log_probabilities(subject, ids, there, [(name, _keep(seen, name, ids.shape)) for name in sources])
         sums["clean"] += _cross_entropy(clean, ids, valid)
         n += int(valid.sum())
         patches: dict[str, Patch] = {
@@ -125,7 +138,7 @@ def _site(sae: TrainedSae, store: Store, bridge: Any, i: int, tokens: Tensor, ke
             "mean": lambda x: mean.to(x.dtype).expand_as(x),
         }
         for name, patch in patches.items():
-            patched = _log_probabilities(bridge, ids, [(site, _replace(patch, mask))])
+            patched = _log_probabilities(subject, ids, there, [(site, _replace(patch, mask))])
             sums[name] += _cross_entropy(patched, ids, valid)
             if name == "sae":
                 kl += float(((clean.exp() * (clean - patched)).sum(-1)[:, :-1] * valid).sum(dtype=torch.float64))
@@ -150,11 +163,11 @@ def _stand_in(sae: TrainedSae, i: int, seen: dict[str, Tensor], x: Tensor) -> Te
     return sae.reconstruct(seen[sae.sites[i]], i).to(x.dtype)
 
 
-def _keep(into: dict[str, Tensor], name: str) -> Hook:
+def _keep(into: dict[str, Tensor], name: str, shape: torch.Size) -> Hook:
     """A hook that keeps a site's activations, [B, context, d]."""
 
     def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 (TransformerLens calls it by name)
-        into[name] = value.flatten(2)
+        into[name] = _vectors(value, shape)
         return value
 
     return hook
@@ -164,16 +177,24 @@ def _replace(patch: Patch, kept: Tensor) -> Hook:
     """A hook that patches a site outside `kept`."""
 
     def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001
-        flat = value.flatten(2)
+        flat = _vectors(value, kept.shape)
         return torch.where(kept[..., None], flat, patch(flat).to(flat.dtype)).reshape(value.shape)
 
     return hook
 
 
-def _log_probabilities(bridge: Any, ids: Tensor, hooks: list[tuple[str, Hook]]) -> Tensor:
+def _vectors(value: Tensor, shape: torch.Size) -> Tensor:
+    """[B, context, d], of values that lie so or as a row per token."""
+    layout = layout_of(value, shape)
+    flat = arranged(value, layout, shape) if layout in {"sequences", "rows"} else None
+    if flat is None:
+        raise RunError(f"a site has values of shape {list(value.shape)} for tokens of shape {list(shape)}: no CE of it")
+    return flat
+
+
+def _log_probabilities(subject: Subject, ids: Tensor, mask: Tensor | None, hooks: Sequence[tuple[str, Hook]]) -> Tensor:
     """log p(next token), float32 [B, context, vocabulary]."""
-    logits: Tensor = bridge.run_with_hooks(ids, return_type="logits", fwd_hooks=hooks, prepend_bos=False)
-    return logits.float().log_softmax(dim=-1)
+    return subject.logits(ids, mask, hooks).float().log_softmax(dim=-1)
 
 
 def _cross_entropy(log_p: Tensor, ids: Tensor, valid: Tensor) -> float:

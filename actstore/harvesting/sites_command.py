@@ -1,0 +1,63 @@
+"""`actstore sites`: what a model has to harvest. Importing this loads typer only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from actstore.harvesting.options import Model, ModelDtype, Revision
+from actstore.options import AsJson, option
+
+if TYPE_CHECKING:
+    from actstore.harvesting.sites import ModelSites
+
+SCHEMA = "schemas.source:ModelSource"
+FIELDS = {"model": "name", "revision": "revision", "model_dtype": "dtype"}
+
+
+def sites_command(
+    model: Model,
+    revision: Revision = None,
+    model_dtype: ModelDtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """The sites of a model: names for --sites, and the width of the vectors that each has. Runs it on a few tokens."""
+    from actstore.harvesting.models import load_model
+    from actstore.harvesting.sites import list_sites
+    from actstore.validation import validated
+    from schemas.source import ModelSource
+
+    values = {"name": model, "revision": revision, "dtype": model_dtype}
+    given = {path: value for path, value in values.items() if value is not None}
+    names = {path: option(name) for name, path in FIELDS.items()}
+    loaded = load_model(validated(ModelSource, given, "model", names))
+    found = list_sites(loaded)
+    if as_json:
+        import json
+
+        sites = [site._asdict() for site in found.sites]
+        typer.echo(json.dumps({**found._asdict(), "sites": sites}))
+        return
+    for line in lines(loaded.info.architecture, found):
+        typer.echo(line)
+
+
+def lines(architecture: str, found: ModelSites) -> list[str]:
+    """The sites for people: hook names, modules, and what has no single vector per token."""
+    from actstore.harvesting.sites import condensed
+
+    sites = condensed(found.sites)
+    width = max(len(site.name) for site in sites)
+    out = []
+    for kind, head in (("hook", "TransformerLens' hook names"), ("module", "modules")):
+        chosen = [site for site in sites if site.kind == kind and site.d is not None]
+        out += [f"{architecture}: {head}"] if chosen else []
+        out += [f"  {site.name:<{width}}  d {site.d}" for site in chosen]
+    if found.why:
+        out.append(f"no hook names: {found.why}")
+    others = [site for site in sites if site.d is None]
+    if others:
+        out.append(f"not one vector per token (values for tokens of shape {list(found.tokens)})")
+        out += [f"  {site.name:<{width}}  {list(site.shape)}" for site in others]
+    return out
