@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,14 @@ MORE = {"blocks.2.hook_mlp_out": 6}
 SMALL = {"unit_sequences": 2, "context": 8, "chunk_rows": 8}
 TOKENIZER = {"tokenizer.json": b'{"version": "1.0"}\n', "tokenizer_config.json": b"{}\n"}
 Objects = dict[str, bytes]
+
+
+class Stamp(NamedTuple):
+    """A file's number, time of change (ns) and size."""
+
+    inode: int
+    changed: int
+    size: int
 
 
 def _grown(url: str) -> None:
@@ -47,5 +57,20 @@ def made(kind: str, folder: Path) -> Objects:
 
 def snapshot(folder: Path) -> Objects:
     """The regular files under a folder, by key."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    files = {key: Path(folder, key) for key in stamps(folder)}
+    return {key: path.read_bytes() for key, path in files.items() if path.is_file() and not path.is_symlink()}
+
+
+def stamps(folder: Path) -> dict[str, Stamp]:
+    """What tells whether a file was written since: of everything but folders under a folder, by key."""
+    found, left = {}, [(str(folder), "")]
+    while left:
+        here, key = left.pop()
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append((entry.path, f"{key}{entry.name}/"))
+                else:
+                    about = entry.stat(follow_symlinks=False)
+                    found[f"{key}{entry.name}"] = Stamp(about.st_ino, about.st_mtime_ns, about.st_size)
+    return found

@@ -34,7 +34,7 @@ from actstore.share.verify import verify
 from actstore.store import Store
 from schemas.manifest import BlockRecord, StoreManifest
 from tests.fuzz.mutations import OUTSIDE, Mutation, mutated
-from tests.fuzz.stores import Objects, made, snapshot
+from tests.fuzz.stores import Objects, Stamp, made, stamps
 
 SECONDS = 10
 MEMORY = 256 << 20  # bytes by which a trial may raise the process' peak
@@ -54,6 +54,7 @@ class Trial:
         (folder / "outside").mkdir(parents=True)
         (folder / "outside" / "secret").write_bytes(b"secret")
         self.objects = made(kind, self.folder)
+        self._stamps = stamps(self.folder)
         self._around = self._outside()
         self._right = _used(actstore.open(self.folder))
 
@@ -121,14 +122,13 @@ class Trial:
 
     def _as_streamed(self, store: Store, used: Used) -> None:
         """A stream gives the values that `read` gives. Raises AssertionError."""
-        d = store.manifest.sites[0].d
+        d, every = store.manifest.sites[0].d, store.rows()
         sites = tuple(site.name for site in store.manifest.sites if site.d == d)
-        with contextlib.suppress(ActstoreError), store.stream(batch=8, sites=sites, threads=1, lanes=1) as stream:
+        with contextlib.suppress(ActstoreError), store.stream(batch=16, sites=sites, threads=1, lanes=1) as stream:
             for batch in stream:
-                x, rows = batch.x.numpy(), np.asarray(batch.row)
-                for i, site in enumerate(stream.sites):
-                    here = np.asarray(batch.layer) == i
-                    np.testing.assert_array_equal(x[here], store.read(site, rows[here]), "read and stream differ")
+                x, at = batch.x.numpy(), np.searchsorted(every, np.asarray(batch.row))
+                wanted = np.stack([used[site] for site in stream.sites])[np.asarray(batch.layer), at]
+                np.testing.assert_array_equal(x, wanted, "read and stream differ")
 
     def _write(self, changed: Objects, mutation: Mutation) -> None:
         for key in self.objects.keys() - changed.keys():
@@ -140,26 +140,30 @@ class Trial:
             _no_file(self.folder / mutation.key, mutation.of[0], self.root / "outside" / "secret")
 
     def _restore(self) -> None:
-        for path in self.folder.rglob("*"):
-            key = path.relative_to(self.folder).as_posix()
-            if key in self.objects and (path.is_symlink() or not path.is_file()):
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        there = snapshot(self.folder)
+        there = stamps(self.folder)
         for key in there.keys() - self.objects.keys():
             (self.folder / key).unlink()
-        for key, data in self.objects.items():
-            if there.get(key) != data:
-                (self.folder / key).parent.mkdir(parents=True, exist_ok=True)
-                (self.folder / key).write_bytes(data)
+        for key, stamp in self._stamps.items():
+            if there.get(key) != stamp:
+                self._write_back(key)
 
-    def _outside(self) -> dict[str, bytes]:
-        paths = (path for path in self.root.rglob("*") if self.folder not in (path, *path.parents))
-        return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}
+    def _write_back(self, key: str) -> None:
+        path = self.folder / key
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.objects[key])
+        about = path.stat()
+        self._stamps[key] = Stamp(about.st_ino, about.st_mtime_ns, about.st_size)
+
+    def _outside(self) -> dict[str, Stamp]:
+        return {name: stamp for name, stamp in stamps(self.root).items() if not name.startswith("store/")}
 
     def _touched(self, opened: list[str]) -> str | None:
         """What was written or opened beside the store."""
         if self._outside() != self._around:
-            shutil.rmtree(self.root / "outside")
+            self._around = self._outside()
             return "something outside of the store was written"
         beside = [path for path in opened if self._is_beside(path)]
         return f"{beside[0]} was opened, which is outside of the store" if beside else None
