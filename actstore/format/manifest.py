@@ -5,7 +5,7 @@ from __future__ import annotations
 from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, UnfinishedError
 from actstore.format import layout as at
 from actstore.format.checks import check_manifest
-from actstore.format.records import parsed_json, parsed_record
+from actstore.format.records import parsed_json, shallow_record
 from actstore.format.sizes import MANIFEST_JSON
 from actstore.format.storage import Storage
 from schemas.manifest import FORMAT_VERSION, StoreManifest
@@ -38,6 +38,6 @@ def parse_manifest(data: bytes, url: str) -> StoreManifest:
         raise FormatVersionError(
             f"{url}: format version {version}, this actstore reads {FORMAT_VERSION}; upgrade actstore to read it"
         )
-    manifest = parsed_record(StoreManifest, data, f"{url}/{at.MANIFEST}")
+    manifest = shallow_record(StoreManifest, data, f"{url}/{at.MANIFEST}")
     check_manifest(manifest, url)
     return manifest
