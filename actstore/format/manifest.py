@@ -5,7 +5,7 @@ from __future__ import annotations
 from actstore.errors import CorruptError, FormatVersionError, NotAStoreError, ObjectError, UnfinishedError
 from actstore.format import layout as at
 from actstore.format.checks import check_manifest, check_plan
-from actstore.format.records import parsed_json, parsed_record
+from actstore.format.records import parsed_json, shallow_record
 from actstore.format.sizes import MANIFEST_JSON, RECORD_JSON
 from actstore.format.storage import Storage
 from schemas.harvest import Plan
@@ -32,7 +32,7 @@ def read_manifest(storage: Storage) -> StoreManifest:
 def parse_manifest(data: bytes, url: str) -> StoreManifest:
     """Check format and version before anything else, so that a newer store gives the right error."""
     _check_format(data, url, at.MANIFEST)
-    manifest = parsed_record(StoreManifest, data, f"{url}/{at.MANIFEST}")
+    manifest = shallow_record(StoreManifest, data, f"{url}/{at.MANIFEST}")
     check_manifest(manifest, url)
     return manifest
 
@@ -42,7 +42,7 @@ def read_plan(storage: Storage, generation: int = 0) -> Plan:
     key = at.plan_key(generation)
     data = storage.read(key, RECORD_JSON)
     _check_format(data, storage.url, key)
-    plan = parsed_record(Plan, data, f"{storage.url}/{key}")
+    plan = shallow_record(Plan, data, f"{storage.url}/{key}")
     check_plan(plan, f"{storage.url}/{key}")
     return plan
 

@@ -32,6 +32,11 @@ def read_record(storage: Storage, key: str, schema: type[Model], limit: int = RE
 def parsed_record(schema: type[Model], data: bytes, where: str) -> Model:
     """The schema's instance. Raises CorruptError in sentences."""
     check_depth(data, where)
+    return shallow_record(schema, data, where)
+
+
+def shallow_record(schema: type[Model], data: bytes, where: str) -> Model:
+    """The same of JSON whose depth has been looked at."""
     try:
         return schema.model_validate_json(data)
     except ValidationError as error:
