@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import actstore
-from actstore.harvesting.command import say_rounding
+from actstore.harvesting.command import rounding
 from schemas.records import RunRecord
 from schemas.stream import StreamSpec
 from tests.cli.conftest import Cli
@@ -78,19 +78,19 @@ def test_training_says_what_it_trains_on(store: actstore.Store, tmp_path: Path, 
     assert "were asked" not in cli("trainer", "eval", str(out), "--rows", "50")[2]
 
 
-def test_contexts_are_whole_and_said_to_be(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contexts_are_whole_and_said_to_be(tmp_path: Path, cli: Cli) -> None:
     out = str(tmp_path / "s")
-    note = "note: 1,024 tokens, 32 contexts of 32 (1,000 were asked)\n"
+    note = "note: 1,024 tokens in 32 contexts of 32 (1,000 were asked)\n"
     code, _, err = cli("actstore", "harvest", *HARVEST, "--tokens", "1k", "--out", out)
     assert code == 0
     assert err.count("were asked") == 1
     assert note in err
-    assert note in cli("actstore", "plan", *HARVEST, "--tokens", "1k", "--batches", "1")[2]
+    told = cli("actstore", "plan", *HARVEST, "--tokens", "1k", "--batches", "1")[1]
+    assert "tokens         1,024 tokens in 32 contexts of 32 (1,000 were asked)\n" in told
     code, _, err = cli("actstore", "extend", out, "--tokens", "40")
     assert code == 0
-    assert "note: 64 tokens, 2 contexts of 32 (40 were asked)\n" in err
-    say_rounding(64, 32)
-    assert capsys.readouterr().err == ""
+    assert "note: 64 tokens in 2 contexts of 32 (40 were asked)\n" in err
+    assert rounding(64, 32) is None
 
 
 def test_an_import_says_how_many_rows_it_takes(tmp_path: Path, cli: Cli) -> None:
