@@ -46,8 +46,7 @@ def harvest_command(
         return harvest(spec, out, device=device, worker=worker, progress=progress)
 
     say_if_slow(spec, device)
-    say_rounding(spec.tokens, spec.context)
-    run_shown(run, as_json=as_json)
+    run_shown(run, as_json=as_json, note=rounding(spec.tokens, spec.context))
 
 
 def say_if_slow(spec: HarvestSpec, device: str) -> None:
@@ -60,13 +59,12 @@ def say_if_slow(spec: HarvestSpec, device: str) -> None:
             typer.echo(f"note: {option} {dtype}: {slow}", err=True)
 
 
-def say_rounding(tokens: int, context: int) -> None:
-    """One line where tokens are no whole number of contexts."""
+def rounding(tokens: int, context: int) -> str | None:
+    """What is run where tokens are no whole number of contexts."""
     contexts = -(-tokens // context)
-    if contexts * context != tokens:
-        typer.echo(
-            f"note: {contexts * context:,} tokens, {contexts:,} contexts of {context} ({tokens:,} were asked)", err=True
-        )
+    if contexts * context == tokens:
+        return None
+    return f"{contexts * context:,} tokens in {contexts:,} contexts of {context} ({tokens:,} were asked)"
 
 
 def extend_command(
@@ -91,8 +89,7 @@ def extend_command(
     from actstore.store import open as open_store
 
     count = parse_count(tokens) if tokens is not None else None
-    if count is not None:
-        say_rounding(count, open_store(url).layout.context)
+    note = None if count is None else rounding(count, open_store(url).layout.context)
 
     def run(progress: Any) -> Any:
         from actstore.harvesting.harvest import extend
@@ -108,11 +105,11 @@ def extend_command(
             progress=progress,
         )
 
-    run_shown(run, as_json=as_json)
+    run_shown(run, as_json=as_json, note=note)
 
 
-def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "tokens") -> None:
-    """Harvest (or import) with a bar; print what came of it. counted: what progress is in."""
+def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "tokens", note: str | None = None) -> None:
+    """Harvest (or import) with a bar; print what came of it. counted: what progress is in; note: said at its end."""
     from rich.console import Console
 
     from actstore.allocator import keep_freed_memory
@@ -149,6 +146,8 @@ def run_shown(work: Callable[[Any], Any], *, as_json: bool, counted: str = "toke
         highlight=False,
         markup=False,
     )
+    if note is not None:
+        console.print(f"[yellow]note[/]: {note}", highlight=False)
 
 
 Shown = Any  # a context manager that gives report(stage, Progress or None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.harvesting.command import say_if_slow, say_rounding, warnings_on
+from actstore.harvesting.command import rounding, say_if_slow, warnings_on
 from actstore.harvesting.options import Device, with_spec
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def plan_command(
     from actstore.harvesting.estimate import Prices, estimate
 
     say_if_slow(spec, device)
-    say_rounding(spec.tokens, spec.context)
     prices = Prices(storage_price, put_price, get_price, device_price, months)
     speed = float(parse_size(bandwidth)) if bandwidth else None
     with warnings_on(Console(stderr=True)):
@@ -74,9 +73,11 @@ def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
         "encoding": memory.encoding,
         "forward": memory.forward,
     }
+    rounded = rounding(found.corpus.asked, layout.context)
     cost = found.harvest_s / 3600 * prices.device
     return [
         ("corpus", _corpus(found.corpus)),
+        *([("tokens", rounded)] if rounded and not found.corpus.short else []),
         ("sites", f"{len(names)}: {shown}"),
         ("rows", f"{found.rows:,} per site ({100 * found.kept:.1f} % of the tokens)"),
         *([("not finite", non_finite_rows(found.non_finite, found.tried))] if found.non_finite else []),

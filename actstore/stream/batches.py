@@ -174,6 +174,10 @@ class Stream(IterableDataset[Batch]):
         (epoch, first), rows = self._after(self.spec.skip_rows), 0
         while batches > 0:
             left = order.batches(epoch) - first // size
+            if order.copies == 1 and first == 0 and batches > left:  # whole epochs, which are all alike
+                whole = batches // left
+                rows, batches = rows + whole * order.elements(epoch), batches - whole * left
+                continue
             rows += min((first // size + batches) * size, order.elements(epoch)) - first
             epoch, first, batches = epoch + 1, 0, batches - left
         return rows

@@ -120,6 +120,7 @@ def test_people_get_lines_and_nothing_is_written(cli: Cli, tmp_path: Path, monke
     assert names == [
         *(
             "corpus",
+            "tokens",
             "sites",
             "rows",
             "units",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import actstore
-from actstore.harvesting.command import say_rounding
+from actstore.harvesting.command import rounding
 from schemas.records import RunRecord
 from schemas.stream import StreamSpec
 from tests.cli.conftest import Cli
@@ -61,36 +61,36 @@ def test_training_says_what_it_trains_on(store: actstore.Store, tmp_path: Path, 
     assert code == 0
     rows = 2 * 8832 + 2000
     assert RunRecord.model_validate_json((out / "sae.json").read_bytes()).rows == rows
-    first = "training on 19,664 rows (20,000 were asked): 20 batches of 1,000, an epoch ends with a smaller one"
+    first = "training: 19,664 rows (20,000 were asked) in 20 batches of 1,000, an epoch ends with a smaller one"
     assert err.splitlines()[0] == first
     assert "19,664 rows in " in err
     _, _, err = cli(*train, "--rows", "4000", "--out", str(tmp_path / "even"))
-    assert err.splitlines()[0] == "training on 4,000 rows: 4 batches of 1,000"
+    assert err.splitlines()[0] == "training: 4,000 rows in 4 batches of 1,000"
     assert "4,000 rows in " in err
     sweep = tmp_path / "sweep.yaml"
     base = f"base: {{store: {store.url}, sae: {{kind: topk, k: 2, expansion: 2}}, stream: {{batch: 1000}}}}\n"
     sweep.write_text(f"{base}grid: {{rows: [1500, 2500, 3000]}}\n")
     _, _, err = cli("trainer", "sweep", str(sweep), "--out", str(tmp_path / "sweep"))
-    assert "training on 2,000 rows (1,500 were asked): 2 batches of 1,000\n" in err
-    assert err.count("training on 3,000 rows") == 2
+    assert "training: 2,000 rows (1,500 were asked) in 2 batches of 1,000\n" in err
+    assert err.count("training: 3,000 rows") == 2
     code, _, err = cli("trainer", "eval", str(out), "--rows", "1M")
     assert f"note: {out}: there are 128 such rows of each site, 1,000,000 were asked" in err
     assert "were asked" not in cli("trainer", "eval", str(out), "--rows", "50")[2]
 
 
-def test_contexts_are_whole_and_said_to_be(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contexts_are_whole_and_said_to_be(tmp_path: Path, cli: Cli) -> None:
     out = str(tmp_path / "s")
-    note = "note: 1,024 tokens, 32 contexts of 32 (1,000 were asked)\n"
+    note = "note: 1,024 tokens in 32 contexts of 32 (1,000 were asked)\n"
     code, _, err = cli("actstore", "harvest", *HARVEST, "--tokens", "1k", "--out", out)
     assert code == 0
     assert err.count("were asked") == 1
     assert note in err
-    assert note in cli("actstore", "plan", *HARVEST, "--tokens", "1k", "--batches", "1")[2]
+    told = cli("actstore", "plan", *HARVEST, "--tokens", "1k", "--batches", "1")[1]
+    assert "tokens         1,024 tokens in 32 contexts of 32 (1,000 were asked)\n" in told
     code, _, err = cli("actstore", "extend", out, "--tokens", "40")
     assert code == 0
-    assert "note: 64 tokens, 2 contexts of 32 (40 were asked)\n" in err
-    say_rounding(64, 32)
-    assert capsys.readouterr().err == ""
+    assert "note: 64 tokens in 2 contexts of 32 (40 were asked)\n" in err
+    assert rounding(64, 32) is None
 
 
 def test_an_import_says_how_many_rows_it_takes(tmp_path: Path, cli: Cli) -> None:

@@ -107,9 +107,9 @@ def train_group(
             if lead:
                 for run in runs:  # only now: a spec that cannot be used leaves nothing behind
                     _say_what_it_is(run, stream.store)
+            _begin(stream, runs, starts, together)
             if lead and tell is not None:
                 tell("\n".join(planned([run.spec for run in runs], stream)))
-            _begin(stream, runs, starts, together)
             _train(stream, runs, report if lead else None, sinks if lead else None, stop)
     return list(specs)
 

@@ -94,7 +94,7 @@ def planned(specs: Iterable[TrainSpec], stream: Stream) -> list[str]:
         asked = [n for n in (spec.rows, spec.stream.limit_rows) if n is not None]
         rounded = f" ({min(asked):,} were asked)" if asked and min(asked) != rows else ""
         lines.append(
-            f"training on {about}{rows:,} rows{rounded}: {steps:,} batches of {batch:,}"
+            f"training: {about}{rows:,} rows{rounded} in {steps:,} batches of {batch:,}"
             f"{', an epoch ends with a smaller one' if rows < steps * batch else ''}"
         )
     return list(dict.fromkeys(lines))
