@@ -8,7 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+<<<<<<< HEAD
 from torch import Tensor
+=======
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+>>>>>>> w-sites
 
 from actstore.errors import CorruptError, ObjectError
 from actstore.format.sizes import SMALL_JSON
@@ -186,7 +191,8 @@ class TrainedSae:
 
         names = tuple(sites or self.sites)
         bridged = hasattr(model, "hooks") and hasattr(model, "hook_dict")
-        if not bridged and not all(name in dict(model.named_modules()) for name in names):
+        modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+        if not bridged and not all(name in modules for name in names):
             raise SaeError(
                 f"attach wants a TransformerLens model (TransformerBridge), or the model that has modules of these "
                 f"names: {', '.join(names[:3])}; got {type(model).__name__}"

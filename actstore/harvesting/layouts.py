@@ -17,6 +17,8 @@ Layout = Literal["sequences", "rows", "time first"]
 def layout_of(x: Tensor, shape: torch.Size) -> Layout | None:
     """The layout of a probe's values for tokens of shape [b, t]; None: they are not one vector per token."""
     b, t = shape
+    if not x.is_floating_point():
+        return None  # ids, masks
     if x.ndim >= 3 and x.shape[:2] == (b, t):
         return "sequences"
     if x.ndim >= 2 and x.shape[0] == b * t:

@@ -132,4 +132,4 @@ def _shapes(kind: Kind, attach: Mapping[str, Attach], call: Callable[[], Any], t
 
 
 def _shape_keeper(kept: list[Tensor]) -> Put:
-    return lambda x: kept.append(torch.empty(x.shape, device="meta"))
+    return lambda x: kept.append(torch.empty(x.shape, dtype=x.dtype, device="meta"))

@@ -26,7 +26,7 @@ from schemas.source import Site
 Sink = Callable[[int, Tensor], None]
 Put = Callable[[Tensor], None]
 Attach = Callable[[Put], Callable[[], None]]  # adds one hook and gives its remover
-LENGTHS = (11, 7, 13, 9, 17, 19, 23, 5, 3)
+LENGTHS = (11, 7, 13, 9, 17, 19, 23, 29, 31, 37, 5, 3)
 
 
 class Tap(Protocol):
@@ -213,7 +213,7 @@ def vectors(name: str, seen: Sequence[Tensor], shape: torch.Size) -> tuple[Tenso
         raise SiteError(f"site {name!r} is passed {len(seen)} times in one forward; wanted one vector per token")
     layout = layout_of(x, shape)
     values = arranged(x, layout, shape) if layout is not None else None
-    if layout is None or values is None:
+    if layout is None or values is None or shape[1] in x.shape[2:]:  # a width that is the length is a pattern's
         raise SiteError(
             f"site {name!r} has values of shape {list(x.shape)} for tokens of shape {list(shape)}: "
             "not one vector per token (attention patterns and the like cannot be stored); take another site"

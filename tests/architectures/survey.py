@@ -83,7 +83,12 @@ def page(lines: Iterable[Line]) -> str:
     from importlib.metadata import version
 
     lines = list(lines)
-    counts = [f"{sum(line.verdict == one for line in lines)} {one}" for one in ("works", "refused", "not built")]
+    shown = {
+        "works": "work",
+        "refused": "are refused",
+        "not built": "are not built (our small configuration does not fit)",
+    }
+    counts = [f"{sum(line.verdict == one for line in lines)} {text}" for one, text in shown.items()]
     versions = {"transformers": transformers.__version__, "transformer_lens": version("transformer_lens")}
     return HEAD.format(counts=f"{len(lines)} model types: {', '.join(counts)}.", **versions) + "".join(
         f"{line.markdown()}\n" for line in lines

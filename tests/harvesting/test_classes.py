@@ -246,3 +246,20 @@ def test_a_context_that_does_not_run_is_refused_at_the_door() -> None:
     open_tap(model, ("embed",), context=13)  # nothing behind it is run
     with pytest.raises(SpecError, match="Plain does not run on a context of 13 tokens: IndexError"):
         open_tap(model, ("out",), context=13)
+
+
+def test_a_width_that_grows_with_the_context_is_no_vector() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.pattern, self.chosen = nn.Embedding(50, 6), nn.Identity(), nn.Identity()
+
+        def forward(self, tokens: torch.Tensor) -> Any:
+            x = self.embed(tokens)
+            scores = self.pattern(x @ x.mT)
+            return self.chosen(scores.argmax(-1, keepdim=True).float()) + x
+
+    model = describe(Attends())
+    with pytest.raises(SiteError, match="not one vector per token"):
+        open_tap(model, ("pattern",))
+    assert open_tap(model, ("chosen",)).sites[0].d == 1
