@@ -8,12 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-<<<<<<< HEAD
-from torch import Tensor
-=======
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
->>>>>>> w-sites
 
 from actstore.errors import CorruptError, ObjectError
 from actstore.format.sizes import SMALL_JSON

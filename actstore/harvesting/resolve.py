@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from actstore.errors import ModelError, SiteError
 from actstore.harvesting.adapters import Bridged, bridge_over_copy
+from actstore.harvesting.candidates import Candidate, Found, places_of
 from actstore.harvesting.forward import Call, check_takes_tokens, decoder_inputs, forward_of, probing, takes
 from actstore.harvesting.models import LoadedModel
 from actstore.harvesting.patterns import expand, match_sites
-from actstore.harvesting.places import Candidate, Found, places_of
 from actstore.harvesting.tap import Attach, HookTap, Point, Put, capture, module_hook, points_of, probe_tokens, vectors
 from schemas.source import Site
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from actstore.errors import ModelError, SiteError
 from actstore.harvesting.adapters import Bridged, bridge_over_copy
+from actstore.harvesting.candidates import places_of
 from actstore.harvesting.forward import check_takes_tokens, forward_of, probing
 from actstore.harvesting.models import LoadedModel
-from actstore.harvesting.places import places_of
 from actstore.harvesting.resolve import SWITCHES, bridge_call, point_hook, sizes, switch_on
 from actstore.harvesting.tap import Attach, Put, capture, module_hook, probe_tokens, vectors
 

@@ -79,7 +79,7 @@ BYTES = {
 @pytest.mark.parametrize("what", sorted(BYTES))
 @pytest.mark.parametrize("name", sorted(READ))
 def test_a_file_of_something_else(run: Path, name: str, what: str) -> None:
-    path = run / name if name != "state.json" else sorted(run.rglob(name))[-1]
+    path = run / name if name != "state.json" else max(run.rglob(name))
     path.write_bytes(BYTES[what])
     for reader in READ[name]:
         with pytest.raises(ActstoreError, match=name):
