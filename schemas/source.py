@@ -39,13 +39,13 @@ class CorpusSource(Schema):
     split: str | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="of a data set, or of files by their names; absent: train, where there are several",
+        description="of a data set, or of files by their names; None: train, where there are several",
     )
     config: str | None = Field(default=None, description="on the hub; None: the data set's only one")
     text_column: str | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="`a.b`: field b of column a; absent: text",
+        description="`a.b`: field b of column a; None: text",
     )
     token_column: str | None = Field(default=None, description="token ids; None: documents are tokenised")
 

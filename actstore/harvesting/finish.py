@@ -41,8 +41,6 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
     records = committed_records(storage, plan, parent)
     sites = plan.sites if parent is None else parent.sites + (plan.sites if plan.adds_sites else ())
     n_units = max(plan.first_unit + len(records), parent.n_units if parent else 0)
-    if not any(record.n_rows for record in records) and not (parent and parent.n_rows):
-        raise NoRowsError(f"{storage.url}: no row is left of any unit; keep rows of more positions or tokens")
     columns = _columns(storage, parent, n_units, len(sites))
     merged = _merged(storage, plan, parent)
     at_site = len(sites) - len(plan.sites)

@@ -82,6 +82,8 @@ def probing(what: str, kind: type[ActstoreError] = ModelError) -> Iterator[None]
     except ActstoreError:
         raise
     except Exception as error:  # a model's code may raise anything
+        if out_of_memory(error):
+            raise
         lines = str(error).strip().splitlines() or [""]
         raise kind(f"{what}: {type(error).__name__}: {lines[0][:300]}") from error
 
@@ -89,11 +91,19 @@ def probing(what: str, kind: type[ActstoreError] = ModelError) -> Iterator[None]
 def check_context(module: nn.Module, call: Callable[[Tensor], Any], context: int, vocabulary: int) -> None:
     """Run one sequence of a harvest's length, so that a model without so many positions is known at the door.
 
-    Raises SpecError.
+    Raises SpecError, or ModelError where there is no room for it.
     """
     tokens = random_tokens(1, context, vocabulary, device_of(module))
-    with probing(f"{type(module).__name__} does not run on a context of {context} tokens", SpecError):
-        call(tokens)
+    try:
+        with probing(f"{type(module).__name__} does not run on a context of {context} tokens", SpecError):
+            call(tokens)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        raise ModelError(f"out of memory on {device_of(module)} with one sequence of {context}") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """CUDA's own error, or the CPU allocator's, which is a RuntimeError with a text."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def random_tokens(n: int, length: int, vocabulary: int, device: torch.device) -> Tensor:

@@ -76,12 +76,7 @@ def harvest(
     """
     report = progress or (lambda _: None)
     wanted, share = resolve_spec(spec, model, tokens), parse_worker(worker)
-    storage = Storage(out, dict(options or {}))
-    if storage.exists(at.MANIFEST):
-        raise ExistsError(
-            f"{storage.url}: a finished store is already there; choose another place, remove it, "
-            "or add to it with `actstore extend`"
-        )
+    storage = _unfinished(Storage(out, dict(options or {})))
     report(Progress("loading the model"))
     loaded = _loaded(wanted, model, tokenizer, device)
     loaded.check_context(wanted.context)
@@ -99,6 +94,16 @@ def harvest(
         stack.callback(writer.close)
         Run(plan, writer, source, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options)
+
+
+def _unfinished(storage: Storage) -> Storage:
+    """Raises ExistsError where a finished store lies."""
+    if storage.exists(at.MANIFEST):
+        raise ExistsError(
+            f"{storage.url}: a finished store is already there; choose another place, remove it, "
+            "or add to it with `actstore extend`"
+        )
+    return storage
 
 
 def extend(

@@ -112,11 +112,6 @@ def place(name: str) -> str:
 def _folder(source: ModelSource) -> Path:
     """Where the model's files lie, after a download where it is a hub name."""
     name = source.name
-    here = Path(name).expanduser().is_dir()
-    if source.revision is not None and (name.startswith("builtin:") or here):
-        raise ModelError(
-            f"revision {source.revision!r} is of a model on the hub, and {place(name)} is none; leave it out"
-        )
     if name.startswith("builtin:"):
         folder = BUILTIN / name.removeprefix("builtin:")
         if not (folder / "config.json").is_file():
@@ -140,7 +135,7 @@ def _folder(source: ModelSource) -> Path:
 def _no_revision(source: ModelSource) -> None:
     if source.revision is not None:
         raise SpecError(
-            f"model {source.name!r} is here, but revision (--revision) is of a model on the hub; leave it out"
+            f"model {place(source.name)} is here, but revision (--revision) is of a model on the hub; leave it out"
         )
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from actstore.errors import CorpusError, ExistsError, HarvestWarning, ModelError
 from actstore.harvesting.background import Writing
 from actstore.harvesting.finish import non_finite
+from actstore.harvesting.forward import out_of_memory
 from actstore.harvesting.planning import Share
 from actstore.harvesting.rows import RowCollector, TokenFilter
 from actstore.harvesting.tap import Tap
@@ -119,7 +120,7 @@ class Run:
                 self._forward_unit(block.unit, tokens, batch, collector, writing)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if batch == 1:
                     raise ModelError(
@@ -298,11 +299,6 @@ def non_finite_rows(found: Mapping[str, int], rows: int) -> str:
 
 def _note(text: str) -> None:
     warnings.warn(text, HarvestWarning, stacklevel=5)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """CUDA's own error, or the CPU allocator's, which is a RuntimeError with a text."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _check_tokens(tokens: Tokens, vocabulary: int, unit: int) -> None:

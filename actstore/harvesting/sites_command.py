@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from actstore.harvesting.options import Model, ModelDtype, Revision
+from actstore.harvesting.options import Model, Revision, TrustRemoteCode
 from actstore.options import AsJson, option
 
 if TYPE_CHECKING:
     from actstore.harvesting.sites import ModelSites
 
 SCHEMA = "schemas.source:ModelSource"
-FIELDS = {"model": "name", "revision": "revision", "model_dtype": "dtype"}
+FIELDS = {"model": "name", "revision": "revision", "trust_remote_code": "trust_remote_code"}
 
 
 def sites_command(
     model: Model,
     revision: Revision = None,
-    model_dtype: ModelDtype = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """The sites of a model: names for --sites, and the width of the vectors that each has. Runs it on a few tokens."""
@@ -28,7 +28,7 @@ def sites_command(
     from actstore.validation import validated
     from schemas.source import ModelSource
 
-    values = {"name": model, "revision": revision, "dtype": model_dtype}
+    values = {"name": model, "revision": revision, "trust_remote_code": trust_remote_code or None}
     given = {path: value for path, value in values.items() if value is not None}
     names = {path: option(name) for name, path in FIELDS.items()}
     loaded = load_model(validated(ModelSource, given, "model", names))

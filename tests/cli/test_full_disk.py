@@ -119,7 +119,10 @@ def training(store: str, out: Path, *more: str) -> list[str]:
 
 def compared(out: Path) -> dict[str, bytes]:
     """A run's objects but its journal, which tells speeds, and `latents`, which keep the process' random state."""
-    return {key: data for key, data in objects(out).items() if "latents" not in key and key != "journal.jsonl"}
+    found = {key: data for key, data in objects(out).items() if "latents" not in key and key != "journal.jsonl"}
+    for key in ("sae.json", "store.json"):  # where the store lies from the run's folder
+        found[key] = re.sub(rb'"store_path": "[^"]*"', b"", found[key])
+    return found
 
 
 def journal(out: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ HARVEST_VALUES: dict[str, Any] = {
     "model": "m", "corpus": "c", "sites": ["a"], "tokens": "2k", "model_dtype": "bfloat16", "revision": "r",
     "autocast": "bfloat16", "compiled": True, "batch": 3, "context": 9, "pack": False, "prepend_bos": True,
     "corpus_kind": "text", "corpus_revision": "r", "corpus_config": "c", "split": "test", "text_column": "t",
-    "token_column": "t", "exclude_special_tokens": True, "skip_first": 1, "exclude_tokens": "ids.txt", "dtype": "int8",
+    "token_column": "t", "separator": "eos", "trust_remote_code": True, "exclude_special_tokens": True, "skip_first": 1, "exclude_tokens": "ids.txt", "dtype": "int8",
     "codec": "raw", "seed": 1, "memory": "1GB", "unit_sequences": 5, "chunk_rows": 7,
 }  # fmt: skip
 TRAIN_VALUES: dict[str, Any] = {
@@ -61,7 +61,11 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     },
     ("actstore extend", f"m --sites {OTHER}"): {
         "--sites": "--sites blocks.0.hook_resid_post", "--tokens": "--tokens 512", "--device": "--device nosuch",
-        "--worker": "--worker 1/2", "--json": "--json",
+        "--worker": "--worker 1/2", "--json": "--json", "--trust-remote-code": "--trust-remote-code",
+    },
+    ("actstore sites", "--model builtin:mini"): {
+        "--model": "--model builtin:tiny", "--revision": "--revision main", "--json": "--json",
+        "--trust-remote-code": "--trust-remote-code",
     },
     ("actstore import", "x.safetensors --key a --token-key ids --out o"): {
         "--out": "--out p", "--site": "--site z", "--format": "--format npy", "--key": "--key b", "--tokens": "--tokens t.npy",
@@ -84,6 +88,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     },
     ("trainer eval", "r"): {
         "--store": "--store s2", "--split": "--split train", "--rows": "--rows 100", "--all-rows": "--all-rows",
+        "--trust-remote-code": "--trust-remote-code",
         "--device": "--device nosuch", "--json": "--json", "--sequences": "--sequences 2",
     },
     ("trainer eval", "plain"): {"--all-rows": "--all-rows", "--ce": "--ce --sequences 2"},
@@ -94,6 +99,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("trainer calibrate", "plain"): {"--all-rows": "--all-rows"},
     ("trainer report", "r --out page.html"): {
         "--out": "--out p.html", "--store": "--store s2", "--latents": "--latents 0", "--title": "--title T",
+        "--trust-remote-code": "--trust-remote-code",
     },
     ("trainer export", "r o"): {"--to": "--to safetensors", "--store": "--store s2", "--private": "--private"},
     ("trainer import", f"theirs/{SITE} --out o"): {

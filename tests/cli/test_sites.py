@@ -73,6 +73,6 @@ def test_a_model_of_images_is_refused_by_every_command(cli: Cli, tmp_path: Path)
 
 
 def test_mistakes_are_told(cli: Cli) -> None:
-    code, _, err = cli("actstore", "sites", "--model", "builtin:mini", "--model-dtype", "float3")
+    code, _, err = cli("actstore", "sites", "--model", "builtin:mini", "--revision", "main")
     assert code == 1
-    assert "--model-dtype: there is no 'float3'" in err
+    assert "revision (--revision) is of a model on the hub" in err

@@ -82,7 +82,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     ([["a"]], CorpusError, "str are no token ids"),
     ([{"a": 1}], CorpusError, "got dict"),
     ([b"ab"], CorpusError, "got bytes"),
-    (["text", 5], CorpusError, "got int"),
+    (["text", 5], CorpusError, r"got 5 \(int\)"),
 ]  # fmt: skip
 
 

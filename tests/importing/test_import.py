@@ -160,7 +160,7 @@ def test_what_an_import_does_not_know_is_refused_not_guessed(tmp_path: Path) -> 
     sae: Any = None
     with pytest.raises(RunError, match="were imported"):
         model_metrics(sae, store)
-    assert "without tokens" in _Text(store).context(1.0, "a", 0).token
+    assert "without tokens" in _Text(store, trust=False).context(1.0, "a", 0).token
 
 
 def test_rows_that_are_not_finite_are_counted_and_too_large_ones_refused(tmp_path: Path) -> None:
