@@ -30,7 +30,7 @@ from actstore.harvesting.extent import corpus_estimate, filled
 from actstore.harvesting.finish import object_record
 from actstore.harvesting.forward import device_of
 from actstore.harvesting.inert import check_acts
-from actstore.harvesting.models import LoadedModel, describe, load_model, tokenizer_files
+from actstore.harvesting.models import LoadedModel, loaded_model, tokenizer_files
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
 from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
@@ -86,7 +86,7 @@ def estimate(
     Raises as `harvest` does for a spec, a model, a site or a corpus that cannot be used.
     """
     wanted = resolve_spec(spec, model, tokens)
-    loaded = load_model(wanted.model, device) if model is None else describe(model, tokenizer)
+    loaded = loaded_model(wanted.model, model, tokenizer, device)
     loaded.check_context(wanted.context)
     check_acts(wanted, loaded, model)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)

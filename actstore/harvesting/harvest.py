@@ -19,7 +19,7 @@ from actstore.harvesting.checkpoint import confirm_code
 from actstore.harvesting.forward import device_of
 from actstore.harvesting.ids import token_array
 from actstore.harvesting.inert import check_acts
-from actstore.harvesting.models import LoadedModel, describe, load_model, place, tokenizer_files
+from actstore.harvesting.models import LoadedModel, loaded_model, place, tokenizer_files
 from actstore.harvesting.planning import extension_plan, make_plan, parse_worker
 from actstore.harvesting.run import Progress, Report, Run, first_block, tell_non_finite
 from actstore.harvesting.specs import resolve_spec
@@ -78,7 +78,7 @@ def harvest(
     wanted, share = resolve_spec(spec, model, tokens), parse_worker(worker)
     storage = _unfinished(Storage(out, dict(options or {})))
     report(Progress("loading the model"))
-    loaded = _loaded(wanted, model, tokenizer, device)
+    loaded = loaded_model(wanted.model, model, tokenizer, device)
     loaded.check_context(wanted.context)
     check_acts(wanted, loaded, model)
     source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
@@ -135,12 +135,7 @@ def extend(
         SpecError: neither or both of sites and tokens; SiteError: a site that the store has already.
         ModelError: another model; CorpusError: another corpus, or nothing left in it.
     """
-    if (sites is None) == (tokens is None):
-        raise SpecError("extend wants either more sites or more tokens, one at a time")
-    if source is not None:
-        token_array(source)  # what it cannot be is said before the model is loaded
-        if sites is not None:
-            raise SpecError("source: more sites are harvested on the tokens that the store has; leave it out")
+    _check_asked(sites, tokens, source)
     report = progress or (lambda _: None)
     storage, share = Storage(out, dict(options or {})), parse_worker(worker)
     parent = _extendable(storage)
@@ -148,7 +143,7 @@ def extend(
     if model is None or trust_remote_code:
         confirm_code(parent.spec.model, trust_remote_code, storage.url)
     report(Progress("loading the model"))
-    loaded = _loaded(wanted, model, tokenizer, device)
+    loaded = loaded_model(wanted.model, model, tokenizer, device)
     if loaded.info.weights_digest != parent.model.weights_digest:
         raise ModelError(
             f"{storage.url}: the model {place(wanted.model.name)} is not the one harvested: its weights differ"
@@ -171,6 +166,16 @@ def extend(
         stack.callback(writer.close)
         Run(plan, writer, reader, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options)
+
+
+def _check_asked(sites: Any, tokens: int | None, source: Any) -> None:
+    """What an extension cannot be is said before the model is loaded. Raises SpecError."""
+    if (sites is None) == (tokens is None):
+        raise SpecError("extend wants either more sites or more tokens, one at a time")
+    if source is not None:
+        token_array(source)
+        if sites is not None:
+            raise SpecError("source: more sites are harvested on the tokens that the store has; leave it out")
 
 
 def _extended(parent: StoreManifest, sites: str | tuple[str, ...] | None, tokens: int | None) -> HarvestSpec:
@@ -205,12 +210,6 @@ def _finished(writer: StoreWriter, out: str, options: Mapping[str, Any] | None) 
     store = open_store(out, dict(options or {}))
     tell_non_finite(store)
     return store
-
-
-def _loaded(spec: HarvestSpec, model: nn.Module | None, tokenizer: Any, device: str) -> LoadedModel:
-    if model is None:
-        return load_model(spec.model, device)
-    return describe(model if device == "auto" else model.to(device), tokenizer)
 
 
 def _device(device: str, loaded: LoadedModel) -> torch.device:

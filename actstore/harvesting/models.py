@@ -74,6 +74,18 @@ def load_model(source: ModelSource, device: str = "cpu") -> LoadedModel:
     return describe(_placed(module, device), tokenizer, source.name, keys)
 
 
+def loaded_model(source: ModelSource, module: nn.Module | None, tokenizer: Any, device: str) -> LoadedModel:
+    """The module in memory with its tokenizer, on the device; without a module the model that `source` names.
+
+    Raises as `load_model`, and SpecError for a tokenizer that would not be used.
+    """
+    if module is not None:
+        return describe(module if device == "auto" else module.to(device), tokenizer)
+    if tokenizer is not None:
+        raise SpecError("tokenizer goes with a model in memory, and a model that is loaded has its own; leave it out")
+    return load_model(source, device)
+
+
 def describe(module: nn.Module, tokenizer: Any = None, name: str = "in memory", keys: Keys = KEYS_FIT) -> LoadedModel:
     """A module that is in memory already, as it is (evaluation mode apart)."""
     module.eval()

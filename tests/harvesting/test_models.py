@@ -19,7 +19,7 @@ import actstore
 from actstore.errors import ModelError, SpecError
 from actstore.harvesting.checkpoint import stored_tokenizer
 from actstore.harvesting.estimate import estimate
-from actstore.harvesting.harvest import extend
+from actstore.harvesting.harvest import extend, harvest
 from actstore.harvesting.models import BUILTIN, load_model
 from actstore.harvesting.run import HarvestWarning
 from actstore.harvesting.tap import open_tap
@@ -477,3 +477,12 @@ def test_the_config_is_no_json(tmp_path: Path) -> None:
     for content in ("{", "[1]", "3", os.linesep):
         (folder / "config.json").write_text(content)
         assert "config.json" in refused(folder, tmp_path / "out")
+
+
+def test_a_tokenizer_beside_a_model_that_is_loaded_is_refused(tmp_path: Path) -> None:
+    """It would not be used."""
+    spec = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": "blocks.0.hook_mlp_out", "tokens": 64, "context": 8}
+    with pytest.raises(SpecError, match="tokenizer goes with a model in memory"):
+        harvest(spec, str(tmp_path / "s"), tokenizer=object())
+    with pytest.raises(SpecError, match="tokenizer goes with a model in memory"):
+        estimate(spec, tokenizer=object())
