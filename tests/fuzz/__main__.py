@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 from tests.fuzz.part import PART, run
 
@@ -22,8 +23,9 @@ def main() -> None:
     asked = parser.parse_args()
     start, done, faults = time.monotonic(), 0, Counter[str]()
     parts = [(asked.seed, number, min(PART, asked.cases - at)) for number, at in enumerate(range(0, asked.cases, PART))]
-    with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
-        for cases, found in pool.imap_unordered(run, parts):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(asked.processes, mp_context=context) as pool:
+        for cases, found in pool.map(run, parts):
             done += cases
             for mutation, fault in found:
                 if not faults[fault]:
