@@ -11,6 +11,7 @@ import actstore
 from actstore.format.dtypes import numpy_dtype, to_float32
 from actstore.format.layout import plan_layout
 from actstore.format.storage import Storage
+from actstore.harvesting.finish import files_digest
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.planning import extension_plan
 from actstore.harvesting.writer import StoreWriter, UnitRows
@@ -123,6 +124,9 @@ def make_store(
 ) -> Store:
     """A finished store of `n_units` units; `padded` leaves unit-dependent numbers of rows out."""
     plan = make_plan(sites, **options)
+    if tokenizer_files:
+        model = plan.model.model_copy(update={"tokenizer_digest": files_digest(tokenizer_files)})
+        plan = plan.model_copy(update={"model": model})
     writer = StoreWriter.create(Storage(str(url)), plan, tokenizer_files)
     make = values or low_rank(plan)
     for unit in range(plan.layout.n_units):

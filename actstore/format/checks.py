@@ -208,7 +208,7 @@ def _count_faults(m: StoreManifest) -> Faults:
 
 
 def _file_faults(m: StoreManifest) -> Faults:
-    """`files` has exactly the keys and sizes that the generations give; a page and a tokenizer may be there."""
+    """`files` has exactly the keys and sizes that the generations give; a tokenizer may be there."""
     exact: dict[str, int] = {}
     loose = {"README.md": sizes.OTHER_FILE}
     n_units = n_sites = stats = 0
@@ -221,7 +221,7 @@ def _file_faults(m: StoreManifest) -> Faults:
         loose |= dict.fromkeys(sizes.column_metadata(i), sizes.SMALL_JSON) | {at.plan_key(i): sizes.RECORD_JSON}
         if m.files.get(at.plan_key(i)) is not None and m.files[at.plan_key(i)].digest != g.plan_digest:
             yield f"generation {i}: plan_digest is not that in files"
-    for key in {*exact, *loose} - {*m.files, "README.md"}:
+    for key in {*exact, *loose} - {*m.files}:
         yield f"files: {key} is missing"
     for key, one in m.files.items():
         most = sizes.OTHER_FILE if is_tokenizer_file(key) else exact.get(key, loose.get(key))

@@ -6,13 +6,14 @@ goes on in unit order, so the figures are those of one harvest of everything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from actstore.errors import NoRowsError, NumericsError, UnfinishedError
+from actstore.errors import CorruptError, NoRowsError, NumericsError, UnfinishedError
 from actstore.format import layout as at
 from actstore.format.checks import content_id
 from actstore.format.records import read_record
@@ -122,6 +123,14 @@ def object_record(data: Buffers) -> ObjectRecord:
     return ObjectRecord(bytes=sum(len(part) for part in parts), digest=digest.hexdigest())
 
 
+def files_digest(files: Mapping[str, bytes]) -> str:
+    """blake3 over some files' names, sizes and bytes, sorted by name."""
+    state = blake3()
+    for name, data in sorted(files.items()):
+        state.update(f"{name}\0{len(data)}\0".encode() + data)
+    return str(state.hexdigest())
+
+
 def content_ids(manifest: StoreManifest) -> tuple[str, ...]:
     """Every content id that a store goes by, newest first: its own, those that it had before each `extend`, and what a
     stream that followed its first harvest called it."""
@@ -133,6 +142,8 @@ def content_ids(manifest: StoreManifest) -> tuple[str, ...]:
 def non_finite(storage: Storage, manifest: StoreManifest) -> dict[str, int]:
     """Rows of a store that hold a NaN or an infinity, training and held out, by site; other sites are left out."""
     counts = _columns(storage, manifest, manifest.n_units, len(manifest.sites)).sums[..., 1].sum(axis=(0, 2))
+    if not (counts >= 0).all() or not (counts <= manifest.n_rows).all():
+        raise CorruptError(f"{storage.url}: the column `sums` has {counts.min()} to {counts.max()} non-finite rows")
     return {site.name: int(n) for site, n in zip(manifest.sites, counts, strict=True) if n}
 
 

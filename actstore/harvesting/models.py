@@ -26,6 +26,7 @@ from actstore.harvesting.checkpoint import (
     needs_code,
     read_tokenizer,
 )
+from actstore.harvesting.finish import files_digest
 from actstore.places import windows_path
 from schemas.harvest import ModelInfo
 from schemas.source import ModelSource
@@ -97,7 +98,7 @@ def describe(module: nn.Module, tokenizer: Any = None, name: str = "in memory", 
         d_model=_first(config, "hidden_size", "d_model") or 0,
         vocabulary=_first(config, "vocab_size", "d_vocab") or 0,
         weights_digest=_digest(module, keys.missing),
-        tokenizer_digest=_files_digest(tokenizer_files(tokenizer)) if tokenizer is not None else None,
+        tokenizer_digest=files_digest(tokenizer_files(tokenizer)) if tokenizer is not None else None,
         bos_token=getattr(tokenizer, "bos_token_id", None),
         special_tokens=tuple(sorted(set(getattr(tokenizer, "all_special_ids", ())))),
     )
@@ -275,13 +276,6 @@ def _digest(module: nn.Module, without: Iterable[str] = ()) -> str:
             state.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
             state.update(flat.view(torch.uint8).numpy().data)
-    return str(state.hexdigest())
-
-
-def _files_digest(files: dict[str, bytes]) -> str:
-    state = blake3()
-    for name, data in sorted(files.items()):
-        state.update(f"{name}\0{len(data)}\0".encode() + data)
     return str(state.hexdigest())
 
 

@@ -67,21 +67,23 @@ def sequencer(
 
     vocabulary: token ids are below it; 0: not known. Raises SpecError, CorpusError for tokens that are none.
     """
+    array = None if source is None else token_array(source)
+    if source is not None:
+        check_options(spec.corpus, "memory")
+    if array is not None and array.ndim == 2:
+        _check_whole(spec)
+        return ArraySequencer(array, spec.context, vocabulary), None
     bos = bos_of(tokenizer, spec.prepend_bos, spec.separator)
     if source is None:
         corpus = open_corpus(spec.corpus)
         tell(bos, tokenizer, spec.separator)
+    elif array is None:
+        corpus = Memory(source)
     else:
-        check_options(spec.corpus, "memory")
-        array = token_array(source)
-        if array is not None and array.ndim == 2:
-            _check_whole(spec)
-            return ArraySequencer(array, spec.context, vocabulary), None
-        if array is not None:
-            check_range(array, "the tokens", vocabulary)
-            if spec.separator not in UNASKED:
-                raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
-        corpus = Memory(source) if array is None else Memory([array], separate=False)
+        check_range(array, "the tokens", vocabulary)
+        if spec.separator not in UNASKED:
+            raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
+        corpus = Memory([array], separate=False)
     made = DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos, vocabulary=vocabulary)
     made.ids_only = source is None and spec.corpus.token_column is not None
     return made, corpus

@@ -14,11 +14,12 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from actstore.errors import CorruptError
+from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import layout as at
 from actstore.format.checks import check_plan, content_id
 from actstore.format.records import parsed_record
 from actstore.format.sizes import STRATA, SUMS, column_bytes, stats_bytes
+from actstore.harvesting.finish import files_digest
 from actstore.harvesting.norms import SiteStats, UnitStats
 from actstore.store import Store
 from schemas.base import differences
@@ -48,6 +49,7 @@ def manifest_problems(store: Store, records: Records) -> list[str]:
     except CorruptError as error:
         return [f"corrupt  {error}"]
     lines = differences(m.model_copy(update=_wanted(m, plans, records)), m)
+    lines += _tokenizer_differences(store, plans[0])
     shown = "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
     return [f"corrupt  {where}: it does not follow from its plans and records: {shown}"] if lines else []
 
@@ -92,6 +94,16 @@ def _plans(store: Store) -> list[Plan]:
             raise CorruptError(f"{where}: it is not the plan of generation {i}: {'; '.join(wrong)}")
         found.append(plan)
     return found
+
+
+def _tokenizer_differences(store: Store, plan: Plan) -> list[str]:
+    """Whether the tokenizer's files that the manifest names are the plan's, all of them."""
+    try:
+        files = {key.rpartition("/")[2]: store.file(key) for key in store.tokenizer_keys()}
+    except (ObjectError, StorageError):  # a bad object, which is told as such
+        return []
+    found, told = files_digest(files) if files else None, plan.model.tokenizer_digest
+    return [] if found == told else [f"files: the tokenizer's digest is {found}, the plan says {told}"]
 
 
 def _layout_on(before: Plan, plan: Plan) -> Layout:

@@ -34,11 +34,9 @@ class NormBounds(NamedTuple):
 def check_acts(store: Store, rule: RowFilter) -> None:
     """Raises SpecError where a filter, or a part of it, could leave out no row of a store."""
     _check_known(store, rule)
-    vocabulary, context = store.manifest.model.vocabulary, store.layout.context
-    outside = [one for one in (*(rule.tokens or ()), *rule.exclude_tokens) if vocabulary and not 0 <= one < vocabulary]
+    context = store.layout.context
     for inert, what in (
         (rule == RowFilter(), "it is empty; leave it out"),
-        (bool(outside), f"token {', '.join(map(str, outside[:1]))} is none of the model's {vocabulary:,}"),
         (rule.positions is not None and rule.positions[0] == 0 and rule.positions[1] >= context,
          f"positions {list(rule.positions or ())} are all of a context of {context}"),
         (any(one.low == 0 and one.high == 1 and one.medians is None for one in rule.norms),

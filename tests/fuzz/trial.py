@@ -182,7 +182,8 @@ def _used(store: Store) -> Used:
         found[f"{site} mean"] = store.mean(site)
     found |= store.provenance()._asdict()
     if store.manifest.has_tokens:
-        found["tokens"] = store.tokens(np.unique(found["sequence"]))
+        with contextlib.suppress(IndexError):  # what `tokens` promises for sequences of which there is nothing
+            found["tokens"] = store.tokens(np.unique(found["sequence"]))
     return found
 
 

@@ -481,7 +481,13 @@ def test_the_config_is_no_json(tmp_path: Path) -> None:
 
 def test_a_tokenizer_beside_a_model_that_is_loaded_is_refused(tmp_path: Path) -> None:
     """It would not be used."""
-    spec = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": "blocks.0.hook_mlp_out", "tokens": 64, "context": 8}
+    spec = {
+        "model": "builtin:mini",
+        "corpus": "builtin:stdlib",
+        "sites": "blocks.0.hook_mlp_out",
+        "tokens": 64,
+        "context": 8,
+    }
     with pytest.raises(SpecError, match="tokenizer goes with a model in memory"):
         harvest(spec, str(tmp_path / "s"), tokenizer=object())
     with pytest.raises(SpecError, match="tokenizer goes with a model in memory"):

@@ -80,7 +80,8 @@ def child(folder: str, memory: int) -> dict[str, Any]:
     truth = torch.from_numpy(store.read_unit(store.sites[0], 0)).to(torch.bfloat16).view(torch.int16)
     seen = torch.zeros(len(store.sites), store.manifest.n_units * store.layout.capacity, dtype=torch.bool)
     spec = StreamSpec(batch=8192, dtype="bfloat16", memory=memory)
-    with store.stream(spec.model_copy(update={"window_chunks": 1, "lanes": 1, "limit_rows": 40_000})) as stream:
+    small = StreamSpec(batch=8192, dtype="bfloat16", window_chunks=1, lanes=1, limit_rows=40_000)
+    with store.stream(small) as stream:
         for _ in stream:
             pass
     baseline = peak = private_bytes()

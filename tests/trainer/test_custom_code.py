@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import actstore
 import trainer
-from actstore.errors import ModelError, SpecError
+from actstore.errors import CorruptError, ModelError, SpecError
 from actstore.harvesting.run import HarvestWarning
 from actstore.store import Store
 from schemas.train import TrainSpec
@@ -79,6 +79,6 @@ def test_a_head_that_was_not_loaded(tmp_path: Path) -> None:
 def test_a_report_on_a_store_whose_tokenizer_is_broken(tmp_path: Path) -> None:
     store, run = trained(Path(actstore.__file__).parent / "builtin" / "mini", tmp_path)
     store.storage.put("tokenizer/tokenizer.json", b"{")
-    with pytest.raises(ModelError, match=r"tokenizer/tokenizer.json cannot be read"):
+    with pytest.raises(CorruptError, match=r"tokenizer/tokenizer.json: its bytes are not those recorded"):
         write_report([run], str(tmp_path / "r.html"), None, 2, "title")
     assert not (tmp_path / "r.html").exists()

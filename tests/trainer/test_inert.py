@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import actstore
-from actstore.errors import ModelError, SpecError
+from actstore.errors import SpecError
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.models import load_model
 from actstore.store import Store
@@ -69,7 +69,7 @@ def test_in_training(store: Store, tmp_path: Path, spec: dict[str, Any], message
         ({"filter": {}}, "it is empty"),
         ({"filter": {"norms": [{"sites": SITE}]}}, "an entry of norms has no bound"),
         ({"filter": {"positions": (0, 32)}}, r"positions \[0, 32\] are all of a context of 32"),
-        ({"filter": {"exclude_tokens": [100]}}, "token 100 is none of the model's 100"),
+        ({"filter": {"exclude_tokens": [100]}}, "filter.exclude_tokens: there is no token 100"),
         ({"filter": {"tokens": [3, 4], "exclude_tokens": [5]}}, "exclude_tokens has none of tokens"),
     ],
 )
@@ -86,8 +86,8 @@ HARVEST: dict[str, Any] = {"model": "builtin:mini", "corpus": "builtin:stdlib", 
     [
         ({"unit_sequences": 2, "memory": 1 << 26}, "memory plans the size of units, and unit_sequences gives it"),
         ({"autocast": "float32"}, "autocast float32 is no autocast"),
-        ({"exclude_tokens": (10**6,)}, "exclude_tokens: 1000000 is no token of the model"),
-        ({"skip_first": 128}, r"skip_first \(128\) leaves no row of contexts of 128"),
+        ({"exclude_tokens": (10**6,)}, "exclude_tokens: there is no token 1000000"),
+        ({"skip_first": 128}, "skip_first 128 leaves nothing of contexts of 128 tokens"),
     ],
 )
 def test_in_a_harvest_and_in_its_plan(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -103,8 +103,8 @@ def test_of_a_model_and_tokens_in_memory(tmp_path: Path) -> None:
     what = {"sites": SITE}
     for fields, message in (
         ({"exclude_special_tokens": True}, "exclude_special_tokens: the model has no tokenizer"),
-        ({"pack": False}, r"pack and prepend_bos cut documents, and sequences \[n, context\] are as they are"),
-        ({"prepend_bos": True}, "pack and prepend_bos cut documents"),
+        ({"pack": False}, r"pack: the tokens are whole sequences \[n, context\], taken as they are"),
+        ({"prepend_bos": True}, "prepend_bos: the tokens are whole sequences"),
         ({"model": {"name": "mine", "dtype": "bfloat16"}}, "the module given is in float32"),
         ({"model": {"name": "mine", "revision": "main"}}, "model.revision is of a model on the hub"),
     ):
@@ -118,7 +118,7 @@ def test_of_a_model_and_tokens_in_memory(tmp_path: Path) -> None:
 
 def test_a_revision_of_what_is_not_on_the_hub(tmp_path: Path) -> None:
     for name in ("builtin:mini", str(tmp_path)):
-        with pytest.raises(ModelError, match="revision 'main' is of a model on the hub"):
+        with pytest.raises(SpecError, match=r"revision \(--revision\) is of a model on the hub"):
             load_model(ModelSource(name=name, revision="main"))
 
 
