@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from schemas.base import Schema
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
-from schemas.records import EvalRecord, RunRecord
+from schemas.records import EvalRecord, RunRecord, StoreOrigin
 from schemas.stream import StreamState
 
 FOLDER = Path(__file__).parent / "json"
@@ -28,8 +28,9 @@ FILES: dict[str, type[Schema]] = {
     "stream_state": StreamState,
     "sae": RunRecord,
     "eval": EvalRecord,
+    "store": StoreOrigin,
 }
-"""By name of the schema; `sae` and `eval` are `sae.json` and `eval.json` of a run."""
+"""By name of the schema; `sae`, `eval` and `store` are the files of these names of a run."""
 
 
 class _Written(GenerateJsonSchema):
