@@ -83,6 +83,13 @@ class SiteStats:
         self.max_norm[:] = np.maximum(self.max_norm, other.max_norm)
         self.histogram += other.histogram
 
+    def adds_up(self) -> bool:
+        """Whether counts can be counts, and the bins hold each finite row once."""
+        counts, most = (self.count, self.non_finite, self.histogram), 1 << 62
+        if any((part < 0).any() or (part >= most // BINS).any() for part in counts):
+            return False
+        return bool((self.histogram.sum(axis=1) == self.count).all())
+
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """The parts in their normative order."""
         sums = (self.sum_norm, self.sum_sq_norm, self.max_norm)
@@ -143,6 +150,9 @@ class UnitStats:
         for part in parts:
             part[:] = np.frombuffer(data, part.dtype, part.size, offset).reshape(part.shape)
             offset += part.nbytes
+        for name, stats in made.sites.items():
+            if not stats.adds_up():
+                raise CorruptError(f"{where}: the counts of site {name} do not add up")
         return made
 
     def norms(self) -> tuple[NormStats, ...]:
