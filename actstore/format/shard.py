@@ -129,6 +129,8 @@ class ShardCodec:
         holds = int(body[4:8].view("<u4")[0]) if len(body) >= BLOSC_BYTES else 0
         if holds != self.chunk_bytes:  # Blosc would fill a part of the rows and leave the rest as it was
             raise CorruptError(f"the chunk decodes to {holds} bytes, wanted {self.chunk_bytes}")
+        if (size := int(body[12:16].view("<u4")[0])) != len(body):  # Blosc would read on behind the chunk
+            raise CorruptError(f"the chunk has {len(body)} compressed bytes, its header says {size}")
         return body
 
     def decode_chunk(self, raw: NDArray[np.uint8] | bytes, out: NDArray[Any]) -> None:

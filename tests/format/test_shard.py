@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from actstore.errors import CorruptError
 from actstore.format.dtypes import bits, decode_int8, encode_int8, numpy_dtype, to_float32
-from actstore.format.shard import ShardCodec, ShardIndex
+from actstore.format.shard import ShardCodec, ShardIndex, with_checksum
 from actstore.format.storage import Storage
 
 DTYPES, CODECS = ("bfloat16", "float16", "float32", "int8"), ("lz4", "zstd", "raw")
@@ -126,6 +126,17 @@ def test_any_flipped_bit_is_caught(codec: str) -> None:
         bad[at // 8] ^= 1 << at % 8
         with pytest.raises(CorruptError):
             read_all(one, bytes(bad), index, out, at // 8 >= end)
+
+
+@pytest.mark.parametrize("codec", CODECS[:2])
+def test_a_chunk_shorter_than_its_header_says_is_not_read_behind_its_end(codec: str) -> None:
+    one = ShardCodec(codec, np.dtype(np.float32), 4096, 64, 1)  # type: ignore[arg-type]
+    raw = b"".join(one.encode(values(4096, 64, "float32", 0)))
+    chunk = raw[: -one.index_bytes - 4]
+    stored = bytes([chunk[0], chunk[1], chunk[2] | 2, *chunk[3:17]])  # not compressed, and nearly nothing is there
+    for body in (chunk[:40], stored, chunk + bytes(4)):
+        with pytest.raises(CorruptError, match="its header says"):
+            one.decode_chunk(with_checksum(body), np.zeros((4096, 64), np.float32))
 
 
 @pytest.mark.parametrize("first", ["import actstore.format.zarr_bfloat16", ""])
