@@ -47,7 +47,7 @@ def parsed_json(data: bytes, where: str, error: type[ActstoreError] = CorruptErr
     """The value that JSON stands for. Raises `error` where it is none, or nested too deeply."""
     check_depth(data, where, error)
     try:
-        return json.loads(data)
+        return json.loads(data.decode())  # UTF-8 alone: of bytes, json would guess
     except (ValueError, RecursionError) as problem:
         raise error(f"{where}: not valid JSON: {problem}") from problem
 

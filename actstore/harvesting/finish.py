@@ -6,6 +6,7 @@ goes on in unit order, so the figures are those of one harvest of everything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, NoRowsError, NumericsError, UnfinishedError
 from actstore.format import layout as at
-from actstore.format.checks import content_id
+from actstore.format.checks import check_record, content_id
 from actstore.format.records import read_record
 from actstore.format.shard import decode_plain, encode_plain
 from actstore.format.sizes import SMALL_JSON
@@ -25,6 +26,7 @@ from actstore.harvesting.norms import UnitStats, none_finite
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
 
+_RECORD = re.compile(r"[a-z]+(?:-\d+)?/(\d{5,10})\.json", re.ASCII)
 FOLLOWED = "followed-"  # begins the content id of a store that was not finished yet, by its plan's digest
 
 
@@ -82,8 +84,12 @@ def committed_records(storage: Storage, plan: Plan, parent: StoreManifest | None
             f"{storage.url}: {len(missing)} units are missing ({', '.join(map(str, missing[:8]))}, ...); "
             "run the same harvest again, it goes on from there"
         )
-    keys = (at.unit_key(unit, plan.generation) for unit in wanted)
-    return [read_record(storage, key, UnitRecord) for key in keys]
+    records = []
+    for unit in wanted:
+        key = at.unit_key(unit, plan.generation)
+        records.append(read_record(storage, key, UnitRecord))
+        check_record(plan, plan.generation, unit, records[-1], f"{storage.url}/{key}")
+    return records
 
 
 def wanted_units(storage: Storage, plan: Plan, parent: StoreManifest | None) -> range | None:
@@ -96,15 +102,24 @@ def wanted_units(storage: Storage, plan: Plan, parent: StoreManifest | None) -> 
 
 def committed_units(storage: Storage, generation: int) -> set[int]:
     """Units whose record is there."""
-    keys = storage.list(at.units_prefix(generation))
-    return {int(key.rsplit("/", 1)[1][:-5]) for key in keys if key.endswith(".json")}
+    return set(_by_unit(storage, at.units_prefix(generation)))
 
 
 def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
     """Records of the token blocks that are there, by unit."""
-    keys = [key for key in storage.list("blocks") if key.endswith(".json")]
-    records = (read_record(storage, key, BlockRecord, SMALL_JSON) for key in keys)
-    return {record.unit: record for record in records}
+    found = {}
+    for unit, key in _by_unit(storage, "blocks").items():
+        found[unit] = read_record(storage, key, BlockRecord, SMALL_JSON)
+        if found[unit].unit != unit:
+            raise CorruptError(
+                f"{storage.url}/{key}: it is of unit {found[unit].unit}, not the record that was committed"
+            )
+    return found
+
+
+def _by_unit(storage: Storage, folder: str) -> dict[int, str]:
+    """Keys of the records of units in a folder; other files (such as `._00001.json`) are not looked at."""
+    return {int(m[1]): m[0] for key in storage.list(folder) if (m := _RECORD.fullmatch(key))}
 
 
 def put(storage: Storage, key: str, data: Buffers) -> ObjectRecord:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import ExistsError, StoreError
+from actstore.errors import CorruptError, ExistsError, StoreError
 from actstore.format import layout as at
+from actstore.format import sizes
 from actstore.format.checks import check_writable
 from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.format.manifest import read_plan
@@ -178,7 +179,13 @@ class StoreWriter:
         layout = self.plan.layout
         key = at.chunk_key("tokens", record.unit, 0)
         shape = (layout.unit_sequences, layout.context)
-        return decode_plain(self.storage.read(key), shape, np.int32, key)[: record.n_sequences]
+        data = self.storage.read(key, sizes.plain(shape, 4))
+        if ending.object_record(data) != record.tokens:
+            raise CorruptError(
+                f"{self.storage.url}/{key}: its bytes are not those recorded in {at.block_key(record.unit)}; "
+                "harvest to another place"
+            )
+        return decode_plain(data, shape, np.int32, key)[: record.n_sequences]
 
     def commit_unit(self, unit: UnitRows, block: BlockRecord) -> UnitRecord:
         """Write a unit's objects, then its record.

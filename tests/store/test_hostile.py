@@ -32,6 +32,7 @@ from actstore.errors import (
 from actstore.format import layout as at
 from actstore.format.checks import content_id
 from actstore.format.local import FOLLOW_LINKS
+from actstore.format.manifest import read_plan
 from actstore.format.shard import encode_plain, with_checksum
 from actstore.format.sizes import column_bytes, stats_bytes
 from actstore.format.storage import Storage
@@ -778,3 +779,39 @@ def test_a_folder_for_a_manifest_is_no_store(folder: Path) -> None:
 def test_statistics_are_as_large_as_the_arithmetic_says(whole: Path) -> None:
     store = actstore.open(str(whole))
     assert stats_bytes(store.manifest.sites) == len(UnitStats(store.manifest.sites).to_bytes())
+
+
+def unfinished(folder: Path) -> StoreWriter:
+    """What a harvest that was stopped just before its end finds there."""
+    (folder / at.MANIFEST).unlink()
+    storage = Storage(str(folder))
+    return StoreWriter(storage, read_plan(storage))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"unit": 7}, {"n_rows": 10**9}, {"objects": {"../../x": {"bytes": 0, "digest": ""}}}]
+)
+def test_a_harvest_that_goes_on_commits_no_record_that_cannot_be(folder: Path, changes: Json) -> None:
+    writer, path = unfinished(folder), folder / at.unit_key(2)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+    with pytest.raises(CorruptError, match=r"units/00002\.json"):
+        writer.finish()
+    assert not (folder / at.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("changes", [{"tokens": {"bytes": 1 << 60, "digest": "0" * 64}}, {"unit": 7}])
+def test_a_harvest_that_goes_on_takes_no_tokens_but_those_recorded(folder: Path, changes: Json) -> None:
+    writer, path = unfinished(folder), folder / at.block_key(2)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+    with pytest.raises(CorruptError, match=r"blocks/00002\.json"):
+        writer.block_tokens(writer.committed_blocks()[2])
+
+
+@pytest.mark.parametrize("name", ["._00002.json", "x.json"])
+def test_a_harvest_that_goes_on_does_not_look_at_other_files(folder: Path, name: str) -> None:
+    writer = unfinished(folder)
+    for place in ("units", "blocks"):
+        (folder / place / name).write_text("no JSON")
+    assert len(writer.committed_blocks()) == len(writer.committed_units()) == SIZES["n_units"]
+    writer.finish()
+    assert not verify(actstore.open(folder)).problems
