@@ -36,6 +36,12 @@ class BlockRecord(Schema):
     last: bool = Field(description="the corpus or the budget ends with this block")
     skipped_documents: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _ends(self) -> BlockRecord:
+        if self.cursor == {"end": True} and not self.last:
+            raise ValueError("the corpus ends with this block, but it is said not to be the last")
+        return self
+
 
 class Claim(Schema):
     """`claims/00042.json`, only while harvesting: sequences per forward where the planned batch had no room."""

@@ -22,7 +22,7 @@ from trainer.saes.build import Sae
 from trainer.saes.crosscoder import CrosscoderSae
 from trainer.saes.ops import of_layer
 from trainer.saes.transcoder import TranscoderSae
-from trainer.weights import built, check_shapes, read_tensors
+from trainer.weights import built, check_shapes, most_bytes, read_tensors
 
 Layer = str | int | Tensor
 
@@ -264,7 +264,8 @@ def load(run: str, options: dict[str, Any] | None = None, device: str | torch.de
     storage = Storage(run, options)
     try:
         record = validated_json(RunRecord, storage.read("sae.json", SMALL_JSON), f"{run}/sae.json")
-        tensors = read_tensors(storage, "sae.safetensors", ("scale",))
+        limit = most_bytes(record, f"{run}/sae.json")
+        tensors = read_tensors(storage, "sae.safetensors", ("scale",), limit)
     except CorruptError:
         raise
     except ObjectError:

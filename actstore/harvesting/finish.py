@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, NoRowsError, NumericsError, UnfinishedError
 from actstore.format import layout as at
-from actstore.format.checks import check_record, content_id
-from actstore.format.records import read_record
+from actstore.format.checks import check_manifest, check_record, content_id, is_tokenizer_file
+from actstore.format.records import parsed_record, read_record
 from actstore.format.shard import decode_plain, encode_plain
-from actstore.format.sizes import SMALL_JSON
+from actstore.format.sizes import OTHER_FILE, RECORD_JSON, SMALL_JSON, stats_bytes
 from actstore.format.storage import Buffers, Storage
 from actstore.harvesting import metadata
 from actstore.harvesting.norms import UnitStats, none_finite
@@ -28,6 +28,13 @@ from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifes
 
 _RECORD = re.compile(r"[a-z]+(?:-\d+)?/(\d{5,10})\.json", re.ASCII)
 FOLLOWED = "followed-"  # begins the content id of a store that was not finished yet, by its plan's digest
+
+
+class Committed(NamedTuple):
+    """A unit's record and the bytes that it stands in, which the digests are of."""
+
+    record: UnitRecord
+    data: bytes
 
 
 class Columns(NamedTuple):
@@ -41,17 +48,17 @@ class Columns(NamedTuple):
 
 def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) -> StoreManifest:
     """Write columns, statistics and the manifest. Raises UnfinishedError while a unit is missing."""
-    records = committed_records(storage, plan, parent)
+    committed = committed_records(storage, plan, parent)
     sites = plan.sites if parent is None else parent.sites + (plan.sites if plan.adds_sites else ())
-    n_units = max(plan.first_unit + len(records), parent.n_units if parent else 0)
+    n_units = max(plan.first_unit + len(committed), parent.n_units if parent else 0)
     columns = _columns(storage, parent, n_units, len(sites))
     merged = _merged(storage, plan, parent)
     at_site = len(sites) - len(plan.sites)
-    for record in records:
-        key = at.unit_stats_key(record.unit, plan.generation)
-        stats = UnitStats.from_bytes(plan.sites, storage.read(key), key)
-        _fill(columns, record, stats, at_site)
-        if not at.held_out(record.unit):
+    for one in committed:
+        key = at.unit_stats_key(one.record.unit, plan.generation)
+        stats = UnitStats.from_bytes(plan.sites, storage.read(key, stats_bytes(plan.sites)), key)
+        _fill(columns, one, stats, at_site)
+        if not at.held_out(one.record.unit):
             merged.merge(stats)
     _check_finite(plan, columns, at_site)
     if plan.adds_sites:
@@ -61,9 +68,10 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
     files = {**(parent.files if parent else {}), **_write_columns(storage, plan, columns)}
     key = at.merged_stats_key(plan.generation)
     files[key] = put(storage, key, merged.to_bytes())
-    for key in [*storage.list("tokenizer"), "README.md", at.plan_key(plan.generation)]:
-        files[key] = object_record(storage.read(key))
-    manifest = _manifest(plan, parent, sites, records, columns, merged, files)
+    for key in [*filter(is_tokenizer_file, storage.list("tokenizer")), "README.md", at.plan_key(plan.generation)]:
+        files[key] = object_record(storage.read(key, OTHER_FILE))
+    manifest = _manifest(plan, parent, sites, committed, columns, merged, files)
+    check_manifest(manifest, storage.url)  # what cannot be opened is not finished
     for key in storage.list("claims"):
         storage.delete(key)
     for key, data in metadata.group_files(manifest).items():
@@ -72,7 +80,7 @@ def finish(storage: Storage, plan: Plan, parent: StoreManifest | None = None) ->
     return manifest
 
 
-def committed_records(storage: Storage, plan: Plan, parent: StoreManifest | None) -> list[UnitRecord]:
+def committed_records(storage: Storage, plan: Plan, parent: StoreManifest | None) -> list[Committed]:
     """The records of a generation's units, in order. Raises UnfinishedError with those that are missing."""
     wanted = wanted_units(storage, plan, parent)
     if wanted is None:
@@ -84,12 +92,13 @@ def committed_records(storage: Storage, plan: Plan, parent: StoreManifest | None
             f"{storage.url}: {len(missing)} units are missing ({', '.join(map(str, missing[:8]))}, ...); "
             "run the same harvest again, it goes on from there"
         )
-    records = []
+    committed = []
     for unit in wanted:
         key = at.unit_key(unit, plan.generation)
-        records.append(read_record(storage, key, UnitRecord))
-        check_record(plan, plan.generation, unit, records[-1], f"{storage.url}/{key}")
-    return records
+        where, data = f"{storage.url}/{key}", storage.read(key, RECORD_JSON)
+        committed.append(Committed(parsed_record(UnitRecord, data, where), data))
+        check_record(plan, plan.generation, unit, committed[-1].record, where)
+    return committed
 
 
 def wanted_units(storage: Storage, plan: Plan, parent: StoreManifest | None) -> range | None:
@@ -162,8 +171,9 @@ def non_finite(storage: Storage, manifest: StoreManifest) -> dict[str, int]:
     return {site.name: int(n) for site, n in zip(manifest.sites, counts, strict=True) if n}
 
 
-def _fill(columns: Columns, record: UnitRecord, stats: UnitStats, at_site: int) -> None:
-    unit, digest = record.unit, blake3(record.to_json().encode()).digest()
+def _fill(columns: Columns, committed: Committed, stats: UnitStats, at_site: int) -> None:
+    record, digest = committed.record, blake3(committed.data).digest()
+    unit = record.unit
     if columns.rows[unit] < 0:
         columns.rows[unit], columns.bytes[unit] = record.n_rows, 0
     else:
@@ -225,7 +235,7 @@ def _manifest(
     plan: Plan,
     parent: StoreManifest | None,
     sites: tuple[Any, ...],
-    records: list[UnitRecord],
+    committed: list[Committed],
     columns: Columns,
     merged: UnitStats,
     files: dict[str, ObjectRecord],
@@ -235,11 +245,11 @@ def _manifest(
         units=at.units_prefix(plan.generation) + "/",
         sites=plan.sites,
         first_unit=plan.first_unit,
-        n_units=len(records),
-        n_sequences=sum(record.n_sequences for record in records),
-        n_rows=sum(record.n_rows for record in records),
+        n_units=len(committed),
+        n_sequences=sum(one.record.n_sequences for one in committed),
+        n_rows=sum(one.record.n_rows for one in committed),
         plan_digest=files[at.plan_key(plan.generation)].digest,
-        units_digest=blake3(b"".join(record.to_json().encode() for record in records)).hexdigest(),
+        units_digest=blake3(b"".join(one.data for one in committed)).hexdigest(),
     )
     generations = (*(parent.generations if parent else ()), generation)
     base = parent.spec if parent else plan.spec

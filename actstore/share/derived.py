@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
+from blake3 import blake3
 
 from actstore.errors import CorruptError, ObjectError, StorageError, StoreError
 from actstore.format import layout as at
@@ -129,7 +130,23 @@ def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
     differing += [] if _is_cursor(found.cursor, last=last) else [f"cursor: {found.cursor} is no place in a corpus"]
     if differing:
         return Finding(len(data), f"corrupt  {where}: {', '.join(differing)}; {_COPY}")
-    return Finding(len(data))
+    return Finding(len(data), _provenance(store, unit))
+
+
+def _provenance(store: Store, unit: UnitRecord) -> str | None:
+    """A line where the unit's rows, though they are those recorded, are of tokens that there cannot be."""
+    first = unit.unit * store.layout.capacity
+    try:
+        for key in (at.chunk_key("rows", unit.unit, 0), at.chunk_key("tokens", unit.unit, 0)):
+            if blake3(store.storage.read(key, unit.objects[key].bytes)).hexdigest() != unit.objects[key].digest:
+                return None  # a bad object, which is told as such
+        store.block(unit.unit)
+        store.provenance(np.arange(first, first + store.rows_in(unit.unit)))
+    except CorruptError as error:
+        return f"corrupt  {error}"
+    except (ObjectError, StorageError):
+        return None
+    return None
 
 
 def _n_tokens(store: Store, key: str) -> int | None:

@@ -116,7 +116,8 @@ def test_each_field_of_a_block_record_is_held_against_its_unit(tmp_path: Path, f
     store.storage.put(key, json.dumps(record | {field: value}).encode())
     code, out = run("verify", "--repair", store.url)
     assert code == 1
-    assert f"{key}: {field}: " in out
+    assert (f"{key}: {field}: " in out) == (value != {"end": True})  # which says itself that it cannot be
+    assert f"{store.url}/{key}: " in out.replace("\n", "")
     assert "another copy" in out
     assert " 1 bad" in out
 
