@@ -172,8 +172,8 @@ class UnitStats:
 def none_finite(site: str, rows: str) -> str:
     """What is said of a site without a finite row; `rows`: those that came, such as `its first 256 rows`."""
     return (
-        f"site {site!r}: none of {rows} is finite: all hold a NaN, an infinity, or values whose squares float32 does not "
-        "hold; leave the site out, or look for the cause (weights, --model-dtype, --autocast)"
+        f"site {site!r}: none of {rows} is finite: all hold a NaN, an infinity, or values whose squares float32 "
+        "does not hold; leave the site out, or look for the cause (weights, --model-dtype, --autocast)"
     )
 
 
