@@ -70,6 +70,8 @@ def open_corpus(source: CorpusSource) -> Corpus:
 def check_options(source: CorpusSource, kind: str) -> None:
     """Raises SpecError for an option that a corpus of this kind has no use for."""
     for name, why in WHY.items():
+        if getattr(source, name) == "":
+            raise SpecError(f"{why.split(' is of ')[0]}: wanted a name, got ''; leave it out")
         if getattr(source, name) is not None and name not in TAKES.get(kind, ()):
             raise SpecError(f"corpus {source.name!r} is of kind {kind}, but {why}; leave it out")
     if source.text_column is not None and source.token_column is not None:
@@ -142,7 +144,7 @@ class Memory:
     def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
         start = cursor["document"] if cursor else 0
         for i, content in enumerate(itertools.islice(self._documents, start, None), start):
-            if content is not None and not hasattr(content, "__len__"):
+            if content is not None and (not hasattr(content, "__len__") or getattr(content, "ndim", 1) == 0):
                 raise CorpusError(f"document {i}: wanted a text or a list of token ids, got {shown(content)}")
             yield Piece({"document": i}, content, first=self._separate, last=self._separate)
 

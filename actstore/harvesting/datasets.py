@@ -92,14 +92,14 @@ def _of_split(data: Any, source: CorpusSource) -> Any:
 
 def _streamed(source: CorpusSource) -> Any:
     import datasets
-    import httpx
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it has
 
     split = source.split or TRAIN
     try:  # the question first, since `load_dataset` asks again and again where there is no network
         found = huggingface_hub.HfApi().dataset_info(source.name, revision=source.revision, timeout=_TIMEOUT_S)
         return datasets.load_dataset(source.name, source.config, split=split, revision=found.sha, streaming=True)
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         revision = f" at revision {source.revision}" if source.revision else ""
         raise CorpusError(
             f"corpus {source.name!r}: no such file or folder here, and the hub data set of that name{revision} "

@@ -117,9 +117,18 @@ def find(url: str) -> Files:
             _refusing(fs, path)
     except (OSError, ValueError, ImportError) as error:
         raise CorpusError(f"corpus {url}: {error}") from error
+    if odd := _not_regular(found):
+        raise CorpusError(f"{odd}: not a regular file but a pipe, a socket or a device; remove it from the corpus")
     if not found.paths:
         raise CorpusError(f"corpus {url}: there is no such file or folder, or no file in it")
     return found
+
+
+def _not_regular(files: Files) -> str | None:
+    """The first path that is a pipe, a socket or a device here; opening one may never return."""
+    if not isinstance(files.fs, LocalFileSystem):
+        return None
+    return next((p for p in files.paths if Path(p).exists() and not (Path(p).is_file() or Path(p).is_dir())), None)
 
 
 def _literal(fs: Any, path: str) -> tuple[str, str]:

@@ -53,7 +53,7 @@ class TextFiles:
         if (at := data.find(b"\0")) >= 0:
             raise CorpusError(f"{path}: not text but a binary file, with a NUL at byte {offset + at}; {advice}")
         try:
-            return data.decode("utf-8")
+            return data.decode("utf-8" if offset else "utf-8-sig")  # without the mark that some editors begin with
         except UnicodeDecodeError as error:
             raise CorpusError(f"{path}: not UTF-8 text at byte {offset + error.start}; {advice}") from error
 

@@ -31,6 +31,10 @@ def token_array(source: Any) -> Integers | None:
         what = "put a text into a list: [text]" if isinstance(source, (str, bytes)) else "give its token ids alone"
         raise SpecError(f"tokens: wanted token ids or a list of documents, got {type(source).__name__}; {what}")
     numbers = isinstance(source, (list, tuple)) and source and isinstance(source[0], (bool, int, float, np.generic))
+    if hasattr(source, "columns"):
+        raise SpecError(
+            f"tokens: wanted token ids or a list of documents, got {type(source).__name__}; give one column"
+        )
     if not (numbers or isinstance(source, np.ndarray) or _integer_dtype(source)):
         if not isinstance(source, Iterable):
             raise SpecError(f"tokens: wanted token ids or a list of documents, got {type(source).__name__}")
@@ -43,7 +47,11 @@ def token_array(source: Any) -> Integers | None:
 
 def integers(values: Any, where: str, error: type[ActstoreError] = CorpusError) -> Integers:
     """Numbers as an array of the integer dtype that they have. Raises `error` for anything else."""
-    if hasattr(values, "detach"):
+    if isinstance(values, np.ma.MaskedArray):
+        raise error(f"{where}: a mask of an array is not heeded; fill it with the padding: array.filled({PAD})")
+    if hasattr(values, "is_floating_point"):
+        if str(values.layout) != "torch.strided" or values.is_nested or values.is_meta:
+            raise error(f"{where}: a tensor that is sparse, nested or without data; give a dense one")
         values = values.detach().cpu()
         if values.is_floating_point() or values.is_complex():
             raise error(_no_ids(where, str(values.dtype).removeprefix("torch.")))
@@ -114,7 +122,7 @@ def moved_left(rows: Tokens) -> Tokens:
 
 def _integer_dtype(values: Any) -> bool:
     """Whether it is a tensor, or an array of another library that holds integers (a column of documents does not)."""
-    if hasattr(values, "detach"):
+    if hasattr(values, "is_floating_point"):
         return True
     return hasattr(values, "__array__") and getattr(getattr(values, "dtype", None), "kind", "O") in "iu"
 

@@ -153,8 +153,8 @@ def _no_revision(source: ModelSource) -> None:
 
 
 def _download(source: ModelSource) -> Path:
-    import httpx
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it has
 
     wanted = [*_WANTED_FILES, *(["*.py"] if source.trust_remote_code else [])]
     try:
@@ -163,7 +163,7 @@ def _download(source: ModelSource) -> Path:
                 source.name, revision=source.revision, allow_patterns=wanted, tqdm_class=None
             )
         )
-    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         revision = f" at revision {source.revision!r}" if source.revision else ""
         raise ModelError(
             f"model {source.name!r}: no such folder here, and the hub does not give it{revision}: "

@@ -184,7 +184,7 @@ class DocumentSequencer:
         filled = 0
         while filled < n and (self._packed(rows[filled]) if self._pack else self._single(rows[filled])):
             filled += 1
-        more = filled == n and self._settle()
+        more = filled == n and self._another()
         part = self._parts[0] if more else None
         cursor = {**part.piece.cursor, "token": part.used} if part else END
         return Sequences(rows[:filled], cursor, not more, self._skipped)
@@ -211,13 +211,34 @@ class DocumentSequencer:
         """One document in one row; the later pieces of a long document are passed over."""
         while self._settle():
             part = self._parts.popleft()
-            if part.piece.first or isinstance(self._corpus, Memory):
+            if self._begins(part):
                 ids = part.ids
                 if self.bos.every and self.bos.token is not None and ids[0] != self.bos.token:
                     ids = np.concatenate([np.array([self.bos.token], np.int32), ids])
                 row[: len(ids)] = ids[: len(row)]
                 return True
         return False
+
+    def _another(self) -> bool:
+        """Whether one more sequence can be taken. None is; where there is none, what is left is passed over."""
+        if not self._settle():
+            return False
+        front, missing = self._parts[0], self._context
+        missing -= self.bos.every and (front.used > 0 or front.ids[0] != self.bos.token)
+        while not (self._left() >= missing if self._pack else any(map(self._begins, self._parts))):
+            if not self._fill():
+                while self._settle():
+                    self._parts.popleft()
+                return False
+        return True
+
+    def _left(self) -> int:
+        """Tokens that are read and not used."""
+        return sum(len(part.ids) - part.used for part in self._parts)
+
+    def _begins(self, part: _Part) -> bool:
+        """Whether a document that has tokens begins with a part."""
+        return len(part.ids) > 0 and (part.piece.first or isinstance(self._corpus, Memory))
 
     def _settle(self) -> bool:
         """Make the front part one with tokens left; False where the corpus has ended.
@@ -246,7 +267,7 @@ class DocumentSequencer:
         for piece, ids in zip(batch, self._encode(batch), strict=True):
             part = _Part(piece, self._framed(piece, ids))
             self._parts.append(part)
-            self.seen.documents += len(part.ids) > 0 and (piece.first or isinstance(self._corpus, Memory))
+            self.seen.documents += self._begins(part)
             self.seen.tokens += len(part.ids)
             self.seen.size += piece.size
         return bool(batch)

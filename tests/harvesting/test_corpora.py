@@ -5,14 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any, get_args
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import HTTPError
 
 from actstore.errors import CorpusError, HarvestWarning, SpecError
 from actstore.harvesting.corpora import Memory, check_options, open_corpus
@@ -91,6 +94,35 @@ def test_files_that_no_split_has(tmp_path: Path) -> None:
     only = write(tmp_path / "only", "test.jsonl", "dev.jsonl")
     with pytest.raises(CorpusError, match="no split 'train'; it has validation, test"):
         read(only)
+
+
+def test_a_text_file_has_no_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffa\ufeffb".encode())
+    assert read(tmp_path) == ["a\ufeffb"]
+
+
+@pytest.mark.parametrize("option", ["split", "text_column", "token_column", "revision", "config"])
+def test_an_empty_name_is_refused(option: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(SpecError, match=f"{option} .*: wanted a name, got ''; leave it out"):
+        read(tmp_path, **{option: ""})
+
+
+def test_a_pipe_is_no_file_of_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "b.txt")
+    for path in (tmp_path, tmp_path / "b.txt"):
+        with pytest.raises(CorpusError, match=r"b\.txt: not a regular file"):
+            read(path)
+
+
+def test_a_name_on_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise HTTPError("name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(CorpusError, match="cannot be opened: name or service not known"):
+        open_corpus(CorpusSource(name="no/such"))
 
 
 def test_files_that_are_named_one_by_one(tmp_path: Path) -> None:

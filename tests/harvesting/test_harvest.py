@@ -244,6 +244,14 @@ def test_a_corpus_that_ends_early_is_said_and_finished(tmp_path: Path) -> None:
     assert BlockRecord.model_validate_json(got.storage.read(at.block_key(got.manifest.n_units - 1))).last
 
 
+@pytest.mark.parametrize("tokens", [31, 32, 40, 63, 64, 70])
+def test_a_corpus_that_ends_at_a_unit_is_finished(tokens: int, tmp_path: Path) -> None:
+    spec = {key: value for key, value in SPEC.items() if key != "corpus"}
+    with pytest.warns(HarvestWarning, match="the corpus ended early"):
+        got = actstore.harvest({**spec, "tokens": 200, "unit_sequences": 1}, str(tmp_path), tokens=[[5] * tokens])
+    assert got.manifest.n_sequences == (tokens + 1) // 32
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [

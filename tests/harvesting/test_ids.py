@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -53,6 +54,12 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (ROWS.astype(bool), SpecError, "bool are no token ids"),
     (np.array(["a", "b"]), SpecError, "come in a list"),
     (np.array([[1], [2, 3]], dtype=object), SpecError, "object are no token ids.*in a list"),
+    (np.ma.masked_equal(ROWS, 3), SpecError, r"mask of an array is not heeded; fill it.*filled\(-1\)"),
+    (torch.from_numpy(ROWS).to_sparse(), SpecError, "sparse, nested or without data; give a dense one"),
+    (torch.empty(3, 4, dtype=torch.long, device="meta"), SpecError, "sparse, nested or without data"),
+    (pd.DataFrame({"text": ["a"]}), SpecError, "got DataFrame; give one column"),
+    (list(torch.arange(3)), CorpusError, "document 0: wanted a text or a list of token ids"),
+    ([np.array(3)], CorpusError, "document 0: wanted a text or a list of token ids"),
     (torch.ones(3, 4), SpecError, "float32 are no token ids"),
     (torch.ones(3, 4, dtype=torch.bfloat16), SpecError, "bfloat16 are no token ids"),
     (torch.ones(3, 4, dtype=torch.bool), SpecError, "bool are no token ids"),

@@ -93,6 +93,18 @@ def test_any_cursor_leads_on_to_the_same_blocks(
             assert (got.cursor, got.ended, got.skipped) == (wanted.cursor, wanted.ended, wanted.skipped)
 
 
+@given(documents, st.integers(2, 9), st.booleans(), st.booleans(), st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_a_block_says_that_nothing_follows(
+    docs: list[list[int]], context: int, every: bool, pack: bool, size: int
+) -> None:
+    source = packed(docs, context, Bos(1, every), pack)
+    while not (got := source.take(size)).ended:
+        assert len(got.tokens) == size
+    assert got.cursor == END
+    assert len(got.tokens) > 0 or not len(packed(docs, context, Bos(1, every), pack).take(1).tokens)
+
+
 def test_without_packing_a_context_is_one_document() -> None:
     got = packed(TEXTS, 8, Bos(1, False), pack=False).take(10)
     assert [row[row >= 0].tolist() for row in got.tokens] == [[1, *ids(text)][:8] for text in TEXTS if text]
