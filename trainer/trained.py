@@ -270,7 +270,9 @@ def load(run: str, options: dict[str, Any] | None = None, device: str | torch.de
         raise
     except ObjectError:
         what = (
-            "this run has not ended; `trainer train --resume` goes on" if storage.exists("spec.json") else "not a run"
+            "this run has not ended; `trainer train --resume` goes on"
+            if storage.exists("spec.json")
+            else "there is none; check the path"
         )
         raise RunError(f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}") from None
     scale, mean = tensors.pop("scale"), tensors.pop("mean", None)

@@ -253,9 +253,14 @@ def _typed(error: Exception, where: str, local: Path | None, *, writing: bool) -
         return StorageError(f"{where}: places of this kind can be read only; choose another one")
     if isinstance(error, ImportError) or (isinstance(error, ValueError) and "rotocol" in str(error)):
         return StorageError(f"{where}: not a URL that can be opened: {error}")
-    if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec")):
+    if is_of_a_service(error):
         return StorageError(f"{where}: {error}; check the endpoint and the credentials")
     return None
+
+
+def is_of_a_service(error: Exception) -> bool:
+    """Whether an object store, or the way to it, is to blame."""
+    return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec"))
 
 
 def _of_system(error: OSError, where: str, local: Path | None, *, writing: bool) -> StoreError:

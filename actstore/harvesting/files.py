@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorpusError
+from actstore.format.storage import is_of_a_service
 from actstore.places import file_system
 
 BY_ARROW = {".zst": "zstd", ".lz4": "lz4"}  # which fsspec has by a further package only, and reads one frame of
@@ -94,6 +95,10 @@ def reading(path: str) -> Iterator[None]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise CorpusError(f"cannot read {path}: {reason}; remove the file from the corpus or repair it") from error
+    except Exception as error:
+        if not is_of_a_service(error):
+            raise
+        raise CorpusError(f"cannot read {path}: {error}; check the endpoint and the credentials") from error
 
 
 def find(url: str) -> Files:
@@ -102,25 +107,31 @@ def find(url: str) -> Files:
     What lies there by exactly that name comes before a pattern.
     """
     try:
-        fs, path = file_system(url)
-        if fs.isdir(path):
-            below = [p for p in fs.find(path) if not _hidden(p[len(path) :])]
-            found = Files(fs, tuple(sorted(below)), path.rstrip("/"))
-        elif fs.exists(path):
-            found = Files(fs, (path,), path.rpartition("/")[0], "file")
-        elif fsspec.core.has_magic(path):
-            root, pattern = _literal(fs, path)
-            found = Files(fs, tuple(sorted(p for p in fs.glob(pattern) if fs.isfile(p))), root, "pattern")
-        else:
-            found = Files(fs, ())
-        if not found.paths:
-            _refusing(fs, path)
-    except (OSError, ValueError, ImportError) as error:
+        with reading(url):
+            found = _found(url)
+    except (ValueError, ImportError) as error:
         raise CorpusError(f"corpus {url}: {error}") from error
     if odd := _not_regular(found):
         raise CorpusError(f"{odd}: not a regular file but a pipe, a socket or a device; remove it from the corpus")
     if not found.paths:
         raise CorpusError(f"corpus {url}: there is no such file or folder, or no file in it")
+    return found
+
+
+def _found(url: str) -> Files:
+    fs, path = file_system(url)
+    if fs.isdir(path):
+        below = [p for p in fs.find(path) if not _hidden(p[len(path) :])]
+        found = Files(fs, tuple(sorted(below)), path.rstrip("/"))
+    elif fs.exists(path):
+        found = Files(fs, (path,), path.rpartition("/")[0], "file")
+    elif fsspec.core.has_magic(path):
+        root, pattern = _literal(fs, path)
+        found = Files(fs, tuple(sorted(p for p in fs.glob(pattern) if fs.isfile(p))), root, "pattern")
+    else:
+        found = Files(fs, ())
+    if not found.paths:
+        _refusing(fs, path)
     return found
 
 

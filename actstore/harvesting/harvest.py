@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from actstore.errors import CorpusError, ExistsError, HarvestWarning, ModelError, OthersUnfinishedError, SpecError
+from actstore.errors import (
+    CorpusError,
+    ExistsError,
+    HarvestWarning,
+    ModelError,
+    OthersUnfinishedError,
+    SpecError,
+    UnfinishedError,
+)
 from actstore.format import layout as at
 from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.records import read_record
@@ -93,7 +101,7 @@ def harvest(
         writer = StoreWriter.create(storage, plan, tokenizer_files(loaded.tokenizer))
         stack.callback(writer.close)
         Run(plan, writer, source, tap, _device(device, loaded), report, share, loaded.pad).run(first)
-        return _finished(writer, out, options)
+        return _finished(writer, out, options, alone=share.of == 1)
 
 
 def _unfinished(storage: Storage) -> Storage:
@@ -165,7 +173,7 @@ def extend(
         writer = StoreWriter.create(storage, plan, parent=parent)
         stack.callback(writer.close)
         Run(plan, writer, reader, tap, _device(device, loaded), report, share, loaded.pad).run(first)
-        return _finished(writer, out, options)
+        return _finished(writer, out, options, alone=share.of == 1)
 
 
 def _check_asked(sites: Any, tokens: int | None, source: Any) -> None:
@@ -196,10 +204,15 @@ def _extendable(storage: Storage) -> StoreManifest:
     return found
 
 
-def _finished(writer: StoreWriter, out: str, options: Mapping[str, Any] | None) -> Store:
+def _finished(writer: StoreWriter, out: str, options: Mapping[str, Any] | None, *, alone: bool) -> Store:
     from actstore.store import open as open_store
 
     missing = writer.missing_units()
+    if missing != 0 and alone:
+        raise UnfinishedError(
+            f"{writer.storage.url}: the corpus has ended, but the last token block there does not say so, as an "
+            "earlier version could leave it; harvest into another place"
+        )
     if missing != 0:
         left = "other workers' units" if missing is None else f"{missing} units of other workers"
         raise OthersUnfinishedError(

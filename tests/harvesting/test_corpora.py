@@ -19,7 +19,7 @@ from huggingface_hub.errors import HTTPError
 
 from actstore.errors import CorpusError, HarvestWarning, SpecError
 from actstore.harvesting.corpora import Memory, check_options, open_corpus
-from actstore.harvesting.files import find
+from actstore.harvesting.files import find, reading
 from actstore.harvesting.splits import splits_of
 from schemas.source import CorpusKind, CorpusSource
 
@@ -432,3 +432,13 @@ def test_paths_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("empty", "p::q", "a/*.jsonl", "x?"):
         with pytest.raises(CorpusError, match="there is no such file or folder, or no file in it"):
             read(name)
+
+
+def test_an_object_store_that_refuses_is_told() -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    with (
+        pytest.raises(CorpusError, match="cannot read s3://b/x: Unable to locate credentials; check the endpoint"),
+        reading("s3://b/x"),
+    ):
+        raise NoCredentialsError
