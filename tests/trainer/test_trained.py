@@ -194,7 +194,7 @@ def test_a_sweep_trains_each_as_if_it_were_alone(store: Store, tmp_path: Path) -
 def test_runs_lie_anywhere(store: Store, memory_url: str) -> None:
     train_group(store, {f"{memory_url}/run": spec(store, rows=128 * 12)})
     assert trainer.load(f"{memory_url}/run").n_latents == 64
-    with pytest.raises(RunError, match="not a run"):
+    with pytest.raises(RunError, match="there is none"):
         trainer.load(f"{memory_url}/other")
 
 
