@@ -17,7 +17,8 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _VOCABULARY = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.bpe", "*.tiktoken", "tekken.json")
 _TOKENIZER = (*_VOCABULARY, "tokenizer_config.json")
 _READ = (*_TOKENIZER, "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
-_CONSTANTS = {"masked_bias", "causal_mask", "position_ids", "inv_freq"}
+_CONSTANTS = {"masked_bias", "causal_mask", "position_ids", "token_type_ids", "inv_freq"}
+_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
 
 
 class Keys(NamedTuple):
@@ -83,12 +84,21 @@ def constants(files: Iterable[Path], names: Iterable[str]) -> frozenset[str]:
     for path in files if wanted else ():
         with safe_open(path, "pt") as tensors:
             for name in wanted & set(tensors.keys()):
-                part = tensors.get_slice(name)
-                shape = part.get_shape()
-                mask = part.get_dtype() == "BOOL" or (len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3])
-                if mask or name.rpartition(".")[2] in _CONSTANTS:
+                if _constant(name, tensors.get_slice(name)):
                     found.add(name)
     return frozenset(found)
+
+
+def integers(files: Iterable[Path]) -> set[str]:
+    """Tensors in the files that are integers and no masks or tables."""
+    from safetensors import safe_open
+
+    found = set()
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            parts = ((name, tensors.get_slice(name)) for name in tensors.keys())  # noqa: SIM118 (it is no mapping)
+            found |= {name for name, part in parts if part.get_dtype() in _INTEGERS and not _constant(name, part)}
+    return found
 
 
 def read_tokenizer(folder: Path, name: str, *, trust: bool = False, where: str = "") -> Any:
@@ -148,6 +158,13 @@ def first_line(error: Exception) -> str:
     """An error of a library in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _constant(name: str, part: Any) -> bool:
+    """Whether a tensor is a mask or a table by name, type or shape."""
+    shape = part.get_shape()
+    mask = part.get_dtype() == "BOOL" or (len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3])
+    return mask or name.rpartition(".")[2] in _CONSTANTS
 
 
 def _there(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -22,6 +22,7 @@ from actstore.harvesting.checkpoint import (
     check_code,
     check_files,
     constants,
+    integers,
     mend_auto_map,
     needs_code,
     read_tokenizer,
@@ -197,6 +198,8 @@ def _module(source: ModelSource, folder: Path, weights: list[Path], device: str)
         raise ModelError(f"model {source.name!r} cannot be loaded from {folder}: {'; '.join(found['error_msgs'])}")
     _check_sizes(source.name, found["mismatched_keys"])
     missing, unexpected = (tuple(sorted(found[kind])) for kind in ("missing_keys", "unexpected_keys"))
+    if getattr(module, "hf_quantizer", None) is None:
+        _check_types(source.name, module, integers(weights).difference(unexpected))
     return module, Keys(missing, unexpected, constants(weights, unexpected))
 
 
@@ -219,11 +222,24 @@ def _check_sizes(name: str, mismatched: Any) -> None:
         )
 
 
+def _check_types(name: str, module: nn.Module, whole: set[str]) -> None:
+    """Raises ModelError where integers in the file (`whole`) became weights that are none."""
+    state = module.state_dict().items()
+    own = {key.rpartition(".")[2] for key, value in state if not value.is_floating_point()}  # prefixes may differ
+    if wrong := sorted(key for key in whole if key.rpartition(".")[2] not in own):
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(
+            f"model {name!r}: weights in its checkpoint are integers: {', '.join(wrong[:3])}{more}. They are "
+            "quantised, and its config.json has no quantization_config that is known; get the right one"
+        )
+
+
 def _class(config: Any, source: ModelSource) -> Any:
     """The class that loads the model: the one its config names, or that of its own code where it is trusted."""
     import transformers
 
-    names = list(getattr(config, "architectures", None) or ())
+    named = getattr(config, "architectures", None) or ()
+    names = [named] if isinstance(named, str) else list(named)
     custom = {auto: str(one).rpartition(".")[2] for auto, one in (getattr(config, "auto_map", None) or {}).items()}
     autos = [auto for auto in custom if auto.startswith("AutoModel") and hasattr(transformers, auto)]
     if source.trust_remote_code and autos:
@@ -233,12 +249,34 @@ def _class(config: Any, source: ModelSource) -> Any:
     found = next((getattr(transformers, one) for one in names if hasattr(transformers, one)), None)
     if found is None and autos:
         raise needs_code(source.name, "architecture")
+    if not names:  # what transformers has for the type, with a language model's head if it has one
+        kinds = ("AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
+        usual = (getattr(transformers, kind) for kind in kinds)
+        return next((kind for kind in usual if type(config) in kind._model_mapping), transformers.AutoModel)
     if found is None:
         raise ModelError(
             f"model {source.name!r}: its config.json names the architectures {names}, and transformers "
             f"{transformers.__version__} has none of them"
         )
+    if not _fits(config, found):
+        raise ModelError(
+            f"model {source.name!r}: its config.json names the architecture {found.__name__}, and says that the "
+            f"model is of type {config.model_type!r}, which is another family; get the config.json of this model"
+        )
     return found
+
+
+def _fits(config: Any, kind: Any) -> bool:
+    """Whether a class is one of the configuration's family: its own, of one of its parts, or listed by transformers."""
+    from transformers.models.auto import modeling_auto
+
+    wanted = getattr(kind, "config_class", None)
+    parts = (getattr(type(config), "sub_configs", None) or {}).values()
+    if wanted is None or isinstance(config, wanted) or wanted in parts:
+        return True
+    tables = (table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES"))
+    listed = (table.get(config.model_type, ()) for table in tables)
+    return any(kind.__name__ in ([one] if isinstance(one, str) else one) for one in listed)
 
 
 def _placed(module: nn.Module, device: str) -> nn.Module:

@@ -472,6 +472,33 @@ def test_a_config_that_makes_no_model(config: dict[str, Any], tmp_path: Path) ->
     assert "cannot be loaded from" in refused(saved(gpt2(), tmp_path / "m", **config), tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64])
+def test_integers_in_place_of_weights(kind: torch.dtype, tmp_path: Path) -> None:
+    """Quantised weights whose config has lost, or never told, how they are to be read."""
+    name = "transformer.h.0.mlp.c_fc.weight"
+    quantised = lambda state: {**state, name: (state[name] * 100).to(kind)}  # noqa: E731
+    for folder, more in (("m", {}), ("n", {"quantization_config": {"quant_method": "nosuch"}})):
+        says = refused(saved(gpt2(), tmp_path / folder, quantised, **more), tmp_path / "out")
+        assert f"weights in its checkpoint are integers: {name}. They are quantised" in says
+    tables = {"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.uint8)}
+    harvested(saved(gpt2(), tmp_path / "tables", with_more(tables)), tmp_path / "out")
+
+
+def test_an_architecture_of_another_family(tmp_path: Path) -> None:
+    """A base model's keys are the same, and its positions begin elsewhere."""
+    model = transformers.RobertaModel(transformers.RobertaConfig(**SIZES))
+    folder = saved(model, tmp_path / "m", architectures=["BertModel"])
+    says = refused(folder, tmp_path / "out", "encoder.layer.1.output.dense")
+    assert "names the architecture BertModel, and says that the model is of type 'roberta'" in says
+
+
+@pytest.mark.parametrize("architectures", [None, [], "BertForMaskedLM"])
+def test_a_config_that_names_no_architecture(architectures: Any, tmp_path: Path) -> None:
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**SIZES))
+    store = harvested(saved(model, tmp_path / "m", architectures=architectures), tmp_path / "out")
+    assert store.manifest.model.architecture == "BertForMaskedLM"
+
+
 def test_the_config_is_no_json(tmp_path: Path) -> None:
     folder = saved(gpt2(), tmp_path / "m")
     for content in ("{", "[1]", "3", os.linesep):
