@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 import actstore
 from actstore.harvesting.harvest import extend, harvest
 from schemas.export import FOLDER, export
-from schemas.records import EvalRecord, LayerMetrics, RunRecord
+from schemas.records import EvalRecord, LayerMetrics, RunRecord, StoreOrigin
 from schemas.sae import FlatSpec, SaeSpec
 from schemas.stream import StreamState
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
@@ -68,6 +68,7 @@ def _of_runs() -> Iterator[tuple[str, Any]]:
             layers=(layer,), dead=0, dead_rows=1, alive_share=math.nan,
         ).to_json()
     )  # fmt: skip
+    yield "store", json.loads(StoreOrigin(store="/s", store_path="../s", content_id="0").to_json())
     yield "stream_state", json.loads(StreamState(store="s", spec="t", epoch=0, batch=1).to_json())
 
 
