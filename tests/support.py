@@ -13,7 +13,6 @@ from actstore.format.layout import plan_layout
 from actstore.format.storage import Storage
 from actstore.harvesting.finish import files_digest
 from actstore.harvesting.norms import UnitStats
-from actstore.harvesting.planning import extension_plan
 from actstore.harvesting.writer import StoreWriter, UnitRows
 from actstore.store import Store
 from schemas.harvest import HarvestSpec, ModelInfo, Numerics, Plan
@@ -142,6 +141,8 @@ def make_store(
 
 def started(store: Store, sites: dict[str, int], n_units: int, dtype: str, **options: Any) -> tuple[StoreWriter, Plan]:
     """A writer of a finished store's next generation: more sites on the units there are, or units up to `n_units`."""
+    from actstore.harvesting.planning import extension_plan  # loads torch, which most that make a store do without
+
     adds = n_units == store.manifest.n_units
     plan = make_plan(sites, n_units=n_units - (0 if adds else store.manifest.n_units), dtype=dtype, **options)
     plan = extension_plan(plan, store.manifest, adds_sites=adds)

@@ -14,6 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tests.fuzz.part import PART, run
 
+SHOWN = 20  # of each sort of fault
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -28,7 +30,7 @@ def main() -> None:
         for cases, found in pool.map(run, parts):
             done += cases
             for mutation, fault in found:
-                if not faults[fault]:
+                if faults[fault] < SHOWN:
                     print(f"{fault}\n    {mutation.line()[:2000]}", flush=True)
                 faults[fault] += 1
             print(f"{done:,} cases, {faults.total():,} faults, {time.monotonic() - start:,.0f} s", file=sys.stderr)
