@@ -87,6 +87,8 @@ def layout_faults(layout: Layout, sites: Sequence[Site], spec: HarvestSpec) -> F
             f"{_shown(layout.chunk_rows)} rows make {_shown(capacity)}"
         )
     wanted = at.n_chunks(layout.n_sequences, layout.unit_sequences)
+    if spec.context != layout.context:
+        yield f"spec.context is {spec.context}, layout.context {layout.context}"
     if layout.n_units != wanted:
         yield f"layout.n_units {layout.n_units}: {layout.n_sequences} sequences make {wanted}"
     for site in sites:
@@ -98,8 +100,6 @@ def _faults(m: StoreManifest) -> Faults:
     """Each presupposes that those before it found nothing."""
     yield from _name_faults(m.spec, m.sites)
     yield from layout_faults(m.layout, m.sites, m.spec)
-    if m.spec.context != m.layout.context:
-        yield f"spec.context is {m.spec.context}, layout.context {m.layout.context}"
     yield from _generation_faults(m)
     yield from _count_faults(m)
     yield from norm_faults(m)
@@ -114,8 +114,6 @@ def _faults(m: StoreManifest) -> Faults:
 def _plan_faults(plan: Plan) -> Faults:
     yield from _name_faults(plan.spec, plan.sites)
     yield from layout_faults(plan.layout, plan.sites, plan.spec)
-    if plan.spec.context != plan.layout.context:
-        yield f"spec.context is {plan.spec.context}, layout.context {plan.layout.context}"
     if plan.first_unit > min(plan.layout.n_units, MOST_UNITS):
         yield f"first_unit {_shown(plan.first_unit)} of {plan.layout.n_units} units"
 

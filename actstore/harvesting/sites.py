@@ -113,14 +113,7 @@ def _hooks(module: Any, bridged: Bridged, tokens: Tensor) -> list[SiteShape]:
 
 def _shapes(kind: Kind, attach: Mapping[str, Attach], call: Callable[[], Any], tokens: Tensor) -> list[SiteShape]:
     """Of every name that a run passes, once: what is seen twice has no single vector per token."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in attach}
-    removers = [one(_shape_keeper(kept)) for one, kept in zip(attach.values(), seen.values(), strict=True)]
-    try:
-        with torch.inference_mode():
-            call()
-    finally:
-        for remove in removers:
-            remove()
+    seen = dict(zip(attach, capture(list(attach.values()), call, _shape_keeper), strict=True))
     out = []
     for name, values in seen.items():
         d = None

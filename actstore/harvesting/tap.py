@@ -221,10 +221,12 @@ def vectors(name: str, seen: Sequence[Tensor], shape: torch.Size) -> tuple[Tenso
     return values, layout
 
 
-def capture(attach: Sequence[Attach], call: Callable[[], Any]) -> list[list[Tensor]]:
-    """Run `call` once with hooks; per hook, clones of what it saw."""
+def capture(
+    attach: Sequence[Attach], call: Callable[[], Any], keeper: Callable[[list[Tensor]], Put] | None = None
+) -> list[list[Tensor]]:
+    """Run `call` once with hooks; per hook, what `keeper` keeps of what it saw (None: clones)."""
     seen: list[list[Tensor]] = [[] for _ in attach]
-    removers = [one(_keeper(kept)) for one, kept in zip(attach, seen, strict=True)]
+    removers = [one((keeper or _keeper)(kept)) for one, kept in zip(attach, seen, strict=True)]
     try:
         with torch.inference_mode():
             call()
