@@ -281,7 +281,7 @@ def test_the_command(tmp_path: Path, store: Store) -> None:
         failed = CliRunner().invoke(app, ["export", run, str(tmp_path / "new"), *options])
         assert isinstance(failed.exception, error)
         assert text in str(failed.exception)
-    with pytest.raises(RunError, match="not a run"):
+    with pytest.raises(RunError, match="wanted a trained SAE"):
         export_run(str(tmp_path / "nothing"), str(tmp_path / "new"), "saelens")
     assert not (tmp_path / "new").exists()
 
