@@ -115,8 +115,11 @@ class Storage:
             return int(self._fs.size(self._path(key)))
 
     def exists(self, key: str) -> bool:
+        """Whether there is anything by that name. A pipe or a folder counts: nobody need wait for the object, and who
+        reads it is told what is wrong."""
         with self._guard(key):
-            return bool(self._fs.isfile(self._path(key)))
+            path = self._path(key)
+            return os.path.lexists(path) if self.local is not None else bool(self._fs.isfile(path))
 
     def list(self, prefix: str = "") -> list[str]:
         """Keys of all objects under a folder, sorted; temporary files are not objects."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import actstore
-from actstore.errors import NotAStoreError, SpecError
+from actstore.errors import NotAStoreError, SpecError, StoreError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
 from actstore.harvesting.harvest import extend
@@ -49,6 +50,24 @@ class Growing:
 
 def follow(url: str) -> FollowedStore:
     return FollowedStore(Storage(url), Plan.model_validate_json(Storage(url).read(at.plan_key())), poll_s=0.01)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("thing", ["pipe", "folder", "link"])
+def test_a_unit_that_is_no_file_is_an_error_and_no_wait(tmp_path: Path, thing: str) -> None:
+    growing = Growing(tmp_path / "store")
+    growing.commit(6)
+    record = tmp_path / "store" / at.unit_key(2)
+    record.unlink()
+    if thing == "pipe":
+        os.mkfifo(record)
+    elif thing == "folder":
+        record.mkdir()
+    else:
+        record.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=f"{at.unit_key(2)}|outside of the folder"):
+        follow(growing.url)
+    growing.writer.close()
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
