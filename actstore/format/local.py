@@ -80,6 +80,12 @@ class LocalFiles:
         finally:
             os.close(fd)
 
+    def exists(self, key: str) -> bool:
+        """Whether there is a file by that name. A pipe or a link to nowhere counts: nobody need wait for the file, and
+        who opens it is told what is wrong."""
+        path = f"{self._root}/{key}"
+        return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112 (a string is at hand)
+
     def check_folder(self, key: str) -> None:
         """Raises CorruptError where the folder of a key is a link that leads out. Each is looked at once."""
         folder = f"{self._root}/{key}".rpartition("/")[0]

@@ -115,13 +115,9 @@ class Storage:
             return int(self._fs.size(self._path(key)))
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object by that name. A pipe or a link to nowhere counts: nobody need wait for the object,
-        and who reads it is told what is wrong."""
         with self._guard(key):
             path = self._path(key)
-            if self.local is not None:
-                return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112 (a string is at hand)
-            return bool(self._fs.isfile(path))
+            return self._files.exists(key) if self.local is not None else bool(self._fs.isfile(path))
 
     def list(self, prefix: str = "") -> list[str]:
         """Keys of all objects under a folder, sorted; temporary files are not objects."""

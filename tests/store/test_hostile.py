@@ -38,6 +38,7 @@ from actstore.format.sizes import column_bytes, stats_bytes
 from actstore.format.storage import Storage
 from actstore.harvesting.norms import UnitStats
 from actstore.harvesting.writer import StoreWriter
+from actstore.share.catalog import stores
 from actstore.share.verify import verify
 from actstore.store import Store
 from schemas.manifest import Generation
@@ -281,7 +282,7 @@ def everything(url: str, *, fails: bool = True) -> None:
         found.extend(map(ValueError, result.problems))
 
     look(opened)
-    entries = actstore.share.catalog.stores(str(Path(url).parent))
+    entries = stores(str(Path(url).parent))
     assert len(entries) <= 1
     assert bool(found) is fails
 
