@@ -105,7 +105,7 @@ def _tell_of_output(error: OSError) -> None:
 
 
 def is_users(error: OSError) -> bool:
-    """Whether files, a disk or a network are to blame, and not the program."""
+    """Tell whether an error comes from files, a disk or a network, and not from the program."""
     return error.errno in _ADVICE or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
 
 

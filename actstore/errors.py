@@ -95,5 +95,11 @@ class FullError(StorageError):
     """No space is left, or a quota is used up; its message ends so that what to do then can be added."""
 
 
+def first_line(error: Exception) -> str:
+    """An error of a library in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class HarvestWarning(UserWarning):
     """Something about a harvest that is no error: a corpus that ends early, documents or files left out."""

@@ -17,7 +17,6 @@ from actstore.errors import CorruptError, SiteError
 from actstore.format import layout as at
 from actstore.format import sizes
 from actstore.format.checks import check_record
-from actstore.format.dtypes import numpy_dtype
 from actstore.format.records import read_record
 from actstore.format.shard import ABSENT, ShardCodec, ShardIndex, decode_plain
 from actstore.format.storage import Storage
@@ -64,16 +63,16 @@ class StoredObjects:
     def unit_rows(self) -> NDArray[np.int32]:
         """Valid rows of each unit, int32 [n_units]; they are its first slots."""
         m, layout = self.manifest, self.layout
-        key = at.chunk_key(f"{at.columns_prefix(self._newest)}/rows", 0)
-        rows = decode_plain(self.file(key), (m.n_units,), np.int32, f"{self.url}/{key}")
+        where = f"{self.url}/{sizes.column_key(self._newest, 'rows')}"
+        rows: NDArray[np.int32] = self.column("rows")
         most = layout.unit_sequences * layout.context
         if rows.min() < 0 or rows.max() > most:
-            raise CorruptError(f"{self.url}/{key}: {rows.min()} to {rows.max()} rows in a unit; it has 0 to {most}")
+            raise CorruptError(f"{where}: {rows.min()} to {rows.max()} rows in a unit; it has 0 to {most}")
         total = int(rows.sum(dtype=np.int64))
         held_out = int(rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY].sum(dtype=np.int64))
         if (total, total - held_out) != (m.n_rows, m.n_train_rows):
             raise CorruptError(
-                f"{self.url}/{key}: {total} rows, {total - held_out} for training; the manifest says {m.n_rows} and "
+                f"{where}: {total} rows, {total - held_out} for training; the manifest says {m.n_rows} and "
                 f"{m.n_train_rows}"
             )
         return rows
@@ -81,6 +80,12 @@ class StoredObjects:
     def rows_in(self, unit: int) -> int:
         """Valid rows of a unit."""
         return int(self.unit_rows[unit])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One of the columns over all units (`sizes.COLUMNS`)."""
+        key, (dtype, _) = sizes.column_key(self._newest, name), sizes.COLUMNS[name]
+        shape = sizes.column_shape(name, self.manifest.n_units, len(self.sites))
+        return decode_plain(self.file(key), shape, dtype, f"{self.url}/{key}")
 
     def file(self, key: str) -> bytes:
         """One of the manifest's files. Raises CorruptError where its bytes are not those recorded."""
@@ -96,10 +101,7 @@ class StoredObjects:
 
     def codec(self, site: str) -> ShardCodec:
         """How a site's rows are stored."""
-        spec = self.manifest.spec
-        return ShardCodec(
-            spec.codec, numpy_dtype(spec.dtype), self.layout.chunk_rows, self.site(site).d, self.layout.unit_chunks
-        )
+        return sizes.codec(self.manifest.spec, self.layout, self.site(site).d)
 
     def record(self, unit: int) -> UnitRecord:
         """A unit's commit record: its objects over all generations, their sizes and digests."""
@@ -145,10 +147,12 @@ class StoredObjects:
     def int8_parts(self, site: str, unit: int) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         """A unit's row scales [capacity] and channel mean and step [2, d], of an int8 store."""
         scale = self.plain(at.chunk_key(at.scale_key(site), unit), (self.layout.capacity,), np.float16)
-        step = self.plain(at.chunk_key(at.step_key(site), unit, 0, 0), (1, 2, self.site(site).d), np.float32)
+        shape = (1, 2, self.site(site).d)
+        step = self.plain(at.chunk_key(at.step_key(site), unit, 0, 0), shape, np.float32)
         return scale, step[0]
 
     def read_slots(self, site: str, unit: int, slots: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows of a unit as they are stored, [n, d], by their slots, int64 [n]."""
         codec, index = self.codec(site), self.index(site, unit)
         chunks = slots // codec.chunk_rows
         wanted = np.unique(chunks)
@@ -174,14 +178,26 @@ class StoredObjects:
         for start in range(0, len(ranges), 16):
             yield from self.storage.read_ranges(key, ranges[start : start + 16])
 
-    def block(self, unit: int) -> NDArray[np.int32]:
+    def block(self, unit: int, data: bytes | None = None) -> NDArray[np.int32]:
+        """A unit's tokens, int32 [unit_sequences, context]; data: the object, where it has been read."""
         shape = (self.layout.unit_sequences, self.layout.context)
         key, vocabulary = at.chunk_key("tokens", unit, 0), self.manifest.model.vocabulary
-        tokens = self.plain(key, shape, np.int32)
+        tokens = self.plain(key, shape, np.int32, data)
         if tokens.min() < -1 or (vocabulary and tokens.max() >= vocabulary):
             raise CorruptError(f"{self.url}/{key}: token ids {tokens.min()} to {tokens.max()}, of {vocabulary}")
         return tokens
 
-    def plain(self, key: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        size = sizes.plain(shape, np.dtype(dtype).itemsize)
-        return decode_plain(self.storage.read(key, size), shape, dtype, f"{self.url}/{key}")
+    def pairs(self, unit: int, data: bytes | None = None) -> NDArray[np.int32]:
+        """(sequence, position) of a unit's valid rows, int32 [n, 2]; data: the object, where it has been read."""
+        key, size = at.chunk_key("rows", unit, 0), self.layout.unit_sequences
+        pairs = self.plain(key, (self.layout.capacity, 2), np.int32, data)[: self.rows_in(unit)]
+        inside = pairs - np.array([unit * size, 0])
+        if (inside < 0).any() or (inside >= (size, self.layout.context)).any():
+            raise CorruptError(f"{self.url}/{key}: a valid row is of no (sequence, position) of unit {unit}")
+        return pairs
+
+    def plain(self, key: str, shape: tuple[int, ...], dtype: Any, data: bytes | None = None) -> NDArray[Any]:
+        """An unsharded chunk; data: the object, where it has been read."""
+        if data is None:
+            data = self.storage.read(key, sizes.plain(shape, np.dtype(dtype).itemsize))
+        return decode_plain(data, shape, dtype, f"{self.url}/{key}")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+GIT_LFS = b"version https://git-lfs.github.com/spec/"  # how the pointer begins that git leaves in a file's place
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -37,7 +38,10 @@ def local_path(url: str) -> Path | None:
 
 def windows_path(url: str) -> str | None:
     """What to say of a path with a drive letter, where there are no drives and nothing here is called so; else None."""
-    if os.name == "nt" or _DRIVE.match(url) is None or any(map(_is_here, (Path(url), *Path(url).parents[:-1]))):
+    if os.name == "nt" or _DRIVE.match(url) is None:
+        return None
+    path = Path(url)
+    if any(map(_is_here, (path, *path.parents[:-1]))):
         return None
     return "a path with a drive letter, and this system has no drives; give the path as it is here, such as /mnt/data"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from actstore.errors import CorruptError, SpecError
+from actstore.errors import SpecError
 from actstore.format import layout as at
 from actstore.format.checks import content_id
 from actstore.format.dtypes import Int8Rows, decode_int8, to_float32
@@ -157,11 +157,7 @@ class Store(StoredObjects):
         tokens = np.empty(len(ids), np.int64)
         size = self.layout.unit_sequences
         for unit, where in self._by_unit(ids):
-            key = at.chunk_key("rows", unit, 0)
-            here = self.plain(key, (self.layout.capacity, 2), np.int32)[ids[where] % self.layout.capacity]
-            inside = here - np.array([unit * size, 0])
-            if inside.min() < 0 or (inside >= (size, self.layout.context)).any():
-                raise CorruptError(f"{self.url}/{key}: a valid row is of no (sequence, position) of unit {unit}")
+            here = self.pairs(unit)[ids[where] % self.layout.capacity]
             pairs[where] = here
             tokens[where] = self.block(unit)[here[:, 0] - unit * size, here[:, 1]]
         return Provenance(pairs[:, 0], pairs[:, 1], tokens)

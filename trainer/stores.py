@@ -15,10 +15,10 @@ from actstore.format.storage import Storage
 from actstore.harvesting.finish import content_ids
 from actstore.store import Store
 from actstore.store import open as open_store
-from actstore.validation import validated_json
 from schemas.manifest import StoreManifest
 from schemas.records import RunRecord, StoreOrigin
 from trainer.errors import RunError
+from trainer.runfiles import read_json
 
 ORIGIN = "store.json"
 
@@ -50,10 +50,10 @@ def origin_of(store: Store, run: str) -> StoreOrigin:
 def read_origin(storage: Storage) -> StoreOrigin | None:
     """What a run holds of its store; None for a run of an earlier version that has not ended, and where no run is."""
     if storage.exists(ORIGIN):
-        return validated_json(StoreOrigin, storage.read(ORIGIN), f"{storage.url}/{ORIGIN}")
+        return read_json(storage, ORIGIN, StoreOrigin)
     if not storage.exists("sae.json"):
         return None
-    record = validated_json(RunRecord, storage.read("sae.json"), f"{storage.url}/sae.json")
+    record = read_json(storage, "sae.json", RunRecord)
     return StoreOrigin(store=record.store, store_path=record.store_path, content_id=record.content_id)
 
 

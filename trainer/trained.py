@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from actstore.errors import CorruptError, ObjectError
-from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.notebook import table
-from actstore.validation import validated_json
 from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
 from trainer.kernels.device import usable
+from trainer.runfiles import read_json
 from trainer.saes.build import Sae
 from trainer.saes.crosscoder import CrosscoderSae
 from trainer.saes.ops import of_layer
@@ -263,7 +262,7 @@ def load(run: str, options: dict[str, Any] | None = None, device: str | torch.de
     or weights that do not fit their record."""
     storage = Storage(run, options)
     try:
-        record = validated_json(RunRecord, storage.read("sae.json", SMALL_JSON), f"{run}/sae.json")
+        record = read_json(storage, "sae.json", RunRecord)
         limit = most_bytes(record, f"{run}/sae.json")
         tensors = read_tensors(storage, "sae.safetensors", ("scale",), limit)
     except CorruptError:

@@ -16,6 +16,8 @@ from schemas.records import RunRecord
 from trainer.errors import RunError
 from trainer.saes.build import Sae, build
 
+LATENTS = "latents.safetensors"
+
 
 def read_tensors(storage: Storage, key: str, wanted: Iterable[str] = (), limit: int | None = None) -> dict[str, Tensor]:
     """The tensors of an object, which has at least those wanted. Raises ObjectError (CorruptError where it has more
@@ -28,6 +30,11 @@ def most_bytes(record: RunRecord, where: str) -> int:
     weights = sum(math.prod(shape) for shape in _shapes(record, where).values())
     widths = record.d + (record.d if record.d_out is None else record.d_out)
     return 8 * (weights + len(record.sites) * (2 + widths)) + (1 << 20)
+
+
+def most_latents_bytes(record: RunRecord) -> int:
+    """What `latents.safetensors` may take: int64 [n_layers, m] and [n_layers], and a header."""
+    return 8 * len(record.sites) * (record.n_latents + 1) + (1 << 20)
 
 
 def parsed_tensors(data: bytes, where: str, wanted: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def content_id(generations: Sequence[Generation]) -> str:
 
 
 def layout_faults(layout: Layout, sites: Sequence[Site], spec: HarvestSpec) -> Faults:
-    """What no store can have: sizes that are too large, or that do not fit each other."""
+    """Find sizes that no store can have: too large ones, and those that do not fit each other."""
     rows = layout.unit_sequences * layout.context
     capacity = at.n_chunks(rows, layout.chunk_rows) * layout.chunk_rows
     for name, value, most in (
@@ -97,7 +97,7 @@ def layout_faults(layout: Layout, sites: Sequence[Site], spec: HarvestSpec) -> F
 
 
 def _faults(m: StoreManifest) -> Faults:
-    """Each presupposes that those before it found nothing."""
+    """All checks in order; each relies on those before it having found nothing."""
     yield from _name_faults(m.spec, m.sites)
     yield from layout_faults(m.layout, m.sites, m.spec)
     yield from _generation_faults(m)
@@ -133,17 +133,17 @@ def _name_faults(spec: HarvestSpec, sites: Sequence[Site]) -> Faults:
 
 
 def is_site_name(name: str) -> bool:
-    """Whether a site can be called so: its name is a part of keys, of patterns and of what is printed."""
+    """Tell whether a name can be a site's: it is a part of keys, of patterns, and of what is printed."""
     return SITE.fullmatch(name) is not None and name != "zarr.json"
 
 
 def is_tokenizer_file(key: str) -> bool:
-    """Whether a key can be of one of the tokenizer's files."""
+    """Tell whether a key is that of a tokenizer file."""
     return _FILE.fullmatch(key) is not None
 
 
 class _Sum(NamedTuple):
-    """What the generations so far have together."""
+    """Sites, units, sequences and rows of the generations so far."""
 
     sites: tuple[Site, ...] = ()
     units: int = 0
@@ -151,7 +151,7 @@ class _Sum(NamedTuple):
     rows: int = 0
 
     def with_(self, g: Generation) -> _Sum:
-        """With one more, of which `first_unit` says what it adds."""
+        """Add one more generation; `first_unit` says whether it brings sites (0) or units."""
         if self.units and g.first_unit == 0:
             return self._replace(sites=self.sites + g.sites)
         counts = self.units + g.n_units, self.sequences + g.n_sequences, self.rows + g.n_rows
@@ -159,7 +159,7 @@ class _Sum(NamedTuple):
 
 
 def _generation_faults(m: StoreManifest) -> Faults:
-    """Whether generations add up to the manifest's sites, units and sequences."""
+    """Find what keeps the generations from adding up to the manifest's sites, units and sequences."""
     before = _Sum()
     for i, g in enumerate(m.generations):
         if (g.plan, g.units) != (at.plan_key(i), f"{at.units_prefix(i)}/"):
@@ -175,7 +175,7 @@ def _generation_faults(m: StoreManifest) -> Faults:
 
 
 def _added_faults(g: Generation, before: _Sum, layout: Layout) -> Faults:
-    """A generation by itself, and whether it goes on where those before it end."""
+    """Find what is wrong with a generation by itself, and where it does not go on from those before it."""
     if not g.sites:
         yield "it has no sites"
     if not 0 < g.n_units <= MOST_UNITS:
@@ -206,7 +206,7 @@ def _count_faults(m: StoreManifest) -> Faults:
 
 
 def _file_faults(m: StoreManifest) -> Faults:
-    """`files` has exactly the keys and sizes that the generations give; a tokenizer may be there."""
+    """Compare `files` with the keys and sizes that follow from the generations; a tokenizer may be there."""
     exact: dict[str, int] = {}
     loose = {"README.md": sizes.OTHER_FILE}
     n_units = n_sites = stats = 0
@@ -251,5 +251,5 @@ def _record_faults(m: StoreManifest | Plan, generation: int, unit: int, record: 
 
 
 def _shown(n: int) -> str:
-    """A number that may have thousands of digits."""
+    """Show a number that may have thousands of digits."""
     return str(n) if abs(n) < 10**24 else f"about 10^{len(str(abs(n))) - 1}"

@@ -55,6 +55,14 @@ def plan_layout(
     )
 
 
+def grown(layout: Layout, n_units: int, n_tokens: int) -> Layout:
+    """The layout of a store of `n_units` units to which tokens are added."""
+    n_sequences = n_units * layout.unit_sequences + math.ceil(n_tokens / layout.context)
+    return layout.model_copy(
+        update={"n_sequences": n_sequences, "n_units": math.ceil(n_sequences / layout.unit_sequences)}
+    )
+
+
 def held_out(unit: int) -> bool:
     """Unit k is held out for evaluation iff k mod 20 = 19."""
     return unit % HELD_OUT_EVERY == HELD_OUT_EVERY - 1

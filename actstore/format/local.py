@@ -45,7 +45,7 @@ class OpenFile(NamedTuple):
             left -= len(part)
 
     def ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """(offset, length) each; a negative offset counts from the end, and what lies behind it is left out."""
+        """Read several (offset, length) ranges. A negative offset counts from the end; there is nothing past it."""
         starts = [max(0, self.size + offset) if offset < 0 else offset for offset, _ in ranges]
         lengths = [min(n, max(0, self.size - start)) for start, (_, n) in zip(starts, ranges, strict=True)]
         return [os.pread(self.fd, n, start) if n else b"" for start, n in zip(starts, lengths, strict=True)]
@@ -81,8 +81,8 @@ class LocalFiles:
             os.close(fd)
 
     def exists(self, key: str) -> bool:
-        """Whether there is a file by that name. A pipe or a link to nowhere counts: nobody need wait for the file, and
-        who opens it is told what is wrong."""
+        """Tell whether there is a file by that name. A pipe or a link to nowhere counts: nobody need wait for the file,
+        and who opens it is told what is wrong."""
         path = f"{self._root}/{key}"
         return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112 (a string is at hand)
 

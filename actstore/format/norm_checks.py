@@ -14,7 +14,7 @@ _LOWEST = 2.0**-23  # above the first bin, where smaller norms are counted too
 
 
 def norm_faults(m: StoreManifest) -> Iterator[str]:
-    """What cannot be in the manifest's norms."""
+    """Find figures that cannot be among the manifest's norms."""
     if [(one.site, one.d) for one in m.norms] != [(site.name, site.d) for site in m.sites]:
         yield "its norms are not one for each site, in their order"
     for norms in m.norms:

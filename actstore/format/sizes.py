@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.format.shard import BLOSC_BYTES, CRC_BYTES, ShardCodec
@@ -16,6 +18,14 @@ STRATA, SUMS = 2, 5
 MANIFEST_JSON = RECORD_JSON = 32 << 20  # some 10,000 sites
 SMALL_JSON = 1 << 20  # a block's record, an array's metadata, a claim
 OTHER_FILE = 256 << 20  # a tokenizer's vocabulary, a page for people
+
+COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rows": ("<i4", ("unit",)),
+    "bytes": ("<i8", ("unit",)),
+    "digests": ("|u1", ("unit", "byte")),
+    "sums": ("<f8", ("unit", "site", "stratum", "figure")),
+}
+"""The columns over all units: dtype and dimensions."""
 
 Range = tuple[int, int]
 
@@ -32,23 +42,28 @@ def stats_bytes(sites: Iterable[Site]) -> int:
 
 def column_bytes(generation: int, n_units: int, n_sites: int) -> dict[str, int]:
     """Bytes of each column's chunk, by key."""
-    shapes = {
-        "rows": ((n_units,), 4),
-        "bytes": ((n_units,), 8),
-        "digests": ((n_units, 32), 1),
-        "sums": ((n_units, n_sites, STRATA, SUMS), 8),
-    }
-    prefix = at.columns_prefix(generation)
     return {
-        at.chunk_key(f"{prefix}/{name}", *([0] * len(shape))): plain(shape, item)
-        for name, (shape, item) in shapes.items()
+        column_key(generation, name): plain(column_shape(name, n_units, n_sites), np.dtype(dtype).itemsize)
+        for name, (dtype, _) in COLUMNS.items()
     }
+
+
+def column_shape(name: str, n_units: int, n_sites: int) -> tuple[int, ...]:
+    """The shape of a column."""
+    sizes = {"unit": n_units, "byte": 32, "site": n_sites, "stratum": STRATA, "figure": SUMS}
+    return tuple(sizes[one] for one in COLUMNS[name][1])
+
+
+def column_key(generation: int, name: str) -> str:
+    """Key of a column's only chunk."""
+    _, dimensions = COLUMNS[name]
+    return at.chunk_key(f"{at.columns_prefix(generation)}/{name}", *([0] * len(dimensions)))
 
 
 def column_metadata(generation: int) -> tuple[str, ...]:
     """Keys of the columns' `zarr.json`."""
     prefix = at.columns_prefix(generation)
-    return (f"{prefix}/zarr.json", *(f"{prefix}/{name}/zarr.json" for name in ("rows", "bytes", "digests", "sums")))
+    return (f"{prefix}/zarr.json", *(f"{prefix}/{name}/zarr.json" for name in COLUMNS))
 
 
 def codec(spec: HarvestSpec, layout: Layout, d: int) -> ShardCodec:

@@ -260,7 +260,7 @@ def _typed(error: Exception, where: str, local: Path | None, *, writing: bool) -
 
 
 def is_of_a_service(error: Exception) -> bool:
-    """Whether an object store, or the way to it, is to blame."""
+    """Tell whether an error comes from an object store or the way to it, and not from the program."""
     return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "fsspec"))
 
 

@@ -13,7 +13,7 @@ from actstore.harvesting.adapters import Bridged
 from actstore.harvesting.forward import forward_of, probing
 from actstore.harvesting.layouts import Layout, arranged, layout_of
 from actstore.harvesting.padding import close
-from actstore.harvesting.tap import Put, module_hook
+from actstore.harvesting.tap import Put, module_hook, watch
 
 Pick = Callable[[Tensor], Tensor]
 
@@ -108,15 +108,10 @@ def _match(
     seen: list[list[Layout | None]] = [[] for _ in every]
     attach = [module_hook(modules[c.module], c.where) for _, c in every]
     checks = [
-        one(_checker(verdicts, candidate.pick, wanted[name], tokens.shape))
-        for one, verdicts, (name, candidate) in zip(attach, seen, every, strict=True)
+        _checker(verdicts, candidate.pick, wanted[name], tokens.shape)
+        for verdicts, (name, candidate) in zip(seen, every, strict=True)
     ]
-    try:
-        with torch.inference_mode():
-            forward_of(module, body=True)(tokens, None, None)
-    finally:
-        for remove in checks:
-            remove()
+    watch(attach, checks, lambda: forward_of(module, body=True)(tokens, None, None))
     found: dict[str, Found] = {}
     for (name, candidate), verdicts in zip(every, seen, strict=True):
         if len(verdicts) == 1 and verdicts[0] is not None:

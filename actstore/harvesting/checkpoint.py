@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from actstore.errors import ModelError, SpecError
+from actstore.errors import ModelError, SpecError, first_line
+from actstore.places import GIT_LFS
 from schemas.source import ModelSource
 
 OPTION = "--trust-remote-code"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _VOCABULARY = ("tokenizer.json", "vocab.*", "merges.txt", "*.model", "*.bpe", "*.tiktoken", "tekken.json")
 _TOKENIZER = (*_VOCABULARY, "tokenizer_config.json")
 _READ = (*_TOKENIZER, "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -154,12 +154,6 @@ def asks_trust(error: Exception) -> bool:
     return isinstance(error, ValueError) and "trust_remote_code" in str(error)
 
 
-def first_line(error: Exception) -> str:
-    """An error of a library in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _constant(name: str, part: Any) -> bool:
     """Whether a tensor is a mask or a table by name, type or shape."""
     shape = part.get_shape()
@@ -202,7 +196,7 @@ def _shards(index: Path) -> list[str]:
 
 def _check_pointer(path: Path, name: str = "") -> None:
     with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
             raise ModelError(
                 f"{name or path}: this is a git-LFS pointer, not the file itself; run `git lfs pull` where it lies"
             )

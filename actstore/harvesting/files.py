@@ -139,7 +139,11 @@ def _not_regular(files: Files) -> str | None:
     """The first path that is a pipe, a socket or a device here; opening one may never return."""
     if not isinstance(files.fs, LocalFileSystem):
         return None
-    return next((p for p in files.paths if Path(p).exists() and not (Path(p).is_file() or Path(p).is_dir())), None)
+    for path in files.paths:
+        there = Path(path)
+        if there.exists() and not there.is_file() and not there.is_dir():
+            return path
+    return None
 
 
 def _literal(fs: Any, path: str) -> tuple[str, str]:

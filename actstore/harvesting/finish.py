@@ -18,11 +18,12 @@ from actstore.errors import CorruptError, NoRowsError, NumericsError, Unfinished
 from actstore.format import layout as at
 from actstore.format.checks import check_manifest, check_record, content_id, is_tokenizer_file
 from actstore.format.records import parsed_record, read_record
-from actstore.format.shard import decode_plain, encode_plain
-from actstore.format.sizes import OTHER_FILE, RECORD_JSON, SMALL_JSON, stats_bytes
+from actstore.format.shard import encode_plain
+from actstore.format.sizes import COLUMNS, OTHER_FILE, RECORD_JSON, SMALL_JSON, column_key, column_shape, stats_bytes
 from actstore.format.storage import Buffers, Storage
 from actstore.harvesting import metadata
 from actstore.harvesting.norms import UnitStats, none_finite
+from actstore.objects import StoredObjects
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Generation, ObjectRecord, StoreManifest, UnitRecord
 
@@ -163,12 +164,12 @@ def content_ids(manifest: StoreManifest) -> tuple[str, ...]:
     return (manifest.content_id, *earlier, f"{FOLLOWED}{kept[0].plan_digest}")
 
 
-def non_finite(storage: Storage, manifest: StoreManifest) -> dict[str, int]:
+def non_finite(store: StoredObjects) -> dict[str, int]:
     """Rows of a store that hold a NaN or an infinity, training and held out, by site; other sites are left out."""
-    counts = _columns(storage, manifest, manifest.n_units, len(manifest.sites)).sums[..., 1].sum(axis=(0, 2))
-    if not (counts >= 0).all() or not (counts <= manifest.n_rows).all():
-        raise CorruptError(f"{storage.url}: the column `sums` has {counts.min()} to {counts.max()} non-finite rows")
-    return {site.name: int(n) for site, n in zip(manifest.sites, counts, strict=True) if n}
+    counts = store.column("sums")[..., 1].sum(axis=(0, 2))
+    if not (counts >= 0).all() or not (counts <= store.manifest.n_rows).all():
+        raise CorruptError(f"{store.url}: the column `sums` has {counts.min()} to {counts.max()} non-finite rows")
+    return {site: int(n) for site, n in zip(store.sites, counts, strict=True) if n}
 
 
 def _fill(columns: Columns, committed: Committed, stats: UnitStats, at_site: int) -> None:
@@ -196,22 +197,13 @@ def _check_finite(plan: Plan, columns: Columns, at_site: int) -> None:
 
 def _columns(storage: Storage, parent: StoreManifest | None, n_units: int, n_sites: int) -> Columns:
     """Columns of the final size, with the parent's values in them; -1 rows where a unit is new."""
-    made = Columns(
-        np.full(n_units, -1, "<i4"),
-        np.zeros(n_units, "<i8"),
-        np.zeros((n_units, 32), np.uint8),
-        np.zeros((n_units, n_sites, 2, 5)),
-    )
-    if parent is None:
-        return made
-    prefix = at.columns_prefix(len(parent.generations) - 1)
-    n, sites = parent.n_units, len(parent.sites)
-    for name in ("rows", "bytes", "digests"):
-        column = getattr(made, name)
-        key = at.chunk_key(f"{prefix}/{name}", *([0] * column.ndim))
-        column[:n] = decode_plain(storage.read(key), (n, *column.shape[1:]), column.dtype, key)
-    key = at.chunk_key(f"{prefix}/sums", 0, 0, 0, 0)
-    made.sums[:n, :sites] = decode_plain(storage.read(key), (n, sites, 2, 5), "<f8", key)
+    made = Columns(*(np.zeros(column_shape(name, n_units, n_sites), dtype) for name, (dtype, _) in COLUMNS.items()))
+    made.rows[:] = -1
+    if parent is not None:
+        store = StoredObjects(storage, parent)
+        for name, column in made._asdict().items():
+            old = store.column(name)
+            column[tuple(map(slice, old.shape))] = old
     return made
 
 
@@ -220,14 +212,13 @@ def _merged(storage: Storage, plan: Plan, parent: StoreManifest | None, *, of_pa
     if parent is None or (plan.adds_sites and not of_parent):
         return UnitStats(plan.sites)
     key = at.merged_stats_key(len(parent.generations) - 1)
-    return UnitStats.from_bytes(parent.sites, storage.read(key), key)
+    return UnitStats.from_bytes(parent.sites, StoredObjects(storage, parent).file(key), key)
 
 
 def _write_columns(storage: Storage, plan: Plan, columns: Columns) -> dict[str, ObjectRecord]:
     written = metadata.column_files(plan, columns.sums.shape[0], columns.sums.shape[1])
     for name, column in columns._asdict().items():
-        key = at.chunk_key(f"{at.columns_prefix(plan.generation)}/{name}", *([0] * column.ndim))
-        written[key] = encode_plain(column, column.shape, 0)
+        written[column_key(plan.generation, name)] = encode_plain(column, column.shape, 0)
     return {key: put(storage, key, data) for key, data in written.items()}
 
 

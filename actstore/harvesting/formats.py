@@ -10,10 +10,10 @@ from typing import IO, Any
 from actstore.errors import CorpusError
 from actstore.harvesting.documents import Column, Content, Cursor, Piece
 from actstore.harvesting.files import Files, reading
+from actstore.places import GIT_LFS
 
 PIECE_BYTES = 4 << 20
 FOOTERS = 100  # Parquet files whose footers are read to know a corpus' size
-LFS = b"version https://git-lfs.github.com/spec/"
 _BLOCK = 1 << 20
 
 
@@ -48,7 +48,7 @@ class TextFiles:
         advice = (
             "remove the file from the corpus, convert it, or say what it is (--corpus-kind jsonl, parquet or dataset)"
         )
-        if offset == 0 and data.startswith(LFS):
+        if offset == 0 and data.startswith(GIT_LFS):
             raise _pointer(path)
         if (at := data.find(b"\0")) >= 0:
             raise CorpusError(f"{path}: not text but a binary file, with a NUL at byte {offset + at}; {advice}")
@@ -81,7 +81,7 @@ class JsonLines:
         return self._files.size()
 
     def _content(self, index: int, offset: int, line: bytes) -> Content:
-        if offset == 0 and line.startswith(LFS):
+        if offset == 0 and line.startswith(GIT_LFS):
             raise _pointer(self._files.paths[index])
         try:
             record = json.loads(line)
@@ -169,7 +169,7 @@ class Parquet:
         return steps
 
     def _broken(self, path: str, error: Exception) -> CorpusError:
-        if self._files.head(path, len(LFS)) == LFS:
+        if self._files.head(path, len(GIT_LFS)) == GIT_LFS:
             return _pointer(path)
         return CorpusError(f"cannot read {path}: {error}; remove the file from the corpus or repair it")
 

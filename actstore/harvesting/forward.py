@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actstore.errors import ActstoreError, ModelError, SpecError
+from actstore.errors import ActstoreError, ModelError, SpecError, first_line
 
 Call = Callable[[Tensor, Tensor | None, Tensor | None], Any]  # tokens, mask, positions
 INPUT = "input_ids"
@@ -84,8 +84,8 @@ def probing(what: str, kind: type[ActstoreError] = ModelError) -> Iterator[None]
     except Exception as error:  # a model's code may raise anything
         if out_of_memory(error):
             raise
-        lines = str(error).strip().splitlines() or [""]
-        raise kind(f"{what}: {type(error).__name__}: {lines[0][:300]}") from error
+        text = first_line(error)[:300] if str(error).strip() else ""
+        raise kind(f"{what}: {type(error).__name__}: {text}") from error
 
 
 def check_context(module: nn.Module, call: Callable[[Tensor], Any], context: int, vocabulary: int) -> None:

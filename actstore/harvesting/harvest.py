@@ -11,7 +11,6 @@ from torch import nn
 
 from actstore.errors import (
     CorpusError,
-    ExistsError,
     HarvestWarning,
     ModelError,
     OthersUnfinishedError,
@@ -21,7 +20,7 @@ from actstore.errors import (
 from actstore.format import layout as at
 from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.records import read_record
-from actstore.format.sizes import SMALL_JSON
+from actstore.format.sizes import COLUMNS, SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.harvesting.checkpoint import confirm_code
 from actstore.harvesting.forward import device_of
@@ -34,7 +33,8 @@ from actstore.harvesting.specs import resolve_spec
 from actstore.harvesting.tap import open_tap
 from actstore.harvesting.tokens import separator_token, sequencer
 from actstore.harvesting.weights import check_used
-from actstore.harvesting.writer import StoreWriter
+from actstore.harvesting.writer import StoreWriter, check_unfinished
+from actstore.objects import StoredObjects
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import BlockRecord, StoreManifest
 
@@ -84,7 +84,8 @@ def harvest(
     """
     report = progress or (lambda _: None)
     wanted, share = resolve_spec(spec, model, tokens), parse_worker(worker)
-    storage = _unfinished(Storage(out, dict(options or {})))
+    storage = Storage(out, dict(options or {}))
+    check_unfinished(storage)
     report(Progress("loading the model"))
     loaded = loaded_model(wanted.model, model, tokenizer, device)
     loaded.check_context(wanted.context)
@@ -102,16 +103,6 @@ def harvest(
         stack.callback(writer.close)
         Run(plan, writer, source, tap, _device(device, loaded), report, share, loaded.pad).run(first)
         return _finished(writer, out, options, alone=share.of == 1)
-
-
-def _unfinished(storage: Storage) -> Storage:
-    """Raises ExistsError where a finished store lies."""
-    if storage.exists(at.MANIFEST):
-        raise ExistsError(
-            f"{storage.url}: a finished store is already there; choose another place, remove it, "
-            "or add to it with `actstore extend`"
-        )
-    return storage
 
 
 def extend(
@@ -194,13 +185,20 @@ def _extended(parent: StoreManifest, sites: str | tuple[str, ...] | None, tokens
 
 
 def _extendable(storage: Storage) -> StoreManifest:
-    """The manifest of a harvested store. Raises SpecError for an imported one."""
+    """The manifest of a harvested store, if what the new generation is added to is as it was recorded.
+
+    Raises SpecError for an imported one, CorruptError.
+    """
     found = read_manifest(storage)
     if found.imported is not None:
         raise SpecError(
             f"{storage.url}: this store was imported, so there is no model and no corpus to go on with; import all of "
             "it into a new store"
         )
+    store = StoredObjects(storage, found)
+    for name in COLUMNS:
+        store.column(name)
+    store.file(at.merged_stats_key(len(found.generations) - 1))
     return found
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from actstore.format import layout as at
-from actstore.format.dtypes import numpy_dtype
-from actstore.format.shard import ShardCodec, plain_metadata
+from actstore.format import sizes
+from actstore.format.shard import plain_metadata
 from schemas.harvest import Plan
 from schemas.manifest import StoreManifest
 
@@ -28,12 +28,12 @@ _GROUPS = {
     "scale": "of each row; activation = step[unit, 0] + step[unit, 1] * (scale[row] * acts[row])",
     "step": "channel mean and step of each unit",
 }
-_COLUMNS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "rows": ("<i4", ("unit",), "valid rows; they are the unit's first"),
-    "bytes": ("<i8", ("unit",), "stored bytes of the unit's objects"),
-    "digests": ("|u1", ("unit", "byte"), "blake3 of the unit's records"),
-    "sums": ("<f8", ("unit", "site", "stratum", "figure"), "count, non-finite rows, sum, sum of squares, maximum"),
-}  # dtype, dimensions, what it is
+_COLUMNS = {
+    "rows": "valid rows; they are the unit's first",
+    "bytes": "stored bytes of the unit's objects",
+    "digests": "blake3 of the unit's records",
+    "sums": "count, non-finite rows, sum, sum of squares, maximum",
+}
 README = """# A store of language-model activations
 
 Written by actstore, format version {version}. It is a Zarr v3 group: `acts/<site>` holds the activations, `norm/<site>`
@@ -47,12 +47,6 @@ Model: {model}. Corpus: {corpus}. Sites at first: {sites}.
 
 With zarr-python or xarray, `import actstore.format.zarr_bfloat16` first if the values are bfloat16.
 """
-
-
-def shard_codec(plan: Plan | StoreManifest, d: int) -> ShardCodec:
-    """How a site of width d is stored."""
-    layout = plan.layout
-    return ShardCodec(plan.spec.codec, numpy_dtype(plan.spec.dtype), layout.chunk_rows, d, layout.unit_chunks)
 
 
 def metadata_files(plan: Plan | StoreManifest) -> dict[str, bytes]:
@@ -90,7 +84,7 @@ def arrays(plan: Plan | StoreManifest) -> Nodes:
     rows, unit = (layout.n_slots,), (layout.capacity,)
     for site in plan.sites:
         channel, row = f"d_{site.d}", _more(minor, ("row",))
-        acts = shard_codec(plan, site.d).metadata(layout.n_slots, _more(minor, ("row", channel)))
+        acts = sizes.codec(plan.spec, layout, site.d).metadata(layout.n_slots, _more(minor, ("row", channel)))
         found[at.acts_key(site.name)] = acts
         found[at.norm_key(site.name)] = plain_metadata(rows, unit, np.float32, 0, row)
         if plan.spec.dtype == "int8":
@@ -102,11 +96,10 @@ def arrays(plan: Plan | StoreManifest) -> Nodes:
 
 def columns(plan: Plan | StoreManifest, generation: int, n_units: int, n_sites: int) -> Nodes:
     """The columns' arrays of one generation."""
-    sizes = {"unit": n_units, "byte": 32, "site": n_sites, "stratum": 2, "figure": 5}
     found: Nodes = {}
-    for name, (dtype, dimensions, what) in _COLUMNS.items():
-        shape = tuple(sizes[one] for one in dimensions)
-        more = _more(plan.format_minor, dimensions, what)
+    for name, (dtype, dimensions) in sizes.COLUMNS.items():
+        shape = sizes.column_shape(name, n_units, n_sites)
+        more = _more(plan.format_minor, dimensions, _COLUMNS[name])
         found[f"{at.columns_prefix(generation)}/{name}"] = plain_metadata(shape, shape, dtype, 0, more)
     return found
 

@@ -14,7 +14,7 @@ import torch
 from blake3 import blake3
 from torch import nn
 
-from actstore.errors import ModelError, SpecError
+from actstore.errors import ModelError, SpecError, first_line
 from actstore.harvesting.checkpoint import (
     KEYS_FIT,
     Keys,
@@ -168,7 +168,7 @@ def _download(source: ModelSource) -> Path:
         revision = f" at revision {source.revision!r}" if source.revision else ""
         raise ModelError(
             f"model {source.name!r}: no such folder here, and the hub does not give it{revision}: "
-            f"{str(error).strip().splitlines()[0] if str(error) else type(error).__name__}. "
+            f"{first_line(error)}. "
             "Check the name, the revision and the network, or give a local folder"
         ) from error
 
@@ -285,7 +285,7 @@ def _placed(module: nn.Module, device: str) -> nn.Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"the model does not go to device {device!r}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"the model does not go to device {device!r}: {first_line(error)}") from error
 
 
 def _first(config: Any, *names: str) -> int | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from actstore.errors import SiteError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 
 
 def match_sites(patterns: Iterable[str], names: Sequence[str], others: Sequence[str] = ()) -> list[str]:
@@ -42,22 +42,26 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     return sorted((name for name in names if expression.fullmatch(name)), key=by_layer)
 
 
-def expand(pattern: str) -> list[str]:
-    """`{0..2}` and `{a,b}` written out, from left to right."""
+def expand(pattern: str) -> Iterator[str]:
+    """`{0..2}` and `{a,b}` written out, from left to right; one at a time, since a range may be of any length."""
     found = _BRACES.search(pattern)
     if found is None:
-        return [pattern]
-    body = found.group(1)
-    span = _RANGE.fullmatch(body)
-    if span:
-        first, last = int(span.group(1)), int(span.group(2))
-        options = [str(i) for i in range(first, last + 1)]
-    else:
-        options = [part.strip() for part in body.split(",")]
-    if not options or not all(options):
-        raise SiteError(f"site pattern {pattern!r}: {{{body}}} is empty; write {{0..5}} or {{1,3}}")
+        yield pattern
+        return
     head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [full for option in options for full in expand(head + option + tail)]
+    options = _options(found.group(1))
+    if not options:
+        raise SiteError(f"site pattern {pattern!r}: {found.group()} is empty; write {{0..5}} or {{1,3}}")
+    for option in options:
+        yield from expand(f"{head}{option}{tail}")
+
+
+def _options(body: str) -> Sequence[str] | range:
+    """What stands between two braces: a range, or alternatives; nothing where one of these is empty."""
+    if span := _RANGE.fullmatch(body):
+        return range(int(span[1]), int(span[2]) + 1)
+    parts = [part.strip() for part in body.split(",")]
+    return parts if all(parts) else []
 
 
 def _unknown(pattern: str, names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actstore.errors import SiteError, SpecError
+from actstore.errors import SiteError, SpecError, first_line
 from actstore.format import layout as at
 from actstore.format.dtypes import numpy_dtype
 from actstore.harvesting.ids import token_array
@@ -86,9 +86,7 @@ def extension_plan(plan: Plan, parent: StoreManifest, *, adds_sites: bool) -> Pl
     layout, first = parent.layout, 0
     if not adds_sites:
         first = parent.n_units
-        n_sequences = first * layout.unit_sequences + -(-plan.spec.tokens // layout.context)
-        n_units = -(-n_sequences // layout.unit_sequences)
-        layout = layout.model_copy(update={"n_sequences": n_sequences, "n_units": n_units})
+        layout = at.grown(layout, first, plan.spec.tokens)
     more = {"layout": layout, "generation": len(parent.generations), "parent": parent.content_id, "first_unit": first}
     return plan.model_copy(update={**more, "format_minor": parent.format_minor})
 
@@ -151,5 +149,5 @@ def _device_name(device: str) -> str:
     try:
         kind = torch.device(device)
     except RuntimeError as error:
-        raise SpecError(f"device {device!r}: {str(error).splitlines()[0]}") from error
+        raise SpecError(f"device {device!r}: {first_line(error)}") from error
     return torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type

@@ -286,7 +286,7 @@ def autocast(dtype: str | None, device: torch.device) -> AbstractContextManager[
 
 def tell_non_finite(store: Store) -> None:
     """Warn of rows that hold a NaN or an infinity."""
-    if found := non_finite(store.storage, store.manifest):
+    if found := non_finite(store):
         _note(f"not finite: {non_finite_rows(found, store.manifest.n_rows)}; they are stored, and in no statistic")
 
 

@@ -226,14 +226,19 @@ def capture(
 ) -> list[list[Tensor]]:
     """Run `call` once with hooks; per hook, what `keeper` keeps of what it saw (None: clones)."""
     seen: list[list[Tensor]] = [[] for _ in attach]
-    removers = [one((keeper or _keeper)(kept)) for one, kept in zip(attach, seen, strict=True)]
+    watch(attach, [(keeper or _keeper)(kept) for kept in seen], call)
+    return seen
+
+
+def watch(attach: Sequence[Attach], puts: Sequence[Put], call: Callable[[], Any]) -> None:
+    """Run `call` once with hooks, each of which hands its values to the `put` of its place."""
+    removers = [one(put) for one, put in zip(attach, puts, strict=True)]
     try:
         with torch.inference_mode():
             call()
     finally:
         for remove in removers:
             remove()
-    return seen
 
 
 def _keeper(kept: list[Tensor]) -> Put:

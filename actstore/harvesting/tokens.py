@@ -35,6 +35,7 @@ from actstore.harvesting.separators import Bos, bos_of, tell
 from schemas.harvest import HarvestSpec
 
 END: Cursor = {"end": True}
+UNASKED = ("auto", "bos_if_any")  # separators that nobody asks for; the second in stores of format 1.0
 _BATCH_PIECES, _BATCH_CHARACTERS = 64, 1 << 20
 
 
@@ -84,12 +85,11 @@ def sequencer(
         if spec.separator not in UNASKED:
             raise SpecError("separator: an array of tokens is one stream without documents; leave it out")
         corpus = Memory([array], separate=False)
-    made = DocumentSequencer(corpus, tokenizer, spec.context, pack=spec.pack, bos=bos, vocabulary=vocabulary)
-    made.ids_only = source is None and spec.corpus.token_column is not None
+    named = source is None and spec.corpus.token_column is not None
+    made = DocumentSequencer(
+        corpus, tokenizer, spec.context, pack=spec.pack, bos=bos, vocabulary=vocabulary, ids_only=named
+    )
     return made, corpus
-
-
-UNASKED = ("auto", "bos_if_any")  # the second in stores of format 1.0
 
 
 def separator_token(source: Sequencer) -> int | None:
@@ -152,17 +152,28 @@ class Seen:
 
 
 class DocumentSequencer:
-    """Packs documents, or takes one per context. Cursor: the source's, and `token`: how many of the piece are used."""
+    """Packs documents, or takes one per context. Cursor: the source's, and `token`: how many of the piece are used.
+
+    ids_only: whether a text is refused, where a column of ids was named.
+    """
 
     def __init__(
-        self, corpus: Corpus, tokenizer: Any, context: int, *, pack: bool = True, bos: Bos, vocabulary: int = 0
+        self,
+        corpus: Corpus,
+        tokenizer: Any,
+        context: int,
+        *,
+        pack: bool = True,
+        bos: Bos,
+        vocabulary: int = 0,
+        ids_only: bool = False,
     ) -> None:
         self._corpus, self._tokenizer, self._context = corpus, tokenizer, context
         self._pack, self.bos, self.seen, self._vocabulary = pack, bos, Seen(), vocabulary
         self._pieces: Iterator[Piece] | None = None
         self._parts: deque[_Part] = deque()
         self._skipped = 0
-        self.ids_only = False  # whether a text is refused, where a column of ids was named
+        self._ids_only = ids_only
 
     def seek(self, cursor: Cursor | None) -> None:
         self.seen = Seen()
@@ -283,7 +294,7 @@ class DocumentSequencer:
 
     def _encode(self, pieces: list[Piece]) -> list[Tokens]:
         texts = [p.content for p in pieces if isinstance(p.content, str)]
-        if texts and self.ids_only:
+        if texts and self._ids_only:
             raise CorpusError(f"the column of token ids holds texts ({texts[0][:20]!r}); name it with --text-column")
         encoded = iter(self._tokenised(texts))
         return [next(encoded) if isinstance(p.content, str) else self._given(p) for p in pieces]

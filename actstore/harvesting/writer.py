@@ -52,6 +52,15 @@ class UnitRows:
     permuted: bool = False
 
 
+def check_unfinished(storage: Storage) -> None:
+    """Raises ExistsError where a finished store lies."""
+    if storage.exists(at.MANIFEST):
+        raise ExistsError(
+            f"{storage.url}: a finished store is already there; choose another place, remove it, or add to it with "
+            "`actstore extend` (to one that was harvested)"
+        )
+
+
 def _as_begun(plan: Plan, found: Plan) -> Plan:
     """A plan as the one that was found says the same: what was begun in an older format is ended in it."""
     spec = plan.spec
@@ -90,11 +99,8 @@ class StoreWriter:
         Raises ExistsError where something else lies there: a finished store, another plan, other files; SpecError where
         a store of this plan could not be opened again.
         """
-        if parent is None and storage.exists(at.MANIFEST):
-            raise ExistsError(
-                f"{storage.url}: a finished store is already there; choose another place, remove it, "
-                "or add to it with `actstore extend`"
-            )
+        if parent is None:
+            check_unfinished(storage)
         check_writable(plan)
         key = at.plan_key(plan.generation)
         if not storage.exists(key):
@@ -120,7 +126,7 @@ class StoreWriter:
 
     def codec(self, d: int) -> ShardCodec:
         """How a site of width d is stored."""
-        return metadata.shard_codec(self.plan, d)
+        return sizes.codec(self.plan.spec, self.plan.layout, d)
 
     def committed_blocks(self) -> dict[int, BlockRecord]:
         """Records of the token blocks that are there, by unit."""

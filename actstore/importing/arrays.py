@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.errors import ActstoreError, SourceError
+from actstore.errors import ActstoreError, SourceError, first_line
 from actstore.format.dtypes import NUMPY, to_torch
 from schemas.source import ImportFormat
 
@@ -152,10 +152,9 @@ def reading(name: str, kind: str) -> Iterator[None]:
     except (ActstoreError, MemoryError):
         raise
     except Exception as error:  # libraries raise what they like
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{name}: it cannot be read as {kind}: {reason}; it may be damaged, cut short, or of another format "
-            "(--format)"
+            f"{name}: it cannot be read as {kind}: {first_line(error)}; it may be damaged, cut short, or of another "
+            "format (--format)"
         ) from error
 
 

@@ -16,7 +16,7 @@ from blake3 import blake3
 from actstore.errors import SourceError, SpecError
 from actstore.importing import hdf5, npy, tables, tensors, zarrs
 from actstore.importing.arrays import Array, Part, reading
-from actstore.places import windows_path
+from actstore.places import GIT_LFS, windows_path
 from schemas.source import ImportedFile, ImportFormat
 
 Open = Callable[[Path, ExitStack], list[Array]]
@@ -37,7 +37,6 @@ SUFFIXES: dict[str, ImportFormat] = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }  # fmt: skip
 FOLDERS: tuple[ImportFormat, ...] = ("zarr", "saelens")
-_LFS = b"version https://git-lfs.github.com/spec/"
 _BLOCK = 8 << 20
 
 
@@ -147,7 +146,7 @@ def _data_set(path: Path, kind: str) -> ImportFormat | None:
 def _format(path: Path, kind: str) -> ImportFormat:
     """Of a file: by its suffix, or as given."""
     with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
             raise SourceError(f"{path}: this is a git-LFS pointer, not the file itself; run `git lfs pull` to get that")
     if kind == "auto":
         if (found := SUFFIXES.get(path.suffix.lower())) is None:

@@ -10,7 +10,7 @@ from actstore.errors import ExistsError, SpecError
 from actstore.format import layout as at
 from actstore.format.storage import Storage
 from actstore.harvesting.run import Progress, Report, tell_non_finite
-from actstore.harvesting.writer import StoreWriter
+from actstore.harvesting.writer import StoreWriter, check_unfinished
 from actstore.importing.checks import are_paths, ids_in_memory
 from actstore.importing.feed import Feed, IteratorFeed, TableFeed
 from actstore.importing.plan import make_plan
@@ -74,8 +74,7 @@ def import_activations(
     """
     report = progress or (lambda _: None)
     storage = Storage(out, dict(options or {}))
-    if storage.exists(at.MANIFEST):
-        raise ExistsError(f"{storage.url}: a finished store is already there; choose another place, or remove it")
+    check_unfinished(storage)
     _check(stored, context=context, rows=rows)
     report(Progress("reading what there is"))
     with ExitStack() as stack:

@@ -114,7 +114,7 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
     """A block record against its unit's record and the tokens themselves (where these are what was recorded)."""
-    key, tokens_key = at.block_key(unit.unit), at.chunk_key("tokens", unit.unit, 0)
+    key = at.block_key(unit.unit)
     where = f"{store.url}/{key}"
     try:
         data = store.storage.read(key, SMALL_JSON)
@@ -123,40 +123,40 @@ def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
         return Finding(0, f"corrupt  {error}; {_COPY}")
     except (ObjectError, StorageError) as error:
         return Finding(0, f"missing  {error}; {_COPY}")
-    wanted = {"unit": unit.unit, "n_sequences": unit.n_sequences, "tokens": unit.objects[tokens_key], "last": last}
-    n_tokens = _n_tokens(store, tokens_key)
+    tokens = unit.objects[at.chunk_key("tokens", unit.unit, 0)]
+    wanted = {"unit": unit.unit, "n_sequences": unit.n_sequences, "tokens": tokens, "last": last}
+    n_tokens, problem = _tokens(store, unit)
     wanted |= {} if n_tokens is None else {"n_tokens": n_tokens}
     differing = [f"{k}: wanted {v}, got {getattr(found, k)}" for k, v in wanted.items() if getattr(found, k) != v]
     differing += [] if _is_cursor(found.cursor, last=last) else [f"cursor: {found.cursor} is no place in a corpus"]
     if differing:
         return Finding(len(data), f"corrupt  {where}: {', '.join(differing)}; {_COPY}")
-    return Finding(len(data), _provenance(store, unit))
+    return Finding(len(data), problem)
 
 
-def _provenance(store: Store, unit: UnitRecord) -> str | None:
-    """A line where the unit's rows, though they are those recorded, are of tokens that there cannot be."""
-    first = unit.unit * store.layout.capacity
+def _tokens(store: Store, unit: UnitRecord) -> tuple[int | None, str | None]:
+    """How many tokens a unit has, None where that is not known; and a line where its tokens or its rows cannot be,
+    though they are those recorded."""
+    tokens, rows = (_as_recorded(store, unit, at.chunk_key(name, unit.unit, 0)) for name in ("tokens", "rows"))
+    n_tokens = None
     try:
-        for key in (at.chunk_key("rows", unit.unit, 0), at.chunk_key("tokens", unit.unit, 0)):
-            if blake3(store.storage.read(key, unit.objects[key].bytes)).hexdigest() != unit.objects[key].digest:
-                return None  # a bad object, which is told as such
-        store.block(unit.unit)
-        store.provenance(np.arange(first, first + store.rows_in(unit.unit)))
+        if tokens is not None:
+            n_tokens = int(np.count_nonzero(store.block(unit.unit, tokens) >= 0))
+        if rows is not None:
+            store.pairs(unit.unit, rows)
     except CorruptError as error:
-        return f"corrupt  {error}"
+        return n_tokens, f"corrupt  {error}"
+    return n_tokens, None
+
+
+def _as_recorded(store: Store, unit: UnitRecord, key: str) -> bytes | None:
+    """An object of a unit; None where it is not the one recorded, which is told of that object."""
+    record = unit.objects[key]
+    try:
+        data = store.storage.read(key, record.bytes)
     except (ObjectError, StorageError):
         return None
-    return None
-
-
-def _n_tokens(store: Store, key: str) -> int | None:
-    """Tokens of a unit; None where they cannot be read, which is a problem of that object."""
-    layout = store.layout
-    try:
-        tokens = store.plain(key, (layout.unit_sequences, layout.context), np.int32)
-    except (ObjectError, CorruptError, StorageError):
-        return None
-    return int(np.count_nonzero(tokens >= 0))
+    return data if blake3(data).hexdigest() == record.digest else None
 
 
 def _is_cursor(cursor: dict[str, Any], *, last: bool) -> bool:

@@ -37,10 +37,12 @@ def describe(store: Store) -> list[tuple[str, str]]:
 
 
 def _non_finite(store: Store) -> list[str]:
-    """Rows with a NaN or an infinity, by site."""
+    """Rows with a NaN or an infinity, by site; of a store that is still being harvested they are not known."""
     from actstore.harvesting.finish import non_finite
 
-    return [f"{n:,} rows at {site}" for site, n in non_finite(store.storage, store.manifest).items()]
+    if not store.manifest.files:
+        return []
+    return [f"{n:,} rows at {site}" for site, n in non_finite(store).items()]
 
 
 def _origin(m: StoreManifest) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import layout as at
 from actstore.format.checks import check_plan, content_id
 from actstore.format.records import parsed_record
-from actstore.format.sizes import STRATA, SUMS, column_bytes, stats_bytes
+from actstore.format.sizes import COLUMNS, SUMS, column_bytes, column_shape, stats_bytes
 from actstore.harvesting.finish import files_digest
 from actstore.harvesting.norms import SiteStats, UnitStats
 from actstore.store import Store
@@ -108,11 +108,7 @@ def _tokenizer_differences(store: Store, plan: Plan) -> list[str]:
 
 def _layout_on(before: Plan, plan: Plan) -> Layout:
     """The layout that an extension has: the store's, grown by units where it adds tokens."""
-    layout = before.layout
-    if plan.adds_sites:
-        return layout
-    n = plan.first_unit * layout.unit_sequences + at.n_chunks(plan.spec.tokens, layout.context)
-    return layout.model_copy(update={"n_sequences": n, "n_units": at.n_chunks(n, layout.unit_sequences)})
+    return before.layout if plan.adds_sites else at.grown(before.layout, plan.first_unit, plan.spec.tokens)
 
 
 def _wanted(m: StoreManifest, plans: list[Plan], records: Records) -> dict[str, Any]:
@@ -171,10 +167,8 @@ class _Sums:
         self.merged.sites.update(mine.sites)
 
     def _grow(self, n_units: int, n_sites: int) -> None:
-        shapes = {"rows": ((n_units,), "<i4"), "bytes": ((n_units,), "<i8"), "digests": ((n_units, 32), "|u1")}
-        shapes["sums"] = ((n_units, n_sites, STRATA, SUMS), "<f8")
-        for name, (shape, dtype) in shapes.items():
-            made = np.zeros(shape, dtype)
+        for name, (dtype, _) in COLUMNS.items():
+            made = np.zeros(column_shape(name, n_units, n_sites), dtype)
             if (old := self.columns.get(name)) is not None:
                 made[tuple(slice(n) for n in old.shape)] = old
             self.columns[name] = made

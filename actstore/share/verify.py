@@ -10,14 +10,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 from blake3 import blake3
 
 from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import layout as at
 from actstore.format.checks import check_record
 from actstore.format.records import parsed_record
-from actstore.format.shard import decode_plain
 from actstore.format.sizes import RECORD_JSON
 from actstore.share.derived import Derived, Finding, derived_objects
 from actstore.share.proof import Committed, Records, manifest_problems, statistics_problems
@@ -150,13 +148,9 @@ def _generation(store: Store, index: int, generation: Generation) -> tuple[list[
 
 def _changed(store: Store, generation: Generation) -> list[int]:
     """A generation's units whose records are not those that the column of digests was made from."""
-    n, key = (
-        store.manifest.n_units,
-        at.chunk_key(f"{at.columns_prefix(len(store.manifest.generations) - 1)}/digests", 0, 0),
-    )
     try:
-        column = decode_plain(store.storage.read(key, store.manifest.files[key].bytes), (n, 32), np.uint8, key)
-    except (ObjectError, CorruptError, StorageError):
+        column = store.column("digests")
+    except (ObjectError, StorageError):
         return []
     changed = []
     for unit in range(generation.first_unit, generation.first_unit + generation.n_units):

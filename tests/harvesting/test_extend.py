@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import actstore
-from actstore.errors import CorpusError, ModelError, SiteError, SpecError
+from actstore.errors import CorpusError, CorruptError, ModelError, SiteError, SpecError
+from actstore.format.shard import with_checksum
+from actstore.format.sizes import COLUMNS, column_key
 from actstore.format.storage import Storage
 from actstore.harvesting.harvest import extend
 from actstore.harvesting.writer import StoreWriter
@@ -148,6 +150,19 @@ def test_what_cannot_be_added_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="its weights differ"):
         extend(url, sites=MORE, model=other)
     assert Storage(url).list() == before
+
+
+@pytest.mark.parametrize("name", [*COLUMNS, "stats"])
+def test_nothing_is_added_to_columns_or_statistics_that_were_changed(url: str, name: str) -> None:
+    """With a right checksum, before the model is loaded."""
+    key = "norms.stats" if name == "stats" else column_key(0, name)
+    body = Storage(url).read(key)
+    body = body if name == "stats" else body[:-4]
+    changed = bytes([body[0] ^ 1]) + body[1:]
+    Storage(url).put(key, changed if name == "stats" else with_checksum(changed))
+    with pytest.raises(CorruptError, match=f"{key}: its bytes are not those recorded"):
+        extend(url, sites=MORE)
+    assert Storage(url).list("plan-1.json") == []
 
 
 def test_a_corpus_that_has_ended_or_changed_is_refused(tmp_path: Path) -> None:

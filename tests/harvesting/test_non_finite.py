@@ -112,7 +112,7 @@ def some(tmp_path: Path) -> Iterator[actstore.Store]:
 
 def test_some_rows_are_told_wherever_one_looks(some: actstore.Store, cli: Cli) -> None:
     bad = int((TOKENS < 10).sum())
-    assert non_finite(some.storage, some.manifest) == {"bad": bad}
+    assert non_finite(some) == {"bad": bad}
     assert ("not finite", f"{bad} rows at bad") in describe(some)
     assert f"not finite   {bad} rows at bad" in cli("actstore", "info", some.url)[1]
     found = estimate(SPEC, model=Parts(10), tokens=TOKENS, batches=2)

@@ -55,6 +55,16 @@ def test_patterns() -> None:
         match_sites(["*"], ["a.b"])
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("numbers", ["0..999999999", "0..999999999}.{0..999999999", f"0..{'9' * 5000}"])
+def test_a_range_of_any_length_ends_at_the_first_site_that_is_not_there(numbers: str) -> None:
+    with pytest.raises(SiteError, match="there is no site"):
+        match_sites([f"blocks.{{{numbers}}}"], ["blocks.0", "blocks.0.0", "blocks.1"])
+    for empty in ("{}", "{5..1}", "{1,,2}"):
+        with pytest.raises(SiteError, match="is empty"):
+            match_sites([f"blocks.{empty}"], ["blocks.0"])
+
+
 def test_the_command_is_light_to_import() -> None:
     code = (
         "import sys, actstore.harvesting.command, actstore.harvesting.specs, actstore.allocator\n"

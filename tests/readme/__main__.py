@@ -15,10 +15,10 @@ from pathlib import Path
 from tests.readme.tour import README, commands, python_blocks
 
 MODEL = """
+from actstore.harvesting.adapters import bridge_over_copy
 from actstore.harvesting.models import load_model
 from schemas.source import ModelSource
-from trainer.evaluate.model import bridge_of
-model = bridge_of(load_model(ModelSource(name="builtin:tiny"), "cpu"))
+model = bridge_over_copy(load_model(ModelSource(name="builtin:tiny")).module).bridge
 """  # what the README calls `model`, and a reader brings along
 
 

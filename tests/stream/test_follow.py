@@ -52,6 +52,15 @@ def follow(url: str) -> FollowedStore:
     return FollowedStore(Storage(url), Plan.model_validate_json(Storage(url).read(at.plan_key())), poll_s=0.01)
 
 
+def test_a_store_that_is_followed_shows_itself(tmp_path: Path) -> None:
+    growing = Growing(tmp_path / "store")
+    growing.commit(6)
+    store = follow(growing.url)
+    assert "not finite" not in store._repr_html_()
+    assert "5 units so far" in repr(store)
+    growing.writer.close()
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("thing", ["pipe", "link"])
 def test_a_unit_that_is_no_file_is_an_error_and_no_wait(tmp_path: Path, thing: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trainer
-from actstore.errors import ActstoreError
+from actstore.errors import ActstoreError, CorruptError
 from actstore.format.storage import Storage
 from schemas.train import TrainSpec
 from tests.support import make_store
@@ -123,6 +124,22 @@ def test_a_record_of_other_sizes_takes_no_memory(run: Path, kind: str, field: st
     (run / "sae.json").write_text(json.dumps({**record, "sae": KINDS[kind], field: value}))
     with pytest.raises(ActstoreError):
         trainer.load(str(run))
+
+
+@pytest.mark.parametrize("what", ["huge", "pipe"])
+@pytest.mark.parametrize("name", sorted(READ))
+def test_a_file_that_never_ends(run: Path, name: str, what: str) -> None:
+    """A sparse file of 50 GB is not read, and a pipe is not waited for."""
+    path = run / name if name != "state.json" else max(run.rglob(name))
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(50 << 30)
+    for reader in {*READ[name], *(["export"] if name == "sae.safetensors" else [])}:
+        with pytest.raises(CorruptError, match="regular file" if what == "pipe" else "wanted at most"):
+            READERS[reader](str(run))
 
 
 def test_firings_of_other_latents(run: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import actstore
 import trainer
 from actstore.errors import SpecError
+from actstore.harvesting.adapters import bridge_over_copy
 from actstore.harvesting.models import load_model
 from actstore.store import Store
 from actstore.stream.rescale import rescaling
@@ -25,7 +26,7 @@ from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
 from trainer.evaluate.metrics import layer_shares, log_density, spread
-from trainer.evaluate.model import bridge_of, held_out_tokens, model_metrics, special_mask
+from trainer.evaluate.model import held_out_tokens, model_metrics, special_mask
 from trainer.evaluate.rows import evaluate
 from trainer.saes.build import build
 from trainer.trained import TrainedSae
@@ -241,7 +242,7 @@ def test_a_language_model_patched_by_an_sae(harvested: Store, tmp_path: Path) ->
         assert one.ce_sae < one.ce_zero
         wanted = (one.ce_zero - one.ce_sae) / (one.ce_zero - one.ce_clean)
         assert one.recovered_zero == pytest.approx(wanted)
-    bridge = bridge_of(load_model(ModelSource(name="builtin:mini")))
+    bridge = bridge_over_copy(load_model(ModelSource(name="builtin:mini")).module).bridge
     tokens = torch.from_numpy(found.tokens([0, 1]).astype(np.int64))
     site = sae.sites[1]
     _, before = bridge.run_with_cache(tokens, names_filter=[site], prepend_bos=False)
@@ -268,7 +269,7 @@ def test_a_language_model_patched_by_what_reads_other_sites(kind: str, harvested
     made = TrainSpec.model_validate({**raw, "rows": 128 * 300, "optimiser": {"lr": 5e-3}})
     train_group(harvested, {str(tmp_path / kind): made})
     sae = trainer.load(str(tmp_path / kind))
-    bridge = bridge_of(load_model(ModelSource(name="builtin:mini")))
+    bridge = bridge_over_copy(load_model(ModelSource(name="builtin:mini")).module).bridge
     tokens = torch.from_numpy(held_out_tokens(harvested, 4))
     special = special_mask(tokens, harvested)
     _, cache = bridge.run_with_cache(tokens, prepend_bos=False)

@@ -8,13 +8,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from actstore.errors import CorruptError, ObjectError
-from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
-from actstore.validation import validated_json
 from schemas.records import EvalRecord, RunRecord, StepRecord
 from trainer.errors import RunError
+from trainer.runfiles import read_json
 from trainer.training import journal
-from trainer.weights import check_shapes, read_tensors
+from trainer.weights import LATENTS, check_shapes, most_latents_bytes, read_tensors
 
 
 class RunData(NamedTuple):
@@ -33,9 +32,9 @@ def read_run(url: str) -> RunData:
     """An evaluated run. Raises RunError where it is none, or not evaluated yet."""
     storage = Storage(url)
     try:
-        record = validated_json(RunRecord, storage.read("sae.json", SMALL_JSON), f"{url}/sae.json")
-        evaluation = validated_json(EvalRecord, storage.read("eval.json", SMALL_JSON), f"{url}/eval.json")
-        latents = read_tensors(storage, "latents.safetensors", ("firings", "rows"))
+        record = read_json(storage, "sae.json", RunRecord)
+        evaluation = read_json(storage, "eval.json", EvalRecord)
+        latents = read_tensors(storage, LATENTS, ("firings", "rows"), most_latents_bytes(record))
     except CorruptError:
         raise
     except ObjectError as error:
@@ -43,8 +42,8 @@ def read_run(url: str) -> RunData:
             f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes first ({error})"
         ) from error
     shape = (len(evaluation.layers), record.n_latents)
-    check_shapes({"firings": latents["firings"]}, shape, f"{url}/latents.safetensors")
-    check_shapes({"rows": latents["rows"]}, shape[:1], f"{url}/latents.safetensors")
+    check_shapes({"firings": latents["firings"]}, shape, f"{url}/{LATENTS}")
+    check_shapes({"rows": latents["rows"]}, shape[:1], f"{url}/{LATENTS}")
     name = record.name or url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(name, url, record, journal.read(storage), evaluation, latents["firings"], latents["rows"])
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from actstore.format.storage import Storage
@@ -20,6 +19,7 @@ from trainer.saes.topk import TopKSae
 from trainer.stores import check_fits
 from trainer.trained import TrainedSae, load
 from trainer.training.calibration import ROWS, SPARES, Levels, wanted_l0
+from trainer.weights import LATENTS, most_bytes, read_tensors
 
 OFF = 0.1  # of the wanted L0
 
@@ -79,12 +79,12 @@ def off_target(record: EvalRecord, wanted: float | None) -> str | None:
 def write(run: str, sae: TrainedSae, l0: float) -> None:
     """The SAE's new thresholds into its run; what was evaluated with the old ones is taken away."""
     storage = Storage(run)
-    old = load_tensors(storage.read("sae.safetensors"))
+    old = read_tensors(storage, "sae.safetensors", limit=most_bytes(sae.record, f"{run}/sae.json"))
     new = {name: value.detach().cpu().contiguous() for name, value in sae.sae.state_dict().items()}
     storage.put("sae.safetensors", save_tensors({**old, **new}))
     record = sae.record.model_copy(update={"calibrated_l0": l0})
     storage.put("sae.json", record.to_json().encode())
-    for key in ("eval.json", "latents.safetensors"):
+    for key in ("eval.json", LATENTS):
         if storage.exists(key):
             storage.delete(key)
 

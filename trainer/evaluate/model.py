@@ -22,7 +22,7 @@ from torch import Tensor
 
 from actstore.harvesting.checkpoint import confirm_code
 from actstore.harvesting.layouts import arranged, layout_of
-from actstore.harvesting.models import LoadedModel, load_model, place
+from actstore.harvesting.models import load_model, place
 from actstore.harvesting.weights import check_whole
 from actstore.store import Store
 from schemas.records import ModelMetrics
@@ -89,19 +89,6 @@ def subject_of(
         )
     check_whole(loaded)
     return Subject(loaded, [*sae.sites, *(sae.record.targets or ())])
-
-
-def bridge_of(loaded: LoadedModel) -> Any:
-    """A TransformerBridge over the loaded module (unprocessed weights, eager attention as TransformerLens needs it).
-
-    Raises ModelError where any of its weights, the head's included, did not come from the checkpoint.
-    """
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    check_whole(loaded)
-    module: Any = loaded.module
-    module.set_attn_implementation("eager")
-    return build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
 
 
 def held_out_tokens(store: Store, n_sequences: int) -> np.ndarray:

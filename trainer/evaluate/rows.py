@@ -21,6 +21,7 @@ from trainer.errors import RunError
 from trainer.evaluate.metrics import LayerSums, layer_sums, pooled
 from trainer.stores import absolute, check_fits
 from trainer.trained import TrainedSae
+from trainer.weights import LATENTS
 
 BLOCK = 4096
 BLOCK_LATENTS = 1 << 28  # of all rows of a block, which are 1 GiB
@@ -93,7 +94,7 @@ def write(run: str, record: EvalRecord, firings: Tensor) -> None:
     """`eval.json` and `latents.safetensors` (firings int64 [n_layers, m], rows int64 [n_layers]) into the run."""
     storage = Storage(run)
     rows = torch.tensor([layer.rows for layer in record.layers])
-    storage.put("latents.safetensors", save_tensors({"firings": firings.contiguous(), "rows": rows}))
+    storage.put(LATENTS, save_tensors({"firings": firings.contiguous(), "rows": rows}))
     storage.put("eval.json", record.to_json().encode())
 
 

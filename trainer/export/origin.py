@@ -10,16 +10,16 @@ from torch import Tensor
 
 from actstore.errors import StoreError
 from actstore.format.manifest import read_manifest
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.validation import validated_json
 from schemas.manifest import StoreManifest
 from schemas.records import EvalRecord, RunRecord
 from trainer import published
 from trainer.errors import ExchangeError, RunError
+from trainer.runfiles import read_json
 from trainer.stores import is_of, store_of
-from trainer.weights import parsed_tensors
-
-FILES = ("sae.json", "sae.safetensors")
+from trainer.weights import LATENTS, most_bytes, most_latents_bytes, parsed_tensors
 
 
 class Origin(NamedTuple):
@@ -41,19 +41,19 @@ def read_origin(run: str, store: str | None = None) -> Origin:
     Raises ExchangeError where `store` is not the store that the run was trained from.
     """
     storage = Storage(run)
-    files = {name: storage.read(name) for name in FILES}
+    files = {"sae.json": storage.read("sae.json", SMALL_JSON)}
     record = validated_json(RunRecord, files["sae.json"], f"{run}/sae.json")
-    run_id = blake3(b"".join(files[name] for name in FILES)).hexdigest()
+    files["sae.safetensors"] = storage.read("sae.safetensors", most_bytes(record, f"{run}/sae.json"))
+    run_id = blake3(b"".join(files.values())).hexdigest()
     manifest, record = _manifest(run, record, store), published.record(record)
     files["sae.json"] = record.to_json().encode()
     evaluation, firings, rows = None, None, None
     if storage.exists("eval.json"):
-        found = validated_json(EvalRecord, storage.read("eval.json"), f"{run}/eval.json")
-        evaluation = published.evaluation(found)
+        evaluation = published.evaluation(read_json(storage, "eval.json", EvalRecord))
         files["eval.json"] = evaluation.to_json().encode()
-    if storage.exists("latents.safetensors"):
-        files["latents.safetensors"] = storage.read("latents.safetensors")
-        latents = parsed_tensors(files["latents.safetensors"], f"{run}/latents.safetensors", ("firings", "rows"))
+    if storage.exists(LATENTS):
+        files[LATENTS] = storage.read(LATENTS, most_latents_bytes(record))
+        latents = parsed_tensors(files[LATENTS], f"{run}/{LATENTS}", ("firings", "rows"))
         firings, rows = latents["firings"], latents["rows"]
     return Origin(record, run_id, manifest, evaluation, firings, rows, files)
 

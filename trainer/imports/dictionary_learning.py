@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from trainer.errors import ExchangeError
 from trainer.export.plain import PlainSae, Tensors, checked, with_input_bias, with_unit_decoder
@@ -53,7 +54,7 @@ def is_dictionary_learning(storage: Storage) -> bool:
 
 def read_dictionary_learning(storage: Storage) -> Foreign:
     """The SAE of a dictionary_learning folder. Raises ExchangeError for a class, or a file, that cannot be read."""
-    raw = parsed(storage.read(CONFIG), f"{storage.url}/{CONFIG}")
+    raw = parsed(storage.read(CONFIG, SMALL_JSON), f"{storage.url}/{CONFIG}")
     trainer = raw.get("trainer")
     if not isinstance(trainer, dict) or "dict_class" not in trainer:
         raise ExchangeError(f"{storage.url}/{CONFIG}: wanted dictionary_learning's, with trainer.dict_class")

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from actstore.format.sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from trainer.errors import ExchangeError
 from trainer.export.plain import ENCODER, PlainSae, Tensors, checked, with_input_bias, with_unit_decoder
@@ -34,7 +35,7 @@ def is_saelens(storage: Storage) -> bool:
 
 def read_saelens(storage: Storage) -> Foreign:
     """The SAE of a SAELens folder. Raises ExchangeError, with the reason, for one that cannot be read exactly."""
-    raw = parsed(storage.read(CONFIG), f"{storage.url}/{CONFIG}")
+    raw = parsed(storage.read(CONFIG, SMALL_JSON), f"{storage.url}/{CONFIG}")
     config = _flat(raw)
     architecture = _architecture(config, storage.url)
     normalisation = _normalisation(config, storage.url)

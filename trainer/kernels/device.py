@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from actstore.errors import first_line
 from trainer.errors import KernelError
 
 
@@ -20,7 +21,7 @@ def usable(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise KernelError(
-            f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}; wanted cpu, or cuda "
+            f"device {str(name)!r} cannot be used: {first_line(error)}; wanted cpu, or cuda "
             "(cuda:1, ...) where torch finds a GPU"
         ) from error
     return device

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from actstore.errors import ObjectError
+from actstore.errors import CorruptError, ObjectError
 from actstore.format.storage import Storage
 from actstore.validation import validated_json
 from schemas.records import StepRecord
 from schemas.train import TrainSpec
 
 KEY = "journal.jsonl"
+MOST_BYTES = 1 << 30  # millions of lines
 REMOTE_EVERY_S = 30.0
 REMOTE_SHARE = 0.05  # of the time, at most, goes into writing it again and again
 
@@ -76,7 +77,9 @@ class Journal:
 def read(storage: Storage) -> list[StepRecord]:
     """The records of a run's journal; none where it has not been written yet."""
     try:
-        data = storage.read(KEY)
+        data = storage.read(KEY, MOST_BYTES)
+    except CorruptError:  # it is there, and no journal
+        raise
     except ObjectError:
         return []
     whole, _, _torn = data.rpartition(b"\n")

@@ -13,12 +13,12 @@ from actstore.format.storage import Storage
 from actstore.stopping import Stop
 from actstore.store import Store
 from actstore.stream.batches import Stream
-from actstore.validation import validated_json
 from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
 from trainer.errors import RunError
 from trainer.kernels.device import usable
+from trainer.runfiles import read_json
 from trainer.saes.build import Sae, build
 from trainer.stores import ORIGIN, check_same, origin_of
 from trainer.training import checkpoint
@@ -43,7 +43,7 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
     """The run's folder. Raises RunError where another run, or anything else, lies there."""
     storage = Storage(url)
     if storage.exists("spec.json"):
-        there = validated_json(TrainSpec, storage.read("spec.json"), f"{url}/spec.json")
+        there = read_json(storage, "spec.json", TrainSpec)
         same = there.model_copy(update={"store": spec.store})  # stores are told apart by content id, not by URL
         if same != spec:
             differing = "; ".join(differences(spec, same))

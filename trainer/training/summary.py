@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actstore.errors import ActstoreError
 from actstore.format.storage import Storage
-from actstore.validation import validated_json
+from trainer.runfiles import read_json
 from trainer.training import journal
 from trainer.training.display import duration
 
@@ -92,7 +92,7 @@ def _bad(one: Ended, record: EvalRecord) -> str | None:
 def _centred(url: str, sae: TrainedSae) -> str | None:
     from schemas.train import TrainSpec
 
-    asked = validated_json(TrainSpec, Storage(url).read("spec.json"), f"{url}/spec.json").stream.center
+    asked = read_json(Storage(url), "spec.json", TrainSpec).stream.center
     if sae.mean is None or asked is not None:
         return None
     return "the sites' means lie far apart and were taken off their rows; --no-center leaves them"
