@@ -1,19 +1,27 @@
-"""`actstore`: harvest or import a store, look at it, check it. Heavy imports are inside the commands."""
+"""`actstore`: harvest or import a store, look at it, check it. Heavy imports are inside
+the commands.
+"""
 
 from __future__ import annotations
 
 import typer
 
-from actstore import boundary
-from actstore.harvesting.command import extend_command, harvest_command
-from actstore.harvesting.options import FIELDS, SCHEMA
+from actstore.console import cli_errors
+from actstore.console.cli_options import Command, command_for, with_version
+from actstore.harvesting.harvest_command import extend_command, harvest_command
+from actstore.harvesting.harvest_options import FIELDS, SCHEMA
 from actstore.harvesting.plan_command import plan_command
 from actstore.harvesting.sites_command import FIELDS as SITES_FIELDS
 from actstore.harvesting.sites_command import SCHEMA as SITES_SCHEMA
 from actstore.harvesting.sites_command import sites_command
-from actstore.importing.command import import_command
-from actstore.options import Command, command_for, with_version
-from actstore.share.command import doctor_command, info_command, ls_command, norms_command, verify_command
+from actstore.importing.import_command import import_command
+from actstore.inspect.inspect_commands import (
+    doctor_command,
+    info_command,
+    ls_command,
+    norms_command,
+    verify_command,
+)
 
 app = typer.Typer(
     name="actstore",
@@ -37,4 +45,4 @@ app.command("doctor", cls=Command)(doctor_command)
 
 def main() -> None:
     """The console script."""
-    boundary.run(app)
+    cli_errors.run(app)

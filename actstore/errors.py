@@ -1,22 +1,19 @@
-"""Every error a user can cause. Each says what was wanted, what came, where, and what to do.
+"""Every error a user can cause. Each says what was wanted, what came, where, and what
+to do.
 
-ActstoreError
-├── SpecError            a value or key of a spec that cannot be used
-│   ├── NoRowsError      a filter that leaves no row
-│   └── SiteError        a site that does not exist, or has no vector per token
-├── ModelError           the model cannot be loaded or hooked
-├── CorpusError          the corpus cannot be read
-├── SourceError          activations that cannot be imported
-├── NumericsError        values that the storage dtype cannot hold, a site without a finite row
-└── StoreError           something about a store
-    ├── NotAStoreError       there is no store at the URL
-    ├── FormatVersionError   the store is of a newer format
-    ├── UnfinishedError      a harvest that has not ended
-    │   └── OthersUnfinishedError  this worker's share of it has
-    ├── ExistsError          the output is already there
-    ├── ObjectError          an object that is missing
-    │   └── CorruptError     an object whose bytes are not those recorded
-    └── StorageError         the medium refuses: no permission, no network
+ActstoreError ├── SpecError            a value or key of a spec that cannot be used │
+├── NoRowsError      a filter that leaves no row │   └── SiteError        a site that
+does not exist, or has no vector per token ├── ModelError           the model cannot be
+loaded or hooked ├── CorpusError          the corpus cannot be read ├── SourceError
+activations that cannot be imported ├── NumericsError        values that the storage
+dtype cannot hold, a site without a finite row └── StoreError           something about
+a store
+    ├── NotAStoreError       there is no store at the URL ├── FormatVersionError   the
+    store is of a newer format ├── UnfinishedError      a harvest that has not ended │
+    └── OthersUnfinishedError  this worker's share of it has ├── ExistsError
+    the output is already there ├── ObjectError          an object that is missing │
+    └── CorruptError     an object whose bytes are not those recorded └── StorageError
+    the medium refuses: no permission, no network
         └── FullError            no space is left, or a quota is used up
 """
 
@@ -24,7 +21,9 @@ from __future__ import annotations
 
 
 class ActstoreError(Exception):
-    """The base: its message is for the user, and a command line prints it without a traceback."""
+    """The base: its message is for the user, and a command line prints it without a
+    traceback.
+    """
 
 
 class SpecError(ActstoreError):
@@ -92,7 +91,9 @@ class StorageError(StoreError):
 
 
 class FullError(StorageError):
-    """No space is left, or a quota is used up; its message ends so that what to do then can be added."""
+    """No space is left, or a quota is used up; its message ends so that what to do then
+    can be added.
+    """
 
 
 def first_line(error: Exception) -> str:
@@ -102,4 +103,6 @@ def first_line(error: Exception) -> str:
 
 
 class HarvestWarning(UserWarning):
-    """Something about a harvest that is no error: a corpus that ends early, documents or files left out."""
+    """Something about a harvest that is no error: a corpus that ends early, documents
+    or files left out.
+    """

@@ -1,4 +1,5 @@
-"""JSON Schemas of the files that a store and a run have: `python -m schemas.export` writes them to `schemas/json/`.
+"""JSON Schemas of the files that a store and a run have: `python -m schemas.export`
+writes them to `schemas/json/`.
 
 They describe what is written: a key is required iff it is always there.
 """
@@ -30,11 +31,15 @@ FILES: dict[str, type[Schema]] = {
     "eval": EvalRecord,
     "store": StoreOrigin,
 }
-"""By name of the schema; `sae`, `eval` and `store` are the files of these names of a run."""
+"""By name of the schema; `sae`, `eval` and `store` are the files of these names of a
+run.
+"""
 
 
 class _Written(GenerateJsonSchema):
-    """Of JSON as it is written: defaults are there, NaN and infinity are strings, and fields have no titles."""
+    """Of JSON as it is written: defaults are there, NaN and infinity are strings, and
+    fields have no titles.
+    """
 
     def field_is_required(self, field: Any, total: bool) -> bool:  # noqa: ARG002
         return field.get("serialization_exclude_if") is None
@@ -55,7 +60,10 @@ class _Written(GenerateJsonSchema):
 
 def export() -> dict[str, str]:
     """The schemas' text by file name."""
-    return {f"{name}.json": json.dumps(_of(one), indent=1) + "\n" for name, one in FILES.items()}
+    return {
+        f"{name}.json": json.dumps(_of(one), indent=1) + "\n"
+        for name, one in FILES.items()
+    }
 
 
 def _of(schema: type[Schema]) -> dict[str, Any]:
@@ -68,7 +76,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(one) for one in value]
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items() if (key, one) not in _OURS}
+        return {
+            key: _plain(one) for key, one in value.items() if (key, one) not in _OURS
+        }
     return value
 
 

@@ -1,4 +1,6 @@
-"""The records of a store: blocks, units, norm statistics, manifest. `actstore/FORMAT.md` is the normative text."""
+"""The records of a store: blocks, units, norm statistics, manifest.
+`docs/FORMAT.md` is the normative text.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +21,42 @@ Stratum = Literal["special", "rest"]
 
 
 class ObjectRecord(Schema):
-    """One object of the store: its size and the blake3 digest of its bytes (hex, 256 bit)."""
+    """One object of the store: its size and the blake3 digest of its bytes (hex, 256
+    bit).
+    """
 
     bytes: int = Field(ge=0)
     digest: Digest
 
 
 class BlockRecord(Schema):
-    """`blocks/00042.json`: the token block of one unit, and where in the corpus the next one starts."""
+    """`blocks/00042.json`: the token block of one unit, and where in the corpus the
+    next one starts.
+    """
 
     unit: int = Field(ge=0)
     n_sequences: int = Field(ge=0)
     n_tokens: int = Field(ge=0, description="token positions that are not padding")
     tokens: ObjectRecord
-    cursor: dict[str, Any] = Field(description="the corpus' own position where the next block starts")
+    cursor: dict[str, Any] = Field(
+        description="the corpus' own position where the next block starts"
+    )
     last: bool = Field(description="the corpus or the budget ends with this block")
     skipped_documents: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _ends(self) -> BlockRecord:
         if self.cursor == {"end": True} and not self.last:
-            raise ValueError("the corpus ends with this block, but it is said not to be the last")
+            raise ValueError(
+                "the corpus ends with this block, but it is said not to be the last"
+            )
         return self
 
 
 class Claim(Schema):
-    """`claims/00042.json`, only while harvesting: sequences per forward where the planned batch had no room."""
+    """`claims/00042.json`, only while harvesting: sequences per forward where the
+    planned batch had no room.
+    """
 
     batch: int = Field(gt=0)
 
@@ -56,7 +68,9 @@ class UnitRecord(Schema):
     n_sequences: int = Field(ge=0)
     n_rows: int = Field(ge=0, description="valid rows; they come first")
     objects: dict[str, ObjectRecord] = Field(description="by key relative to the store")
-    batch: int | None = Field(default=None, description="sequences per forward where it had to be halved")
+    batch: int | None = Field(
+        default=None, description="sequences per forward where it had to be halved"
+    )
 
 
 class StratumNorms(Schema):
@@ -66,24 +80,36 @@ class StratumNorms(Schema):
     """
 
     count: int = Field(description="finite rows")
-    non_finite: int = Field(description="rows with a NaN or an infinity; they are in no other figure")
+    non_finite: int = Field(
+        description="rows with a NaN or an infinity; they are in no other figure"
+    )
     mean_norm: float
     mean_sq_norm: float
     max_norm: float
     quantiles: tuple[float, ...] = Field(
         json_schema_extra={"minItems": len(QUANTILES), "maxItems": len(QUANTILES)},
-        description=f"of the norm, at {', '.join(f'{q:g}' for q in QUANTILES)}, from fixed log bins",
+        description=(
+            f"of the norm, at {', '.join(f'{q:g}' for q in QUANTILES)}, from fixed log"
+            " bins"
+        ),
     )
-    outliers: int = Field(default=0, description="rows whose norm is above 10 times the median")
+    outliers: int = Field(
+        default=0, description="rows whose norm is above 10 times the median"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _of_nothing(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("count") != 0:
             return values
-        nan: dict[str, Any] = {one: math.nan for one in ("mean_norm", "mean_sq_norm", "max_norm") if one in values}
+        nan: dict[str, Any] = {
+            one: math.nan
+            for one in ("mean_norm", "mean_sq_norm", "max_norm")
+            if one in values
+        }
         if isinstance(values.get("quantiles"), list | tuple):
-            nan["quantiles"] = (math.nan,) * len(values["quantiles"])  # one object, so that records stay comparable
+            # one object, so that records stay comparable
+            nan["quantiles"] = (math.nan,) * len(values["quantiles"])
         return {**values, **nan}
 
 
@@ -111,7 +137,9 @@ class Generation(Schema):
     n_sequences: int
     n_rows: int
     plan_digest: Digest
-    units_digest: Digest = Field(description="blake3 over the unit records' bytes in unit order")
+    units_digest: Digest = Field(
+        description="blake3 over the unit records' bytes in unit order"
+    )
 
 
 class StoreManifest(Schema):
@@ -134,9 +162,13 @@ class StoreManifest(Schema):
     n_train_rows: int
     n_bytes: int = Field(description="stored bytes of all units' objects")
     norms: tuple[NormStats, ...]
-    files: dict[str, ObjectRecord] = Field(description="columns, merged statistics, tokenizer: everything else")
+    files: dict[str, ObjectRecord] = Field(
+        description="columns, merged statistics, tokenizer: everything else"
+    )
     imported: Imported | None = Field(
-        default=None, exclude_if=lambda value: value is None, description="of an imported store; else the key is absent"
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of an imported store; else the key is absent",
     )
 
     _before = model_validator(mode="before")(as_before)
@@ -148,5 +180,7 @@ class StoreManifest(Schema):
 
     @property
     def has_contexts(self) -> bool:
-        """Whether a row's position in its sequence is known; an import may come without."""
+        """Whether a row's position in its sequence is known; an import may come
+        without.
+        """
         return self.imported is None or self.imported.contexts

@@ -1,4 +1,6 @@
-"""Fixtures that several folders use: an S3 server on the loopback, and a clean memory file system."""
+"""Fixtures that several folders use: an S3 server on the loopback, and a clean memory
+file system.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,17 @@ def memory_url() -> str:
 
 
 @pytest.fixture
-def no_question(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nobody is asked whether to run custom code; what is run is kept in a folder of this session (transformers imports
-    it as one package, so a test that needs a model of its own gives its folder a name of its own)."""
+def no_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nobody is asked whether to run custom code; what is run is kept in a folder of
+    this session (transformers imports it as one package, so a test that needs a model
+    of its own gives its folder a name of its own).
+    """
     cache = tmp_path_factory.getbasetemp() / "modules"
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache)
+    )
+    monkeypatch.setattr(
+        "builtins.input", lambda *_: pytest.fail("a question was asked")
+    )

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.trained import TrainedSae, load
+    from trainer.runs.trained_sae import TrainedSae, load
 
 __all__ = ["TrainedSae", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from trainer import trained
+        from trainer.runs import trained_sae
 
-        return getattr(trained, name)
+        return getattr(trained_sae, name)
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")

@@ -1,17 +1,19 @@
-"""`trainer`: train SAEs from a store, evaluate, show and exchange them. Heavy imports are inside the commands."""
+"""`trainer`: train SAEs from a store, evaluate, show and exchange them. Heavy imports
+are inside the commands.
+"""
 
 from __future__ import annotations
 
 import typer
 
-from actstore import boundary
-from actstore.options import Command, with_version
-from trainer.evaluate.command import calibrate_command, eval_command
-from trainer.export.command import export_command
-from trainer.imports.command import import_command
-from trainer.report.command import report_command
-from trainer.training.command import sweep_command, train_command
-from trainer.training.options import TrainCommand
+from actstore.console import cli_errors
+from actstore.console.cli_options import Command, with_version
+from trainer.evaluate.eval_command import calibrate_command, eval_command
+from trainer.export.export_command import export_command
+from trainer.imports.import_sae_command import import_command
+from trainer.report.report_command import report_command
+from trainer.training.train_command import sweep_command, train_command
+from trainer.training.train_options import TrainCommand
 
 app = typer.Typer(
     name="trainer",
@@ -31,4 +33,4 @@ app.command("import", cls=Command)(import_command)
 
 def main() -> None:
     """The console script."""
-    boundary.run(app)
+    cli_errors.run(app)

@@ -1,8 +1,9 @@
 """The first document's story in miniature: `python -m trainer.demo [FOLDER]`.
 
-Harvest every MLP output of the language model that ships with the package over the standard library's text, show how
-the norm goes with depth, train one SAE on the mixture of all layers with each of four rescalings (one pass over the
-data), evaluate them on held-out rows, and write the report.
+Harvest every MLP output of the language model that ships with the package over the
+standard library's text, show how the norm goes with depth, train one SAE on the mixture
+of all layers with each of four rescalings (one pass over the data), evaluate them on
+held-out rows, and write the report.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actstore import boundary
-from actstore.harvesting.command import harvest_command
-from actstore.share.command import info_command, norms_command
-from trainer.evaluate.command import eval_command
-from trainer.report.command import report_command
-from trainer.training.command import sweep_command
+from actstore.console import cli_errors
+from actstore.harvesting.harvest_command import harvest_command
+from actstore.inspect.inspect_commands import info_command, norms_command
+from trainer.evaluate.eval_command import eval_command
+from trainer.report.report_command import report_command
+from trainer.training.train_command import sweep_command
 
 RECIPE = Path(__file__).parent / "recipes" / "rescalings_tiny.yaml"
 
@@ -33,11 +34,19 @@ def main() -> None:
     began = time.monotonic()
     for name in ("store", "runs", "report.html"):
         _remove(folder / name)
-    store, runs, report = str(folder / "store"), str(folder / "runs"), str(folder / "report.html")
+    store, runs, report = (
+        str(folder / "store"),
+        str(folder / "runs"),
+        str(folder / "report.html"),
+    )
 
     console.rule("1. harvest the MLP outputs of all layers")
     harvest_command(
-        model="builtin:tiny", corpus="builtin:stdlib", sites=["blocks.*.hook_mlp_out"], tokens="1M", out=store
+        model="builtin:tiny",
+        corpus="builtin:stdlib",
+        sites=["blocks.*.hook_mlp_out"],
+        tokens="1M",
+        out=store,
     )
     info_command(store)
     console.rule("2. norms go with depth")
@@ -50,7 +59,9 @@ def main() -> None:
     console.rule("5. report")
     report_command(found, out=report)
     console.print(
-        f"\nThe report: [bold]{Path(report).resolve()}[/]   ({time.monotonic() - began:.0f} s)", highlight=False
+        f"\nThe report: [bold]{Path(report).resolve()}[/]  "
+        f" ({time.monotonic() - began:.0f} s)",
+        highlight=False,
     )
 
 
@@ -62,4 +73,4 @@ def _remove(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    boundary.run(main)
+    cli_errors.run(main)

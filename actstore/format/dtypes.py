@@ -1,8 +1,9 @@
 """Storage dtypes: bfloat16 without a native numpy type, and int8 rows.
 
-int8 (one unit's rows, [n, d]): channels are standardised, y = (x - mean) / step with the unit's own channel mean and
-standard deviation; each row has a scale s = max|y| / 127 (float16), and q = round(y / s). So x ~ mean + step * s * q.
-A row with a NaN or an infinity has the scale NaN and decodes to NaN.
+int8 (one unit's rows, [n, d]): channels are standardised, y = (x - mean) / step with
+the unit's own channel mean and standard deviation; each row has a scale s = max|y| /
+127 (float16), and q = round(y / s). So x ~ mean + step * s * q. A row with a NaN or an
+infinity has the scale NaN and decodes to NaN.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "int8": np.dtype("i1"),
 }
 _CHANNELS, _ROWS = 64, 1024  # quantised at a time
-_BITS: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_BITS: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+}
 
 
 class Int8Rows(NamedTuple):
-    """values int8 [n, d], scale float16 [n], step float32 [2, d] (channel mean, channel step)."""
+    """values int8 [n, d], scale float16 [n], step float32 [2, d] (channel mean, channel
+    step).
+    """
 
     values: NDArray[np.int8]
     scale: NDArray[np.float16]
@@ -42,7 +49,9 @@ def numpy_dtype(name: StorageDtype) -> np.dtype[Any]:
 
 
 def bits(array: NDArray[Any]) -> NDArray[Any]:
-    """The same memory as unsigned integers: copying them is faster than copying extension types."""
+    """The same memory as unsigned integers: copying them is faster than copying
+    extension types.
+    """
     words: NDArray[Any] = array.view(_BITS[array.dtype.itemsize])
     return words
 
@@ -76,7 +85,8 @@ def to_torch(array: NDArray[Any]) -> torch.Tensor:
 def encode_int8(x: NDArray[np.float32]) -> Int8Rows:
     """Quantise the rows of one unit, float32 [n, d].
 
-    Some channels, then some rows at a time: a copy of a whole unit in float64 would be more than its buffers.
+    Some channels, then some rows at a time: a copy of a whole unit in float64 would be
+    more than its buffers.
     """
     n, d = x.shape
     finite = np.empty(n, np.bool_)
@@ -85,7 +95,11 @@ def encode_int8(x: NDArray[np.float32]) -> Int8Rows:
     mean, step = np.zeros(d), np.ones(d)
     if finite.any():
         for at in range(0, d, _CHANNELS):
-            part = x[:, at : at + _CHANNELS] if finite.all() else x[finite, at : at + _CHANNELS]
+            part = (
+                x[:, at : at + _CHANNELS]
+                if finite.all()
+                else x[finite, at : at + _CHANNELS]
+            )
             mean[at : at + _CHANNELS] = part.mean(axis=0, dtype=np.float64)
             step[at : at + _CHANNELS] = part.std(axis=0, dtype=np.float64)
     channels = np.stack([mean, np.where(step > 0, step, 1.0)]).astype(np.float32)
@@ -103,9 +117,13 @@ def _quantised(
     y = (np.where(finite[:, None], x, 0) - channels[0]) / channels[1]
     exact = np.abs(y).max(axis=1) / 127
     scale = exact.astype(np.float16)
-    scale = np.where(scale.astype(np.float32) < exact, np.nextafter(scale, np.float16(np.inf)), scale)
+    scale = np.where(
+        scale.astype(np.float32) < exact, np.nextafter(scale, np.float16(np.inf)), scale
+    )
     scale = np.where(scale > 0, scale, np.float16(1))
-    values = np.clip(np.rint(y / scale.astype(np.float32)[:, None]), -127, 127).astype(np.int8)
+    values = np.clip(np.rint(y / scale.astype(np.float32)[:, None]), -127, 127).astype(
+        np.int8
+    )
     values[~finite] = 0
     return values, np.where(finite, scale, np.float16(np.nan)).astype(np.float16)
 

@@ -1,9 +1,10 @@
 """bfloat16 as the Zarr extension data type of that name, for zarr-python.
 
-`import actstore.format.zarr_bfloat16` is the one line that every zarr-python since 3.1 needs to read it, and xarray
-with it. Newer ones (3.4) do without where actstore is installed, by the entry point `zarr.data_type`; 3.1 collects such
-entry points and never loads them. Where zarr-python knows the name by itself, its own class is used and nothing is
-registered.
+`import actstore.format.zarr_bfloat16` is the one line that every zarr-python since 3.1
+needs to read it, and xarray with it. Newer ones (3.4) do without where actstore is
+installed, by the entry point `zarr.data_type`; 3.1 collects such entry points and never
+loads them. Where zarr-python knows the name by itself, its own class is used and
+nothing is registered.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class _BFloat16(BaseFloat):  # type: ignore[misc]
         return ml_dtypes.bfloat16(data)
 
     def from_json_scalar(self, data: Any, *, zarr_format: int) -> Any:  # noqa: ARG002
-        """Numbers, "NaN", "Infinity", "-Infinity" (also float()'s own spellings), or "0x" and 4 hex digits."""
+        """Numbers, "NaN", "Infinity", "-Infinity" (also float()'s own spellings), or
+        "0x" and 4 hex digits.
+        """
         if isinstance(data, str) and data.startswith("0x"):
             return np.frombuffer(bytes.fromhex(data[2:])[::-1], ml_dtypes.bfloat16)[0]
         return ml_dtypes.bfloat16(float(data))

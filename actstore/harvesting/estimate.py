@@ -1,9 +1,11 @@
-"""What a harvest will take, before it is run: a few calibration batches, and arithmetic.
+"""What a harvest will take, before it is run: a few calibration batches, and
+arithmetic.
 
-Nothing is written. Bytes are those of real rows under each codec; times are this device's. `read_s` is a pass over
-the store (decoding on all cores, or the bandwidth where that is less). Storing beats rerunning the model from n SAE
-runs on, n the smallest with harvest + n read < n forward; in money, with storage, PUT and GET requests and hours of
-the device priced.
+Nothing is written. Bytes are those of real rows under each codec; times are this
+device's. `read_s` is a pass over the store (decoding on all cores, or the bandwidth
+where that is less). Storing beats rerunning the model from n SAE runs on, n the
+smallest with harvest + n read < n forward; in money, with storage, PUT and GET requests
+and hours of the device priced.
 """
 
 from __future__ import annotations
@@ -24,33 +26,50 @@ from torch import nn
 
 from actstore.errors import CorpusError
 from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
-from actstore.format.layout import unit_permutation
+from actstore.format.object_records import object_record
+from actstore.format.permutation import unit_permutation
 from actstore.format.shard import ShardCodec
-from actstore.harvesting.extent import corpus_estimate, filled
-from actstore.harvesting.finish import object_record
-from actstore.harvesting.forward import device_of
-from actstore.harvesting.inert import check_acts
-from actstore.harvesting.models import LoadedModel, loaded_model, tokenizer_files
-from actstore.harvesting.norms import UnitStats
-from actstore.harvesting.planning import UNITS_IN_FLIGHT, make_layout, shard_bytes, unit_bytes
-from actstore.harvesting.rows import RowCollector, TokenFilter, UnitBuffer
-from actstore.harvesting.run import autocast, inputs
-from actstore.harvesting.separators import check_known
-from actstore.harvesting.specs import resolve_spec
-from actstore.harvesting.tap import Tap, open_tap
-from actstore.harvesting.tokens import separator_token, sequencer
-from actstore.harvesting.weights import check_used
-from actstore.harvesting.writer import UnitRows
+from actstore.format.statistics import UnitStats
+from actstore.harvesting.harvest_plan import (
+    UNITS_IN_FLIGHT,
+    make_layout,
+    shard_bytes,
+    unit_bytes,
+)
+from actstore.harvesting.harvest_spec import resolve_spec
+from actstore.harvesting.inert_fields import check_acts
+from actstore.harvesting.row_collector import RowCollector
+from actstore.harvesting.sealed_unit import SealedUnit
+from actstore.harvesting.token_filter import TokenFilter
+from actstore.harvesting.unit_buffer import UnitBuffer
+from actstore.harvesting.worker import autocast, inputs
+from actstore.model.forward import device_of
+from actstore.model.load_model import LoadedModel, loaded_model, tokenizer_files
+from actstore.model.loaded_weights import check_used
+from actstore.model.open_tap import open_tap
+from actstore.model.tap import Tap
+from actstore.text.corpus_size import corpus_estimate, filled
+from actstore.text.separators import check_known
+from actstore.text.sequences import separator_token, sequencer
 from schemas.harvest import Codec, HarvestSpec, Layout
-from schemas.records import CodecEstimate, CorpusEstimate, HarvestEstimate, MemoryEstimate
+from schemas.records import (
+    CodecEstimate,
+    CorpusEstimate,
+    HarvestEstimate,
+    MemoryEstimate,
+)
 
 CODECS: tuple[Codec, ...] = ("lz4", "zstd", "raw")
 GB = 1e9
-FIXED_OBJECTS = 16  # the root, tokens' and rows' metadata, 9 of the columns, plan, manifest, README, statistics
+# the root, tokens' and rows' metadata, 9 of the columns, plan, manifest, README,
+# statistics
+FIXED_OBJECTS = 16
 
 
 class Prices(NamedTuple):
-    """storage: per GB and month; put, get: per 1,000 requests; device: per hour; months: that the store is kept."""
+    """storage: per GB and month; put, get: per 1,000 requests; device: per hour;
+    months: that the store is kept.
+    """
 
     storage: float = 0.023
     put: float = 0.005
@@ -60,13 +79,15 @@ class Prices(NamedTuple):
 
 
 class _Calibration(NamedTuple):
-    """forward, harvest: seconds per token; kept: share of tokens; rows: of the calibration batches."""
+    """forward, harvest: seconds per token; kept: share of tokens; rows: of the
+    calibration batches.
+    """
 
     forward: float
     harvest: float
     kept: float
     forward_bytes: int
-    rows: UnitRows
+    rows: SealedUnit
     device: str
 
 
@@ -81,9 +102,11 @@ def estimate(
     bandwidth: float | None = None,
     prices: Prices | None = None,
 ) -> HarvestEstimate:
-    """Estimate a harvest; arguments as for `harvest`. bandwidth: bytes per second of the storage, where it is slow.
+    """Estimate a harvest; arguments as for `harvest`. bandwidth: bytes per second of
+    the storage, where it is slow.
 
-    Raises as `harvest` does for a spec, a model, a site or a corpus that cannot be used.
+    Raises as `harvest` does for a spec, a model, a site or a corpus that cannot be
+    used.
     """
     wanted = resolve_spec(spec, model, tokens)
     loaded = loaded_model(wanted.model, model, tokenizer, device)
@@ -95,9 +118,13 @@ def estimate(
     taken = source.take(batches * wanted.batch)
     sample = taken.tokens
     if not len(sample):
-        raise CorpusError(f"corpus {wanted.corpus.name!r} holds no context of {wanted.context} tokens")
+        raise CorpusError(
+            f"corpus {wanted.corpus.name!r} holds no context of {wanted.context} tokens"
+        )
     held = corpus_estimate(wanted, source, corpus, taken)
-    tap = open_tap(loaded, wanted.sites, compiled=wanted.compile, context=wanted.context)
+    tap = open_tap(
+        loaded, wanted.sites, compiled=wanted.compile, context=wanted.context
+    )
     try:
         check_used(loaded, tap)
         tap.check_padding(sample)
@@ -107,9 +134,22 @@ def estimate(
         n_files = len(tokenizer_files(loaded.tokenizer))
     finally:
         tap.close()
-    codecs: dict[str, CodecEstimate] = {codec: _codec(codec, wanted, layout, found) for codec in CODECS}
+    codecs: dict[str, CodecEstimate] = {
+        codec: _codec(codec, wanted, layout, found) for codec in CODECS
+    }
     objects = n_objects(wanted, tap, layout) + n_files
-    return _estimate(wanted, tap, held, layout, found, codecs, objects, before, bandwidth, prices or Prices())
+    return _estimate(
+        wanted,
+        tap,
+        held,
+        layout,
+        found,
+        codecs,
+        objects,
+        before,
+        bandwidth,
+        prices or Prices(),
+    )
 
 
 def _estimate(
@@ -125,14 +165,20 @@ def _estimate(
     prices: Prices,
 ) -> HarvestEstimate:
     n_tokens = layout.n_sequences * layout.context
-    chosen, raw = codecs[spec.codec], codecs[spec.codec].bytes / codecs[spec.codec].ratio
+    chosen, raw = (
+        codecs[spec.codec],
+        codecs[spec.codec].bytes / codecs[spec.codec].ratio,
+    )
     # On the CPU encoding takes the model's cores; beside a GPU it only has to keep up.
     encoding = raw / n_tokens / (chosen.encode_gb_s * GB)
     on_cpu = found.device == "cpu"
     per_token = found.harvest + encoding if on_cpu else max(found.harvest, encoding)
     forward_s, harvest_s = found.forward * n_tokens, per_token * n_tokens
-    read_s = max(raw / (chosen.decode_gb_s * GB), chosen.bytes / bandwidth if bandwidth else 0.0)
-    gets = layout.n_units * len(tap.sites) * (1 + layout.unit_chunks / 16)  # the index, then runs of chunks
+    read_s = max(
+        raw / (chosen.decode_gb_s * GB), chosen.bytes / bandwidth if bandwidth else 0.0
+    )
+    # the index, then runs of chunks
+    gets = layout.n_units * len(tap.sites) * (1 + layout.unit_chunks / 16)
     month = chosen.bytes / GB * prices.storage
     put_cost, get_cost = objects / 1000 * prices.put, gets / 1000 * prices.get
     hour = prices.device / 3600
@@ -168,15 +214,25 @@ def _non_finite(stats: UnitStats) -> dict[str, int]:
 
 
 def _memory(
-    spec: HarvestSpec, tap: Tap, layout: Layout, process: int, found: _Calibration, ratio: float
+    spec: HarvestSpec,
+    tap: Tap,
+    layout: Layout,
+    process: int,
+    found: _Calibration,
+    ratio: float,
 ) -> MemoryEstimate:
     one = unit_bytes(layout, tap.sites, spec.dtype)
     threads = min(os.cpu_count() or 1, len(tap.sites))
-    quantised = 1.0 if spec.dtype == "int8" else 0.0  # beside the encoded shard; other dtypes encode from the buffers
+    # beside the encoded shard; other dtypes encode from the buffers
+    quantised = 1.0 if spec.dtype == "int8" else 0.0
     return MemoryEstimate(
         process=process,
         units=min(UNITS_IN_FLIGHT, layout.n_units) * one,
-        encoding=round(threads * shard_bytes(layout, tap.sites, spec.dtype) * (min(1.0, ratio) + quantised)),
+        encoding=round(
+            threads
+            * shard_bytes(layout, tap.sites, spec.dtype)
+            * (min(1.0, ratio) + quantised)
+        ),
         forward=found.forward_bytes,
         device=0 if found.device == "cpu" else 2 * one,
     )
@@ -187,17 +243,26 @@ def _runs(fixed: float, saved: float) -> int | None:
     return math.floor(fixed / saved) + 1 if saved > 0 else None
 
 
-def _calibrate(spec: HarvestSpec, loaded: LoadedModel, tap: Tap, sample: NDArray[np.int32]) -> _Calibration:
+def _calibrate(
+    spec: HarvestSpec, loaded: LoadedModel, tap: Tap, sample: NDArray[np.int32]
+) -> _Calibration:
     """Run the batches with and without keeping rows, in turn behind one warm-up."""
     device = device_of(loaded.module)
     keep = TokenFilter.of(spec, loaded.info)
     special = np.array(loaded.info.special_tokens, np.int32)
     collector = RowCollector(tap.sites, special, device, filter=keep)
-    buffer = UnitBuffer.make(tap.sites, sample.size, spec.dtype, device=device if device.type != "cpu" else None)
+    buffer = UnitBuffer.make(
+        tap.sites,
+        sample.size,
+        spec.dtype,
+        device=device if device.type != "cpu" else None,
+    )
     batches = [sample[i : i + spec.batch] for i in range(0, len(sample), spec.batch)]
     collector.begin(buffer)
 
-    def run(batch: NDArray[np.int32], sink: Callable[[int, torch.Tensor], None]) -> float:
+    def run(
+        batch: NDArray[np.int32], sink: Callable[[int, torch.Tensor], None]
+    ) -> float:
         ids, mask = inputs(batch, loaded.pad, device)
         began = time.perf_counter()
         with autocast(spec.autocast, device):
@@ -215,24 +280,36 @@ def _calibrate(spec: HarvestSpec, loaded: LoadedModel, tap: Tap, sample: NDArray
         collector.batch(batch, i * spec.batch)
         kept.append(run(batch, collector.take) / batch.size)
     if device.type != "cpu":
-        buffer.values, buffer.norms = [value.cpu() for value in buffer.values], buffer.norms.cpu()
+        buffer.values, buffer.norms = (
+            [value.cpu() for value in buffer.values],
+            buffer.norms.cpu(),
+        )
     rows = collector.finish(0, len(sample)).rows()
     forward = float(np.median(plain))
     harvest = max(forward, float(np.median(kept)))
-    return _Calibration(forward, harvest, len(rows.rows) / sample.size, grown, rows, device.type)
+    return _Calibration(
+        forward, harvest, len(rows.rows) / sample.size, grown, rows, device.type
+    )
 
 
-def _codec(codec: Codec, spec: HarvestSpec, layout: Layout, found: _Calibration) -> CodecEstimate:
+def _codec(
+    codec: Codec, spec: HarvestSpec, layout: Layout, found: _Calibration
+) -> CodecEstimate:
     """Encode and decode the calibration rows of every site."""
     dtype = numpy_dtype(spec.dtype)
     threads = os.cpu_count() or 1
     stored, raw, encode, decode = 0, 0, 0.0, 0.0
     n_kept = len(found.rows.rows)
     rows = min(layout.chunk_rows, max(1, n_kept))
-    order = unit_permutation(spec.seed, 0, n_kept)[: n_kept // rows * rows]  # whole chunks: fill would flatter
+    # whole chunks: fill would flatter
+    order = unit_permutation(spec.seed, 0, n_kept)[: n_kept // rows * rows]
     with ThreadPoolExecutor(threads) as pool:
         for values in found.rows.sites.values():
-            coded = encode_int8(to_float32(values)).values if spec.dtype == "int8" else values
+            coded = (
+                encode_int8(to_float32(values)).values
+                if spec.dtype == "int8"
+                else values
+            )
             shard = ShardCodec(codec, dtype, rows, coded.shape[1], n_kept // rows)
             began = time.perf_counter()
             parts = shard.encode(coded, order, pool)
@@ -248,13 +325,19 @@ def _codec(codec: Codec, spec: HarvestSpec, layout: Layout, found: _Calibration)
     per_row = sum(site.d for site in found.rows.stats.sites.values()) * dtype.itemsize
     n_rows = layout.n_sequences * layout.context * found.kept
     written = n_rows
-    if codec == "raw":  # a unit's last chunk is filled up, and nothing makes the fill small
+    # a unit's last chunk is filled up, and nothing makes the fill small
+    if codec == "raw":
         last = layout.n_sequences - (layout.n_units - 1) * layout.unit_sequences
         chunks_of = [
-            math.ceil(n * layout.context * found.kept / layout.chunk_rows) for n in (layout.unit_sequences, last)
+            math.ceil(n * layout.context * found.kept / layout.chunk_rows)
+            for n in (layout.unit_sequences, last)
         ]
-        written = ((layout.n_units - 1) * chunks_of[0] + chunks_of[1]) * layout.chunk_rows
-    n_bytes = written * per_row * stored / max(raw, 1) + layout.n_units * _side_bytes(spec, layout, found.rows.stats)
+        written = (
+            (layout.n_units - 1) * chunks_of[0] + chunks_of[1]
+        ) * layout.chunk_rows
+    n_bytes = written * per_row * stored / max(raw, 1) + layout.n_units * _side_bytes(
+        spec, layout, found.rows.stats
+    )
     return CodecEstimate(
         ratio=n_bytes / max(n_rows * per_row, 1),
         bytes=round(n_bytes),
@@ -271,14 +354,22 @@ def n_objects(spec: HarvestSpec, tap: Tap, layout: Layout) -> int:
 
 
 def _side_bytes(spec: HarvestSpec, layout: Layout, stats: UnitStats) -> int:
-    """Bytes of a unit's objects that are not values: shard indexes, norms, int8 scales, rows, tokens, statistics."""
+    """Bytes of a unit's objects that are not values: shard indexes, norms, int8 scales,
+    rows, tokens, statistics.
+    """
     per_site = (16 * layout.unit_chunks + 4) + (4 * layout.capacity + 4)
     if spec.dtype == "int8":
         per_site += 2 * layout.capacity + 4
     sites = stats.sites.values()
     steps = sum(8 * site.d + 4 for site in sites) if spec.dtype == "int8" else 0
     tokens = 4 * layout.unit_sequences * layout.context + 4
-    return len(sites) * per_site + steps + (8 * layout.capacity + 4) + tokens + len(stats.to_bytes())
+    return (
+        len(sites) * per_site
+        + steps
+        + (8 * layout.capacity + 4)
+        + tokens
+        + len(stats.to_bytes())
+    )
 
 
 def resident() -> int:
@@ -303,4 +394,6 @@ def _status(name: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0
+    )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.harvesting.command import rounding, say_if_slow, warnings_on
-from actstore.harvesting.options import Device, with_spec
+from actstore.harvesting.harvest_command import rounding, say_if_slow, warnings_on
+from actstore.harvesting.harvest_options import Device, with_spec
 
 if TYPE_CHECKING:
     from schemas.records import CorpusEstimate, HarvestEstimate
@@ -21,7 +21,9 @@ def plan_command(
     bandwidth: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Of the storage, per second: 500MB, 2GB.", show_default="no less than decoding"
+            metavar="SIZE",
+            help="Of the storage, per second: 500MB, 2GB.",
+            show_default="no less than decoding",
         ),
     ] = None,
     storage_price: Annotated[float, typer.Option(help="Per GB and month.")] = 0.023,
@@ -31,11 +33,13 @@ def plan_command(
     months: Annotated[float, typer.Option(help="That the store is kept.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """What a harvest with the same options will take: rows, bytes, memory, time, cost, break-even. Writes nothing."""
+    """What a harvest with the same options will take: rows, bytes, memory, time, cost,
+    break-even. Writes nothing.
+    """
     from rich.console import Console
 
-    from actstore.allocator import keep_freed_memory
-    from actstore.harvesting.specs import parse_size
+    from actstore.console.counts import parse_size
+    from actstore.machine.glibc_malloc import keep_freed_memory
 
     keep_freed_memory()
     from actstore.harvesting.estimate import Prices, estimate
@@ -44,9 +48,11 @@ def plan_command(
     prices = Prices(storage_price, put_price, get_price, device_price, months)
     speed = float(parse_size(bandwidth)) if bandwidth else None
     with warnings_on(Console(stderr=True)):
-        found = estimate(spec, device=device, batches=batches, bandwidth=speed, prices=prices)
+        found = estimate(
+            spec, device=device, batches=batches, bandwidth=speed, prices=prices
+        )
     if found.corpus.short:
-        from actstore.harvesting.extent import sentence
+        from actstore.text.corpus_size import sentence
 
         typer.echo(f"warning: {sentence(found.corpus, spec.corpus.name)}", err=True)
     if as_json:
@@ -58,13 +64,14 @@ def plan_command(
 
 def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
     """The estimate for people: (name, value)."""
-    from actstore.harvesting.run import non_finite_rows
+    from actstore.harvesting.worker import non_finite_rows
 
     layout, memory = found.layout, found.memory
     names = [site.name for site in found.sites]
     shown = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
     codecs = [
-        f"{name} {size(one.bytes)} ({one.ratio:.2f} of the values{', chosen' if name == found.codec else ''})"
+        f"{name} {size(one.bytes)} ({one.ratio:.2f} of the"
+        f" values{', chosen' if name == found.codec else ''})"
         for name, one in found.codecs.items()
     ]
     held = {
@@ -97,9 +104,19 @@ def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
 
 def _corpus(found: CorpusEstimate) -> str:
     if found.tokens is None:
-        return f"its size is not known; the figures hold if it has the {found.asked:,} tokens asked"
-    how = "counted" if found.how == "counted" else f"about, from the first {found.documents:,} documents"
-    return f"{found.tokens:,} tokens ({how}); asked {found.asked:,}{', which it does not have' if found.short else ''}"
+        return (
+            f"its size is not known; the figures hold if it has the {found.asked:,}"
+            " tokens asked"
+        )
+    how = (
+        "counted"
+        if found.how == "counted"
+        else f"about, from the first {found.documents:,} documents"
+    )
+    return (
+        f"{found.tokens:,} tokens ({how}); asked"
+        f" {found.asked:,}{', which it does not have' if found.short else ''}"
+    )
 
 
 def _break_even(found: HarvestEstimate) -> str:

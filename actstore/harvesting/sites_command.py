@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from actstore.harvesting.options import Model, Revision, TrustRemoteCode
-from actstore.options import AsJson, option
+from actstore.console.cli_options import AsJson, option
+from actstore.harvesting.harvest_options import Model, Revision, TrustRemoteCode
 
 if TYPE_CHECKING:
-    from actstore.harvesting.sites import ModelSites
+    from actstore.model.site_list import ModelSites
 
 SCHEMA = "schemas.source:ModelSource"
-FIELDS = {"model": "name", "revision": "revision", "trust_remote_code": "trust_remote_code"}
+FIELDS = {
+    "model": "name",
+    "revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+}
 
 
 def sites_command(
@@ -22,13 +26,19 @@ def sites_command(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """The sites of a model: names for --sites, and the width of the vectors that each has. Runs it on a few tokens."""
-    from actstore.harvesting.models import load_model
-    from actstore.harvesting.sites import list_sites
+    """The sites of a model: names for --sites, and the width of the vectors that each
+    has. Runs it on a few tokens.
+    """
+    from actstore.model.load_model import load_model
+    from actstore.model.site_list import list_sites
     from actstore.validation import validated
     from schemas.source import ModelSource
 
-    values = {"name": model, "revision": revision, "trust_remote_code": trust_remote_code or None}
+    values = {
+        "name": model,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code or None,
+    }
     given = {path: value for path, value in values.items() if value is not None}
     names = {path: option(name) for name, path in FIELDS.items()}
     loaded = load_model(validated(ModelSource, given, "model", names))
@@ -44,8 +54,10 @@ def sites_command(
 
 
 def lines(architecture: str, found: ModelSites) -> list[str]:
-    """The sites for people: hook names, modules, and what has no single vector per token."""
-    from actstore.harvesting.sites import condensed
+    """The sites for people: hook names, modules, and what has no single vector per
+    token.
+    """
+    from actstore.model.site_list import condensed
 
     sites = condensed(found.sites)
     width = max(len(site.name) for site in sites)
@@ -58,6 +70,9 @@ def lines(architecture: str, found: ModelSites) -> list[str]:
         out.append(f"no hook names: {found.why}")
     others = [site for site in sites if site.d is None]
     if others:
-        out.append(f"not one vector per token (values for tokens of shape {list(found.tokens)})")
+        out.append(
+            "not one vector per token (values for tokens of shape"
+            f" {list(found.tokens)})"
+        )
         out += [f"  {site.name:<{width}}  {list(site.shape)}" for site in others]
     return out

@@ -1,4 +1,6 @@
-"""What every format gives: the arrays of a file, each read along its first axis; and arrays in several files as one."""
+"""What every format gives: the arrays of a file, each read along its first axis; and
+arrays in several files as one.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,15 @@ from actstore.format.dtypes import NUMPY, to_torch
 from schemas.source import ImportFormat
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-Read = Callable[[int, int], Any]  # (start, stop) along the first axis -> numpy array or tensor
+# (start, stop) along the first axis -> numpy array or tensor
+Read = Callable[[int, int], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """One array of an open file. `key` is its name there, None where a file holds only one."""
+    """One array of an open file. `key` is its name there, None where a file holds only
+    one.
+    """
 
     key: str | None
     shape: tuple[int, ...]
@@ -40,7 +45,9 @@ class Array:
 
 
 def can_be_site(dtype: str, shape: Sequence[int]) -> bool:
-    """Whether an array holds rows [n, d] or [n_sequences, context, d] of floating-point values."""
+    """Whether an array holds rows [n, d] or [n_sequences, context, d] of floating-point
+    values.
+    """
     return dtype in FLOATS and len(shape) in {2, 3}
 
 
@@ -48,7 +55,8 @@ Opener = Callable[[ExitStack], list[Array]]
 
 
 class Part(NamedTuple):
-    """A file, or a folder that is one data set. `open` gives its arrays until the stack is closed.
+    """A file, or a folder that is one data set. `open` gives its arrays until the stack
+    is closed.
 
     name: what the store says of it; where: what messages say.
     """
@@ -76,7 +84,9 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Joined:
-    """The same array of several parts, one behind the other along the first axis. One part is open at a time."""
+    """The same array of several parts, one behind the other along the first axis. One
+    part is open at a time.
+    """
 
     parts: tuple[Part, ...]
     key: str | None
@@ -97,8 +107,9 @@ class Joined:
         for part, one in zip(parts, found, strict=True):
             if (one.shape[1:], one.dtype) != (first.shape[1:], first.dtype):
                 raise SourceError(
-                    f"{part.where}: {one} does not continue {first} of {parts[0].where}; parts of one array have the "
-                    "same dtype and the same shape but for their first axis"
+                    f"{part.where}: {one} does not continue {first} of"
+                    f" {parts[0].where}; parts of one array have the same dtype and the"
+                    " same shape but for their first axis"
                 )
         lengths = tuple(one.shape[0] for one in found)
         return cls(tuple(parts), key, lengths, first.shape[1:], first.dtype)
@@ -112,7 +123,11 @@ class Joined:
     def names(self) -> str:
         """For messages."""
         names = [part.where for part in self.parts]
-        text = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)} files)"
+        text = (
+            names[0]
+            if len(names) == 1
+            else f"{names[0]} ... {names[-1]} ({len(names)} files)"
+        )
         return text if self.key is None else f"{text}: {self.key}"
 
     def read(self, start: int, stop: int) -> torch.Tensor:
@@ -136,34 +151,48 @@ class Joined:
             self._open = i, self.parts[i].array(self._stack, self.key)
         array = self._open[1]
         if (array.shape[0], array.shape[1:]) != (self.lengths[i], self.tail):
-            raise SourceError(f"{self.parts[i].where}: it was changed while it was imported; start again")
+            raise SourceError(
+                f"{self.parts[i].where}: it was changed while it was imported; start"
+                " again"
+            )
         with reading(self.parts[i].where, self.parts[i].format):
             found = array.read(start, stop)
         if tuple(found.shape) != (stop - start, *self.tail):
-            raise SourceError(f"{self.parts[i].where}: wanted rows {start}..{stop} of {array}, got {list(found.shape)}")
+            raise SourceError(
+                f"{self.parts[i].where}: wanted rows {start}..{stop} of {array}, got"
+                f" {list(found.shape)}"
+            )
         return found
 
 
 @contextlib.contextmanager
 def reading(name: str, kind: str) -> Iterator[None]:
-    """Whatever a damaged file makes a library raise, as a SourceError that names the file."""
+    """Whatever a damaged file makes a library raise, as a SourceError that names the
+    file.
+    """
     try:
         yield
     except (ActstoreError, MemoryError):
         raise
     except Exception as error:  # libraries raise what they like
         raise SourceError(
-            f"{name}: it cannot be read as {kind}: {first_line(error)}; it may be damaged, cut short, or of another "
-            "format (--format)"
+            f"{name}: it cannot be read as {kind}: {first_line(error)}; it may be"
+            " damaged, cut short, or of another format (--format)"
         ) from error
 
 
 def as_tensor(values: Any) -> torch.Tensor:
-    """Values as a CPU tensor of their own dtype; a copy only where byte order or memory make it necessary."""
+    """Values as a CPU tensor of their own dtype; a copy only where byte order or memory
+    make it necessary.
+    """
     if isinstance(values, torch.Tensor):
         return values.detach().cpu()
     array = native(np.asarray(values))
-    return to_torch(array if array.flags.writeable and array.flags.c_contiguous else np.array(array, order="C"))
+    return to_torch(
+        array
+        if array.flags.writeable and array.flags.c_contiguous
+        else np.array(array, order="C")
+    )
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
@@ -176,20 +205,27 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
 def dtype_name(dtype: Any) -> str:
     """`float32` and the like, of a numpy, torch or Arrow dtype."""
     if isinstance(dtype, np.dtype):
-        return "bfloat16" if dtype == NUMPY["bfloat16"] else dtype.newbyteorder("=").name
+        return (
+            "bfloat16" if dtype == NUMPY["bfloat16"] else dtype.newbyteorder("=").name
+        )
     text = str(dtype).removeprefix("torch.")
-    return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(text, text)
+    return {"halffloat": "float16", "float": "float32", "double": "float64"}.get(
+        text, text
+    )
 
 
 SLAB_BYTES = 8 << 20
 
 
 def by_slabs(read: Read, shape: tuple[int, ...], chunk: int, itemsize: int) -> Read:
-    """Read whole slabs along the first axis, the last one kept, so that a stored chunk is decoded only once.
+    """Read whole slabs along the first axis, the last one kept, so that a stored chunk
+    is decoded only once.
 
     A slab is some chunks of `chunk` along that axis, or one where they are large.
     """
-    size = chunk * max(1, SLAB_BYTES // (chunk * itemsize * max(1, math.prod(shape[1:]))))
+    size = chunk * max(
+        1, SLAB_BYTES // (chunk * itemsize * max(1, math.prod(shape[1:])))
+    )
     kept: list[Any] = [-1, None]
 
     def slab(i: int) -> Any:

@@ -15,12 +15,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_make_bench_knows_them_all() -> None:
-    there = {path.stem for path in (ROOT / "tests/benchmarks").glob("*.py")} - {"__init__", "__main__"}
+    there = {path.stem for path in (ROOT / "tests/benchmarks").glob("*.py")} - {
+        "__init__",
+        "__main__",
+    }
     by_hand = {"stream_table", "codecs", "learning_rates"}  # tables, not ratios
     assert {*BENCHES, *PEERS} | by_hand == there
 
 
-@pytest.mark.parametrize("name", [*BENCHES, *PEERS, "stream_table", "codecs", "learning_rates"])
+@pytest.mark.parametrize(
+    "name", [*BENCHES, *PEERS, "stream_table", "codecs", "learning_rates"]
+)
 def test_each_can_be_imported(name: str) -> None:
     module = importlib.import_module(f"tests.benchmarks.{name}")
     assert callable(module.main)

@@ -1,4 +1,6 @@
-"""Writes docs/architectures.md: `python -m tests.architectures [MODEL_TYPE...]` (with types: prints their lines)."""
+"""Writes docs/architectures.md: `python -m tests.architectures [MODEL_TYPE...]` (with
+types: prints their lines).
+"""
 
 from __future__ import annotations
 

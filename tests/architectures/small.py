@@ -1,4 +1,6 @@
-"""Small models of every type that transformers has: the type's own configuration with small numbers."""
+"""Small models of every type that transformers has: the type's own configuration with
+small numbers.
+"""
 
 from __future__ import annotations
 
@@ -47,23 +49,45 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
-    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8},
+    "granitemoehybrid": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "layer_types": ["mamba", "attention"],
+    },
+    "falcon_h1": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_ssm": 64,
+        "mamba_d_state": 8,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "attn_layers": ["local", "lsh"]},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 16],
+        "axial_pos_shape": [8, 8],
+        "attn_layers": ["local", "lsh"],
+    },
     "longcat_flash": {"qk_head_dim": 16, "head_dim": 8},
-    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2, "num_cross_attention_heads": 4},
+    "perceiver": {
+        "d_latents": 32,
+        "num_latents": 8,
+        "num_self_attends_per_block": 2,
+        "num_cross_attention_heads": 4,
+    },
     "deepseek_v3": {"first_k_dense_replace": 1},
     "dots1": {"layer_types": None, "first_k_dense_replace": 1},
 }
 
 
 def small_config(kind: Any, **changes: Any) -> Any:
-    """A configuration of this class with small numbers wherever it has a field of that name."""
+    """A configuration of this class with small numbers wherever it has a field of that
+    name.
+    """
     usual = kind()
     fields = {*usual.to_dict(), *usual.attribute_map}
     values = {
-        name: value for name, value in SMALL.items() if name in fields and _fits(getattr(usual, name, None), value)
+        name: value
+        for name, value in SMALL.items()
+        if name in fields and _fits(getattr(usual, name, None), value)
     }
     if "qk_rope_head_dim" in fields:  # it is the width of heads there
         values.pop("head_dim", None)
@@ -71,7 +95,9 @@ def small_config(kind: Any, **changes: Any) -> Any:
     for name, part in (getattr(kind, "sub_configs", None) or {}).items():
         inner = getattr(usual, name, None)
         if inner is not None:
-            values[name] = small_config(type(inner) if part.__name__ == "AutoConfig" else part).to_dict()
+            values[name] = small_config(
+                type(inner) if part.__name__ == "AutoConfig" else part
+            ).to_dict()
     return kind(**{**values, **changes})
 
 
@@ -80,7 +106,17 @@ def _fits(usual: Any, value: Any) -> bool:
 
 
 # Model types that do not read text alone, or have no language model: some of each kind.
-OTHERS = ("clip", "clip_text_model", "dpr", "hubert", "siglip", "speech_to_text", "t5gemma2_encoder", "vit", "wav2vec2")
+OTHERS = (
+    "clip",
+    "clip_text_model",
+    "dpr",
+    "hubert",
+    "siglip",
+    "speech_to_text",
+    "t5gemma2_encoder",
+    "vit",
+    "wav2vec2",
+)
 
 
 def language_models() -> dict[str, str]:
@@ -102,7 +138,9 @@ def small_model(model_type: str, name: str) -> Any:
     """A model of this class with random weights that its norms and biases show through."""
     kind = configuration_auto.CONFIG_MAPPING[model_type]
     torch.manual_seed(0)
-    model = getattr(transformers, name)(small_config(kind, **CHANGES.get(model_type, {})))
+    model = getattr(transformers, name)(
+        small_config(kind, **CHANGES.get(model_type, {}))
+    )
     for p in model.parameters():
         if p.ndim > 1:
             nn.init.normal_(p, std=0.1)

@@ -1,4 +1,6 @@
-"""What of a model type can be harvested: one small model, opened and run as a harvest does, and a line that says it."""
+"""What of a model type can be harvested: one small model, opened and run as a harvest
+does, and a line that says it.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from actstore.errors import ActstoreError
-from actstore.harvesting.models import LoadedModel, describe
-from actstore.harvesting.resolve import SWITCHES
-from actstore.harvesting.sites import list_sites
-from actstore.harvesting.tap import open_tap
+from actstore.model.hook_names import SWITCHES
+from actstore.model.load_model import LoadedModel, describe
+from actstore.model.open_tap import open_tap
+from actstore.model.site_list import list_sites
 from tests.architectures.small import SMALL, small_model
 
 HEAD = """# Architectures
@@ -36,7 +38,9 @@ not read text, each built small with random weights, opened and run as a harvest
 
 
 class Line(NamedTuple):
-    """One model type. verdict: works, refused (says why), or not built (our small configuration does not fit it)."""
+    """One model type. verdict: works, refused (says why), or not built (our small
+    configuration does not fit it).
+    """
 
     model_type: str
     name: str
@@ -67,15 +71,31 @@ def surveyed(model_type: str, name: str) -> Line:
         return Line(model_type, name, "refused", says=_short(error))
     counts, padding = {}, "-"
     for kind in ("module", "hook"):
-        widths = {site.name: site.d for site in found.sites if site.kind == kind and site.d is not None}
+        widths = {
+            site.name: site.d
+            for site in found.sites
+            if site.kind == kind and site.d is not None
+        }
         counts[kind] = str(len(widths)) if widths else "-"
         if widths:
-            together = {name: d for name, d in widths.items() if name.rpartition(".")[2] not in SWITCHES}
+            together = {
+                name: d
+                for name, d in widths.items()
+                if name.rpartition(".")[2] not in SWITCHES
+            }
             takes = _harvested(model, together)
             padding = takes if kind == "module" else padding
     base = _base(model_type, name) if counts["hook"] != "-" else None
     hooks = counts["hook"] + (f" ({base})" if base is not None else "")
-    return Line(model_type, name, "works", hooks, counts["module"], padding, "" if counts["hook"] != "-" else found.why)
+    return Line(
+        model_type,
+        name,
+        "works",
+        hooks,
+        counts["module"],
+        padding,
+        "" if counts["hook"] != "-" else found.why,
+    )
 
 
 def page(lines: Iterable[Line]) -> str:
@@ -88,11 +108,17 @@ def page(lines: Iterable[Line]) -> str:
         "refused": "are refused",
         "not built": "are not built (our small configuration does not fit)",
     }
-    counts = [f"{sum(line.verdict == one for line in lines)} {text}" for one, text in shown.items()]
-    versions = {"transformers": transformers.__version__, "transformer_lens": version("transformer_lens")}
-    return HEAD.format(counts=f"{len(lines)} model types: {', '.join(counts)}.", **versions) + "".join(
-        f"{line.markdown()}\n" for line in lines
-    )
+    counts = [
+        f"{sum(line.verdict == one for line in lines)} {text}"
+        for one, text in shown.items()
+    ]
+    versions = {
+        "transformers": transformers.__version__,
+        "transformer_lens": version("transformer_lens"),
+    }
+    return HEAD.format(
+        counts=f"{len(lines)} model types: {', '.join(counts)}.", **versions
+    ) + "".join(f"{line.markdown()}\n" for line in lines)
 
 
 def _harvested(model: LoadedModel, widths: dict[str, Any]) -> str:
@@ -101,10 +127,19 @@ def _harvested(model: LoadedModel, widths: dict[str, Any]) -> str:
     try:
         assert {site.name: site.d for site in tap.sites} == widths
         seen: dict[int, torch.Size] = {}
-        tap.run(torch.randint(3, SMALL["vocab_size"], (3, 16)), None, lambda i, x: seen.__setitem__(i, x.shape))
-        assert [seen[i] for i in range(len(widths))] == [(3, 16, d) for d in widths.values()]
+        tap.run(
+            torch.randint(3, SMALL["vocab_size"], (3, 16)),
+            None,
+            lambda i, x: seen.__setitem__(i, x.shape),
+        )
+        assert [seen[i] for i in range(len(widths))] == [
+            (3, 16, d) for d in widths.values()
+        ]
         sides = []
-        for side, tokens in (("before", [[-1, -1, 5, 6, 7]]), ("behind", [[5, 6, 7, -1, -1]])):
+        for side, tokens in (
+            ("before", [[-1, -1, 5, 6, 7]]),
+            ("behind", [[5, 6, 7, -1, -1]]),
+        ):
             try:
                 tap.check_padding(np.array(tokens, np.int32))
                 sides.append(side)

@@ -40,21 +40,34 @@ def quiet() -> Iterator[None]:
 
 def committed() -> dict[str, str]:
     return {
-        line.split(" | ")[0][2:]: line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:2] == "| "
+        line.split(" | ")[0][2:]: line
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line[:2] == "| "
     }
 
 
 def test_the_table_has_every_model_type() -> None:
     lines = committed()
-    assert sum(" | not built: " not in line and " | refused: " not in line for line in lines.values()) > 200
+    assert (
+        sum(
+            " | not built: " not in line and " | refused: " not in line
+            for line in lines.values()
+        )
+        > 200
+    )
     if VERSION in PAGE.read_text(encoding="utf-8"):
         assert set(language_models()) == set(lines) - {"model type"}
 
 
 @pytest.mark.parametrize("model_type", FEW)
 def test_lines_of_the_table(model_type: str) -> None:
-    """Those that other versions of transformers cannot change: whether it works, and which padding it takes."""
-    line, was = surveyed(model_type, language_models()[model_type]), committed()[model_type]
+    """Those that other versions of transformers cannot change: whether it works, and
+    which padding it takes.
+    """
+    line, was = (
+        surveyed(model_type, language_models()[model_type]),
+        committed()[model_type],
+    )
     if VERSION in PAGE.read_text(encoding="utf-8"):
         assert line.markdown() == was
     else:

@@ -1,6 +1,8 @@
-"""`make bench`: every benchmark in a process of its own; their JSON lines go to the terminal and to a dated file.
+"""`make bench`: every benchmark in a process of its own; their JSON lines go to the
+terminal and to a dated file.
 
-`python -m tests.benchmarks --peers` runs those against other packages instead (README.md says how to set them up).
+`python -m tests.benchmarks --peers` runs those against other packages instead
+(README.md says how to set them up).
 """
 
 from __future__ import annotations
@@ -27,10 +29,15 @@ def main() -> None:
         / f"{'peers' if peers else 'all'}_{platform.machine()}-{os.cpu_count()}cores_{today:%Y%m}.jsonl"
     )
     result.parent.mkdir(exist_ok=True)
-    add(result, f'{{"date": "{today:%Y-%m-%d}", "python": "{platform.python_version()}"}}')
+    add(
+        result,
+        f'{{"date": "{today:%Y-%m-%d}", "python": "{platform.python_version()}"}}',
+    )
     for bench in PEERS if peers else BENCHES:
         words = [sys.executable, "-m", f"tests.benchmarks.{bench}"]
-        with subprocess.Popen(words, cwd=HERE.parents[1], stdout=subprocess.PIPE, text=True) as running:
+        with subprocess.Popen(
+            words, cwd=HERE.parents[1], stdout=subprocess.PIPE, text=True
+        ) as running:
             assert running.stdout is not None
             for line in running.stdout:
                 if line.startswith("{"):
@@ -38,7 +45,9 @@ def main() -> None:
                     sys.stdout.flush()
                     add(result, line.rstrip())
         if running.returncode:
-            sys.exit(f"{bench}: ended with status {running.returncode}; what was measured before is in {result}")
+            sys.exit(
+                f"{bench}: ended with status {running.returncode}; what was measured before is in {result}"
+            )
     sys.stdout.write(f"written to {result}\n")
 
 

@@ -1,9 +1,11 @@
-"""What each way of storing rows costs and loses: `python -m tests.benchmarks.codecs [--tokens N] [--steps N]`.
+"""What each way of storing rows costs and loses: `python -m tests.benchmarks.codecs
+[--tokens N] [--steps N]`.
 
-A harvest of the builtin model in float32 is written again in every dtype and codec, row for row. Per store: bytes per
-value (with scales and steps), speed of a shuffled epoch in rows per second, FVU floor (the share of variance lost by
-storing alone, worst site), and the FVU that the same SAE (topk, same seeds) reaches on the float32 store's held-out rows
-when it is trained from this store.
+A harvest of the builtin model in float32 is written again in every dtype and codec, row
+for row. Per store: bytes per value (with scales and steps), speed of a shuffled epoch
+in rows per second, FVU floor (the share of variance lost by storing alone, worst site),
+and the FVU that the same SAE (topk, same seeds) reaches on the float32 store's held-out
+rows when it is trained from this store.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ import numpy as np
 
 import actstore
 import trainer
-from actstore.allocator import keep_freed_memory
-from actstore.store import Store
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.store import Store
 from schemas.records import BenchRecord
 from schemas.sae import TopK
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.evaluate.rows import evaluate
-from trainer.training.loop import train_group
+from trainer.evaluate.row_metrics import evaluate
+from trainer.training.train_group import train_group
 
 WAYS = [
     ("float32", "raw"),
@@ -43,8 +45,17 @@ BATCH, UNIT_TOKENS = 512, 2048
 
 def exact_store(folder: Path, tokens: int) -> Store:
     """float32 rows of the builtin model's MLP outputs."""
-    spec = {"model": "builtin:tiny", "corpus": "builtin:stdlib", "sites": "blocks.*.hook_mlp_out", "dtype": "float32"}
-    whole = {"tokens": tokens // UNIT_TOKENS * UNIT_TOKENS, "unit_sequences": UNIT_TOKENS // 128}  # no part of a unit
+    spec = {
+        "model": "builtin:tiny",
+        "corpus": "builtin:stdlib",
+        "sites": "blocks.*.hook_mlp_out",
+        "dtype": "float32",
+    }
+    # no part of a unit
+    whole = {
+        "tokens": tokens // UNIT_TOKENS * UNIT_TOKENS,
+        "unit_sequences": UNIT_TOKENS // 128,
+    }
     return actstore.harvest({**spec, **whole, "codec": "raw"}, str(folder / "exact"))
 
 
@@ -83,7 +94,9 @@ def bytes_per_value(store: Store) -> float:
         for key, one in store.record(unit).objects.items()
         if key.startswith(parts)
     )
-    return stored / (store.manifest.n_rows * sum(site.d for site in store.manifest.sites))
+    return stored / (
+        store.manifest.n_rows * sum(site.d for site in store.manifest.sites)
+    )
 
 
 def fvu_floor(exact: Store, store: Store) -> float:
@@ -92,7 +105,9 @@ def fvu_floor(exact: Store, store: Store) -> float:
     for site in exact.sites:
         rows = exact.rows("held_out")
         x, y = exact.read(site, rows).astype(np.float64), store.read(site, rows)
-        worst = max(worst, float(np.square(x - y).sum() / np.square(x - x.mean(axis=0)).sum()))
+        worst = max(
+            worst, float(np.square(x - y).sum() / np.square(x - x.mean(axis=0)).sum())
+        )
     return worst
 
 
@@ -141,7 +156,14 @@ def main() -> None:
             for what, value in found.items():
                 ratio = value / base[what] if base[what] else 0.0
                 case = f"{dtype} {codec}: {what}"
-                record = BenchRecord(bench="codecs", case=case, value=value, unit="", floor=base[what], ratio=ratio)
+                record = BenchRecord(
+                    bench="codecs",
+                    case=case,
+                    value=value,
+                    unit="",
+                    floor=base[what],
+                    ratio=ratio,
+                )
                 sys.stdout.write(record.model_dump_json() + "\n")
             text = ", ".join(f"{what} {value:.6g}" for what, value in found.items())
             sys.stderr.write(f"{dtype} {codec}: {text}\n")

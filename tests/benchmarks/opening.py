@@ -1,10 +1,12 @@
-"""From `actstore.open` to a stream's first batch: `python -m tests.benchmarks.opening [--units N] [--rounds N]`.
+"""From `actstore.open` to a stream's first batch: `python -m tests.benchmarks.opening
+[--units N] [--rounds N]`.
 
-Store: 12 sites of d 768 in bfloat16 (lz4), units of 64 chunks of 1.5 MiB; all shards are links to one page-cached file,
-so that 100,000 units (117 TB) cost nothing. Floor: the first window's chunks alone, read and decoded in as many threads.
-`first_batch_of_many_units_...`: `value` is everything, at a window of so many chunks per site; the smallest (one chunk a
-lane) shows what opening and ordering cost, the default one what a user waits for. Medians, in seconds; ratio =
-floor / value.
+Store: 12 sites of d 768 in bfloat16 (lz4), units of 64 chunks of 1.5 MiB; all shards
+are links to one page-cached file, so that 100,000 units (117 TB) cost nothing. Floor:
+the first window's chunks alone, read and decoded in as many threads.
+`first_batch_of_many_units_...`: `value` is everything, at a window of so many chunks
+per site; the smallest (one chunk a lane) shows what opening and ordering cost, the
+default one what a user waits for. Medians, in seconds; ratio = floor / value.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 import actstore
-from actstore.allocator import keep_freed_memory
-from actstore.store import Store
-from actstore.stream.reader import ChunkReader
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.chunk_reader import ChunkReader
+from actstore.store.store import Store
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
 from tests.synthetic import link_first_windows, linked_store
@@ -68,7 +70,9 @@ def first_batch_of_many_units(url: str, spec: StreamSpec, threads: int) -> Parts
 
 
 def one_window(store: Store, window_chunks: int, threads: int) -> float:
-    """Seconds for as many chunks as a window has, one behind the other, into memory that is there."""
+    """Seconds for as many chunks as a window has, one behind the other, into memory
+    that is there.
+    """
     reader = ChunkReader(store, store.sites)
     window = np.zeros((N_SITES * window_chunks, CHUNK_ROWS, D), reader.dtype)
 
@@ -95,8 +99,13 @@ def measure(folder: Path, n_units: int, memory: int, threads: int, rounds: int) 
     for _ in range(rounds):
         taken.append(first_batch_of_many_units(store.url, spec, threads))
         floors.append(one_window(store, window, threads))
-    floor, value = statistics.median(floors), statistics.median(sum(parts) for parts in taken)
-    ratio = statistics.median(f / sum(parts) for f, parts in zip(floors, taken, strict=True))
+    floor, value = (
+        statistics.median(floors),
+        statistics.median(sum(parts) for parts in taken),
+    )
+    ratio = statistics.median(
+        f / sum(parts) for f, parts in zip(floors, taken, strict=True)
+    )
     name = f"first_batch_of_many_units_{n_units}_window_{window}"
     _print(name, value, floor, ratio)
     for part in Parts._fields:
@@ -105,7 +114,9 @@ def measure(folder: Path, n_units: int, memory: int, threads: int, rounds: int) 
 
 
 def _print(case: str, value: float, base: float, ratio: float) -> None:
-    record = BenchRecord(bench="opening", case=case, value=value, unit="s", floor=base, ratio=ratio)
+    record = BenchRecord(
+        bench="opening", case=case, value=value, unit="s", floor=base, ratio=ratio
+    )
     print(record.model_dump_json(), flush=True)
 
 
@@ -123,7 +134,13 @@ def main() -> None:
             (arguments.units, smallest),
             (arguments.units, StreamSpec().memory),
         ):
-            measure(Path(folder) / f"{n_units}-{memory}", n_units, memory, arguments.threads, arguments.rounds)
+            measure(
+                Path(folder) / f"{n_units}-{memory}",
+                n_units,
+                memory,
+                arguments.threads,
+                arguments.rounds,
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Our stream against other loaders, in one run on the same rows: `python -m tests.benchmarks.stream_peers [--rows N]`.
+"""Our stream against other loaders, in one run on the same rows: `python -m
+tests.benchmarks.stream_peers [--rows N]`.
 
-Store: that of `stream.py` (12 sites of d 768 in bfloat16, page-cached). Each loader delivers batches of 4,096 shuffled
-rows of all sites: ours (`store.stream()`), and two that read the chunks of the same windows in the same order with
-tensorstore and with zarr-python (`peers/loaders.py`). SAELens holds one site per cache and knows no bfloat16, so its
-loader gets the rows of the first site, in its own format as float16 (or `--saelens-dtypes`), with a mixing buffer of
-65,536 and of 8,192 rows.
+Store: that of `stream.py` (12 sites of d 768 in bfloat16, page-cached). Each loader
+delivers batches of 4,096 shuffled rows of all sites: ours (`store.stream()`), and two
+that read the chunks of the same windows in the same order with tensorstore and with
+zarr-python (`peers/loaders.py`). SAELens holds one site per cache and knows no
+bfloat16, so its loader gets the rows of the first site, in its own format as float16
+(or `--saelens-dtypes`), with a mixing buffer of 65,536 and of 8,192 rows.
 
-The loaders take turns, each alone and in its steady state: three windows untimed, then at least an epoch timed. A line's
-`floor` is the peer's rows/s and its `ratio` ours over the peer's, the median of the rounds' ratios. The `cpu` lines hold
-on a busy machine too: CPU seconds of all threads per million rows, where less is better.
+The loaders take turns, each alone and in its steady state: three windows untimed, then
+at least an epoch timed. A line's `floor` is the peer's rows/s and its `ratio` ours over
+the peer's, the median of the rounds' ratios. The `cpu` lines hold on a busy machine
+too: CPU seconds of all threads per million rows, where less is better.
 """
 
 from __future__ import annotations
@@ -26,27 +29,39 @@ import numpy as np
 import torch
 
 import actstore
-from actstore.allocator import keep_freed_memory
 from actstore.format.dtypes import to_float32
-from actstore.store import Store
-from actstore.stream.reader import ChunkReader
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.chunk_reader import ChunkReader
+from actstore.store.store import Store
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
 from tests.benchmarks.peers.link import Peer, PeerError, Rate, connect, note
-from tests.benchmarks.peers.loaders import Read, WindowLoader, tensorstore_reader, zarr_reader
+from tests.benchmarks.peers.loaders import (
+    Read,
+    WindowLoader,
+    tensorstore_reader,
+    zarr_reader,
+)
 from tests.benchmarks.stream import BATCH, D, benchmark_store
 
 Take = Callable[[], torch.Tensor]
 Loader = Callable[[], AbstractContextManager[Take]]
 BUFFERS = (65_536, 8_192)
-TARGETS = {"tensorstore": 1.75, "zarr-python": 4.0, "saelens 65536": 10.0, "saelens 8192": 3.5}
+TARGETS = {
+    "tensorstore": 1.75,
+    "zarr-python": 4.0,
+    "saelens 65536": 10.0,
+    "saelens 8192": 3.5,
+}
 CHECKED_BATCHES = 3
 
 
 @contextmanager
 def ours(store: Store, options: argparse.Namespace) -> Iterator[Take]:
     """`store.stream()`, as stored."""
-    spec = StreamSpec(batch=BATCH, dtype="bfloat16", epochs=None, window_chunks=options.window)
+    spec = StreamSpec(
+        batch=BATCH, dtype="bfloat16", epochs=None, window_chunks=options.window
+    )
     with store.stream(spec, threads=options.threads) as stream:
         yield lambda: next(stream).x
 
@@ -61,22 +76,31 @@ def rival(store: Store, read: Read, window_chunks: int) -> Iterator[Take]:
         loader.close()
 
 
-def loaders(store: Store, window: int, options: argparse.Namespace) -> dict[str, Loader]:
+def loaders(
+    store: Store, window: int, options: argparse.Namespace
+) -> dict[str, Loader]:
     """Ours and those that run in this process, checked to deliver the same rows."""
     found: dict[str, Loader] = {"ours": partial(ours, store, options)}
-    for name, make in (("tensorstore", tensorstore_reader), ("zarr-python", zarr_reader)):
+    for name, make in (
+        ("tensorstore", tensorstore_reader),
+        ("zarr-python", zarr_reader),
+    ):
         try:
             found[name] = partial(rival, store, make(store, options.threads), window)
         except ImportError as error:
             note(f"{name} is left out: {error}")
             continue
         with found["ours"]() as take, found[name]() as other:
-            assert all(torch.equal(take(), other()) for _ in range(CHECKED_BATCHES)), f"{name} delivers other rows"
+            assert all(torch.equal(take(), other()) for _ in range(CHECKED_BATCHES)), (
+                f"{name} delivers other rows"
+            )
     return found
 
 
 def rate(loader: Loader, untimed: int, batches: int, seconds: float) -> Rate:
-    """What a loader delivers over at least so many batches and seconds, behind so many untimed batches."""
+    """What a loader delivers over at least so many batches and seconds, behind so many
+    untimed batches.
+    """
     with loader() as take:
         for _ in range(untimed):
             take()
@@ -87,8 +111,12 @@ def rate(loader: Loader, untimed: int, batches: int, seconds: float) -> Rate:
         return Rate(rows, time.perf_counter() - began, time.process_time() - cpu)
 
 
-def saelens_cases(store: Store, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """Cases of SAELens' loader by name; the rows of the first site are written out for its worker to convert."""
+def saelens_cases(
+    store: Store, folder: Path, options: argparse.Namespace
+) -> dict[str, dict[str, object]]:
+    """Cases of SAELens' loader by name; the rows of the first site are written out for
+    its worker to convert.
+    """
     cases = {}
     for dtype in options.saelens_dtypes.split(","):
         rows = folder / f"{dtype}.npy"
@@ -110,7 +138,10 @@ def saelens_cases(store: Store, folder: Path, options: argparse.Namespace) -> di
 def write_rows(store: Store, path: Path, dtype: str) -> None:
     """All rows of the first site, in the order of the store."""
     rows, first = store.layout.chunk_rows, 0
-    reader, chunk = ChunkReader(store, store.sites[:1]), np.empty((store.layout.chunk_rows, D), np.float32)
+    reader, chunk = (
+        ChunkReader(store, store.sites[:1]),
+        np.empty((store.layout.chunk_rows, D), np.float32),
+    )
     raw = np.empty((rows, D), reader.dtype)
     counts = [int(n) for n in store.unit_rows]
     out = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (sum(counts), D))
@@ -130,7 +161,13 @@ def saelens_rate(peer: Peer, case: dict[str, object], seconds: float) -> Rate:
     return peer.run(seconds)
 
 
-def measure(store: Store, codec: str, peer: Peer | None, folder: Path, options: argparse.Namespace) -> None:
+def measure(
+    store: Store,
+    codec: str,
+    peer: Peer | None,
+    folder: Path,
+    options: argparse.Namespace,
+) -> None:
     """Every loader in turn, `rounds` times; one record per peer."""
     turns: dict[str, Callable[[], Rate]] = {}
     with store.stream(StreamSpec(batch=BATCH, window_chunks=options.window)) as stream:
@@ -149,36 +186,64 @@ def measure(store: Store, codec: str, peer: Peer | None, folder: Path, options: 
             except PeerError as error:
                 note(f"{name} is left out: {error}")
                 del rates[name]
-        now = ", ".join(f"{name} {values[-1].rows_per_s:,.0f}" for name, values in rates.items())
+        now = ", ".join(
+            f"{name} {values[-1].rows_per_s:,.0f}" for name, values in rates.items()
+        )
         note(f"{codec}: {now} rows/s")
     own = rates.pop("ours")
     for name, values in rates.items():
-        ratio = report(f"{codec} {name}", "rows/s", [v.rows_per_s for v in own], [v.rows_per_s for v in values])
+        ratio = report(
+            f"{codec} {name}",
+            "rows/s",
+            [v.rows_per_s for v in own],
+            [v.rows_per_s for v in values],
+        )
         target = next(value for key, value in TARGETS.items() if name.startswith(key))
         note(f"{codec} {name}: {ratio:.2f}x, wanted {target}x")
-        report(f"{codec} {name} cpu", "CPU s/Mrow", *([1e6 * v.cpu / v.rows for v in part] for part in (own, values)))
+        report(
+            f"{codec} {name} cpu",
+            "CPU s/Mrow",
+            *([1e6 * v.cpu / v.rows for v in part] for part in (own, values)),
+        )
 
 
 def report(case: str, unit: str, own: list[float], theirs: list[float]) -> float:
     """Print the medians, and return the median of the rounds' ratios."""
     ratio = statistics.median(a / b for a, b in zip(own, theirs, strict=True))
     value, floor = statistics.median(own), statistics.median(theirs)
-    record = BenchRecord(bench="stream_peers", case=case, value=value, unit=unit, floor=floor, ratio=ratio)
+    record = BenchRecord(
+        bench="stream_peers",
+        case=case,
+        value=value,
+        unit=unit,
+        floor=floor,
+        ratio=ratio,
+    )
     print(record.model_dump_json(), flush=True)
     return ratio
 
 
 def main() -> None:
     """Print one JSON line per peer and codec."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=131_072, help="rows per site (131,072 make 2.4 GB)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=131_072, help="rows per site (131,072 make 2.4 GB)"
+    )
     parser.add_argument("--codecs", default="lz4")
     parser.add_argument("--saelens-dtypes", default="float16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--window", type=int, help="chunks per site (default: the stream's own choice)")
+    parser.add_argument(
+        "--window", type=int, help="chunks per site (default: the stream's own choice)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="at least, per turn")
-    parser.add_argument("--out", type=Path, help="folder for the stores, kept (default: a temporary one)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the stores, kept (default: a temporary one)",
+    )
     options = parser.parse_args()
     keep_freed_memory()
     peer = connect("saelens")
@@ -186,7 +251,11 @@ def main() -> None:
         for codec in options.codecs.split(","):
             where = (options.out or Path(folder)) / f"{codec}-bfloat16-{options.rows}"
             done = (where / "manifest.json").exists()
-            store = actstore.open(where) if done else benchmark_store(where, codec, options.rows, "bfloat16")
+            store = (
+                actstore.open(where)
+                if done
+                else benchmark_store(where, codec, options.rows, "bfloat16")
+            )
             measure(store, codec, peer, Path(folder), options)
     if peer is not None:
         peer.close()

@@ -1,7 +1,9 @@
-"""Stream speed over numbers of sites, chunk sizes and threads: `python -m tests.benchmarks.stream_table [--rows N]`.
+"""Stream speed over numbers of sites, chunk sizes and threads: `python -m
+tests.benchmarks.stream_table [--rows N]`.
 
-The store of `stream.py` (d 768, bfloat16, lz4, page-cached), written with several chunk sizes; batches of 4,096 mixed
-rows, steady state. `floor`: the same at the defaults (12 sites, 1,024 rows, 2 threads), measured in turn with each.
+The store of `stream.py` (d 768, bfloat16, lz4, page-cached), written with several chunk
+sizes; batches of 4,096 mixed rows, steady state. `floor`: the same at the defaults (12
+sites, 1,024 rows, 2 threads), measured in turn with each.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from actstore.allocator import keep_freed_memory
-from actstore.store import Store
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.store import Store
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
 from tests.benchmarks.stream import BATCH, D, benchmark_store
@@ -24,7 +26,9 @@ SITES, CHUNKS, THREADS = (1, 4, 12), (128, 256, 512, 1024, 2048), (1, 2, 3)
 
 def gigabytes_per_second(store: Store, n_sites: int, threads: int) -> float:
     """Behind the first epoch, which warms up."""
-    spec = StreamSpec(sites=store.sites[:n_sites], batch=BATCH, dtype="bfloat16", epochs=None)
+    spec = StreamSpec(
+        sites=store.sites[:n_sites], batch=BATCH, dtype="bfloat16", epochs=None
+    )
     with store.stream(spec, threads=threads) as stream:
         for _ in range(stream.batches_per_epoch):
             next(stream)
@@ -42,10 +46,18 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         stores = {
-            rows: benchmark_store(Path(folder) / str(rows), "lz4", arguments.rows, "bfloat16", chunk_rows=rows)
+            rows: benchmark_store(
+                Path(folder) / str(rows),
+                "lz4",
+                arguments.rows,
+                "bfloat16",
+                chunk_rows=rows,
+            )
             for rows in CHUNKS
         }
-        cases = [(12, rows, 2) for rows in CHUNKS] + [(n, 1024, threads) for n in SITES for threads in THREADS]
+        cases = [(12, rows, 2) for rows in CHUNKS] + [
+            (n, 1024, threads) for n in SITES for threads in THREADS
+        ]
         for case in dict.fromkeys(cases):
             n_sites, rows, threads = case
             values, floors = [], []
@@ -58,7 +70,9 @@ def main() -> None:
                 value=statistics.median(values),
                 unit="GB/s",
                 floor=statistics.median(floors),
-                ratio=statistics.median(v / f for v, f in zip(values, floors, strict=True)),
+                ratio=statistics.median(
+                    v / f for v, f in zip(values, floors, strict=True)
+                ),
             )
             sys.stdout.write(record.model_dump_json() + "\n")
             sys.stdout.flush()

@@ -1,8 +1,10 @@
-"""A sweep of 8 SAEs over one stream against the sum of their compute, and how often it reads the data.
+"""A sweep of 8 SAEs over one stream against the sum of their compute, and how often it
+reads the data.
 
-Cost: seconds of the sweep's steps (data, rescaling, updates, logging), over the sum of the seconds that each SAE takes
-alone for as many steps on batches in memory; both in turn in one process, the median of the rounds. Data: the
-values that the reader decoded, windows ahead included, over those of the same chunks counted once each.
+Cost: seconds of the sweep's steps (data, rescaling, updates, logging), over the sum of
+the seconds that each SAE takes alone for as many steps on batches in memory; both in
+turn in one process, the median of the rounds. Data: the values that the reader decoded,
+windows ahead included, over those of the same chunks counted once each.
 """
 
 from __future__ import annotations
@@ -19,18 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from actstore.allocator import keep_freed_memory
-from actstore.store import Store
-from actstore.stream.batches import Batch
-from actstore.stream.reader import ChunkReader
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.chunk_reader import ChunkReader
+from actstore.store.store import Store
+from actstore.stream.stream import Batch
 from schemas.records import BenchRecord
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.training.loop import Progress, train_group
-from trainer.training.streams import shared_stream
+from trainer.training.run_stream import shared_stream
+from trainer.training.train_group import Progress, train_group
 
 CHUNK_ROWS, UNITS = 128, 40
-KINDS: list[dict[str, Any]] = [{"kind": "relu_l1", "l1": l1} for l1 in (0.1, 0.2, 0.4, 0.8)]
+KINDS: list[dict[str, Any]] = [
+    {"kind": "relu_l1", "l1": l1} for l1 in (0.1, 0.2, 0.4, 0.8)
+]
 KINDS += [{"kind": "topk", "k": k} for k in (8, 16, 32, 64)]
 
 
@@ -52,26 +56,54 @@ def main() -> None:
         pairs = []
         for n in range(options.rounds):
             read.chunks.clear()
-            swept = sweep(store, {f"{folder}/{n}-{i}": spec for i, spec in enumerate(specs)})
-            pairs.append((swept, sum(alone(f"{folder}/alone{n}-{i}", one, batches) for i, one in enumerate(specs))))
+            swept = sweep(
+                store, {f"{folder}/{n}-{i}": spec for i, spec in enumerate(specs)}
+            )
+            pairs.append(
+                (
+                    swept,
+                    sum(
+                        alone(f"{folder}/alone{n}-{i}", one, batches)
+                        for i, one in enumerate(specs)
+                    ),
+                )
+            )
             gc.collect()
     value, floor = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
     ratio = statistics.median(a / b for a, b in pairs)
-    cost = BenchRecord(bench="sweep", case="8 SAEs over one stream", value=value, unit="s", floor=floor, ratio=ratio)
+    cost = BenchRecord(
+        bench="sweep",
+        case="8 SAEs over one stream",
+        value=value,
+        unit="s",
+        floor=floor,
+        ratio=ratio,
+    )
     taken, once = sum(map(len, read.chunks.values())), len(read.chunks)
     size = CHUNK_ROWS * options.d * 2 / 1e6  # of values
     data = BenchRecord(
-        bench="sweep", case="8 SAEs, data read", value=taken * size, unit="MB", floor=once * size, ratio=taken / once
+        bench="sweep",
+        case="8 SAEs, data read",
+        value=taken * size,
+        unit="MB",
+        floor=once * size,
+        ratio=taken / once,
     )
     for record in (cost, data):
         sys.stdout.write(record.model_dump_json() + "\n")
 
 
 def made_store(folder: Path, options: argparse.Namespace) -> Store:
-    """4 sites, lz4; an epoch is about twice what the sweep takes, so that no chunk has reason to come again."""
+    """4 sites, lz4; an epoch is about twice what the sweep takes, so that no chunk has
+    reason to come again.
+    """
     rows = 2 * (options.steps + 1) * options.batch // (4 * (UNITS - 2))
     chunks = max(1, -(-rows // CHUNK_ROWS))
-    pool = np.random.default_rng(0).standard_normal((chunks * CHUNK_ROWS, options.d)).astype(np.float32)
+    pool = (
+        np.random.default_rng(0)
+        .standard_normal((chunks * CHUNK_ROWS, options.d))
+        .astype(np.float32)
+    )
     return make_store(
         folder / "store",
         {f"blocks.{i}.hook_mlp_out": options.d for i in range(4)},
@@ -84,20 +116,26 @@ def made_store(folder: Path, options: argparse.Namespace) -> Store:
 
 
 class Counted:
-    """Counts what every reader of this process reads: (site, unit, chunk) -> a place for each time."""
+    """Counts what every reader of this process reads: (site, unit, chunk) -> a place
+    for each time.
+    """
 
     def __init__(self) -> None:
         self.chunks: dict[tuple[int, int, int], list[int]] = {}
         plain = ChunkReader.read
 
-        def read(reader: ChunkReader, site: int, unit: int, chunk: int, out: Any) -> None:
+        def read(
+            reader: ChunkReader, site: int, unit: int, chunk: int, out: Any
+        ) -> None:
             self.chunks.setdefault((site, unit, chunk), []).append(1)
             plain(reader, site, unit, chunk, out)
 
         ChunkReader.read = read  # type: ignore[method-assign]
 
 
-def spec_of(store: Store, kind: dict[str, Any], options: argparse.Namespace) -> TrainSpec:
+def spec_of(
+    store: Store, kind: dict[str, Any], options: argparse.Namespace
+) -> TrainSpec:
     """One of the sweep's SAEs; all of them see about half of an epoch."""
     raw = {
         "store": store.url,
@@ -140,7 +178,7 @@ def sweep(store: Store, specs: dict[str, TrainSpec]) -> float:
 
 def alone(url: str, spec: TrainSpec, batches: list[Batch]) -> float:
     """Seconds of the same steps for one SAE, on batches in memory."""
-    from actstore.store import open as open_store
+    from actstore.store.open_store import open as open_store
     from actstore.stream.rescale import rescaling
     from trainer.saes.build import build
     from trainer.training.learner import Learner
@@ -149,7 +187,9 @@ def alone(url: str, spec: TrainSpec, batches: list[Batch]) -> float:
     factors = rescaling(store, store.sites, spec.stream.rescale)
     sae = build(spec.sae, batches[0].x.shape[1], spec.seed, len(store.sites))
     variance = torch.ones(len(store.sites))
-    learner = Learner(spec, sae, factors, variance, len(batches), torch.device("cpu"), variance)
+    learner = Learner(
+        spec, sae, factors, variance, len(batches), torch.device("cpu"), variance
+    )
     learner.update(batches[0].x, batches[0].layer)
     began = time.perf_counter()
     for batch in batches[1:]:

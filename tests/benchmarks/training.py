@@ -1,8 +1,10 @@
-"""A whole optimiser step against the step's matrix products alone: same process, same dtype, same allocator setting.
+"""A whole optimiser step against the step's matrix products alone: same process, same
+dtype, same allocator setting.
 
-Floor of `relu_l1` and `jumprelu`: 5 dense products (encode, decode, two weight gradients, the latents' gradient); of
-`gated`: 7 (its gate is decoded, too, and has a gradient); of the TopK kinds: the one product that is dense by nature, the
-encoder's. Rows per second; each printed line is the median of paired rounds.
+Floor of `relu_l1` and `jumprelu`: 5 dense products (encode, decode, two weight
+gradients, the latents' gradient); of `gated`: 7 (its gate is decoded, too, and has a
+gradient); of the TopK kinds: the one product that is dense by nature, the encoder's.
+Rows per second; each printed line is the median of paired rounds.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from actstore.allocator import keep_freed_memory
-from actstore.precision import slow_here
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.machine.half_precision import slow_here
 from actstore.stream.rescale import Rescaling
 from schemas.records import BenchRecord
 from schemas.train import TrainSpec
@@ -45,7 +47,8 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     slow = slow_here("bfloat16", "cpu")
-    if slow is not None:  # its ratios would be those of a product that nobody should use
+    # its ratios would be those of a product that nobody should use
+    if slow is not None:
         sys.stderr.write(f"bfloat16 is left out: {slow}\n")
     for kind in KINDS:
         for precision in DTYPES if slow is None else ("float32",):
@@ -55,19 +58,34 @@ def main() -> None:
 
 def measure(kind: str, precision: str, options: argparse.Namespace) -> BenchRecord:
     """Rows per second of a step, and of its floor, in turn."""
-    step, floor = candidate(kind, precision, options), products(kind, precision, options)
+    step, floor = (
+        candidate(kind, precision, options),
+        products(kind, precision, options),
+    )
     step()
     floor()
-    pairs = [(options.batch / seconds(step), options.batch / seconds(floor)) for _ in range(options.rounds)]
+    pairs = [
+        (options.batch / seconds(step), options.batch / seconds(floor))
+        for _ in range(options.rounds)
+    ]
     value, bound = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
     ratio = statistics.median(a / b for a, b in pairs)
     return BenchRecord(
-        bench="training", case=f"{kind} {precision}", value=value, unit="rows/s", floor=bound, ratio=ratio
+        bench="training",
+        case=f"{kind} {precision}",
+        value=value,
+        unit="rows/s",
+        floor=bound,
+        ratio=ratio,
     )
 
 
-def candidate(kind: str, precision: str, options: argparse.Namespace) -> Callable[[], None]:
-    """One whole step: rescaling, forward, backward, clipping, Adam, decoder norms, running sums."""
+def candidate(
+    kind: str, precision: str, options: argparse.Namespace
+) -> Callable[[], None]:
+    """One whole step: rescaling, forward, backward, clipping, Adam, decoder norms,
+    running sums.
+    """
     spec = TrainSpec.model_validate(
         {
             "store": "none",
@@ -84,7 +102,9 @@ def candidate(kind: str, precision: str, options: argparse.Namespace) -> Callabl
     return lambda: learner.update(x, layer)
 
 
-def products(kind: str, precision: str, options: argparse.Namespace) -> Callable[[], None]:
+def products(
+    kind: str, precision: str, options: argparse.Namespace
+) -> Callable[[], None]:
     """The matrix products alone."""
     dtype = DTYPES[precision]
     x = torch.randn(options.batch, options.d).to(dtype)

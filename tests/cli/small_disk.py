@@ -1,8 +1,9 @@
-"""Commands on a small tmpfs: `python -m tests.cli.small_disk DISK STEPS`, in a mount namespace of its own.
+"""Commands on a small tmpfs: `python -m tests.cli.small_disk DISK STEPS`, in a mount
+namespace of its own.
 
-STEPS: JSON, a list of (command line, size of the disk, whether it is a fresh one, where its only folder is copied to).
-Prints the commands' exit codes and what they said on standard error. The libraries are loaded once, and each command
-runs in a fork.
+STEPS: JSON, a list of (command line, size of the disk, whether it is a fresh one, where
+its only folder is copied to). Prints the commands' exit codes and what they said on
+standard error. The libraries are loaded once, and each command runs in a fork.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import traceback
 from pathlib import Path
 
 WORK = {  # what the commands load when they begin
-    "actstore": ("tests.harvesting.killing", "transformer_lens", "transformers.models.auto.tokenization_auto"),
-    "trainer": ("trainer.training.loop", "torch._dynamo"),
+    "actstore": (
+        "tests.harvesting.killing",
+        "transformer_lens",
+        "transformers.models.auto.tokenization_auto",
+    ),
+    "trainer": ("trainer.training.train_group", "torch._dynamo"),
 }
 
 
@@ -45,7 +50,9 @@ def command(line: list[str], err: int) -> int:
         os._exit(code)
 
 
-def main(disk: str, steps: list[tuple[list[str], int, bool, str]]) -> list[tuple[int, str]]:
+def main(
+    disk: str, steps: list[tuple[list[str], int, bool, str]]
+) -> list[tuple[int, str]]:
     for name in {line[0] for line, *_ in steps}:
         for module in WORK[name]:
             importlib.import_module(module)

@@ -1,4 +1,6 @@
-"""A user's mistakes, through the real command lines: one clear error, exit code 1, no traceback, nothing half-made."""
+"""A user's mistakes, through the real command lines: one clear error, exit code 1, no
+traceback, nothing half-made.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_info_norms_ls_and_verify_of_a_good_store(tmp_path: Path, cli: Cli) -> N
     assert code == 0
     chunks = store.stream(StreamSpec(batch=64)).window_chunks
     assert re.search(rf"2,048 MB +\d+ MB +{chunks} +\d+ +\d\.\d%", out)
-    code, out, _ = cli("actstore", "norms", store.url, "--json", "--plot", str(tmp_path / "norms.html"))
+    code, out, _ = cli(
+        "actstore", "norms", store.url, "--json", "--plot", str(tmp_path / "norms.html")
+    )
     assert [site["site"] for site in json.loads(out)] == list(store.sites)
     assert "plotly" in (tmp_path / "norms.html").read_text()
     code, out, _ = cli("actstore", "norms", store.url)
@@ -49,14 +53,21 @@ def test_not_a_store(tmp_path: Path, cli: Cli) -> None:
     refused(cli("actstore", "info", str(tmp_path)), str(tmp_path), "manifest.json")
     refused(cli("actstore", "info", str(tmp_path / "nowhere")), "nowhere")
     refused(cli("actstore", "info", "nosuch://x/y"), "nosuch")
-    refused(cli("trainer", "train", "--store", str(tmp_path), "--out", str(tmp_path / "run")), "manifest.json")
+    refused(
+        cli(
+            "trainer", "train", "--store", str(tmp_path), "--out", str(tmp_path / "run")
+        ),
+        "manifest.json",
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_newer_format(tmp_path: Path, cli: Cli) -> None:
     store = make_store(tmp_path / "s", n_units=2)
     manifest = tmp_path / "s" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+    manifest.write_text(
+        manifest.read_text().replace('"format_version": 1', '"format_version": 2')
+    )
     refused(cli("actstore", "info", store.url), "format version 2.1", "upgrade")
 
 
@@ -82,7 +93,18 @@ def test_corrupt_and_missing_objects_are_each_named(tmp_path: Path, cli: Cli) ->
     assert str(gone) in out
     assert " 2 bad" in out
     assert "Traceback" not in err
-    train = cli("trainer", "train", "--store", store.url, "--out", str(tmp_path / "r"), "--k", "2", "--batch", "64")
+    train = cli(
+        "trainer",
+        "train",
+        "--store",
+        store.url,
+        "--out",
+        str(tmp_path / "r"),
+        "--k",
+        "2",
+        "--batch",
+        "64",
+    )
     refused(train, "unit 1", store.sites[0], "chunk 0", "verify")
     assert not (tmp_path / "r" / "sae.json").exists()
 
@@ -90,7 +112,11 @@ def test_corrupt_and_missing_objects_are_each_named(tmp_path: Path, cli: Cli) ->
 def test_sites_k_and_keys(tmp_path: Path, cli: Cli) -> None:
     store = make_store(tmp_path / "s", n_units=4)
     run = ("trainer", "train", "--store", store.url, "--out", str(tmp_path / "r"))
-    refused(cli(*run, "--sites", "blocks.9.hook_mlp_out"), "blocks.9.hook_mlp_out", store.sites[0])
+    refused(
+        cli(*run, "--sites", "blocks.9.hook_mlp_out"),
+        "blocks.9.hook_mlp_out",
+        store.sites[0],
+    )
     refused(cli(*run, "--k", "1000"), "k is 1000", "128 latents")
     refused(cli(*run, "--sae", "nonsense"), "nonsense")
     refused(cli(*run, "--rows", "many"), "many")
@@ -98,24 +124,54 @@ def test_sites_k_and_keys(tmp_path: Path, cli: Cli) -> None:
     spec.write_text("# nothing\n")
     refused(cli(*run, "--spec", str(spec)), "spec.yaml: it is empty", "store: URL")
     spec.write_text("sae: {kind: topk, kk: 3}\noptimizer: {lr: 0.1}\n")
-    refused(cli(*run, "--spec", str(spec)), "kk", "optimizer", "did you mean", "optimiser")
+    refused(
+        cli(*run, "--spec", str(spec)), "kk", "optimizer", "did you mean", "optimiser"
+    )
 
 
 def test_an_existing_run(tmp_path: Path, cli: Cli) -> None:
     store = make_store(tmp_path / "s", n_units=4)
-    run = ("trainer", "train", "--store", store.url, "--out", str(tmp_path / "r"), "--k", "2", "--batch", "64")
+    run = (
+        "trainer",
+        "train",
+        "--store",
+        store.url,
+        "--out",
+        str(tmp_path / "r"),
+        "--k",
+        "2",
+        "--batch",
+        "64",
+    )
     assert cli(*run, "--rows", "256")[0] == 0
     refused(cli(*run, "--rows", "256"), "already there", "--resume")
-    refused(cli(*run, "--rows", "512"), "another spec", "rows: wanted 512, there is 256")
-    assert cli(*run, "--rows", "256", "--rescale", "none", "--resume")[0] == 0  # its default, so the same spec
+    refused(
+        cli(*run, "--rows", "512"), "another spec", "rows: wanted 512, there is 256"
+    )
+    # its default, so the same spec
+    assert cli(*run, "--rows", "256", "--rescale", "none", "--resume")[0] == 0
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
-    run = ("trainer", "train", "--store", store.url, "--out", str(tmp_path / "other"), "--k", "2")
+    run = (
+        "trainer",
+        "train",
+        "--store",
+        store.url,
+        "--out",
+        str(tmp_path / "other"),
+        "--k",
+        "2",
+    )
     refused(cli(*run), "not empty")
 
 
 def harvest(out: Path, **options: str) -> list[str]:
-    values = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": "blocks.0.hook_mlp_out", "tokens": "2k"}
+    values = {
+        "model": "builtin:mini",
+        "corpus": "builtin:stdlib",
+        "sites": "blocks.0.hook_mlp_out",
+        "tokens": "2k",
+    }
     words = ["actstore", "harvest", "--out", str(out)]
     for name, value in {**values, **options}.items():
         words += [f"--{name}", value]
@@ -125,11 +181,24 @@ def harvest(out: Path, **options: str) -> list[str]:
 def test_harvest_refusals(tmp_path: Path, cli: Cli) -> None:
     refused(cli(*harvest(tmp_path / "a", tokens="0")), "tokens", "0")
     refused(cli(*harvest(tmp_path / "a", tokens="lots")), "lots")
-    refused(cli(*harvest(tmp_path / "a", model="builtin:huge")), "builtin:huge", "builtin:tiny")
+    refused(
+        cli(*harvest(tmp_path / "a", model="builtin:huge")),
+        "builtin:huge",
+        "builtin:tiny",
+    )
     refused(cli(*harvest(tmp_path / "a", model=str(tmp_path))), "config.json")
-    refused(cli(*harvest(tmp_path / "a", corpus=str(tmp_path / "none.jsonl"))), "none.jsonl")
-    refused(cli(*harvest(tmp_path / "a", sites="blocks.0.hook_mlp_uot")), "hook_mlp_uot", "blocks.0.hook_mlp_out")
-    refused(cli(*harvest(tmp_path / "a", sites="blocks.0.attn.hook_pattern")), "hook_pattern")
+    refused(
+        cli(*harvest(tmp_path / "a", corpus=str(tmp_path / "none.jsonl"))), "none.jsonl"
+    )
+    refused(
+        cli(*harvest(tmp_path / "a", sites="blocks.0.hook_mlp_uot")),
+        "hook_mlp_uot",
+        "blocks.0.hook_mlp_out",
+    )
+    refused(
+        cli(*harvest(tmp_path / "a", sites="blocks.0.attn.hook_pattern")),
+        "hook_pattern",
+    )
     assert not (tmp_path / "a" / "plan.json").exists()
 
 

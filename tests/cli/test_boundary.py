@@ -1,4 +1,6 @@
-"""The boundary of both command lines: interrupts, debugging, a full disk, URLs that are no paths, what commands load."""
+"""The boundary of both command lines: interrupts, debugging, a full disk, URLs that are
+no paths, what commands load.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,21 @@ import pytest
 import typer
 
 import actstore.cli
-from actstore import boundary
+from actstore.console import cli_errors
 from actstore.errors import ActstoreError, StorageError
 from schemas.harvest import HarvestSpec
 from tests.support import make_store
 
-HEAVY = ("torch", "transformers", "transformer_lens", "datasets", "zarr", "plotly", "pandas", "pyarrow")
+HEAVY = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "datasets",
+    "zarr",
+    "plotly",
+    "pandas",
+    "pyarrow",
+)
 
 
 def failing(error: BaseException) -> typer.Typer:
@@ -35,23 +46,27 @@ def failing(error: BaseException) -> typer.Typer:
 def outcome(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(sys, "argv", ["x"])
     with pytest.raises(SystemExit) as stop:
-        boundary.run(app)
+        cli_errors.run(app)
     return stop.value.code
 
 
-def test_an_error_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert outcome(failing(ActstoreError("the reason")), monkeypatch) == 1
     assert capsys.readouterr() == ("", "error: the reason\n")
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(boundary.DEBUG, "1")
+    monkeypatch.setenv(cli_errors.DEBUG, "1")
     monkeypatch.setattr(sys, "argv", ["x"])
     with pytest.raises(ActstoreError, match="the reason"):
-        boundary.run(failing(ActstoreError("the reason")))
+        cli_errors.run(failing(ActstoreError("the reason")))
 
 
-def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert outcome(failing(KeyboardInterrupt()), monkeypatch) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -82,7 +97,11 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(
     monkeypatch.undo()
     store = make_store(tmp_path / "t", n_units=2)
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(sys, "argv", ["actstore", "norms", store.url, "--plot", str(tmp_path / "norms.html")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["actstore", "norms", store.url, "--plot", str(tmp_path / "norms.html")],
+    )
     with pytest.raises(SystemExit):
         actstore.cli.main()
     assert "norms.html: No space left" in capsys.readouterr().err
@@ -91,7 +110,10 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(
 
 @pytest.mark.parametrize("where", ["memory_url", "s3_url"])
 def test_cold_commands_take_any_url(
-    where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    where: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = request.getfixturevalue(where)
     store = make_store(f"{root}/store", n_units=3)
@@ -102,7 +124,9 @@ def test_cold_commands_take_any_url(
         "ls": store.manifest.content_id[:12],
     }
     for command, word in wanted.items():
-        monkeypatch.setattr(sys, "argv", ["actstore", command, root if command == "ls" else store.url])
+        monkeypatch.setattr(
+            sys, "argv", ["actstore", command, root if command == "ls" else store.url]
+        )
         with pytest.raises(SystemExit) as stop:
             actstore.cli.main()
         assert not stop.value.code
@@ -128,7 +152,13 @@ def test_no_number_of_the_norm_table_is_cut_off_in_a_pipe(
 
 def test_running_cold_commands_loads_nothing_heavy(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", n_units=3)
-    for words in (["--help"], ["info", store.url], ["ls", str(tmp_path)], ["norms", store.url], ["verify", store.url]):
+    for words in (
+        ["--help"],
+        ["info", store.url],
+        ["ls", str(tmp_path)],
+        ["norms", store.url],
+        ["verify", store.url],
+    ):
         script = (
             "import json, sys\n"
             "import actstore.cli\n"
@@ -136,5 +166,7 @@ def test_running_cold_commands_loads_nothing_heavy(tmp_path: Path) -> None:
             "try:\n    actstore.cli.main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
             f"sys.stderr.write(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))\n"
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
         assert json.loads(done.stderr.splitlines()[-1]) == [], words

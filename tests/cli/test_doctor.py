@@ -1,4 +1,6 @@
-"""`actstore doctor`: what it finds, what it says of places that cannot be used, and that it leaves nothing."""
+"""`actstore doctor`: what it finds, what it says of places that cannot be used, and
+that it leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-import actstore.share.doctor as doctor
+import actstore.inspect.doctor as doctor
 from actstore.format.storage import Storage
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -41,7 +43,9 @@ def test_without_a_place_it_speaks_of_the_machine(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_round_trip_in_a_folder_leaves_nothing(there: bool, cli: Cli, tmp_path: Path) -> None:
+def test_a_round_trip_in_a_folder_leaves_nothing(
+    there: bool, cli: Cli, tmp_path: Path
+) -> None:
     place = tmp_path / "new" / "stores" if not there else tmp_path
     code, found = examined(cli, str(place))
     assert code == 0
@@ -85,7 +89,9 @@ def test_places_that_cannot_be_used(cli: Cli, tmp_path: Path, s3_server: str) ->
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_no_permission(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_permission(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the tests run as root, whom no mode stops."""
 
     def refuse(self: Path, *_: Any, **__: Any) -> None:
@@ -101,12 +107,18 @@ def test_no_permission(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_loses_bytes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_loses_bytes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "read", lambda *_: b"other")
         code, found = examined(cli, str(tmp_path))
     assert code == 1
-    assert found["read"] == {"name": "read", "status": "fail", "text": "what was read is not what was written"}
+    assert found["read"] == {
+        "name": "read",
+        "status": "fail",
+        "text": "what was read is not what was written",
+    }
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,6 @@
-"""`actstore harvest` and `extend` on the command line: workers, filters, bad corpora, a full disk."""
+"""`actstore harvest` and `extend` on the command line: workers, filters, bad corpora, a
+full disk.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ import numpy as np
 import pytest
 
 import actstore
-from actstore.builtin import corpus as stdlib
+from actstore.builtin import stdlib_corpus
 from actstore.format.storage import Storage
-from actstore.harvesting import command
-from actstore.harvesting.run import Progress
-from actstore.share.verify import verify
+from actstore.harvesting import harvest_command
+from actstore.harvesting.worker import Progress
+from actstore.inspect.verify import verify
 from tests.cli.test_bad_input import refused
 from tests.harvesting.checkpoints import gpt2, saved, with_own_code
 
@@ -37,7 +39,10 @@ SPEC = {
 
 
 def words(out: Path, *more: str, **changes: str) -> list[str]:
-    options = {**SPEC, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    options = {
+        **SPEC,
+        **{name.replace("_", "-"): value for name, value in changes.items()},
+    }
     given = (word for name, value in options.items() for word in (f"--{name}", value))
     return ["actstore", "harvest", "--out", str(out), *given, *more]
 
@@ -51,7 +56,10 @@ def objects(url: Path) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an undisturbed harvest of SPEC writes."""
     out = tmp_path_factory.mktemp("whole") / "store"
-    spec = {name.replace("-", "_"): int(value) if value.isdigit() else value for name, value in SPEC.items()}
+    spec = {
+        name.replace("-", "_"): int(value) if value.isdigit() else value
+        for name, value in SPEC.items()
+    }
     actstore.harvest({**spec, "tokens": 3000}, str(out))
     return objects(out)
 
@@ -66,7 +74,15 @@ def store(whole: dict[str, bytes], tmp_path: Path) -> Path:
 
 
 def test_extend_adds_sites_then_tokens(store: Path, cli: Cli) -> None:
-    code, _, err = cli("actstore", "extend", str(store), "--sites", OTHER, "--sites", "blocks.2.hook_mlp_out")
+    code, _, err = cli(
+        "actstore",
+        "extend",
+        str(store),
+        "--sites",
+        OTHER,
+        "--sites",
+        "blocks.2.hook_mlp_out",
+    )
     assert code == 0
     assert "3,008 rows of 3 sites in 10 units" in " ".join(err.split())
     code, _, err = cli("actstore", "extend", str(store), "--tokens", "1k")
@@ -81,23 +97,43 @@ def test_extend_adds_sites_then_tokens(store: Path, cli: Cli) -> None:
     assert "4,032 per site" in out
 
 
-def test_extend_refuses_what_it_cannot_do(store: Path, cli: Cli, tmp_path: Path) -> None:
+def test_extend_refuses_what_it_cannot_do(
+    store: Path, cli: Cli, tmp_path: Path
+) -> None:
     before = objects(store)
     refused(cli("actstore", "extend", str(store)), "either more sites or more tokens")
-    refused(cli("actstore", "extend", str(store), "--sites", OTHER, "--tokens", "1k"), "one at a time")
-    refused(cli("actstore", "extend", str(store), "--sites", SITE), SITE, "has that already")
-    refused(cli("actstore", "extend", str(store), "--sites", "blocks.0.nonsense"), "blocks.0.nonsense")
+    refused(
+        cli("actstore", "extend", str(store), "--sites", OTHER, "--tokens", "1k"),
+        "one at a time",
+    )
+    refused(
+        cli("actstore", "extend", str(store), "--sites", SITE), SITE, "has that already"
+    )
+    refused(
+        cli("actstore", "extend", str(store), "--sites", "blocks.0.nonsense"),
+        "blocks.0.nonsense",
+    )
     refused(cli("actstore", "extend", str(store), "--tokens", "lots"), "lots")
-    refused(cli("actstore", "extend", str(tmp_path / "none"), "--tokens", "1k"), "manifest.json")
+    refused(
+        cli("actstore", "extend", str(tmp_path / "none"), "--tokens", "1k"),
+        "manifest.json",
+    )
     assert objects(store) == before
 
 
-def test_three_workers_one_after_the_other(whole: dict[str, bytes], cli: Cli, tmp_path: Path) -> None:
+def test_three_workers_one_after_the_other(
+    whole: dict[str, bytes], cli: Cli, tmp_path: Path
+) -> None:
     out = tmp_path / "store"
-    for worker, left in (("2/3", "other workers' units"), ("1/3", "3 units of other workers")):
+    for worker, left in (
+        ("2/3", "other workers' units"),
+        ("1/3", "3 units of other workers"),
+    ):
         code, _, err = cli(*words(out, "--worker", worker))
         assert code == 0
-        assert f"this worker's share is done; {left} are still missing" in " ".join(err.split())
+        assert f"this worker's share is done; {left} are still missing" in " ".join(
+            err.split()
+        )
         assert not (out / "manifest.json").exists()
     code, _, err = cli(*words(out, "--worker", "3/3"))
     assert code == 0
@@ -107,17 +143,26 @@ def test_three_workers_one_after_the_other(whole: dict[str, bytes], cli: Cli, tm
 
 @pytest.mark.parametrize("worker", ["0/3", "4/3", "2", "a/b", "1/0", "-1/3", ""])
 def test_a_worker_that_is_none(worker: str, cli: Cli, tmp_path: Path) -> None:
-    refused(cli(*words(tmp_path / "out", f"--worker={worker}")), repr(worker), "wanted i/n with 1 <= i <= n")
+    refused(
+        cli(*words(tmp_path / "out", f"--worker={worker}")),
+        repr(worker),
+        "wanted i/n with 1 <= i <= n",
+    )
     assert not (tmp_path / "out").exists()
 
 
 def stream(n: int) -> np.ndarray:
-    """The corpus' first tokens in contexts of 32, made without the harvest's own code: int [n, 32]."""
-    from actstore.harvesting.models import load_model
+    """The corpus' first tokens in contexts of 32, made without the harvest's own code:
+    int [n, 32].
+    """
+    from actstore.model.load_model import load_model
     from schemas.source import ModelSource
 
     tokenizer = load_model(ModelSource(name="builtin:mini")).tokenizer
-    text = "".join(f"<|endoftext|>{text}" for _, text in itertools.islice(stdlib.documents(), 30))
+    text = "".join(
+        f"<|endoftext|>{text}"
+        for _, text in itertools.islice(stdlib_corpus.documents(), 30)
+    )
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return np.array(ids[: n * 32]).reshape(n, 32)
 
@@ -143,7 +188,9 @@ def test_filters_keep_the_rows_they_should(
         assert (tokens == 0).any()
         keep &= tokens != 0
     if file:
-        (tmp_path / "ids.txt").write_text("# frequent ones\n\n" + "".join(f"{i}  # {i}\n" for i in frequent))
+        (tmp_path / "ids.txt").write_text(
+            "# frequent ones\n\n" + "".join(f"{i}  # {i}\n" for i in frequent)
+        )
         more = [*more, "--exclude-tokens", str(tmp_path / "ids.txt")]
         keep &= ~np.isin(tokens, frequent)
     code, _, err = cli(*words(tmp_path / "store", *more))
@@ -154,14 +201,24 @@ def test_filters_keep_the_rows_they_should(
     assert got == [tuple(pair) for pair in np.argwhere(keep).tolist()]
     assert (where.token == tokens[where.sequence, where.position]).all()
     assert found.manifest.n_rows == keep.sum() < tokens.size
-    assert np.array_equal(found.tokens(np.arange(94)), tokens)  # the token blocks are whole all the same
+    # the token blocks are whole all the same
+    assert np.array_equal(found.tokens(np.arange(94)), tokens)
 
 
 def test_a_list_of_tokens_that_is_none(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("3\nthe\n")
     out = tmp_path / "out"
-    refused(cli(*words(out, "--exclude-tokens", str(tmp_path / "ids.txt"))), "line 2", "'the'", "one number per line")
-    refused(cli(*words(out, "--exclude-tokens", str(tmp_path / "none.txt"))), "none.txt", "cannot be read")
+    refused(
+        cli(*words(out, "--exclude-tokens", str(tmp_path / "ids.txt"))),
+        "line 2",
+        "'the'",
+        "one number per line",
+    )
+    refused(
+        cli(*words(out, "--exclude-tokens", str(tmp_path / "none.txt"))),
+        "none.txt",
+        "cannot be read",
+    )
     refused(cli(*words(out, "--skip-first=-1")), "--skip-first", "-1")
     assert not out.exists()
 
@@ -185,12 +242,18 @@ def test_corpora_that_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
         assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_document_that_does_not_tokenise_is_left_out_and_told(cli: Cli, tmp_path: Path) -> None:
+def test_a_document_that_does_not_tokenise_is_left_out_and_told(
+    cli: Cli, tmp_path: Path
+) -> None:
     texts = ["x = 1\n" * 300, "half a \ud800 pair", "", "y = 2\n" * 300]
     for name, kept in (("all", texts), ("good", [texts[0], texts[3]])):
         lines = (json.dumps({"text": text}) + "\n" for text in kept)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-        code, _, err = cli(*words(tmp_path / name, corpus=str(tmp_path / f"{name}.jsonl"), tokens="50k"))
+        code, _, err = cli(
+            *words(
+                tmp_path / name, corpus=str(tmp_path / f"{name}.jsonl"), tokens="50k"
+            )
+        )
         assert code == 0
         assert "Traceback" not in err
         assert ("2 documents were left out" in " ".join(err.split())) == (name == "all")
@@ -204,7 +267,9 @@ def test_a_document_that_does_not_tokenise_is_left_out_and_told(cli: Cli, tmp_pa
 def test_a_disk_that_fills_up_inside_a_unit(
     whole: dict[str, bytes], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC while unit 4's norms are written: its values lie there, its record does not; then there is space again."""
+    """ENOSPC while unit 4's norms are written: its values lie there, its record does
+    not; then there is space again.
+    """
     out = tmp_path / "store"
     sync = os.fsync
 
@@ -217,7 +282,10 @@ def test_a_disk_that_fills_up_inside_a_unit(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         refused(
-            cli(*words(out)), "No space left", "free some space there, then run the same command again", f"norm/{SITE}"
+            cli(*words(out)),
+            "No space left",
+            "free some space there, then run the same command again",
+            f"norm/{SITE}",
         )
     assert (out / "acts" / SITE / "c" / "4" / "0").exists()
     assert not (out / "units" / "00004.json").exists()
@@ -227,13 +295,15 @@ def test_a_disk_that_fills_up_inside_a_unit(
     assert objects(out) == whole
 
 
-def test_the_first_line_without_a_terminal_has_a_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_line_without_a_terminal_has_a_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its clock starts with the first batch, not with the first line."""
-    monkeypatch.setattr(command, "REPORT_EVERY_S", 10.0)
+    monkeypatch.setattr(harvest_command, "REPORT_EVERY_S", 10.0)
     now, said = [100.0], []
-    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(harvest_command.time, "monotonic", lambda: now[0])
     console = SimpleNamespace(print=lambda line, **_: said.append(line))
-    with command._plain_lines(console) as report:
+    with harvest_command._plain_lines(console) as report:
         report("starting up", None)
         for tokens in (1000, 3000, 13_000):
             report("harvesting", Progress("harvesting", tokens, 37_000, 1, 9))
@@ -249,7 +319,11 @@ def test_custom_code_is_run_only_when_told(cli: Cli, tmp_path: Path) -> None:
     folder, mark, name = tmp_path / tmp_path.name, tmp_path / "ran", "GPT2LMHeadModel"
     with_own_code(folder, mark, name)
     (tmp_path / "ids.jsonl").write_text(f'{{"ids": {list(range(50)) * 8}}}\n')
-    given = {"model": str(folder), "corpus": str(tmp_path / "ids.jsonl"), "tokens": "320"}
+    given = {
+        "model": str(folder),
+        "corpus": str(tmp_path / "ids.jsonl"),
+        "tokens": "320",
+    }
     more = ("--token-column", "ids")
     out, option = tmp_path / "store", "--trust-remote-code"
     planned = ["actstore", "plan", *words(out, *more, **given)[4:]]
@@ -270,16 +344,32 @@ def test_custom_code_is_run_only_when_told(cli: Cli, tmp_path: Path) -> None:
     assert actstore.open(str(out)).sites == (SITE, OTHER)
 
 
-def test_keys_that_do_not_matter_are_told_and_those_that_do_refused(cli: Cli, tmp_path: Path) -> None:
+def test_keys_that_do_not_matter_are_told_and_those_that_do_refused(
+    cli: Cli, tmp_path: Path
+) -> None:
     """By plan and harvest alike."""
-    saved(gpt2(), tmp_path / "m", lambda state: {key: value for key, value in state.items() if ".h.1.mlp." not in key})
+    saved(
+        gpt2(),
+        tmp_path / "m",
+        lambda state: {
+            key: value for key, value in state.items() if ".h.1.mlp." not in key
+        },
+    )
     (tmp_path / "ids.jsonl").write_text(f'{{"ids": {list(range(50)) * 8}}}\n')
-    given = {"model": str(tmp_path / "m"), "corpus": str(tmp_path / "ids.jsonl"), "tokens": "320"}
+    given = {
+        "model": str(tmp_path / "m"),
+        "corpus": str(tmp_path / "ids.jsonl"),
+        "tokens": "320",
+    }
     more = ("--token-column", "ids")
     harvest = words(tmp_path / "store", *more, **given)
     for there in (["actstore", "plan", *harvest[4:]], harvest):
         at = there.index(SITE)
-        refused(cli(*there[:at], OTHER, *there[at + 1 :]), "lacks 4 weights", "transformer.h.1.mlp.c_fc.bias")
+        refused(
+            cli(*there[:at], OTHER, *there[at + 1 :]),
+            "lacks 4 weights",
+            "transformer.h.1.mlp.c_fc.bias",
+        )
         code, _, err = cli(*there)
         assert code == 0, err
         assert "note: the checkpoint of" in err

@@ -1,6 +1,8 @@
-"""No option is inert: for every option of every command there is a command line whose outcome it changes.
+"""No option is inert: for every option of every command there is a command line whose
+outcome it changes.
 
-The tables name each option once. A new one that is in no table fails `test_every_option_is_in_a_table`.
+The tables name each option once. A new one that is in no table fails
+`test_every_option_is_in_a_table`.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ import actstore.cli
 import trainer.cli
 from actstore.errors import SpecError
 from actstore.harvesting import estimate
-from actstore.harvesting.options import FIELDS as OF_HARVEST
-from actstore.harvesting.options import spec_options
-from actstore.share import verify
+from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
+from actstore.harvesting.harvest_options import spec_options
+from actstore.inspect import verify
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.export.export import export_run
-from trainer.training.loop import train_group
-from trainer.training.options import FIELDS as OF_TRAINING
-from trainer.training.specs import from_options, load_spec
+from trainer.training.train_group import train_group
+from trainer.training.train_options import FIELDS as OF_TRAINING
+from trainer.training.train_spec import from_options, load_spec
 
 Cli = Callable[..., tuple[int, str, str]]
 Outcome = tuple[int, str, dict[str, bytes]]
@@ -54,7 +56,8 @@ OF_OTHER_KINDS: dict[str, tuple[str, Any]] = {  # option: the kind that has it, 
     "inner": ("transcoder", "relu_l1"),
 }  # fmt: skip
 
-# (program and command, words that it takes) -> option: words that change its exit code, its output or what it writes
+# (program and command, words that it takes) -> option: words that change its exit code,
+# its output or what it writes
 CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore harvest", f"--model builtin:mini --corpus builtin:stdlib --sites {SITE} --tokens 512 --context 32 --out o"): {
         "--out": "--out p", "--device": "--device nosuch", "--worker": "--worker 1/2", "--json": "--json",
@@ -133,7 +136,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--memory": "trainer/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
 }  # fmt: skip
-FIELDS = {"actstore harvest": OF_HARVEST, "actstore plan": OF_HARVEST, "trainer train": OF_TRAINING}
+FIELDS = {
+    "actstore harvest": OF_HARVEST,
+    "actstore plan": OF_HARVEST,
+    "trainer train": OF_TRAINING,
+}
 NAMES = {"compiled": "compile"}  # parameters whose option is called otherwise
 
 
@@ -142,7 +149,9 @@ def commands() -> dict[str, list[str]]:
     apps = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}
     return {
         f"{program} {name}": [
-            one.opts[0] for one in command.params if one.opts[0].startswith("--") and one.name != "help"
+            one.opts[0]
+            for one in command.params
+            if one.opts[0].startswith("--") and one.name != "help"
         ]
         for program, app in apps.items()
         for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
@@ -151,51 +160,89 @@ def commands() -> dict[str, list[str]]:
 
 def test_every_option_is_in_a_table() -> None:
     for command, options in commands().items():
-        known = {f"--{NAMES.get(name, name).replace('_', '-')}" for name in FIELDS.get(command, ())}
+        known = {
+            f"--{NAMES.get(name, name).replace('_', '-')}"
+            for name in FIELDS.get(command, ())
+        }
         known |= set(ELSEWHERE.get(command, ()))
         for (of, _), changes in CHANGES.items():
             known |= set(changes) if of == command else set()
-        assert set(options) <= known, f"{command}: no table says what {sorted(set(options) - known)} change"
+        assert set(options) <= known, (
+            f"{command}: no table says what {sorted(set(options) - known)} change"
+        )
     assert set(OF_HARVEST) == set(HARVEST_VALUES)
     assert set(OF_TRAINING) == {*TRAIN_VALUES, *OF_OTHER_KINDS}
 
 
-@pytest.mark.parametrize("where", sorted({one for of in ELSEWHERE.values() for one in of.values()}))
+@pytest.mark.parametrize(
+    "where", sorted({one for of in ELSEWHERE.values() for one in of.values()})
+)
 def test_what_is_tested_elsewhere_is_there(where: str) -> None:
     file, _, name = where.partition("::")
     assert f"def {name}(" in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize("name", HARVEST_VALUES)
-def test_an_option_of_a_harvest_is_in_its_spec(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_of_a_harvest_is_in_its_spec(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("ids.txt").write_text("7\n")
-    base: dict[str, Any] = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": [SITE], "tokens": "1k"}
+    base: dict[str, Any] = {
+        "model": "builtin:mini",
+        "corpus": "builtin:stdlib",
+        "sites": [SITE],
+        "tokens": "1k",
+    }
     assert spec_options(**{**base, name: HARVEST_VALUES[name]}) != spec_options(**base)
 
 
 @pytest.mark.parametrize("name", OF_TRAINING)
 def test_an_option_of_training_is_in_its_spec(name: str) -> None:
     kind, value = OF_OTHER_KINDS.get(name) or (None, TRAIN_VALUES[name])
-    base = {"store": "s", **({"sae": kind} if kind else {}), **({"pairs_with": ["c"]} if kind == "transcoder" else {})}
-    assert load_spec(None, from_options({**base, name: value})) != load_spec(None, from_options(base))
+    base = {
+        "store": "s",
+        **({"sae": kind} if kind else {}),
+        **({"pairs_with": ["c"]} if kind == "transcoder" else {}),
+    }
+    assert load_spec(None, from_options({**base, name: value})) != load_spec(
+        None, from_options(base)
+    )
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands take: stores s, s2 (synthetic) and m (of a model), runs, arrays, files."""
+    """A folder with what the commands take: stores s, s2 (synthetic) and m (of a
+    model), runs, arrays, files.
+    """
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        stores = [make_store(name, n_units=21, seed=seed) for name, seed in (("s", 0), ("s2", 1))]
-        what = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": SITE, "context": 32, "unit_sequences": 2}
+        stores = [
+            make_store(name, n_units=21, seed=seed)
+            for name, seed in (("s", 0), ("s2", 1))
+        ]
+        what = {
+            "model": "builtin:mini",
+            "corpus": "builtin:stdlib",
+            "sites": SITE,
+            "context": 32,
+            "unit_sequences": 2,
+        }
         of_model = actstore.harvest({**what, "tokens": 32 * 42}, "m")
         sae = {"kind": "batch_topk", "k": 3, "expansion": 2}
         stream = {"batch": 128, "filter": {"positions": [4, 32]}}
         train_group(
-            stores[0], {"r": TrainSpec.model_validate({"store": "", "sae": sae, "stream": stream, "rows": 256})}
+            stores[0],
+            {
+                "r": TrainSpec.model_validate(
+                    {"store": "", "sae": sae, "stream": stream, "rows": 256}
+                )
+            },
         )
-        plain = TrainSpec.model_validate({"store": "", "sae": sae, "stream": {"batch": 128}, "rows": 256})
+        plain = TrainSpec.model_validate(
+            {"store": "", "sae": sae, "stream": {"batch": 128}, "rows": 256}
+        )
         train_group(of_model, {"plain": plain})
         export_run("r", "theirs", "saelens")
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
@@ -212,22 +259,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OUTCOMES: dict[tuple[str, str], Outcome] = {}
 
 
-def outcome(made: Path, at: Path, cli: Cli, patch: pytest.MonkeyPatch, command: str, words: str) -> Outcome:
-    """Exit code, output, and the files that are new or changed, of a command in a copy of the folder."""
+def outcome(
+    made: Path, at: Path, cli: Cli, patch: pytest.MonkeyPatch, command: str, words: str
+) -> Outcome:
+    """Exit code, output, and the files that are new or changed, of a command in a copy
+    of the folder.
+    """
     folder = shutil.copytree(made, at / str(len(list(at.iterdir()))) / "here")
     patch.chdir(folder)
     code, out, _ = cli(*command.split(), *words.split())
     files = {}
     for path in (one for one in folder.rglob("*") if one.is_file()):
-        if path.name == "journal.jsonl" or "checkpoints" in path.parts:  # times, and the process' random state
+        # times, and the process' random state
+        if path.name == "journal.jsonl" or "checkpoints" in path.parts:
             continue
-        name, data = str(path.relative_to(folder)), path.read_bytes().replace(str(folder).encode(), b"HERE")
-        if not (made / name).is_file() or (made / name).read_bytes() != path.read_bytes():
+        name, data = (
+            str(path.relative_to(folder)),
+            path.read_bytes().replace(str(folder).encode(), b"HERE"),
+        )
+        if (
+            not (made / name).is_file()
+            or (made / name).read_bytes() != path.read_bytes()
+        ):
             files[name] = data
     return code, out.replace(str(folder), "HERE"), files
 
 
-def without_options(made: Path, at: Path, cli: Cli, patch: pytest.MonkeyPatch, command: str, words: str) -> Outcome:
+def without_options(
+    made: Path, at: Path, cli: Cli, patch: pytest.MonkeyPatch, command: str, words: str
+) -> Outcome:
     """The outcome of the words alone, which succeed."""
     if (command, words) not in OUTCOMES:
         OUTCOMES[command, words] = outcome(made, at, cli, patch, command, words)
@@ -236,21 +296,37 @@ def without_options(made: Path, at: Path, cli: Cli, patch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "option"), [(*key, option) for key, options in CHANGES.items() for option in options]
+    ("command", "words", "option"),
+    [(*key, option) for key, options in CHANGES.items() for option in options],
 )
 def test_an_option_changes_what_comes_of_a_command(
-    command: str, words: str, option: str, made: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    words: str,
+    option: str,
+    made: Path,
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without = without_options(made, tmp_path, cli, monkeypatch, command, words)
     words = f"{words} {CHANGES[command, words][option]}"
     assert outcome(made, tmp_path, cli, monkeypatch, command, words) != without
 
 
-@pytest.mark.parametrize(("command", "words"), [key for key in CHANGES if key[0] != "trainer report"])
+@pytest.mark.parametrize(
+    ("command", "words"), [key for key in CHANGES if key[0] != "trainer report"]
+)
 def test_without_it_the_outcome_is_always_the_same(
-    command: str, words: str, made: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    words: str,
+    made: Path,
+    tmp_path: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So that the test above can fail. The page of a report has names of figures that are drawn."""
+    """So that the test above can fail. The page of a report has names of figures that
+    are drawn.
+    """
     without = without_options(made, tmp_path, cli, monkeypatch, command, words)
     assert outcome(made, tmp_path, cli, monkeypatch, command, words) == without
 
@@ -260,12 +336,23 @@ def test_batches_of_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         raise SpecError(f"{batches} batches")
 
     monkeypatch.setattr(estimate, "estimate", told)
-    words = ["--model", "builtin:mini", "--corpus", "builtin:stdlib", "--sites", SITE, "--tokens", "1k"]
+    words = [
+        "--model",
+        "builtin:mini",
+        "--corpus",
+        "builtin:stdlib",
+        "--sites",
+        SITE,
+        "--tokens",
+        "1k",
+    ]
     assert cli("actstore", "plan", *words)[2] == "error: 3 batches\n"
     assert cli("actstore", "plan", *words, "--batches", "7")[2] == "error: 7 batches\n"
 
 
-def test_threads_of_verify(made: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_verify(
+    made: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     class Pool(ThreadPoolExecutor):
@@ -280,7 +367,9 @@ def test_threads_of_verify(made: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("device", ["nosuch", "auto", "cuda:99", "meta"])
-def test_a_device_that_is_none_is_refused(device: str, made: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_device_that_is_none_is_refused(
+    device: str, made: Path, tmp_path: Path, cli: Cli
+) -> None:
     run, out = str(made / "r"), str(tmp_path / "o")
     for words in (
         ["train", "--store", str(made / "s"), "--out", out],

@@ -1,4 +1,6 @@
-"""Help, defaults, tab completion, and refusals of options: through the command lines themselves."""
+"""Help, defaults, tab completion, and refusals of options: through the command lines
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ from actstore.validation import fields_at
 from schemas.sae import CrosscoderInner, FlatSpec, TranscoderInner
 from schemas.stream import Rescale
 from schemas.train import TrainSpec
-from trainer.training.options import FIELDS
-from trainer.training.specs import OF_LATENTS, from_options, load_spec
+from trainer.training.train_options import FIELDS
+from trainer.training.train_spec import OF_LATENTS, from_options, load_spec
 
 Cli = Callable[..., tuple[int, str, str]]
 APPS = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}
-COMMANDS = [(name, command) for name, app in APPS.items() for command in typer.main.get_command(app).commands]  # type: ignore[attr-defined]
+COMMANDS = [
+    (name, command)
+    for name, app in APPS.items()
+    for command in typer.main.get_command(app).commands
+]  # type: ignore[attr-defined]
 KINDS = [one.model_fields["kind"].default for one in get_args(FlatSpec)]
 
 
@@ -54,16 +60,25 @@ def test_help_shows_every_default_in_lines_that_fit(
     assert text.count("[default:") == len(optional)
 
 
-def test_defaults_in_the_help_are_the_schemas(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_in_the_help_are_the_schemas(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     _, out, _ = cli("trainer", "train", "--help")
     schema = TrainSpec.model_json_schema()
     for name, path in FIELDS.items():
         nodes = fields_at(schema, path)
         assert nodes, path
-        line = next(line for line in out.splitlines() if f"--{name.replace('_', '-')} " in line)
+        line = next(
+            line for line in out.splitlines() if f"--{name.replace('_', '-')} " in line
+        )
         default = nodes[0].get("default")
-        if name not in {"sae", "inner"} and default is not None and default is not True and default is not False:
+        if (
+            name not in {"sae", "inner"}
+            and default is not None
+            and default is not True
+            and default is not False
+        ):
             assert (
                 f"[default: {default:g}]" in line or f"[default: {default}]" in line
                 if isinstance(default, float)
@@ -82,9 +97,16 @@ def completions(program: str, *words: str) -> list[str]:
         "COMP_WORDS": " ".join([program, *words]),
         "COMP_CWORD": str(len(words)),
     }
-    code = f"import sys; sys.argv = [{program!r}]; from {program}.cli import main; main()"
+    code = (
+        f"import sys; sys.argv = [{program!r}]; from {program}.cli import main; main()"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert done.stderr == ""
     return done.stdout.split()
@@ -93,7 +115,11 @@ def completions(program: str, *words: str) -> list[str]:
 def test_tab_completes_commands_options_and_values() -> None:
     assert completions("trainer", "tra") == ["train"]
     assert "--target-l0" in completions("trainer", "train", "--ta")
-    assert set(completions("trainer", "train", "--sae", "")) == {*KINDS, "transcoder", "crosscoder"}
+    assert set(completions("trainer", "train", "--sae", "")) == {
+        *KINDS,
+        "transcoder",
+        "crosscoder",
+    }
     assert completions("trainer", "train", "--rescale", "lo") == ["log", "log1p"]
     assert completions("trainer", "train", "--device", "cu") == ["cuda"]
     assert completions("actstore", "harvest", "--codec", "") == ["lz4", "zstd", "raw"]
@@ -104,7 +130,12 @@ def test_the_shell_can_be_told() -> None:
     code = "import sys; sys.argv = ['trainer', '--show-completion', 'bash']; from trainer.cli import main; main()"
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert "_TRAINER_COMPLETE=complete_bash" in done.stdout, done.stderr
 
@@ -116,34 +147,69 @@ RUN = ("trainer", "train", "--store", "nowhere", "--out", "nothing")
     ("options", "words"),
     [
         (["--sae", "topk", "--l1", "1"], ["topk has no l1; its sparsity is k"]),
-        (["--sae", "topk", "--target-l0", "9"], ["topk has no target_l0; its sparsity is k"]),
-        (["--sae", "relu_l1", "--k", "1"], ["relu_l1 has no k; its sparsity is l1 or target_l0"]),
-        (["--sae", "jumprelu", "--l1", "1"], ["jumprelu has no l1; its sparsity is l0 or target_l0"]),
-        (["--sae", "transcoder", "--inner", "gated", "--k", "1"], ["gated has no k; its sparsity is l1"]),
+        (
+            ["--sae", "topk", "--target-l0", "9"],
+            ["topk has no target_l0; its sparsity is k"],
+        ),
+        (
+            ["--sae", "relu_l1", "--k", "1"],
+            ["relu_l1 has no k; its sparsity is l1 or target_l0"],
+        ),
+        (
+            ["--sae", "jumprelu", "--l1", "1"],
+            ["jumprelu has no l1; its sparsity is l0 or target_l0"],
+        ),
+        (
+            ["--sae", "transcoder", "--inner", "gated", "--k", "1"],
+            ["gated has no k; its sparsity is l1"],
+        ),
         (["--aligned", "--l1", "1"], ["topk has no l1"]),
         (["--sae", "topk", "--inner", "gated"], ["topk has no inner"]),
         (["--sae", "tokp"], ["--sae: there is no 'tokp'", "did you mean topk?"]),
-        (["--rescale", "lg"], ["--rescale: there is no 'lg'", "did you mean log?", *get_args(Rescale)]),
+        (
+            ["--rescale", "lg"],
+            ["--rescale: there is no 'lg'", "did you mean log?", *get_args(Rescale)],
+        ),
         (["--lr", "fast"], ["--lr: wanted auto or a number above 0, got 'fast'"]),
         (["--rows", "1.5"], ["--rows: '1.5' is not a whole count"]),
         (["--dead-rows", "0"], ["--dead-rows: wanted auto or a count above 0"]),
         (["--warmup", "2"], ["--warmup: wanted a number from 0 to 1, got 2"]),
-        (["--sae", "relu_l1", "--l1", "1", "--target-l0", "3"], ["--l1 and --target-l0 exclude each other"]),
+        (
+            ["--sae", "relu_l1", "--l1", "1", "--target-l0", "3"],
+            ["--l1 and --target-l0 exclude each other"],
+        ),
         (["--l1", "1", "--l0", "1"], ["--l1 and --l0 exclude each other"]),
-        (["--aligned", "--pairs-with", "a"], ["--aligned and --pairs-with exclude each other"]),
+        (
+            ["--aligned", "--pairs-with", "a"],
+            ["--aligned and --pairs-with exclude each other"],
+        ),
         (["--name", ""], ["--name: wanted text of 1 to 120 characters"]),
     ],
 )
-def test_an_option_that_does_not_act_is_refused_by_name(options: list[str], words: list[str], cli: Cli) -> None:
+def test_an_option_that_does_not_act_is_refused_by_name(
+    options: list[str], words: list[str], cli: Cli
+) -> None:
     refused(cli(*RUN, *options), *words)
 
 
 def test_options_and_files_are_told_apart(cli: Cli, tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text("sae: {kind: topk, l1: 3}\nstream: {rescal: log}\noptimizer: {lr: 1}\nrows: many\n")
+    spec.write_text(
+        "sae: {kind: topk, l1: 3}\nstream: {rescal: log}\noptimizer: {lr: 1}\nrows: many\n"
+    )
     result = cli(*RUN, "--spec", str(spec), "--batch", "0")
-    refused(result, "error: --batch: wanted a count above 0", f"; {spec}: ", "topk has no l1; its sparsity is k")
-    refused(result, "did you mean stream.rescale?", "did you mean optimiser?", "rows: 'many' is not a count")
+    refused(
+        result,
+        "error: --batch: wanted a count above 0",
+        f"; {spec}: ",
+        "topk has no l1; its sparsity is k",
+    )
+    refused(
+        result,
+        "did you mean stream.rescale?",
+        "did you mean optimiser?",
+        "rows: 'many' is not a count",
+    )
     for text, words in {
         "sae: topk": ["sae: wanted keys and values, got 'topk'"],
         "stream: 3": ["stream: wanted keys and values, got 3"],
@@ -154,12 +220,21 @@ def test_options_and_files_are_told_apart(cli: Cli, tmp_path: Path) -> None:
         refused(cli(*RUN, "--spec", str(spec)), str(spec), *words)
     sweep = tmp_path / "sweep.yaml"
     for text, words in {
-        "base: {store: x, sae: {kind: topk}}\ngrid: {sae.l1: [1, 2]}": ["run l1=1", "topk has no l1"],
+        "base: {store: x, sae: {kind: topk}}\ngrid: {sae.l1: [1, 2]}": [
+            "run l1=1",
+            "topk has no l1",
+        ],
         "base: {store: x, sae: topk}\ngrid: {sae.k: [1, 2]}": ["sae.k", "'topk'"],
-        "base: {store: x}\ngird: {sae.k: [1, 2]}": ["gird: there is no such key; did you mean grid?"],
+        "base: {store: x}\ngird: {sae.k: [1, 2]}": [
+            "gird: there is no such key; did you mean grid?"
+        ],
     }.items():
         sweep.write_text(text)
-        refused(cli("trainer", "sweep", str(sweep), "--out", str(tmp_path / "out")), str(sweep), *words)
+        refused(
+            cli("trainer", "sweep", str(sweep), "--out", str(tmp_path / "out")),
+            str(sweep),
+            *words,
+        )
 
 
 def test_every_option_of_a_field_gets_there(tmp_path: Path) -> None:
@@ -170,21 +245,51 @@ def test_every_option_of_a_field_gets_there(tmp_path: Path) -> None:
         "checkpoint_minutes": 1.5, "log_every": "10",
     }  # fmt: skip
     made = load_spec(None, from_options(given))
-    flat = {**made.model_dump(), **{f"sae.{k}": v for k, v in made.sae.model_dump().items()}}
+    flat = {
+        **made.model_dump(),
+        **{f"sae.{k}": v for k, v in made.sae.model_dump().items()},
+    }
     flat |= {f"stream.{k}": v for k, v in made.stream.model_dump().items()}
-    flat["optimiser.lr"], flat["optimiser.warmup"] = made.optimiser.lr, made.optimiser.warmup
-    wanted = {"batch": 1000, "rows": 10**6, "dead_rows": 500_000, "checkpoint_every": 2000, "log_every": 10}
+    flat["optimiser.lr"], flat["optimiser.warmup"] = (
+        made.optimiser.lr,
+        made.optimiser.warmup,
+    )
+    wanted = {
+        "batch": 1000,
+        "rows": 10**6,
+        "dead_rows": 500_000,
+        "checkpoint_every": 2000,
+        "log_every": 10,
+    }
     for name, value in {**given, **wanted, "sites": ("a", "b")}.items():
         assert flat[FIELDS[name]] == value, name
     left = {"k", "l1", "l0", "alpha", "inner", "pairs_with"}
     assert set(FIELDS) == {*given, *left}
-    assert load_spec(None, from_options({"store": "s", "sae": "nsae", "alpha": 0.0})).sae.alpha == 0  # type: ignore[union-attr]
-    paired = load_spec(None, from_options({"store": "s", "pairs_with": ["b"], "sites": ["a"], "k": 3, "seed": 7}))
-    assert (paired.sae.kind, paired.sae.inner.k, paired.stream.mode) == ("transcoder", 3, "pairs")  # type: ignore[union-attr]
+    assert (
+        load_spec(
+            None, from_options({"store": "s", "sae": "nsae", "alpha": 0.0})
+        ).sae.alpha
+        == 0
+    )  # type: ignore[union-attr]
+    paired = load_spec(
+        None,
+        from_options(
+            {"store": "s", "pairs_with": ["b"], "sites": ["a"], "k": 3, "seed": 7}
+        ),
+    )
+    assert (paired.sae.kind, paired.sae.inner.k, paired.stream.mode) == (
+        "transcoder",
+        3,
+        "pairs",
+    )  # type: ignore[union-attr]
     assert (paired.seed, paired.stream.seed) == (7, 7)
     assert {path.removeprefix("sae.") for path in OF_LATENTS} <= {
         field
-        for one in (*get_args(TranscoderInner), *get_args(CrosscoderInner), *get_args(FlatSpec))
+        for one in (
+            *get_args(TranscoderInner),
+            *get_args(CrosscoderInner),
+            *get_args(FlatSpec),
+        )
         for field in one.model_fields
     }
 
@@ -195,10 +300,23 @@ def test_yaml_reads_counts_and_sizes_as_options_do(tmp_path: Path) -> None:
         "store: s\nsae: {kind: relu_l1, l1: 0.4}\nrows: 1M\ndead_rows: 500k\n"
         "stream: {memory: 20GB, limit_rows: 1e6, batch: 4k, sites: a.*}\nresample: {every: 50M}\n"
     )
-    made = load_spec(str(path), {"sae.target_l0": 16.0})  # takes the place of the file's weight
-    assert (made.rows, made.dead_rows, made.stream.memory) == (10**6, 500_000, 20 * 10**9)
-    assert (made.stream.limit_rows, made.stream.batch, made.stream.sites) == (10**6, 4000, ("a.*",))
+    # takes the place of the file's weight
+    made = load_spec(str(path), {"sae.target_l0": 16.0})
+    assert (made.rows, made.dead_rows, made.stream.memory) == (
+        10**6,
+        500_000,
+        20 * 10**9,
+    )
+    assert (made.stream.limit_rows, made.stream.batch, made.stream.sites) == (
+        10**6,
+        4000,
+        ("a.*",),
+    )
     assert (made.sae.l1, made.sae.target_l0) == (None, 16)  # type: ignore[union-attr]
     again = yaml.safe_load(made.to_json())
-    assert (again["rows"], again["stream"]["memory"], again["resample"]["every"]) == (10**6, 20 * 10**9, 50_000_000)
+    assert (again["rows"], again["stream"]["memory"], again["resample"]["every"]) == (
+        10**6,
+        20 * 10**9,
+        50_000_000,
+    )
     assert TrainSpec.model_validate(again) == made

@@ -1,4 +1,6 @@
-"""Output of both command lines in processes of their own: any encoding, readers that leave, a full disk, versions."""
+"""Output of both command lines in processes of their own: any encoding, readers that
+leave, a full disk, versions.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,19 @@ import pytest
 from rich.console import Console
 
 import actstore
-from actstore.harvesting.command import _bar
-from actstore.harvesting.run import Progress
-from actstore.output import PLAIN, survive_any_encoding
+from actstore.console.cli_output import PLAIN, survive_any_encoding
+from actstore.harvesting.harvest_command import _bar
+from actstore.harvesting.worker import Progress
 from tests.support import make_store
-from trainer.training.display import bar
+from trainer.training.progress_display import bar
 
 ROOT = Path(__file__).parents[2]
 C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
 ENCODINGS: dict[str, dict[str, str]] = {
-    **{name: {"PYTHONIOENCODING": name} for name in ("latin-1", "ascii", "cp1252", "utf-8")},
+    **{
+        name: {"PYTHONIOENCODING": name}
+        for name in ("latin-1", "ascii", "cp1252", "utf-8")
+    },
     "C": {**C_LOCALE, "PYTHONUTF8": "0"},
 }
 NAME = "läyer→日本😀"
@@ -34,18 +39,29 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> actstore.Store:
     return make_store(tmp_path_factory.mktemp("out") / "store", n_units=3)
 
 
-def started(words: list[Any], more: dict[str, str] | None = None, **streams: Any) -> subprocess.Popen[bytes]:
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONIO", "PYTHONUTF8"))}
+def started(
+    words: list[Any], more: dict[str, str] | None = None, **streams: Any
+) -> subprocess.Popen[bytes]:
+    plain = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LC_", "LANG", "PYTHONIO", "PYTHONUTF8"))
+    }
     env = {**plain, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **(more or {})}
     program = [sys.executable, "-m", *words]
     return subprocess.Popen(
-        program, env=env, cwd=ROOT, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+        program,
+        env=env,
+        cwd=ROOT,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
     )
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_any_encoding_shows_the_table(encoding: str, store: actstore.Store) -> None:
-    out, err = started(["actstore", "norms", store.url], ENCODINGS[encoding]).communicate()
+    out, err = started(
+        ["actstore", "norms", store.url], ENCODINGS[encoding]
+    ).communicate()
     assert err == b""
     line = next(line for line in out.splitlines() if b"blocks.2.hook_mlp_out" in line)
     assert ("████████".encode() if encoding == "utf-8" else b"########") in line
@@ -76,22 +92,42 @@ def test_any_encoding_shows_a_message(tmp_path: Path) -> None:
         ["doctor"],
     ],
 )
-def test_a_reader_that_leaves_ends_it_without_a_word(words: list[str], store: actstore.Store) -> None:
+def test_a_reader_that_leaves_ends_it_without_a_word(
+    words: list[str], store: actstore.Store
+) -> None:
     read, write = os.pipe()
     os.close(read)
-    made = started(["actstore", *(word.format(store.url) for word in words)], stdout=write)
+    made = started(
+        ["actstore", *(word.format(store.url) for word in words)], stdout=write
+    )
     os.close(write)
     _, err = made.communicate()
     assert (made.returncode, err.strip()) == (1, b"")
 
 
 @pytest.mark.slow
-def test_a_reader_of_everything_that_leaves(store: actstore.Store, tmp_path: Path) -> None:
+def test_a_reader_of_everything_that_leaves(
+    store: actstore.Store, tmp_path: Path
+) -> None:
     """As `2>&1 | head -1`: neither stream can say anything."""
     read, write = os.pipe()
     os.close(read)
-    train = ["trainer", "train", "--store", store.url, "--out", str(tmp_path / "run"), "--sae", "topk", "--rows", "640"]
-    for words in (["actstore", "info", "nowhere"], [*train, "--batch", "64", "--k", "2", "--expansion", "2"]):
+    train = [
+        "trainer",
+        "train",
+        "--store",
+        store.url,
+        "--out",
+        str(tmp_path / "run"),
+        "--sae",
+        "topk",
+        "--rows",
+        "640",
+    ]
+    for words in (
+        ["actstore", "info", "nowhere"],
+        [*train, "--batch", "64", "--k", "2", "--expansion", "2"],
+    ):
         made = started(words, stdout=write, stderr=write)
         assert made.wait() == 1
     os.close(write)
@@ -112,13 +148,16 @@ def test_an_output_that_is_full_is_told(command: str, store: actstore.Store) -> 
 def test_programs_say_their_version() -> None:
     made = [started([name, "--version"]) for name in ("actstore", "trainer")]
     assert [one.communicate() for one in made] == [
-        (f"{name} {actstore.__version__}\n".encode(), b"") for name in ("actstore", "trainer")
+        (f"{name} {actstore.__version__}\n".encode(), b"")
+        for name in ("actstore", "trainer")
     ]
 
 
 def test_json_stays_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        monkeypatch.setattr(
+            sys, stream, io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        )
     survive_any_encoding()
     sys.stdout.write(json.dumps({"a": NAME}, ensure_ascii=False))
     sys.stdout.flush()

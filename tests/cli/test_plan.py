@@ -1,4 +1,6 @@
-"""`actstore plan` against the harvest that it speaks of: rows, units, objects, bytes; and its arithmetic of money."""
+"""`actstore plan` against the harvest that it speaks of: rows, units, objects, bytes;
+and its arithmetic of money.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ SPEC = {
 
 def words(command: str, *more: str, **changes: str) -> list[str]:
     options = {**SPEC, **changes}
-    return ["actstore", command, *(word for name, value in options.items() for word in (f"--{name}", value)), *more]
+    return [
+        "actstore",
+        command,
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+        *more,
+    ]
 
 
 def planned(cli: Cli, *more: str, **changes: str) -> dict[str, Any]:
@@ -44,12 +51,23 @@ def planned(cli: Cli, *more: str, **changes: str) -> dict[str, Any]:
     [
         [],
         ["--dtype", "int8", "--codec", "zstd", "--skip-first", "1"],
-        ["--codec", "raw", "--unit-sequences", "20", "--chunk-rows", "1000", "--skip-first", "3"],
+        [
+            "--codec",
+            "raw",
+            "--unit-sequences",
+            "20",
+            "--chunk-rows",
+            "1000",
+            "--skip-first",
+            "3",
+        ],
         ["--dtype", "float32", "--exclude-special-tokens", "--chunk-rows", "128"],
     ],
     ids=["defaults", "int8", "raw", "float32"],
 )
-def test_the_plan_is_what_the_harvest_makes(more: list[str], cli: Cli, tmp_path: Path) -> None:
+def test_the_plan_is_what_the_harvest_makes(
+    more: list[str], cli: Cli, tmp_path: Path
+) -> None:
     found = planned(cli, *more)
     assert cli(*words("harvest", *more, "--out", str(tmp_path / "store")))[0] == 0
     store = actstore.open(tmp_path / "store")
@@ -66,19 +84,32 @@ def test_the_plan_is_what_the_harvest_makes(more: list[str], cli: Cli, tmp_path:
     chosen = found["codecs"][found["codec"]]
     assert found["codec"] == m.spec.codec
     assert chosen["bytes"] == pytest.approx(m.n_bytes, rel=0.03)
-    per_row = sum(site.d for site in m.sites) * {"int8": 1, "float32": 4}.get(m.spec.dtype, 2)
+    per_row = sum(site.d for site in m.sites) * {"int8": 1, "float32": 4}.get(
+        m.spec.dtype, 2
+    )
     assert chosen["ratio"] == pytest.approx(m.n_bytes / (m.n_rows * per_row), rel=0.03)
 
 
 def test_prices_change_the_money_as_arithmetic_says(cli: Cli) -> None:
-    prices = ["--storage-price", "500", "--put-price", "3", "--get-price", "0.0001", "--device-price", "36"]
+    prices = [
+        "--storage-price",
+        "500",
+        "--put-price",
+        "3",
+        "--get-price",
+        "0.0001",
+        "--device-price",
+        "36",
+    ]
     found = planned(cli, *prices, "--months", "4")
     layout = found["layout"]
     month = found["codecs"]["lz4"]["bytes"] / 1e9 * 500
     assert found["storage_per_month"] == pytest.approx(month)
     assert found["put_cost"] == pytest.approx(found["objects"] * 3 / 1000)
     chunks = layout["capacity"] / layout["chunk_rows"]
-    assert found["get_cost"] == pytest.approx(layout["n_units"] * 2 * (1 + chunks / 16) * 0.0001 / 1000)
+    assert found["get_cost"] == pytest.approx(
+        layout["n_units"] * 2 * (1 + chunks / 16) * 0.0001 / 1000
+    )
     saved = found["forward_s"] * 36 / 3600 - found["get_cost"]
     once = found["harvest_s"] * 36 / 3600 + 4 * month + found["put_cost"]
     assert saved > 0
@@ -95,7 +126,9 @@ def test_break_even_is_the_smallest_number_of_runs(cli: Cli) -> None:
     n = found["break_even_runs"]
     assert n is not None
     assert found["harvest_s"] + n * found["read_s"] < n * found["forward_s"]
-    assert found["harvest_s"] + (n - 1) * found["read_s"] >= (n - 1) * found["forward_s"]
+    assert (
+        found["harvest_s"] + (n - 1) * found["read_s"] >= (n - 1) * found["forward_s"]
+    )
 
 
 def test_slow_storage_bounds_the_reading_and_may_never_pay(cli: Cli) -> None:
@@ -107,7 +140,9 @@ def test_slow_storage_bounds_the_reading_and_may_never_pay(cli: Cli) -> None:
     assert out.count("never: reading takes no less than the model") == 2
 
 
-def test_people_get_lines_and_nothing_is_written(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_get_lines_and_nothing_is_written(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def written(*_: Any) -> None:
         raise AssertionError("plan wrote an object")
 
@@ -154,17 +189,30 @@ def test_mistakes_are_named_before_anything_is_run(cli: Cli, tmp_path: Path) -> 
     refused(cli(*words("plan", "--bandwidth", "fast")), "'fast' is not a size")
     refused(cli(*words("plan", corpus=str(tmp_path / "none"))), "none")
     (tmp_path / "short.txt").write_text("x")
-    refused(cli(*words("plan", corpus=str(tmp_path / "short.txt"))), "holds no context of 64 tokens")
+    refused(
+        cli(*words("plan", corpus=str(tmp_path / "short.txt"))),
+        "holds no context of 64 tokens",
+    )
 
 
-def test_a_corpus_that_is_too_short_is_a_warning_and_planned_for(cli: Cli, tmp_path: Path) -> None:
+def test_a_corpus_that_is_too_short_is_a_warning_and_planned_for(
+    cli: Cli, tmp_path: Path
+) -> None:
     (tmp_path / "short.txt").write_text("a line of words\n" * 300)
-    code, out, err = cli(*words("plan", "--json", corpus=str(tmp_path / "short.txt"), tokens="2.5B"))
+    code, out, err = cli(
+        *words("plan", "--json", corpus=str(tmp_path / "short.txt"), tokens="2.5B")
+    )
     assert code == 0
     found = json.loads(out)
     held = found["corpus"]
-    assert (held["asked"], held["how"], held["short"]) == (2_500_000_000, "counted", True)
-    assert held["tokens"] == found["rows"] == found["layout"]["n_sequences"] * 64 < 10_000
+    assert (held["asked"], held["how"], held["short"]) == (
+        2_500_000_000,
+        "counted",
+        True,
+    )
+    assert (
+        held["tokens"] == found["rows"] == found["layout"]["n_sequences"] * 64 < 10_000
+    )
     assert err.startswith("warning: corpus ")
     assert f"ends after {held['tokens']:,} tokens" in err
     assert f"`--tokens {held['tokens']}`" in err
@@ -194,4 +242,6 @@ def test_the_library_takes_a_module_and_tokens_in_memory() -> None:
     assert found.objects == len(store.storage.list())
     assert found.codecs["raw"].bytes == pytest.approx(store.manifest.n_bytes, rel=0.03)
     assert found.storage_per_month == pytest.approx(found.codecs["raw"].bytes)
-    assert found.memory.units == 3 * store.layout.unit_sequences * 40 * (32 * 2 + 2 * 4 + 8)
+    assert found.memory.units == 3 * store.layout.unit_sequences * 40 * (
+        32 * 2 + 2 * 4 + 8
+    )

@@ -1,4 +1,6 @@
-"""Where half precision is slower than float32 it is said, with what was measured, and done as told."""
+"""Where half precision is slower than float32 it is said, with what was measured, and
+done as told.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ import pytest
 import yaml
 
 import actstore
-from actstore import precision
 from actstore.errors import SpecError
-from actstore.precision import Speed, measured, sentence, slow_here
+from actstore.machine import half_precision
+from actstore.machine.half_precision import Speed, measured, sentence, slow_here
 from tests.cli.test_plan import words
 from tests.support import make_store
 
@@ -23,7 +25,7 @@ FIGURES = "measured: 12 against 76 GFLOP/s"
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "measured", lambda _: SLOW)
+    monkeypatch.setattr(half_precision, "measured", lambda _: SLOW)
 
 
 def said(text: str) -> bool:
@@ -39,14 +41,25 @@ def test_it_is_measured_in_pairs() -> None:
 
 def test_only_what_is_slower_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(precision, "measured", lambda dtype: asked.append(dtype) or SLOW)
-    for dtype, device in (("float32", "cpu"), (None, "cpu"), ("bfloat16", "cuda:1"), ("bfloat16", "auto")):
+    monkeypatch.setattr(
+        half_precision, "measured", lambda dtype: asked.append(dtype) or SLOW
+    )
+    for dtype, device in (
+        ("float32", "cpu"),
+        (None, "cpu"),
+        ("bfloat16", "cuda:1"),
+        ("bfloat16", "auto"),
+    ):
         assert slow_here(dtype, device) is None
     assert not asked, "it was measured for nothing"
     assert said(slow_here("bfloat16", "cpu") or "")
     assert "float16 is 6.3" in (slow_here("float16", "cpu") or "")
     for ratio in (0.5, 1.0, 1.1):  # what may be chance is not said
-        monkeypatch.setattr(precision, "measured", lambda _, ratio=ratio: Speed(1e9, 1e9 * ratio, ratio))
+        monkeypatch.setattr(
+            half_precision,
+            "measured",
+            lambda _, ratio=ratio: Speed(1e9, 1e9 * ratio, ratio),
+        )
         assert slow_here("bfloat16", "cpu") is None
     assert (
         sentence("bfloat16", FAST)
@@ -55,7 +68,9 @@ def test_only_what_is_slower_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("slow")
-def test_plan_says_it_before_it_computes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_says_it_before_it_computes(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def estimate(*_: object, **__: object) -> None:
         raise SpecError("it computes now")
 
@@ -69,7 +84,15 @@ def test_plan_says_it_before_it_computes(cli: Cli, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("slow")
 def test_harvest_says_it_first_and_does_as_told(cli: Cli, tmp_path: Path) -> None:
-    code, _, err = cli(*words("harvest", "--out", str(tmp_path / "store"), tokens="2k", autocast="bfloat16"))
+    code, _, err = cli(
+        *words(
+            "harvest",
+            "--out",
+            str(tmp_path / "store"),
+            tokens="2k",
+            autocast="bfloat16",
+        )
+    )
     assert code == 0
     assert err.startswith("note: --autocast bfloat16: ")
     assert said(err)
@@ -78,7 +101,7 @@ def test_harvest_says_it_first_and_does_as_told(cli: Cli, tmp_path: Path) -> Non
 
 def test_doctor_says_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     for speed, status in ((SLOW, "warn"), (FAST, "ok")):
-        monkeypatch.setattr(precision, "measured", lambda _, speed=speed: speed)
+        monkeypatch.setattr(half_precision, "measured", lambda _, speed=speed: speed)
         code, out, _ = cli("actstore", "doctor")
         line = next(line for line in out.splitlines() if " bfloat16 " in line)
         assert code == 0
@@ -101,7 +124,9 @@ def test_training_says_it_first_and_does_as_told(cli: Cli, tmp_path: Path) -> No
         }
         (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
         run = tmp_path / wanted
-        code, _, err = cli("trainer", "train", "--spec", str(tmp_path / "spec.yaml"), "--out", str(run))
+        code, _, err = cli(
+            "trainer", "train", "--spec", str(tmp_path / "spec.yaml"), "--out", str(run)
+        )
         assert code == 0
         assert said(err) == (wanted == "bfloat16")
         assert (run / "sae.safetensors").exists()

@@ -1,4 +1,6 @@
-"""Rows and tokens that are asked for and rounded: every command says what it really takes."""
+"""Rows and tokens that are asked for and rounded: every command says what it really
+takes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import actstore
-from actstore.harvesting.command import rounding
+from actstore.harvesting.harvest_command import rounding
 from schemas.records import RunRecord
 from schemas.stream import StreamSpec
 from tests.cli.conftest import Cli
@@ -30,7 +32,9 @@ HARVEST = (
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> actstore.Store:
-    """3 sites of 2,944 training rows: an epoch is 8,832 rows, 9 batches of 1,000 with 832 in the last."""
+    """3 sites of 2,944 training rows: an epoch is 8,832 rows, 9 batches of 1,000 with
+    832 in the last.
+    """
     return make_store(tmp_path_factory.mktemp("round") / "store")
 
 
@@ -47,14 +51,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> actstore.Store:
         {"epochs": 3, "batch": 10_000},
     ],
 )
-def test_the_rows_of_batches_are_those_that_come(fields: dict[str, Any], store: actstore.Store) -> None:
+def test_the_rows_of_batches_are_those_that_come(
+    fields: dict[str, Any], store: actstore.Store
+) -> None:
     spec = StreamSpec.model_validate({"batch": 1000, "epochs": None, **fields})
     with store.stream(spec) as stream:
-        counts = [len(batch.row) for batch, _ in zip(stream, range(25 if spec.epochs is None else 3), strict=False)]
-        assert [stream.rows_in(n) for n in range(len(counts) + 1)] == [0, *np.cumsum(counts).tolist()]
+        counts = [
+            len(batch.row)
+            for batch, _ in zip(
+                stream, range(25 if spec.epochs is None else 3), strict=False
+            )
+        ]
+        assert [stream.rows_in(n) for n in range(len(counts) + 1)] == [
+            0,
+            *np.cumsum(counts).tolist(),
+        ]
 
 
-def test_training_says_what_it_trains_on(store: actstore.Store, tmp_path: Path, cli: Cli) -> None:
+def test_training_says_what_it_trains_on(
+    store: actstore.Store, tmp_path: Path, cli: Cli
+) -> None:
     out = tmp_path / "run"
     train = ("trainer", "train", "--store", store.url, *SAE, "--batch", "1000")
     code, _, err = cli(*train, "--rows", "20k", "--out", str(out))
@@ -74,7 +90,10 @@ def test_training_says_what_it_trains_on(store: actstore.Store, tmp_path: Path, 
     assert "training: 2,000 rows (1,500 were asked) in 2 batches of 1,000\n" in err
     assert err.count("training: 3,000 rows") == 2
     code, _, err = cli("trainer", "eval", str(out), "--rows", "1M")
-    assert f"note: {out}: there are 128 such rows of each site, 1,000,000 were asked" in err
+    assert (
+        f"note: {out}: there are 128 such rows of each site, 1,000,000 were asked"
+        in err
+    )
     assert "were asked" not in cli("trainer", "eval", str(out), "--rows", "50")[2]
 
 
@@ -86,7 +105,9 @@ def test_contexts_are_whole_and_said_to_be(tmp_path: Path, cli: Cli) -> None:
     assert err.count("were asked") == 1
     assert note in err
     told = cli("actstore", "plan", *HARVEST, "--tokens", "1k", "--batches", "1")[1]
-    assert "tokens         1,024 tokens in 32 contexts of 32 (1,000 were asked)\n" in told
+    assert (
+        "tokens         1,024 tokens in 32 contexts of 32 (1,000 were asked)\n" in told
+    )
     code, _, err = cli("actstore", "extend", out, "--tokens", "40")
     assert code == 0
     assert "note: 64 tokens in 2 contexts of 32 (40 were asked)\n" in err

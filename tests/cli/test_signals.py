@@ -16,8 +16,12 @@ from tests.cli.test_harvest import objects, words
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def test_sigint_and_sigterm_leave_a_hint_and_a_store_to_go_on_with(cli: Cli, tmp_path: Path) -> None:
-    """Two workers in real processes, each stopped after some units; the store ends with the undisturbed one's bytes."""
+def test_sigint_and_sigterm_leave_a_hint_and_a_store_to_go_on_with(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Two workers in real processes, each stopped after some units; the store ends with
+    the undisturbed one's bytes.
+    """
     more = {"tokens": "14k", "batch": "1", "unit-sequences": "8"}
     out = tmp_path / "store"
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -26,7 +30,9 @@ def test_sigint_and_sigterm_leave_a_hint_and_a_store_to_go_on_with(cli: Cli, tmp
     texts = [(tmp_path / f"{i}.out", tmp_path / f"{i}.err") for i in range(2)]
     workers = [
         context.Process(
-            target=process.run, args=(words(out, "--json", "--worker", f"{i + 1}/2", **more), *texts[i]), daemon=True
+            target=process.run,
+            args=(words(out, "--json", "--worker", f"{i + 1}/2", **more), *texts[i]),
+            daemon=True,
         )
         for i in range(2)
     ]
@@ -47,9 +53,15 @@ def test_sigint_and_sigterm_leave_a_hint_and_a_store_to_go_on_with(cli: Cli, tmp
         worker.join(60)
         lines, err = (path.read_text() for path in texts[i])
         assert worker.exitcode == 128 + numbers[i], err
-        assert "interrupted: what is committed is kept; run the same command again" in " ".join(err.split())
+        assert (
+            "interrupted: what is committed is kept; run the same command again"
+            in " ".join(err.split())
+        )
         assert "Traceback" not in err
-        assert [json.loads(line)["stage"] for line in lines.splitlines()][:2] == ["starting up", "loading the model"]
+        assert [json.loads(line)["stage"] for line in lines.splitlines()][:2] == [
+            "starting up",
+            "loading the model",
+        ]
         assert 0 < committed(i) < 27
     assert not (out / "manifest.json").exists()
     assert not list(out.rglob(".tmp-*"))

@@ -7,23 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from actstore.harvesting.models import describe
-from actstore.harvesting.patterns import match_sites
-from actstore.harvesting.sites import condensed, list_sites
-from actstore.harvesting.tap import open_tap
+from actstore.format.site_patterns import match_sites
+from actstore.model.load_model import describe
+from actstore.model.open_tap import open_tap
+from actstore.model.site_list import condensed, list_sites
 from tests.cli.conftest import Cli
 from tests.harvesting.test_classes import module
 
 
 @pytest.mark.parametrize(
-    "kind", ["GPT2LMHeadModel", "BertModel", "OPTForCausalLM", "T5ForConditionalGeneration", "XLNetLMHeadModel"]
+    "kind",
+    [
+        "GPT2LMHeadModel",
+        "BertModel",
+        "OPTForCausalLM",
+        "T5ForConditionalGeneration",
+        "XLNetLMHeadModel",
+    ],
 )
 def test_what_is_listed_can_be_harvested(kind: str) -> None:
     model = describe(module(kind))
     found = list_sites(model)
     assert ("no adapter for XLNetLMHeadModel" in found.why) == kind.startswith("XLNet")
-    hooks = {site.name: site.d for site in found.sites if site.kind == "hook" and site.d is not None}
-    modules = {site.name: site.d for site in found.sites if site.kind == "module" and site.d is not None}
+    hooks = {
+        site.name: site.d
+        for site in found.sites
+        if site.kind == "hook" and site.d is not None
+    }
+    modules = {
+        site.name: site.d
+        for site in found.sites
+        if site.kind == "module" and site.d is not None
+    }
     assert modules
     for widths in (hooks, modules):
         if widths:
@@ -46,7 +61,10 @@ def test_lines_for_people_and_json_for_scripts(cli: Cli, tmp_path: Path) -> None
     assert code == 0
     assert "blocks.{0..5}.hook_mlp_out               d 16" in out
     assert "transformer.h.{0..5}.mlp.c_fc            d 64" in out
-    assert "blocks.{0..5}.attn.hook_pattern          [2, 2, 11, 11]" in out.partition("not one vector per token")[2]
+    assert (
+        "blocks.{0..5}.attn.hook_pattern          [2, 2, 11, 11]"
+        in out.partition("not one vector per token")[2]
+    )
     code, out, _ = cli("actstore", "sites", "--model", "builtin:mini", "--json")
     sites = {site["name"]: site for site in json.loads(out)["sites"]}
     assert sites["blocks.5.hook_mlp_out"] == {
@@ -60,11 +78,24 @@ def test_lines_for_people_and_json_for_scripts(cli: Cli, tmp_path: Path) -> None
     assert "no hook names: TransformerLens has no adapter for ElectraModel" in out
 
 
-def test_a_model_of_images_is_refused_by_every_command(cli: Cli, tmp_path: Path) -> None:
+def test_a_model_of_images_is_refused_by_every_command(
+    cli: Cli, tmp_path: Path
+) -> None:
     folder = str(tmp_path / "vit")
     module("ViTModel").save_pretrained(folder)
-    harvest = ("--sites", "encoder.layer.0", "--corpus", "builtin:stdlib", "--tokens", "1k")
-    for words in (("sites",), ("plan", *harvest), ("harvest", *harvest, "--out", str(tmp_path / "s"))):
+    harvest = (
+        "--sites",
+        "encoder.layer.0",
+        "--corpus",
+        "builtin:stdlib",
+        "--tokens",
+        "1k",
+    )
+    for words in (
+        ("sites",),
+        ("plan", *harvest),
+        ("harvest", *harvest, "--out", str(tmp_path / "s")),
+    ):
         code, _, err = cli("actstore", *words, "--model", folder)
         assert code == 1
         assert "ViTModel takes pixel_values" in err or "tokenizer" in err
@@ -73,6 +104,8 @@ def test_a_model_of_images_is_refused_by_every_command(cli: Cli, tmp_path: Path)
 
 
 def test_mistakes_are_told(cli: Cli) -> None:
-    code, _, err = cli("actstore", "sites", "--model", "builtin:mini", "--revision", "main")
+    code, _, err = cli(
+        "actstore", "sites", "--model", "builtin:mini", "--revision", "main"
+    )
     assert code == 1
     assert "revision (--revision) is of a model on the hub" in err

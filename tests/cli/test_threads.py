@@ -12,8 +12,8 @@ SHOWN = """
 import os, sys
 import trainer.cli, actstore.cli, trainer.demo, trainer.recipes.__main__
 assert "torch" not in sys.modules, "it would have read its environment by now"
-from actstore import boundary
-boundary.run(lambda: print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")))
+from actstore.console import cli_errors
+cli_errors.run(lambda: print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")))
 """
 
 
@@ -25,8 +25,16 @@ boundary.run(lambda: print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP
         ({"OMP_WAIT_POLICY": "active"}, "None active"),
     ],
 )
-def test_threads_wait_briefly_unless_the_user_says_how(given: dict[str, str], seen: str) -> None:
-    plain = {name: value for name, value in os.environ.items() if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+def test_threads_wait_briefly_unless_the_user_says_how(
+    given: dict[str, str], seen: str
+) -> None:
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    }
     command = [sys.executable, "-c", SHOWN]
-    out = subprocess.run(command, env={**plain, **given}, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        command, env={**plain, **given}, capture_output=True, text=True, check=True
+    )
     assert out.stdout.strip() == seen

@@ -1,4 +1,6 @@
-"""`trainer train` in processes of its own: signalled, killed, resumed; the weights are those of an undisturbed run."""
+"""`trainer train` in processes of its own: signalled, killed, resumed; the weights are
+those of an undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ from tests.cli.conftest import Cli
 from tests.support import make_store
 from tests.trainer.test_stopping import journal
 from trainer.training import checkpoint
-from trainer.training.again import resuming
-from trainer.training.command import run_groups
-from trainer.training.specs import load_spec
+from trainer.training.resume_hint import resuming
+from trainer.training.train_command import run_groups
+from trainer.training.train_spec import load_spec
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 245, 64
@@ -32,7 +34,9 @@ STEPS, BATCH = 245, 64
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 245 steps with the usual checkpoints, of which it has one: that of its last step."""
+    """A run of 245 steps with the usual checkpoints, of which it has one: that of its
+    last step.
+    """
     folder = tmp_path_factory.mktemp("signals")
     raw = {
         "store": make_store(folder / "store", n_units=24).url,
@@ -56,14 +60,30 @@ def whole(spec: Path) -> Path:
 
 
 def command(spec: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "trainer", "train", "--spec", str(spec), "--out", str(out), *more]
+    return [
+        sys.executable,
+        "-m",
+        "trainer",
+        "train",
+        "--spec",
+        str(spec),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def same(run: Path, whole: Path) -> None:
-    for name in ("sae.safetensors", f"checkpoints/step-{STEPS:08d}/optimiser.safetensors"):
+    for name in (
+        "sae.safetensors",
+        f"checkpoints/step-{STEPS:08d}/optimiser.safetensors",
+    ):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
-    one, other = (json.loads((folder / "sae.json").read_text()) for folder in (run, whole))
-    assert {**one, "store_path": None} == {**other, "store_path": None}  # from where the run lies
+    one, other = (
+        json.loads((folder / "sae.json").read_text()) for folder in (run, whole)
+    )
+    # from where the run lies
+    assert {**one, "store_path": None} == {**other, "store_path": None}
     assert journal(run) == journal(whole)
 
 
@@ -71,29 +91,42 @@ def half_way(run: Path, alive: Callable[[], bool]) -> None:
     """Until a run has logged some steps, and is in the middle."""
     deadline = time.monotonic() + 60
     while alive() and time.monotonic() < deadline:
-        if (run / "journal.jsonl").exists() and (run / "journal.jsonl").read_bytes().count(b"\n") >= 8:
+        if (run / "journal.jsonl").exists() and (
+            run / "journal.jsonl"
+        ).read_bytes().count(b"\n") >= 8:
             return
         time.sleep(0.002)
     raise AssertionError("it has not come so far")
 
 
-def test_sigterm_saves_and_the_printed_command_goes_on(spec: Path, whole: Path, tmp_path: Path, cli: Cli) -> None:
+def test_sigterm_saves_and_the_printed_command_goes_on(
+    spec: Path, whole: Path, tmp_path: Path, cli: Cli
+) -> None:
     run = tmp_path / "a run"
     words = command(spec, run)
-    started = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     half_way(run, lambda: started.poll() is None)
     started.send_signal(signal.SIGTERM)
     out, err = started.communicate(timeout=180)
     assert started.returncode == 143, err
     assert "Traceback" not in err
     assert out == ""
-    [step] = [int(found) for found in re.findall(r"stopped and saved at step (\d+) of 245; go on with", err)]
+    [step] = [
+        int(found)
+        for found in re.findall(
+            r"stopped and saved at step (\d+) of 245; go on with", err
+        )
+    ]
     assert checkpoint.steps(checkpoint.Storage(str(run))) == [step]
     assert 40 <= step < STEPS
     assert not (run / "sae.json").exists()
     printed = shlex.split(err.splitlines()[-1])
     assert printed == [*words, "--resume"]
-    assert len(re.findall(r"training: step ", err)) >= 2, "a line at the start and at the end"
+    assert len(re.findall(r"training: step ", err)) >= 2, (
+        "a line at the start and at the end"
+    )
     assert cli("trainer", *printed[3:])[0] == 0
     same(run, whole)
 
@@ -102,10 +135,18 @@ def test_sigterm_saves_and_the_printed_command_goes_on(spec: Path, whole: Path, 
 def test_interrupted_or_killed_it_ends_with_the_same_bytes(
     spec: Path, whole: Path, tmp_path: Path, cli: Cli, number: signal.Signals
 ) -> None:
-    """SIGKILL leaves no checkpoint here, and perhaps half a line of the journal: it begins again."""
+    """SIGKILL leaves no checkpoint here, and perhaps half a line of the journal: it
+    begins again.
+    """
     run, texts = tmp_path / "run", (tmp_path / "out", tmp_path / "err")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.cli.process", "trainer.training.loop", "trainer.training.summary"])
+    context.set_forkserver_preload(
+        [
+            "tests.cli.process",
+            "trainer.training.train_group",
+            "trainer.training.final_summary",
+        ]
+    )
     words = ["trainer", *command(spec, run)[3:]]
     one = context.Process(target=process.run, args=(words, *texts), daemon=True)
     one.start()
@@ -120,7 +161,10 @@ def test_interrupted_or_killed_it_ends_with_the_same_bytes(
         with (run / "journal.jsonl").open("ab") as file:
             file.write(b'{"step": 9')
     code, _, err = cli(*words)
-    assert (code, "this run is already there; --resume goes on with it" in err) == (1, True)
+    assert (code, "this run is already there; --resume goes on with it" in err) == (
+        1,
+        True,
+    )
     code, out, err = cli(*words, "--resume")
     assert (code, out) == (0, f"run: {run}\n"), err
     same(run, whole)
@@ -132,20 +176,33 @@ def test_the_command_is_told_as_it_was_typed(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
     mine = [str(script), "train", "--out", "my runs/a"]
-    assert resuming(mine, ["python", *mine], {}) == f"{script} train --out 'my runs/a' --resume"
+    assert (
+        resuming(mine, ["python", *mine], {})
+        == f"{script} train --out 'my runs/a' --resume"
+    )
     module = ["/x/trainer/__main__.py", "train", "--resume", "--out", "b"]
     typed = ["python", "-m", "trainer", *module[1:]]
     assert resuming(module, typed, {}) == "python -m trainer train --resume --out b"
     recipe = ["/x/trainer/recipes/__main__.py", "sweep_a_tiny", "out"]
     typed_recipe = ["python", "-m", "trainer.recipes", *recipe[1:]]
-    assert resuming(recipe, typed_recipe, {}) == "python -m trainer.recipes sweep_a_tiny out"
+    assert (
+        resuming(recipe, typed_recipe, {})
+        == "python -m trainer.recipes sweep_a_tiny out"
+    )
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    assert resuming(module, typed, two) == "torchrun --nproc-per-node=2 -m trainer train --resume --out b"
+    assert (
+        resuming(module, typed, two)
+        == "torchrun --nproc-per-node=2 -m trainer train --resume --out b"
+    )
     four = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-    assert resuming(module, typed, four).startswith("torchrun --nnodes=2 ... --nproc-per-node=2 -m trainer train")
+    assert resuming(module, typed, four).startswith(
+        "torchrun --nnodes=2 ... --nproc-per-node=2 -m trainer train"
+    )
 
 
-def test_the_script_on_the_path_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_on_the_path_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "trainer"
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)

@@ -24,8 +24,19 @@ JUNK = st.one_of(
     st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=3), st.just({"kind": "topk", "x": 1}),
 )  # fmt: skip
 GOOD: dict[type, dict[str, Any]] = {
-    TrainSpec: {"store": "s", "sae": {"kind": "relu_l1"}, "stream": {}, "optimiser": {}, "resample": {}},
-    HarvestSpec: {"model": {"name": "m"}, "corpus": {"name": "c"}, "sites": ["a"], "tokens": 1},
+    TrainSpec: {
+        "store": "s",
+        "sae": {"kind": "relu_l1"},
+        "stream": {},
+        "optimiser": {},
+        "resample": {},
+    },
+    HarvestSpec: {
+        "model": {"name": "m"},
+        "corpus": {"name": "c"},
+        "sites": ["a"],
+        "tokens": 1,
+    },
 }
 INSIDE = {"sae": ("k", "l1", "expansion", "kind"), "stream": ("batch", "filter", "weights", "sites", "memory", "x"),
           "optimiser": ("lr", "betas"), "resample": ("every",), "model": ("dtype", "name"), "corpus": ("kind",)}  # fmt: skip
@@ -36,10 +47,18 @@ INSIDE = {"sae": ("k", "l1", "expansion", "kind"), "stream": ("batch", "filter",
 def test_no_error_speaks_as_pydantic_does(data: st.DataObject) -> None:
     schema = data.draw(st.sampled_from(list(GOOD)))
     values = dict(GOOD[schema])
-    for name in data.draw(st.sets(st.sampled_from([*schema.model_fields, "unknown"]), min_size=1, max_size=3)):
+    for name in data.draw(
+        st.sets(
+            st.sampled_from([*schema.model_fields, "unknown"]), min_size=1, max_size=3
+        )
+    ):
         inside = name in INSIDE and name in values and data.draw(st.booleans())
         junk = data.draw(JUNK)
-        values[name] = {**values[name], data.draw(st.sampled_from(INSIDE[name])): junk} if inside else junk
+        values[name] = (
+            {**values[name], data.draw(st.sampled_from(INSIDE[name])): junk}
+            if inside
+            else junk
+        )
     text = told(schema, values)
     assert text is None or text.startswith("file.yaml: ")
     assert not PROSE.search(text or "")
@@ -57,9 +76,14 @@ def told(schema: type, values: dict[str, Any]) -> str | None:
 def test_an_error_without_its_schema_is_told_too() -> None:
     with pytest.raises(ValueError, match="tokens") as found:
         HarvestSpec.model_validate({**GOOD[HarvestSpec], "tokens": "no"})
-    assert sentences(found.value) == "tokens: 'no' is not a count; write 300k, 1M, 2.5B or plain digits"  # type: ignore[arg-type]
+    assert (
+        sentences(found.value)
+        == "tokens: 'no' is not a count; write 300k, 1M, 2.5B or plain digits"
+    )  # type: ignore[arg-type]
     with pytest.raises(Exception, match="manifest") as bad:
-        parse_manifest(b'{"format": "actstore", "format_version": 1, "n_rows": "x"}', "there")
+        parse_manifest(
+            b'{"format": "actstore", "format_version": 1, "n_rows": "x"}', "there"
+        )
     assert not PROSE.search(str(bad.value))
 
 
@@ -70,7 +94,9 @@ def test_counts_are_exact(n: int, unit: str) -> None:
     assert parse_count(f" {n}.000{unit.upper()} ") == n * factor
 
 
-@pytest.mark.parametrize("text", ["1.5", "0.0001k", "1e-3", "inf", "nan", "-1", "0x10", "1 000"])
+@pytest.mark.parametrize(
+    "text", ["1.5", "0.0001k", "1e-3", "inf", "nan", "-1", "0x10", "1 000"]
+)
 def test_what_is_no_whole_count_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="count"):
         parse_count(text)

@@ -1,4 +1,6 @@
-"""The whole job with every URL in an object store: harvest, verify, train, resume refused, evaluate, report."""
+"""The whole job with every URL in an object store: harvest, verify, train, resume
+refused, evaluate, report.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ import pytest
 import actstore
 import trainer
 from actstore.format.storage import Storage
-from actstore.share.verify import verify
+from actstore.inspect.verify import verify
 from schemas.train import TrainSpec
 from trainer.report.report import write_report
-from trainer.training.loop import train_group
+from trainer.training.train_group import train_group
 
 
 @pytest.mark.parametrize("place", ["s3_url", "memory_url"])
-def test_harvest_train_evaluate_report(request: pytest.FixtureRequest, place: str) -> None:
+def test_harvest_train_evaluate_report(
+    request: pytest.FixtureRequest, place: str
+) -> None:
     url = request.getfixturevalue(place)
     store = actstore.harvest(
         {

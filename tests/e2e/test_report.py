@@ -1,4 +1,6 @@
-"""The report in a real browser: every figure drawn, no error, nothing fetched, nothing wider than the screen."""
+"""The report in a real browser: every figure drawn, no error, nothing fetched, nothing
+wider than the screen.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ import pytest
 from schemas.train import SweepSpec
 from tests.support import make_store
 from trainer.report.report import write_report
-from trainer.training.loop import train_group
 from trainer.training.sweep import expand
+from trainer.training.train_group import train_group
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -56,7 +58,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "log_every": 5,
     }
     sweep = SweepSpec(base=base, grid={"stream.rescale": ["none", "log"]})
-    runs = train_group(store, {str(folder / name): spec for name, spec in expand(sweep).items()})
+    runs = train_group(
+        store, {str(folder / name): spec for name, spec in expand(sweep).items()}
+    )
     write_report(runs, str(folder / "report.html"), None, 4, "A <report> & its title")
     return folder / "report.html"
 
@@ -80,16 +84,23 @@ def test_the_page_says_what_it_should(report: Path) -> None:
     assert "<mark>" in body
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Debian's chromium: apt-get install chromium")
+@pytest.mark.skipif(
+    BROWSER is None, reason="needs Debian's chromium: apt-get install chromium"
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
     page = tmp_path / "page.html"
     page.write_text(report.read_text().replace("<head>", "<head>" + PROBE, 1))
-    frame = tmp_path / "frame.html"  # a phone's width: headless windows are never so narrow
+    # a phone's width: headless windows are never so narrow
+    frame = tmp_path / "frame.html"
     frame.write_text(
         f"<body style='margin:0'><iframe src='page.html' width='{width}' height='900' style='border:0'></iframe>"
     )
-    more = ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000"]
+    more = [
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1000",
+    ]
     done = subprocess.run(
         [str(BROWSER), *FLAGS, *more, "--dump-dom", frame.as_uri()],
         capture_output=True,

@@ -27,7 +27,12 @@ def test_put_read_list_delete(storage: Storage) -> None:
     storage.put("top", b"")
     assert not storage.is_empty()
     assert storage.read("a/b") == b"hello world"
-    assert (storage.size("a/b"), storage.exists("a/b"), storage.exists("a"), storage.exists("no")) == (
+    assert (
+        storage.size("a/b"),
+        storage.exists("a/b"),
+        storage.exists("a"),
+        storage.exists("no"),
+    ) == (
         11,
         True,
         False,
@@ -47,11 +52,20 @@ def test_put_read_list_delete(storage: Storage) -> None:
 def test_ranges(storage: Storage) -> None:
     storage.put("k", bytes(range(100)))
     ranges = [(10, 5), (0, 1), (-4, 4), (-100, 3)]
-    assert storage.read_ranges("k", ranges) == [bytes(range(10, 15)), b"\0", bytes(range(96, 100)), bytes(range(3))]
+    assert storage.read_ranges("k", ranges) == [
+        bytes(range(10, 15)),
+        b"\0",
+        bytes(range(96, 100)),
+        bytes(range(3)),
+    ]
 
 
 def test_missing_objects(storage: Storage) -> None:
-    for call in (storage.read, storage.size, lambda key: storage.read_ranges(key, [(0, 1)])):
+    for call in (
+        storage.read,
+        storage.size,
+        lambda key: storage.read_ranges(key, [(0, 1)]),
+    ):
         with pytest.raises(ObjectError, match="no such object"):
             call("not/there")
 
@@ -59,13 +73,19 @@ def test_missing_objects(storage: Storage) -> None:
 def test_create_has_one_winner(storage: Storage) -> None:
     for key in ("one", "deep/two"):
         with ThreadPoolExecutor(8) as pool:
-            won = list(pool.map(lambda i, key=key: storage.create(key, bytes([i]) * 50), range(8)))
+            won = list(
+                pool.map(
+                    lambda i, key=key: storage.create(key, bytes([i]) * 50), range(8)
+                )
+            )
         assert won.count(True) == 1
         assert storage.read(key) == bytes([won.index(True)]) * 50
         assert not storage.create(key, b"late")
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = Storage(str(tmp_path))
 
     def full(_: int) -> None:

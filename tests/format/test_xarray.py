@@ -1,4 +1,6 @@
-"""What xarray and zarr-python make of a store as it is: lazily opened, with names, and without a warning."""
+"""What xarray and zarr-python make of a store as it is: lazily opened, with names, and
+without a warning.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import zarr
 
 import actstore
 import actstore.format.zarr_bfloat16
-from actstore.share.verify import verify
+from actstore.inspect.verify import verify
 from tests.support import make_store
 
 WIDE, NARROW = "blocks.0.hook_mlp_out", "blocks.0.attn.hook_z"
@@ -22,31 +24,50 @@ pytestmark = pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
 
 @pytest.fixture
 def store(tmp_path: Path, dtype: str) -> actstore.Store:
-    return make_store(tmp_path / "s", {WIDE: 16, NARROW: 8}, n_units=3, padded=True, dtype=dtype)
+    return make_store(
+        tmp_path / "s", {WIDE: 16, NARROW: 8}, n_units=3, padded=True, dtype=dtype
+    )
 
 
 def test_xarray_opens_a_store_and_knows_its_valid_rows(store: actstore.Store) -> None:
     root, acts = xarray.open_zarr(store.url), xarray.open_zarr(store.url, group="acts")
     assert root.attrs == {"format": "actstore", "format_version": 1, "format_minor": 1}
-    assert (root.tokens.dims, root.rows.dims) == (("sequence", "position"), ("row", "pair"))
-    assert {name: one.dims for name, one in acts.items()} == {WIDE: ("row", "d_16"), NARROW: ("row", "d_8")}
+    assert (root.tokens.dims, root.rows.dims) == (
+        ("sequence", "position"),
+        ("row", "pair"),
+    )
+    assert {name: one.dims for name, one in acts.items()} == {
+        WIDE: ("row", "d_16"),
+        NARROW: ("row", "d_8"),
+    }
     ids = store.rows()
     valid = root.rows[:, 0] >= 0
     assert np.array_equal(np.flatnonzero(valid), ids)
-    assert np.array_equal(root.tokens.values[tuple(root.rows.values[ids].T)], store.provenance(ids).token)
-    assert not isinstance(acts[WIDE].variable._data, np.ndarray), "read when it was opened"
+    assert np.array_equal(
+        root.tokens.values[tuple(root.rows.values[ids].T)], store.provenance(ids).token
+    )
+    assert not isinstance(acts[WIDE].variable._data, np.ndarray), (
+        "read when it was opened"
+    )
     x = acts[WIDE].astype("float32").where(valid)
     if store.manifest.spec.dtype == "int8":
-        scale, step = (xarray.open_zarr(store.url, group=name)[WIDE] for name in ("scale", "step"))
+        scale, step = (
+            xarray.open_zarr(store.url, group=name)[WIDE] for name in ("scale", "step")
+        )
         unit = np.arange(len(valid)) // store.layout.capacity
-        x = step.values[unit, 0] + step.values[unit, 1] * (scale.astype("float32") * x).values
+        x = (
+            step.values[unit, 0]
+            + step.values[unit, 1] * (scale.astype("float32") * x).values
+        )
     assert np.array_equal(np.asarray(x)[ids], store.read(WIDE))
     assert np.isnan(np.delete(np.asarray(x), ids, axis=0)).all()
 
 
 def test_a_tree_of_all_groups_and_nothing_is_masked(store: actstore.Store) -> None:
     tree = xarray.open_datatree(store.url, engine="zarr")
-    assert np.array_equal(tree["norm"][WIDE].values[store.rows()], store.read_norms(WIDE))
+    assert np.array_equal(
+        tree["norm"][WIDE].values[store.rows()], store.read_norms(WIDE)
+    )
     assert tree["tokens"].dtype == tree["rows"].dtype == np.int32
     assert tree["columns"]["rows"].values.tolist() == store.unit_rows.tolist()
     assert tree["acts"][NARROW].dtype == store.codec(NARROW).dtype
@@ -54,13 +75,19 @@ def test_a_tree_of_all_groups_and_nothing_is_masked(store: actstore.Store) -> No
     assert stated.tolist() == [store.manifest.n_rows] * 2
 
 
-def test_the_list_of_the_root_is_what_zarr_python_would_write(store: actstore.Store, tmp_path: Path) -> None:
+def test_the_list_of_the_root_is_what_zarr_python_would_write(
+    store: actstore.Store, tmp_path: Path
+) -> None:
     ours = json.loads((tmp_path / "s/zarr.json").read_text())
     copy = tmp_path / "copy"
     shutil.copytree(
         store.url,
         copy,
-        ignore=lambda _, names: [n for n in names if n.endswith((".json", ".md", ".stats")) and n != "zarr.json"],
+        ignore=lambda _, names: [
+            n
+            for n in names
+            if n.endswith((".json", ".md", ".stats")) and n != "zarr.json"
+        ],
     )
     for name in ("blocks", "units"):
         shutil.rmtree(copy / name)
@@ -70,7 +97,9 @@ def test_the_list_of_the_root_is_what_zarr_python_would_write(store: actstore.St
     assert ours == theirs
 
 
-def test_without_lists_a_store_is_as_good(store: actstore.Store, tmp_path: Path) -> None:
+def test_without_lists_a_store_is_as_good(
+    store: actstore.Store, tmp_path: Path
+) -> None:
     for name in ("", "acts", "norm"):
         path = tmp_path / "s" / name / "zarr.json"
         group = json.loads(path.read_text())
@@ -81,10 +110,16 @@ def test_without_lists_a_store_is_as_good(store: actstore.Store, tmp_path: Path)
     assert acts[WIDE].shape == (store.layout.n_slots, 16)
 
 
-def test_a_list_that_is_wrong_is_found_and_mended(store: actstore.Store, tmp_path: Path) -> None:
+def test_a_list_that_is_wrong_is_found_and_mended(
+    store: actstore.Store, tmp_path: Path
+) -> None:
     path = tmp_path / "s" / "acts" / "zarr.json"
     good = path.read_bytes()
     path.write_bytes(good.replace(b'"d_16"', b'"d_17"'))
-    assert [line for line in verify(store).problems if "acts/zarr.json" in line and "consolidated_metadata" in line]
+    assert [
+        line
+        for line in verify(store).problems
+        if "acts/zarr.json" in line and "consolidated_metadata" in line
+    ]
     assert verify(store, repair=True).repaired == ["acts/zarr.json"]
     assert path.read_bytes() == good

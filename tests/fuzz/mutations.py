@@ -1,9 +1,11 @@
-"""What can be done to a store: each mutation is a value that JSON can hold, so that one that found a fault is kept.
+"""What can be done to a store: each mutation is a value that JSON can hold, so that one
+that found a fault is kept.
 
-Bytes (flipped, cut off, grown, another object's), JSON (any value set to a hostile one, keys taken away or added, nested
-100,000 deep), arrays and statistics (any element, under a right checksum), shard indexes (under a right checksum), and
-what is no file at all. A *sealed* mutation makes every digest, up to the content id, that of the changed object: what
-someone does who wants to be believed.
+Bytes (flipped, cut off, grown, another object's), JSON (any value set to a hostile one,
+keys taken away or added, nested 100,000 deep), arrays and statistics (any element,
+under a right checksum), shard indexes (under a right checksum), and what is no file at
+all. A *sealed* mutation makes every digest, up to the content id, that of the changed
+object: what someone does who wants to be believed.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ NO_FILES = ("fifo", "folder", "/dev/zero", "secret", "itself", "..")
 
 
 class Mutation(NamedTuple):
-    """store: its kind; key: the object; change: a name of `CHANGES`, or "no file"; of: what the change is told."""
+    """store: its kind; key: the object; change: a name of `CHANGES`, or "no file"; of:
+    what the change is told.
+    """
 
     store: str
     key: str
@@ -89,12 +93,17 @@ class Mutation(NamedTuple):
 
 
 def drawn(kind: str, objects: Objects, rng: np.random.Generator) -> Mutation:
-    """A mutation of a store. Every sort of object has the same share, however many there are of it; what all the rest
-    is read by has more."""
+    """A mutation of a store. Every sort of object has the same share, however many
+    there are of it; what all the rest is read by has more.
+    """
     sorts: dict[str, list[str]] = {}
     for key in objects:
         sorts.setdefault(sort_of(key), []).append(key)
-    sort = _one(rng, ("manifest.json  json", "plan.json  json")) if rng.random() < 0.2 else _one(rng, sorted(sorts))
+    sort = (
+        _one(rng, ("manifest.json  json", "plan.json  json"))
+        if rng.random() < 0.2
+        else _one(rng, sorted(sorts))
+    )
     key = _one(rng, sorts[sort])
     change = _one(rng, _possible(key, objects[key]))
     sealed = bool(rng.random() < 0.5) and change != "no file"
@@ -102,15 +111,25 @@ def drawn(kind: str, objects: Objects, rng: np.random.Generator) -> Mutation:
 
 
 def sort_of(key: str) -> str:
-    """Keys of one sort hold the same thing for another unit or site: `acts/*/c/1/0` is of the sort `acts c`."""
+    """Keys of one sort hold the same thing for another unit or site: `acts/*/c/1/0` is
+    of the sort `acts c`.
+    """
     top = key.split("/", maxsplit=1)[0].split("-", maxsplit=1)[0]
-    ending = "zarr.json" if key.endswith("zarr.json") else "c" if "/c/" in key else key.rsplit(".", 1)[-1]
+    ending = (
+        "zarr.json"
+        if key.endswith("zarr.json")
+        else "c"
+        if "/c/" in key
+        else key.rsplit(".", 1)[-1]
+    )
     column = key.split("/")[1] if top == "columns" and key.count("/") > 1 else ""
     return f"{top} {column} {ending}"
 
 
 def mutated(objects: Objects, mutation: Mutation) -> Objects:
-    """The store with the mutation (a copy; the other objects are shared). "no file" leaves the object out."""
+    """The store with the mutation (a copy; the other objects are shared). "no file"
+    leaves the object out.
+    """
     changed = dict(objects)
     key = mutation.key
     if mutation.change in {"no file", "gone"}:
@@ -125,7 +144,13 @@ def mutated(objects: Objects, mutation: Mutation) -> Objects:
 def _possible(key: str, data: bytes) -> list[str]:
     every = ["gone", "swapped", "cut", "grown", "flip", "flip", "patch", "no file"]
     if key.endswith(".json"):
-        return every + ["set"] * 12 + ["taken away"] * 3 + ["added"] * 2 + ["twice", "nested", "other order"]
+        return (
+            every
+            + ["set"] * 12
+            + ["taken away"] * 3
+            + ["added"] * 2
+            + ["twice", "nested", "other order"]
+        )
     if key.startswith("acts/"):
         return every + ["index"] * 6 + ["index swapped"] * 4
     if key.endswith(".stats"):
@@ -155,7 +180,9 @@ def _word(data: bytes, i: int, value: int) -> bytes:
 
 def _element(data: bytes, i: int, value: int) -> bytes:
     """A 32-bit element of a plain array, under a right checksum."""
-    return with_checksum(data[: 4 * i] + (value % 2**32).to_bytes(4, "little") + data[4 * i + 4 : -4])
+    return with_checksum(
+        data[: 4 * i] + (value % 2**32).to_bytes(4, "little") + data[4 * i + 4 : -4]
+    )
 
 
 def _index(data: bytes, n_words: int, i: int, value: int) -> bytes:
@@ -165,7 +192,9 @@ def _index(data: bytes, n_words: int, i: int, value: int) -> bytes:
 
 
 def _index_swapped(data: bytes, n_words: int, i: int, j: int) -> bytes:
-    """Two chunks' entries of a shard's index in each other's place, under a right checksum."""
+    """Two chunks' entries of a shard's index in each other's place, under a right
+    checksum.
+    """
     at = len(data) - 4 - 8 * n_words
     pairs = np.frombuffer(data[at:-4], "<u8").reshape(-1, 2).copy()
     pairs[[i, j]] = pairs[[j, i]]
@@ -224,8 +253,16 @@ def _other_order(data: bytes, path: list[Any]) -> bytes:
 def _nested(data: bytes, path: list[Any], opening: str) -> bytes:
     """A value 100,000 levels deep."""
     closing = "]" if opening == "[" else "}"
-    inside = (opening if opening == "[" else '{"a":') * DEEP + ("1" if opening != "[" else "") + closing * DEEP
-    return _set(data, path, "\ufffe").replace(b'"\\ufffe"', inside.encode()) if path else inside.encode()
+    inside = (
+        (opening if opening == "[" else '{"a":') * DEEP
+        + ("1" if opening != "[" else "")
+        + closing * DEEP
+    )
+    return (
+        _set(data, path, "\ufffe").replace(b'"\\ufffe"', inside.encode())
+        if path
+        else inside.encode()
+    )
 
 
 CHANGES = {
@@ -253,7 +290,11 @@ def _set_of(rng: np.random.Generator, key: str, objects: Objects) -> list[Any]:
     path = _path(rng, json.loads(objects[key]))
     there = _at(json.loads(objects[key]), path)
     values: tuple[Any, ...] = OTHERS
-    if rng.random() < 0.8 and isinstance(there, (int, float)) and not isinstance(there, bool):
+    if (
+        rng.random() < 0.8
+        and isinstance(there, (int, float))
+        and not isinstance(there, bool)
+    ):
         values = (*NUMBERS, there + 1, there - 1, there * 2, there * 100, str(there))
     elif rng.random() < 0.8 and isinstance(there, str):
         values = (*STRINGS, there + "x", there[1:], there.upper(), f"../{there}")
@@ -277,7 +318,9 @@ def _index_words(key: str, objects: Objects) -> int:
     return 2 * int(grid) // int(about["codecs"][0]["configuration"]["chunk_shape"][0])
 
 
-def _container(rng: np.random.Generator, key: str, objects: Objects, kind: type | tuple[type, ...]) -> list[Any]:
+def _container(
+    rng: np.random.Generator, key: str, objects: Objects, kind: type | tuple[type, ...]
+) -> list[Any]:
     whole = json.loads(objects[key])
     found = [path for path in _paths(whole) if isinstance(_at(whole, path), kind)]
     return _one(rng, found) if found else []
@@ -286,19 +329,31 @@ def _container(rng: np.random.Generator, key: str, objects: Objects, kind: type 
 _DRAWS = {
     "gone": lambda rng, key, objects: [],
     "swapped": lambda rng, key, objects: [_other(rng, key, objects)],
-    "cut": lambda rng, key, objects: [int(rng.integers(len(objects[key]) + 1)) if rng.random() < 0.8 else 0],
+    "cut": lambda rng, key, objects: [
+        int(rng.integers(len(objects[key]) + 1)) if rng.random() < 0.8 else 0
+    ],
     "grown": lambda rng, key, objects: [rng.bytes(int(rng.integers(1, 64))).hex()],
-    "flip": lambda rng, key, objects: [int(rng.integers(8 * max(1, len(objects[key]))))],
+    "flip": lambda rng, key, objects: [
+        int(rng.integers(8 * max(1, len(objects[key]))))
+    ],
     "patch": lambda rng, key, objects: [
         int(rng.integers(len(objects[key]))),
         rng.bytes(int(rng.integers(1, 16))).hex(),
     ],
-    "word": lambda rng, key, objects: [int(rng.integers(len(objects[key]) // 8)), _one(rng, WORDS)],
-    "element": lambda rng, key, objects: [int(rng.integers((len(objects[key]) - 4) // 4)), _one(rng, WORDS)],
+    "word": lambda rng, key, objects: [
+        int(rng.integers(len(objects[key]) // 8)),
+        _one(rng, WORDS),
+    ],
+    "element": lambda rng, key, objects: [
+        int(rng.integers((len(objects[key]) - 4) // 4)),
+        _one(rng, WORDS),
+    ],
     "index": _index_of,
     "index swapped": _index_swap_of,
     "set": _set_of,
-    "taken away": lambda rng, key, objects: [_path(rng, json.loads(objects[key]), root=False)],
+    "taken away": lambda rng, key, objects: [
+        _path(rng, json.loads(objects[key]), root=False)
+    ],
     "added": lambda rng, key, objects: [
         _container(rng, key, objects, (dict, list)),
         _one(rng, STRINGS),
@@ -306,31 +361,63 @@ _DRAWS = {
     ],
     "twice": lambda rng, key, objects: [_container(rng, key, objects, (dict, list))],
     "other order": lambda rng, key, objects: [_container(rng, key, objects, list)],
-    "nested": lambda rng, key, objects: [_path(rng, json.loads(objects[key])), _one(rng, ("[", "{"))],
+    "nested": lambda rng, key, objects: [
+        _path(rng, json.loads(objects[key])),
+        _one(rng, ("[", "{")),
+    ],
     "no file": lambda rng, key, objects: [_one(rng, NO_FILES)],
 }
 
 
 def _other(rng: np.random.Generator, key: str, objects: Objects) -> str:
-    """Another object, mostly one of the same sort: that has the right form, and is of another unit or site."""
-    same = [other for other in objects if other != key and sort_of(other) == sort_of(key)]
-    return _one(rng, same if same and rng.random() < 0.8 else [other for other in objects if other != key])
+    """Another object, mostly one of the same sort: that has the right form, and is of
+    another unit or site.
+    """
+    same = [
+        other for other in objects if other != key and sort_of(other) == sort_of(key)
+    ]
+    return _one(
+        rng,
+        same
+        if same and rng.random() < 0.8
+        else [other for other in objects if other != key],
+    )
 
 
 def _path(rng: np.random.Generator, whole: Any, *, root: bool = True) -> list[Any]:
-    """A place in a JSON value; a level is drawn before what is on it, so that long lists do not hide the rest."""
+    """A place in a JSON value; a level is drawn before what is on it, so that long
+    lists do not hide the rest.
+    """
     found = _paths(whole)[0 if root else 1 :]
     if not found:
         return []
     depth = _one(rng, sorted({len(path) for path in found}))
-    names = sorted({str(path[0]) if path else "" for path in found if len(path) == depth})
+    names = sorted(
+        {str(path[0]) if path else "" for path in found if len(path) == depth}
+    )
     first = _one(rng, names)
-    return _one(rng, [path for path in found if len(path) == depth and (str(path[0]) if path else "") == first])
+    return _one(
+        rng,
+        [
+            path
+            for path in found
+            if len(path) == depth and (str(path[0]) if path else "") == first
+        ],
+    )
 
 
 def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[list[Any]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [list(above), *(path for key, one in inside for path in _paths(one, (*above, key)))]
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [
+        list(above),
+        *(path for key, one in inside for path in _paths(one, (*above, key))),
+    ]
 
 
 def _at(value: Any, path: list[Any]) -> Any:
@@ -351,7 +438,9 @@ def _one(rng: np.random.Generator, choices: Any) -> Any:
 
 
 def sealed(objects: Objects) -> Objects:
-    """The objects with every digest made anew, from units' objects to the content id. What cannot be, is left."""
+    """The objects with every digest made anew, from units' objects to the content id.
+    What cannot be, is left.
+    """
     made = dict(objects)
     try:
         manifest = json.loads(made["manifest.json"])
@@ -361,11 +450,23 @@ def sealed(objects: Objects) -> Objects:
         for key in manifest["files"]:
             if key in made:
                 manifest["files"][key] = _record(made[key])
-        ids = [one["plan_digest"] + one["units_digest"] for one in manifest["generations"]]
+        ids = [
+            one["plan_digest"] + one["units_digest"] for one in manifest["generations"]
+        ]
         manifest["content_id"] = _digest("".join(ids).encode())
-        manifest["parent"] = _digest("".join(ids[:-1]).encode()) if len(ids) > 1 else None
+        manifest["parent"] = (
+            _digest("".join(ids[:-1]).encode()) if len(ids) > 1 else None
+        )
         made["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        OverflowError,
+    ):
         return made
     return made
 
@@ -373,11 +474,15 @@ def sealed(objects: Objects) -> Objects:
 def _seal_generation(made: Objects, index: int, generation: dict[str, Any]) -> None:
     suffix = f"-{index}" if index else ""
     records = b""
-    for unit in range(generation["first_unit"], min(generation["first_unit"] + generation["n_units"], 100)):
+    for unit in range(
+        generation["first_unit"],
+        min(generation["first_unit"] + generation["n_units"], 100),
+    ):
         key = f"units{suffix}/{unit:05d}.json"
         record = json.loads(made[key])
         record["objects"] = {
-            one: _record(made[one]) if one in made else told for one, told in record["objects"].items()
+            one: _record(made[one]) if one in made else told
+            for one, told in record["objects"].items()
         }
         if record != json.loads(made[key]):
             made[key] = (json.dumps(record, indent=1) + "\n").encode()
@@ -399,8 +504,14 @@ def _seal_columns(made: Objects, manifest: dict[str, Any]) -> None:
     for unit in range(min(manifest["n_units"], 100)):
         state = b""
         for i, generation in enumerate(manifest["generations"]):
-            if generation["first_unit"] <= unit < generation["first_unit"] + generation["n_units"]:
-                one = blake3(made[f"units{f'-{i}' if i else ''}/{unit:05d}.json"]).digest()
+            if (
+                generation["first_unit"]
+                <= unit
+                < generation["first_unit"] + generation["n_units"]
+            ):
+                one = blake3(
+                    made[f"units{f'-{i}' if i else ''}/{unit:05d}.json"]
+                ).digest()
                 state = blake3(state + one).digest() if state else one
         column += state
     if len(column) == len(made[key]) - 4:

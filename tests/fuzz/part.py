@@ -1,4 +1,6 @@
-"""Some cases of one seed, all on one kind of store: what a process of `make fuzz`, and a test, works off."""
+"""Some cases of one seed, all on one kind of store: what a process of `make fuzz`, and
+a test, works off.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The stores that are damaged: small, one of each kind that there is, all their objects held in memory."""
+"""The stores that are damaged: small, one of each kind that there is, all their objects
+held in memory.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 import actstore
-from actstore.importing.imports import import_activations
+from actstore.importing.import_activations import import_activations
 from tests.support import grow, make_store
 
 SITES = {"blocks.0.hook_mlp_out": 4, "blocks.1.hook_mlp_out": 4}
 MORE = {"blocks.2.hook_mlp_out": 6}
 SMALL = {"unit_sequences": 2, "context": 8, "chunk_rows": 8}
-TOKENIZER = {"tokenizer.json": b'{"version": "1.0"}\n', "tokenizer_config.json": b"{}\n"}
+TOKENIZER = {
+    "tokenizer.json": b'{"version": "1.0"}\n',
+    "tokenizer_config.json": b"{}\n",
+}
 Objects = dict[str, bytes]
 
 
@@ -43,8 +48,12 @@ def _imported(url: str) -> None:
 
 KINDS: dict[str, Callable[[str], object]] = {
     "grown": _grown,
-    "raw": lambda url: make_store(url, SITES, n_units=3, dtype="float32", codec="raw", **SMALL),
-    "int8": lambda url: make_store(url, SITES, n_units=3, dtype="int8", codec="zstd", **SMALL),
+    "raw": lambda url: make_store(
+        url, SITES, n_units=3, dtype="float32", codec="raw", **SMALL
+    ),
+    "int8": lambda url: make_store(
+        url, SITES, n_units=3, dtype="int8", codec="zstd", **SMALL
+    ),
     "imported": _imported,
 }
 
@@ -58,11 +67,17 @@ def made(kind: str, folder: Path) -> Objects:
 def snapshot(folder: Path) -> Objects:
     """The regular files under a folder, by key."""
     files = {key: Path(folder, key) for key in stamps(folder)}
-    return {key: path.read_bytes() for key, path in files.items() if path.is_file() and not path.is_symlink()}
+    return {
+        key: path.read_bytes()
+        for key, path in files.items()
+        if path.is_file() and not path.is_symlink()
+    }
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:
-    """What tells whether a file was written since: of everything but folders under a folder, by key."""
+    """What tells whether a file was written since: of everything but folders under a
+    folder, by key.
+    """
     found, left = {}, [(str(folder), "")]
     while left:
         here, key = left.pop()
@@ -72,5 +87,7 @@ def stamps(folder: Path) -> dict[str, Stamp]:
                     left.append((entry.path, f"{key}{entry.name}/"))
                 else:
                     about = entry.stat(follow_symlinks=False)
-                    found[f"{key}{entry.name}"] = Stamp(about.st_ino, about.st_mtime_ns, about.st_size)
+                    found[f"{key}{entry.name}"] = Stamp(
+                        about.st_ino, about.st_mtime_ns, about.st_size
+                    )
     return found

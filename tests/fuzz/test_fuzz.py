@@ -1,4 +1,6 @@
-"""Two thousand damaged and hostile stores, and all that ever found a fault. `make fuzz` tries a hundred thousand."""
+"""Two thousand damaged and hostile stores, and all that ever found a fault. `make fuzz`
+tries a hundred thousand.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,27 @@ from tests.fuzz.trial import Trial
 
 CASES = 500  # for each kind of store
 CORPUS = Path(__file__).parent / "corpus.jsonl"
-FOUND = [Mutation(**json.loads(line)) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+FOUND = [
+    Mutation(**json.loads(line))
+    for line in CORPUS.read_text(encoding="utf-8").splitlines()
+]
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    return Trial(request.param, tmp_path_factory.mktemp("fuzz").resolve() / request.param)
+def trial(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Trial:
+    return Trial(
+        request.param, tmp_path_factory.mktemp("fuzz").resolve() / request.param
+    )
 
 
 def test_what_found_a_fault_once_finds_none(trial: Trial) -> None:
-    faults = [(trial.run(mutation), mutation.line()) for mutation in FOUND if mutation.store == trial.kind]
+    faults = [
+        (trial.run(mutation), mutation.line())
+        for mutation in FOUND
+        if mutation.store == trial.kind
+    ]
     assert faults
     assert [fault for fault in faults if fault[0]] == []
 
@@ -35,10 +48,14 @@ def test_a_damaged_store_is_met_with_an_error_of_ours(trial: Trial) -> None:
     assert [fault for fault in faults if fault[0]] == []
 
 
-def test_the_harness_sees_what_it_is_for(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_harness_sees_what_it_is_for(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A check that cannot fail is none: with `verify` blind, a changed norm is a fault."""
-    from actstore.share.verify import Verified
+    from actstore.inspect.verify import Verified
 
-    monkeypatch.setattr("tests.fuzz.trial.verify", lambda *_, **__: Verified(0, 0, [], []))
+    monkeypatch.setattr(
+        "tests.fuzz.trial.verify", lambda *_, **__: Verified(0, 0, [], [])
+    )
     unit = Mutation(trial.kind, "units/00000.stats", "flip", [3])
     assert trial.run(unit) == "neither opening nor verify sees it"

@@ -1,11 +1,13 @@
-"""One damaged store, used as a user would: every use ends with values or with an error of ours, soon, and in bounds.
+"""One damaged store, used as a user would: every use ends with values or with an error
+of ours, soon, and in bounds.
 
 What counts as a fault:
 
-- an exception that is none of ours, or a warning; no end within `SECONDS`; more than `MEMORY` taken;
+- an exception that is none of ours, or a warning; no end within `SECONDS`; more than
+`MEMORY` taken;
 - anything outside of the store touched;
-- a change that neither opening nor `verify` sees (of a mutation that is not sealed, or of the manifest), or values that
-  differ between `read` and a stream;
+- a change that neither opening nor `verify` sees (of a mutation that is not sealed, or
+  of the manifest), or values that differ between `read` and a stream;
 - a repair that writes anything but what was there before.
 """
 
@@ -29,17 +31,19 @@ import numpy as np
 
 import actstore
 from actstore.errors import ActstoreError
-from actstore.share.catalog import stores
-from actstore.share.info import describe, norm_table
-from actstore.share.verify import verify
-from actstore.store import Store
+from actstore.inspect.list_stores import stores
+from actstore.inspect.store_info import norm_table
+from actstore.inspect.verify import verify
+from actstore.store.description import describe
+from actstore.store.store import Store
 from schemas.manifest import BlockRecord, StoreManifest
 from tests.fuzz.mutations import OUTSIDE, Mutation, mutated
 from tests.fuzz.stores import Objects, Stamp, made, stamps
 
 SECONDS = 10
 MEMORY = 256 << 20  # bytes by which a trial may raise the process' peak
-ADDRESSES = 3 << 30  # bytes of address space beyond what there is; threads alone reserve some hundred MB
+# bytes of address space beyond what there is; threads alone reserve some hundred MB
+ADDRESSES = 3 << 30
 Used = dict[str, np.ndarray]
 
 
@@ -48,7 +52,9 @@ class Hang(BaseException):
 
 
 class Trial:
-    """A store of one kind in `folder`/store, and what every mutation of it must lead to."""
+    """A store of one kind in `folder`/store, and what every mutation of it must lead
+    to.
+    """
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.root, self.folder = kind, folder, folder / "store"
@@ -98,13 +104,24 @@ class Trial:
         seen = bool(found.problems or found.repaired)
         if not seen and not self._may_pass(mutation, changed):
             return "neither opening nor verify sees it"
-        if not seen and not mutation.sealed and used is not None and not _same(used, self._right):
+        if (
+            not seen
+            and not mutation.sealed
+            and used is not None
+            and not _same(used, self._right)
+        ):
             return "other values, and verify sees nothing"
-        wrong = [key for key in found.repaired if (self.folder / key).read_bytes() != self.objects.get(key)]
+        wrong = [
+            key
+            for key in found.repaired
+            if (self.folder / key).read_bytes() != self.objects.get(key)
+        ]
         return f"repair wrote {wrong[0]}, which is not what it was" if wrong else None
 
     def _may_pass(self, mutation: Mutation, changed: Objects) -> bool:
-        """Whether the change has no meaning, or is one of what nothing else in a store can tell."""
+        """Whether the change has no meaning, or is one of what nothing else in a store
+        can tell.
+        """
         key = mutation.key
         if mutation.sealed and key != "manifest.json":
             return True
@@ -115,20 +132,30 @@ class Trial:
             return _means(before, after)
         if key.startswith("blocks/"):
             told = {"cursor": {}, "skipped_documents": 0}
-            one, other = (BlockRecord.model_validate_json(data).model_copy(update=told) for data in (before, after))
+            one, other = (
+                BlockRecord.model_validate_json(data).model_copy(update=told)
+                for data in (before, after)
+            )
             return one == other
         if key.endswith("zarr.json") and not key.startswith("columns"):
-            return _text(before) == _text(after) or _text(_without_list(before)) == _text(after)
+            return _text(before) == _text(after) or _text(
+                _without_list(before)
+            ) == _text(after)
         return before == after
 
     def _as_streamed(self, store: Store, used: Used) -> None:
         """A stream gives the values that `read` gives. Raises AssertionError."""
         d, every = store.manifest.sites[0].d, store.rows()
         sites = tuple(site.name for site in store.manifest.sites if site.d == d)
-        with contextlib.suppress(ActstoreError), store.stream(batch=16, sites=sites, threads=1, lanes=1) as stream:
+        with (
+            contextlib.suppress(ActstoreError),
+            store.stream(batch=16, sites=sites, threads=1, lanes=1) as stream,
+        ):
             for batch in stream:
                 x, at = batch.x.numpy(), np.searchsorted(every, np.asarray(batch.row))
-                wanted = np.stack([used[site] for site in stream.sites])[np.asarray(batch.layer), at]
+                wanted = np.stack([used[site] for site in stream.sites])[
+                    np.asarray(batch.layer), at
+                ]
                 np.testing.assert_array_equal(x, wanted, "read and stream differ")
 
     def _write(self, changed: Objects, mutation: Mutation) -> None:
@@ -138,7 +165,11 @@ class Trial:
             if data != self.objects.get(key):
                 (self.folder / key).write_bytes(data)
         if mutation.change == "no file":
-            _no_file(self.folder / mutation.key, mutation.of[0], self.root / "outside" / "secret")
+            _no_file(
+                self.folder / mutation.key,
+                mutation.of[0],
+                self.root / "outside" / "secret",
+            )
 
     def _restore(self) -> None:
         there = stamps(self.folder)
@@ -159,7 +190,11 @@ class Trial:
         self._stamps[key] = Stamp(about.st_ino, about.st_mtime_ns, about.st_size)
 
     def _outside(self) -> dict[str, Stamp]:
-        return {name: stamp for name, stamp in stamps(self.root).items() if not name.startswith("store/")}
+        return {
+            name: stamp
+            for name, stamp in stamps(self.root).items()
+            if not name.startswith("store/")
+        }
 
     def _touched(self, opened: list[str]) -> str | None:
         """What was written or opened beside the store."""
@@ -167,11 +202,18 @@ class Trial:
             self._around = self._outside()
             return "something outside of the store was written"
         beside = [path for path in opened if self._is_beside(path)]
-        return f"{beside[0]} was opened, which is outside of the store" if beside else None
+        return (
+            f"{beside[0]} was opened, which is outside of the store" if beside else None
+        )
 
     def _is_beside(self, path: str) -> bool:
-        plain = os.path.normpath(path)  # of a link the place of the link, which is in the store
-        return plain.startswith(str(self.root)) and not plain.startswith(str(self.folder)) and plain != str(self.root)
+        # of a link the place of the link, which is in the store
+        plain = os.path.normpath(path)
+        return (
+            plain.startswith(str(self.root))
+            and not plain.startswith(str(self.folder))
+            and plain != str(self.root)
+        )
 
 
 def _used(store: Store) -> Used:
@@ -183,13 +225,17 @@ def _used(store: Store) -> Used:
         found[f"{site} mean"] = store.mean(site)
     found |= store.provenance()._asdict()
     if store.manifest.has_tokens:
-        with contextlib.suppress(IndexError):  # what `tokens` promises for sequences of which there is nothing
+        # what `tokens` promises for sequences of which there is nothing
+        with contextlib.suppress(IndexError):
             found["tokens"] = store.tokens(np.unique(found["sequence"]))
     return found
 
 
 def _same(one: Used, other: Used) -> bool:
-    same = (np.array_equal(one[key], other[key], equal_nan=True) for key in one.keys() & other.keys())
+    same = (
+        np.array_equal(one[key], other[key], equal_nan=True)
+        for key in one.keys() & other.keys()
+    )
     return one.keys() == other.keys() and all(same)
 
 
@@ -208,14 +254,21 @@ def _no_file(path: Path, what: str, secret: Path) -> None:
 
 
 def _means(one: bytes, other: bytes) -> bool:
-    """Whether two manifests mean the same: figures as near as those of another machine may be."""
-    first, second = (json.loads(StoreManifest.model_validate_json(data).to_json()) for data in (one, other))
+    """Whether two manifests mean the same: figures as near as those of another machine
+    may be.
+    """
+    first, second = (
+        json.loads(StoreManifest.model_validate_json(data).to_json())
+        for data in (one, other)
+    )
     return _near(first, second)
 
 
 def _near(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_near(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(
+            _near(one[key], other[key]) for key in one
+        )
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_near, one, other))
     if isinstance(one, float) and isinstance(other, float):
@@ -225,7 +278,13 @@ def _near(one: Any, other: Any) -> bool:
 
 def _without_list(data: bytes) -> bytes:
     """A group without the list of what is below it, which it need not have."""
-    return json.dumps({key: one for key, one in json.loads(data).items() if key != "consolidated_metadata"}).encode()
+    return json.dumps(
+        {
+            key: one
+            for key, one in json.loads(data).items()
+            if key != "consolidated_metadata"
+        }
+    ).encode()
 
 
 def _text(data: bytes) -> str:
@@ -250,7 +309,11 @@ _opened: list[str] | None = None
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if _opened is not None and event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+    if (
+        _opened is not None
+        and event == "open"
+        and isinstance(args[0], (str, bytes, os.PathLike))
+    ):
         _opened.append(os.fsdecode(args[0]))
 
 
@@ -288,4 +351,6 @@ def _time_is_up(*_: object) -> None:
 def _status(name: str) -> int:
     """A line of /proc/self/status that counts kB, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+    return next(
+        int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")
+    )

@@ -43,7 +43,9 @@ def gpt2(kind: Any = transformers.GPT2LMHeadModel, **options: Any) -> Any:
     return kind(transformers.GPT2Config(**{**GPT2, **options}))
 
 
-def saved(model: Any, folder: Path, edit: Callable[[State], State] = same, **config: Any) -> Path:
+def saved(
+    model: Any, folder: Path, edit: Callable[[State], State] = same, **config: Any
+) -> Path:
     """A model's folder, with an edited checkpoint and other values in config.json."""
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
@@ -61,8 +63,13 @@ def rewrite(path: Path, **values: Any) -> None:
 
 
 def with_own_code(folder: Path, mark: Path, name: str = "OwnModel") -> Path:
-    """A model of a type that only code beside it knows; running that makes the file `mark`."""
-    auto_map = {"AutoConfig": "configuration.OwnConfig", "AutoModelForCausalLM": f"modeling.{name}"}
+    """A model of a type that only code beside it knows; running that makes the file
+    `mark`.
+    """
+    auto_map = {
+        "AutoConfig": "configuration.OwnConfig",
+        "AutoModelForCausalLM": f"modeling.{name}",
+    }
     saved(gpt2(), folder, model_type="own", architectures=[name], auto_map=auto_map)
     (folder / "configuration.py").write_text(CONFIGURATION)
     (folder / "modeling.py").write_text(MODELING.format(mark=str(mark)))

@@ -1,4 +1,6 @@
-"""What the kill tests run in their workers: started from a fork server that has the libraries loaded."""
+"""What the kill tests run in their workers: started from a fork server that has the
+libraries loaded.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ import transformers
 from torch import nn
 
 import actstore
-import actstore.harvesting.resolve
-from actstore.errors import OthersUnfinishedError
-from actstore.harvesting.harvest import HarvestWarning
+import actstore.model.hook_names
+from actstore.errors import HarvestWarning, OthersUnfinishedError
 
-LOADED = (transformers.PreTrainedModel, actstore.harvesting.resolve)  # by the fork server, not by every worker
+# by the fork server, not by every worker
+LOADED = (transformers.PreTrainedModel, actstore.model.hook_names)
 VOCABULARY, WIDTH = 500, 16
 SPEC: dict[str, Any] = {
     "sites": ("embed", "mix"),
@@ -33,7 +35,9 @@ SPEC: dict[str, Any] = {
 
 
 class Model(nn.Module):
-    """Every row says which token it is: `embed` is the token's own vector. Slow enough to be killed at work."""
+    """Every row says which token it is: `embed` is the token's own vector. Slow enough
+    to be killed at work.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +58,9 @@ def corpus(path: Path) -> list[list[int]]:
     """Documents of token ids, written as JSON lines; some empty."""
     g = torch.Generator().manual_seed(1)
     documents = [
-        torch.randint(1, VOCABULARY, (int(torch.randint(0, 90, (1,), generator=g)),), generator=g).tolist()
+        torch.randint(
+            1, VOCABULARY, (int(torch.randint(0, 90, (1,), generator=g)),), generator=g
+        ).tolist()
         for _ in range(70)
     ]
     path.write_text("".join(json.dumps({"ids": ids}) + "\n" for ids in documents))
@@ -62,7 +68,10 @@ def corpus(path: Path) -> list[list[int]]:
 
 
 def spec(path: Path) -> dict[str, Any]:
-    return {**SPEC, "corpus": {"name": str(path), "kind": "jsonl", "token_column": "ids"}}
+    return {
+        **SPEC,
+        "corpus": {"name": str(path), "kind": "jsonl", "token_column": "ids"},
+    }
 
 
 def work(path: str, out: str, worker: str | None, seconds: float) -> None:

@@ -1,6 +1,8 @@
-"""What the memory test runs in a process of its own: a harvest of units of some 100 MB, or its estimate.
+"""What the memory test runs in a process of its own: a harvest of units of some 100 MB,
+or its estimate.
 
-The model is all width: rows of 1024 values out of a table, so that buffers and not the model take the memory.
+The model is all width: rows of 1024 values out of a table, so that buffers and not the
+model take the memory.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from actstore.allocator import keep_freed_memory
+from actstore.machine.glibc_malloc import keep_freed_memory
 
 WIDTH, CONTEXT, VOCABULARY = 1024, 64, 50
 SITES = ("a", "b")
 
 
 class Wide(nn.Module):
-    """Two sites that cost next to nothing to compute; their values are random bits, which no codec makes smaller."""
+    """Two sites that cost next to nothing to compute; their values are random bits,
+    which no codec makes smaller.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,12 +52,26 @@ def main(what: str, out: str, changes: dict[str, Any]) -> dict[str, Any]:
     spec, model = {"sites": SITES, **changes}, Wide()
     if what == "plan":
         wanted = {dtype: {**spec, "dtype": dtype} for dtype in ("bfloat16", "int8")}
-        return {dtype: estimate(one, model=model, tokens=tokens).memory.model_dump() for dtype, one in wanted.items()}
-    actstore.harvest(spec | {"unit_sequences": 8}, "memory://first", model=model, tokens=tokens[:16])
+        return {
+            dtype: estimate(one, model=model, tokens=tokens).memory.model_dump()
+            for dtype, one in wanted.items()
+        }
+    actstore.harvest(
+        spec | {"unit_sequences": 8}, "memory://first", model=model, tokens=tokens[:16]
+    )
     before = reset_peak()
     store = actstore.harvest(spec, out, model=model, tokens=tokens)
-    return {"before": before, "peak": peak(), "rows": store.manifest.n_rows, "units": store.manifest.n_units}
+    return {
+        "before": before,
+        "peak": peak(),
+        "rows": store.manifest.n_rows,
+        "units": store.manifest.n_units,
+    }
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()))))
+    sys.stdout.write(
+        json.dumps(
+            main(sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()))
+        )
+    )

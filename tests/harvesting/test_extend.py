@@ -1,4 +1,6 @@
-"""A finished store grows by sites or by tokens, and is then what one harvest of everything would have made."""
+"""A finished store grows by sites or by tokens, and is then what one harvest of
+everything would have made.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ import pytest
 
 import actstore
 from actstore.errors import CorpusError, CorruptError, ModelError, SiteError, SpecError
+from actstore.format.object_sizes import COLUMNS, column_key
 from actstore.format.shard import with_checksum
-from actstore.format.sizes import COLUMNS, column_key
 from actstore.format.storage import Storage
-from actstore.harvesting.harvest import extend
-from actstore.harvesting.writer import StoreWriter
-from actstore.share.verify import verify
+from actstore.harvesting.extend import extend
+from actstore.harvesting.store_writer import StoreWriter
+from actstore.inspect.verify import verify
 from schemas.stream import StreamSpec
 
 SPEC: dict[str, Any] = {
@@ -67,13 +69,18 @@ def assert_same(a: actstore.Store, b: actstore.Store) -> None:
         assert np.array_equal(a.mean(site), b.mean(site))
         assert np.array_equal(a.variance(site), b.variance(site))
     assert a.manifest.norms == b.manifest.norms
-    assert (a.manifest.n_rows, a.manifest.n_train_rows) == (b.manifest.n_rows, b.manifest.n_train_rows)
+    assert (a.manifest.n_rows, a.manifest.n_train_rows) == (
+        b.manifest.n_rows,
+        b.manifest.n_train_rows,
+    )
     assert a.manifest.n_sequences == b.manifest.n_sequences
     assert verify(a).problems == []
 
 
 @pytest.mark.parametrize("order", ["sites first", "tokens first"])
-def test_extended_twice_is_one_harvest_of_everything(url: str, whole: actstore.Store, order: str) -> None:
+def test_extended_twice_is_one_harvest_of_everything(
+    url: str, whole: actstore.Store, order: str
+) -> None:
     ids = [actstore.open(url).manifest.content_id]
     steps: list[dict[str, Any]] = [{"sites": MORE}, {"tokens": 30 * 32}]
     for step in steps if order == "sites first" else reversed(steps):
@@ -83,7 +90,9 @@ def test_extended_twice_is_one_harvest_of_everything(url: str, whole: actstore.S
     assert len(set(ids)) == 3
     assert len(store.manifest.generations) == 3
     assert_same(store, whole)
-    assert store.record(1).objects.keys() == whole.record(1).objects.keys() - {"units/00001.stats"} | {
+    assert store.record(1).objects.keys() == whole.record(1).objects.keys() - {
+        "units/00001.stats"
+    } | {
         "units/00001.stats",
         f"units-{1 if order == 'sites first' else 2}/00001.stats",
     }
@@ -99,7 +108,8 @@ def test_other_readers_see_the_grown_arrays(url: str) -> None:
     assert array.shape[0] == store.manifest.n_units * store.layout.capacity
     rows = store.rows()[-5:]
     assert np.array_equal(
-        np.stack([array[int(row)] for row in rows]).astype(np.float32), store.read(store.sites[0], rows)
+        np.stack([array[int(row)] for row in rows]).astype(np.float32),
+        store.read(store.sites[0], rows),
     )
 
 
@@ -117,7 +127,9 @@ class StoppedError(Exception):
     pass
 
 
-def test_an_interrupted_extension_leaves_the_store_and_resumes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_extension_leaves_the_store_and_resumes(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = actstore.open(url).manifest
     commit, calls = StoreWriter.commit_unit, []
 
@@ -140,9 +152,11 @@ def test_what_cannot_be_added_is_refused(url: str, tmp_path: Path) -> None:
     before = Storage(url).list()
     with pytest.raises(SpecError, match="either more sites or more tokens"):
         extend(url)
-    with pytest.raises(SiteError, match=r"blocks\.1\.hook_mlp_out: the store has that already"):
+    with pytest.raises(
+        SiteError, match=r"blocks\.1\.hook_mlp_out: the store has that already"
+    ):
         extend(url, sites="blocks.1.hook_mlp_out")
-    from actstore.harvesting.models import load_model
+    from actstore.model.load_model import load_model
     from schemas.source import ModelSource
 
     other = load_model(ModelSource(name="builtin:mini")).module
@@ -153,7 +167,9 @@ def test_what_cannot_be_added_is_refused(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*COLUMNS, "stats"])
-def test_nothing_is_added_to_columns_or_statistics_that_were_changed(url: str, name: str) -> None:
+def test_nothing_is_added_to_columns_or_statistics_that_were_changed(
+    url: str, name: str
+) -> None:
     """With a right checksum, before the model is loaded."""
     key = "norms.stats" if name == "stats" else column_key(0, name)
     body = Storage(url).read(key)

@@ -1,4 +1,6 @@
-"""What `actstore plan` says of a corpus' size, against the corpus read to its end; and that it leaves most unread."""
+"""What `actstore plan` says of a corpus' size, against the corpus read to its end; and
+that it leaves most unread.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +18,37 @@ from torch import nn
 
 import actstore
 from actstore.errors import CorpusError
-from actstore.harvesting import formats
-from actstore.harvesting.corpora import Memory, open_corpus
 from actstore.harvesting.estimate import estimate
-from actstore.harvesting.extent import corpus_estimate, sentence
-from actstore.harvesting.files import find
-from actstore.harvesting.formats import Parquet
-from actstore.harvesting.tokens import bos_of, sequencer
+from actstore.text import file_formats
+from actstore.text.corpora import Memory, open_corpus
+from actstore.text.corpus_files import find
+from actstore.text.corpus_size import corpus_estimate, sentence
+from actstore.text.file_formats import Parquet
+from actstore.text.sequences import bos_of, sequencer
 from schemas.harvest import HarvestSpec
 from schemas.records import CorpusEstimate, HarvestEstimate
 from schemas.source import CorpusSource
 
-TOLERANCE = 0.1  # of an estimate from 64 of 900 documents, whose lengths' deviation is half their mean: 0.5 / 8 = 0.06
+# of an estimate from 64 of 900 documents, whose lengths' deviation is half their mean:
+# 0.5 / 8 = 0.06
+TOLERANCE = 0.1
 N_DOCUMENTS = 900
 KINDS = ("text", "jsonl", "parquet", "arrow", "memory")
 
 
 class Letters:
-    """A tokenizer of one token per character; with `adds_bos` each context begins with BOS."""
+    """A tokenizer of one token per character; with `adds_bos` each context begins with
+    BOS.
+    """
 
     cls_token_id, bos_token_id = None, 1
 
     def __init__(self, adds_bos: bool = False) -> None:
         self.adds_bos = adds_bos
 
-    def __call__(self, texts: Any, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
+    def __call__(
+        self, texts: Any, add_special_tokens: bool, **_: Any
+    ) -> dict[str, Any]:
         begin = [1] * (add_special_tokens and self.adds_bos)
         if isinstance(texts, str):
             return {"input_ids": begin + [ord(c) for c in texts]}
@@ -48,7 +56,9 @@ class Letters:
 
 
 def documents(n: int = N_DOCUMENTS) -> list[str]:
-    """Texts of 50 to 1,500 characters, some of them empty, some of two bytes a character."""
+    """Texts of 50 to 1,500 characters, some of them empty, some of two bytes a
+    character.
+    """
     rng = np.random.default_rng(0)
     lengths = rng.integers(50, 1500, n) * (rng.random(n) > 0.05)
     return [("é" if rng.random() < 0.3 else "e") * int(length) for length in lengths]
@@ -60,13 +70,20 @@ def write(kind: str, folder: Path, texts: list[str]) -> str:
             (folder / f"{i:04}.txt").write_text(text)
         return str(folder)
     if kind == "jsonl":
-        lines = [json.dumps({"text": text, "n": i}, ensure_ascii=False) + "\n" for i, text in enumerate(texts)]
+        lines = [
+            json.dumps({"text": text, "n": i}, ensure_ascii=False) + "\n"
+            for i, text in enumerate(texts)
+        ]
         (folder / "a.jsonl").write_text("".join(lines[:300]))
         (folder / "b.jsonl").write_text("".join(lines[300:]))
         return str(folder)
     if kind == "parquet":
         for i in range(3):
-            pq.write_table(pa.table({"text": texts[i::3]}), folder / f"{i}.parquet", row_group_size=100)
+            pq.write_table(
+                pa.table({"text": texts[i::3]}),
+                folder / f"{i}.parquet",
+                row_group_size=100,
+            )
         return str(folder)
     import datasets
 
@@ -75,11 +92,19 @@ def write(kind: str, folder: Path, texts: list[str]) -> str:
 
 
 def spec_of(name: str, **more: Any) -> HarvestSpec:
-    values = {"model": {"name": "m"}, "corpus": {"name": name}, "sites": ("a",), "tokens": 10**9, "context": 32}
+    values = {
+        "model": {"name": "m"},
+        "corpus": {"name": name},
+        "sites": ("a",),
+        "tokens": 10**9,
+        "context": 32,
+    }
     return HarvestSpec.model_validate(values | more)
 
 
-def looked_at(spec: HarvestSpec, source: Any = None, adds_bos: bool = False, n: int = 8) -> CorpusEstimate:
+def looked_at(
+    spec: HarvestSpec, source: Any = None, adds_bos: bool = False, n: int = 8
+) -> CorpusEstimate:
     reader, corpus = sequencer(spec, Letters(adds_bos), source)
     reader.seek(None)
     return corpus_estimate(spec, reader, corpus, reader.take(n))
@@ -94,7 +119,9 @@ def counted(spec: HarvestSpec, source: Any = None, adds_bos: bool = False) -> in
 @pytest.mark.parametrize("adds_bos", [False, True], ids=["", "bos"])
 @pytest.mark.parametrize("pack", [True, False], ids=["packed", "one each"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_estimate_is_the_count_within_the_tolerance(kind: str, pack: bool, adds_bos: bool, tmp_path: Path) -> None:
+def test_the_estimate_is_the_count_within_the_tolerance(
+    kind: str, pack: bool, adds_bos: bool, tmp_path: Path
+) -> None:
     texts = documents()
     memory = texts if kind == "memory" else None
     spec = spec_of("memory" if memory else write(kind, tmp_path, texts), pack=pack)
@@ -110,7 +137,9 @@ def test_the_estimate_is_the_count_within_the_tolerance(kind: str, pack: bool, a
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_corpus_that_calibration_reads_to_its_end_is_counted(kind: str, pack: bool, tmp_path: Path) -> None:
+def test_a_corpus_that_calibration_reads_to_its_end_is_counted(
+    kind: str, pack: bool, tmp_path: Path
+) -> None:
     texts = documents(40)
     memory = texts if kind == "memory" else None
     spec = spec_of("memory" if memory else write(kind, tmp_path, texts), pack=pack)
@@ -122,9 +151,11 @@ def test_a_corpus_that_calibration_reads_to_its_end_is_counted(kind: str, pack: 
     assert "ends after" in sentence(found, "c")
 
 
-def test_one_long_text_is_estimated_from_its_first_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "PIECE_BYTES", 10_000)
-    monkeypatch.setattr("actstore.harvesting.tokens._BATCH_CHARACTERS", 20_000)
+def test_one_long_text_is_estimated_from_its_first_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_formats, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr("actstore.text.sequences._BATCH_CHARACTERS", 20_000)
     (tmp_path / "a.txt").write_text("some words in a line\n" * 20_000)
     spec = spec_of(str(tmp_path / "a.txt"))
     found = looked_at(spec)
@@ -142,7 +173,9 @@ def test_enough_is_no_warning_and_arrays_are_counted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "iterator"])
-def test_a_size_that_is_not_known_is_said_to_be_unknown(kind: str, tmp_path: Path) -> None:
+def test_a_size_that_is_not_known_is_said_to_be_unknown(
+    kind: str, tmp_path: Path
+) -> None:
     texts = documents()
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
@@ -152,10 +185,15 @@ def test_a_size_that_is_not_known_is_said_to_be_unknown(kind: str, tmp_path: Pat
     assert "is not known" in sentence(found, "c")
 
 
-def test_rows_of_many_parquet_files_follow_from_some_footers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "FOOTERS", 5)
+def test_rows_of_many_parquet_files_follow_from_some_footers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_formats, "FOOTERS", 5)
     for i in range(23):
-        pq.write_table(pa.table({"text": [f"document {j}" for j in range(100)]}), tmp_path / f"{i:02}.parquet")
+        pq.write_table(
+            pa.table({"text": [f"document {j}" for j in range(100)]}),
+            tmp_path / f"{i:02}.parquet",
+        )
     corpus = open_corpus(CorpusSource(name=str(tmp_path)))
     assert isinstance(corpus, Parquet)
     assert corpus.size() == pytest.approx(2300, rel=0.01)
@@ -167,7 +205,7 @@ def test_rows_of_many_parquet_files_follow_from_some_footers(tmp_path: Path, mon
 def test_a_streamed_data_set_has_the_rows_of_its_card() -> None:
     import datasets
 
-    from actstore.harvesting.datasets import DatasetColumn
+    from actstore.text.hf_datasets import DatasetColumn
 
     data = datasets.Dataset.from_dict({"text": ["a"] * 7}).to_iterable_dataset()
     assert DatasetColumn(data, "text", None).size() is None
@@ -202,14 +240,27 @@ class One(nn.Module):
         return self.a(tokens)
 
 
-def test_the_figures_of_a_short_corpus_are_those_of_the_store_it_makes(memory_url: str) -> None:
+def test_the_figures_of_a_short_corpus_are_those_of_the_store_it_makes(
+    memory_url: str,
+) -> None:
     stream = np.random.default_rng(0).integers(0, 300, 3000)
-    spec = {"sites": ("a",), "batch": 4, "context": 32, "tokens": 100_000, "codec": "raw"}
+    spec = {
+        "sites": ("a",),
+        "batch": 4,
+        "context": 32,
+        "tokens": 100_000,
+        "codec": "raw",
+    }
     found: HarvestEstimate = estimate(spec, model=One(), tokens=stream)
     with pytest.warns(UserWarning, match="ended early"):
-        store = actstore.harvest(spec, f"{memory_url}/store", model=One(), tokens=stream)
+        store = actstore.harvest(
+            spec, f"{memory_url}/store", model=One(), tokens=stream
+        )
     assert found.corpus.tokens == 3000 // 32 * 32 == store.manifest.n_rows == found.rows
     assert found.layout.unit_sequences == store.layout.unit_sequences
-    assert (found.layout.n_units, found.layout.n_sequences) == (store.manifest.n_units, store.manifest.n_sequences)
+    assert (found.layout.n_units, found.layout.n_sequences) == (
+        store.manifest.n_units,
+        store.manifest.n_sequences,
+    )
     assert found.objects == len(store.storage.list())
     assert found.codecs["raw"].bytes == pytest.approx(store.manifest.n_bytes, rel=0.03)

@@ -1,4 +1,6 @@
-"""Whole harvests with the smallest model that ships: what is stored is what TransformerLens computes."""
+"""Whole harvests with the smallest model that ships: what is stored is what
+TransformerLens computes.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,22 @@ import torch
 from torch import nn
 
 import actstore
-from actstore.errors import CorpusError, ExistsError, ModelError, NumericsError, SiteError, SpecError, StorageError
-from actstore.format import layout as at
+from actstore.errors import (
+    CorpusError,
+    ExistsError,
+    HarvestWarning,
+    ModelError,
+    NumericsError,
+    SiteError,
+    SpecError,
+    StorageError,
+)
+from actstore.format import keys
 from actstore.format.storage import Storage
-from actstore.harvesting.harvest import HarvestWarning, Progress
-from actstore.harvesting.models import load_model
-from actstore.harvesting.tap import open_tap
-from actstore.harvesting.writer import StoreWriter
+from actstore.harvesting.store_writer import StoreWriter
+from actstore.harvesting.worker import Progress
+from actstore.model.load_model import load_model
+from actstore.model.open_tap import open_tap
 from schemas.manifest import BlockRecord
 from schemas.source import ModelSource
 
@@ -52,26 +63,42 @@ def objects(url: str) -> dict[str, bytes]:
 
 
 def test_the_stored_rows_are_the_models_values(store: actstore.Store) -> None:
-    assert store.sites == (*(f"blocks.{i}.hook_mlp_out" for i in range(6)), "blocks.0.attn.hook_z")
+    assert store.sites == (
+        *(f"blocks.{i}.hook_mlp_out" for i in range(6)),
+        "blocks.0.attn.hook_z",
+    )
     assert store.manifest.n_rows == 63 * 32
     assert store.manifest.n_units == 21
     rows = store.rows()[::7]
     where = store.provenance(rows)
     sequences = np.unique(where.sequence)
     tokens = store.tokens(sequences)
-    assert (tokens[np.searchsorted(sequences, where.sequence), where.position] == where.token).all()
+    assert (
+        tokens[np.searchsorted(sequences, where.sequence), where.position]
+        == where.token
+    ).all()
     model = load_model(ModelSource(name="builtin:mini"))
     tap = open_tap(model, store.sites)
     exact: dict[str, torch.Tensor] = {}
-    tap.run(torch.from_numpy(tokens).long(), None, lambda i, x: exact.__setitem__(tap.sites[i].name, x.clone()))
+    tap.run(
+        torch.from_numpy(tokens).long(),
+        None,
+        lambda i, x: exact.__setitem__(tap.sites[i].name, x.clone()),
+    )
     for site in store.sites:
-        wanted = exact[site][np.searchsorted(sequences, where.sequence), where.position].numpy()
+        wanted = exact[site][
+            np.searchsorted(sequences, where.sequence), where.position
+        ].numpy()
         got = store.read(site, rows)
         np.testing.assert_allclose(got, wanted, rtol=2**-7, atol=1e-6)
-        np.testing.assert_allclose(store.read_norms(site, rows), np.linalg.norm(got, axis=1), rtol=1e-5)
+        np.testing.assert_allclose(
+            store.read_norms(site, rows), np.linalg.norm(got, axis=1), rtol=1e-5
+        )
 
 
-def test_the_statistics_are_those_of_the_stored_training_rows(store: actstore.Store) -> None:
+def test_the_statistics_are_those_of_the_stored_training_rows(
+    store: actstore.Store,
+) -> None:
     rows = store.rows("train")
     where = store.provenance(rows)
     special = (where.position == 0) | (where.token == 0)
@@ -82,19 +109,30 @@ def test_the_statistics_are_those_of_the_stored_training_rows(store: actstore.St
         for stratum, mask in ((stats.special, special), (stats.rest, ~special)):
             assert (stratum.count, stratum.non_finite) == (int(mask.sum()), 0)
             assert stratum.mean_norm == pytest.approx(norms[mask].mean(), rel=1e-5)
-            assert stratum.mean_sq_norm == pytest.approx(np.square(norms[mask]).mean(), rel=1e-5)
+            assert stratum.mean_sq_norm == pytest.approx(
+                np.square(norms[mask]).mean(), rel=1e-5
+            )
             assert stratum.max_norm == pytest.approx(norms[mask].max(), rel=1e-6)
-        np.testing.assert_allclose(store.mean(site), x.mean(axis=0), atol=1e-5 * np.abs(x).max())
-        np.testing.assert_allclose(store.variance(site), x.var(axis=0), rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(
+            store.mean(site), x.mean(axis=0), atol=1e-5 * np.abs(x).max()
+        )
+        np.testing.assert_allclose(
+            store.variance(site), x.var(axis=0), rtol=1e-3, atol=1e-9
+        )
 
 
 def test_documents_follow_each_other_behind_bos(store: actstore.Store) -> None:
-    from actstore.builtin import corpus
+    from actstore.builtin import stdlib_corpus
 
     stream = store.tokens(np.arange(63)).reshape(-1)
     assert stream[0] == 0
-    text = "".join(f"<|endoftext|>{text}" for _, text in itertools.islice(corpus.documents(), 30))
-    whole = store.tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"]
+    text = "".join(
+        f"<|endoftext|>{text}"
+        for _, text in itertools.islice(stdlib_corpus.documents(), 30)
+    )
+    whole = store.tokenizer()(text, add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
     assert stream.tolist() == whole[: len(stream)]
     assert store.manifest.model.bos_token == 0
 
@@ -105,10 +143,16 @@ def test_any_fsspec_url(store: actstore.Store) -> None:
     assert objects("memory://harvests/mini") == objects(store.url)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2**-10), ("int8", 0.03)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2**-10), ("int8", 0.03)]
+)
 def test_other_dtypes(store: actstore.Store, dtype: str, tolerance: float) -> None:
-    other = actstore.harvest({**SPEC, "tokens": 500, "dtype": dtype}, f"memory://dtype/{dtype}")
-    exact = actstore.harvest({**SPEC, "tokens": 500, "dtype": "float32"}, f"memory://exact/{dtype}")
+    other = actstore.harvest(
+        {**SPEC, "tokens": 500, "dtype": dtype}, f"memory://dtype/{dtype}"
+    )
+    exact = actstore.harvest(
+        {**SPEC, "tokens": 500, "dtype": "float32"}, f"memory://exact/{dtype}"
+    )
     for site in other.sites:
         got, wanted = other.read(site, other.rows()), exact.read(site, exact.rows())
         assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
@@ -118,7 +162,14 @@ def test_without_packing_padding_is_masked_and_never_stored(tmp_path: Path) -> N
     texts = ["import os\n", "def f(x):\n    return x + 1\n" * 20, "x = 1\n", ""]
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.py").write_text(text)
-    spec = {**SPEC, "corpus": str(tmp_path), "pack": False, "tokens": 96, "batch": 2, "dtype": "float32"}
+    spec = {
+        **SPEC,
+        "corpus": str(tmp_path),
+        "pack": False,
+        "tokens": 96,
+        "batch": 2,
+        "dtype": "float32",
+    }
     got = actstore.harvest(spec, "memory://no-pack")
     tokens = got.tokens(np.arange(3))
     lengths = (tokens >= 0).sum(axis=1)
@@ -135,7 +186,9 @@ def test_without_packing_padding_is_masked_and_never_stored(tmp_path: Path) -> N
         tap.run(alone, None, lambda _, x, exact=exact: exact.append(x.clone()))
         mine = rows[where.sequence == k]
         mine = mine[np.argsort(got.provenance(mine).position)]
-        np.testing.assert_allclose(got.read(got.sites[5], mine), exact[0][0].numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            got.read(got.sites[5], mine), exact[0][0].numpy(), rtol=1e-4, atol=1e-5
+        )
 
 
 class KilledError(Exception):
@@ -168,14 +221,18 @@ def test_what_is_interrupted_goes_on_to_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_instants_the_store_has_the_same_bytes(store: actstore.Store, tmp_path: Path) -> None:
-    """SIGKILL, several times in one harvest; children are forked, since a cold start takes seconds."""
+def test_killed_at_random_instants_the_store_has_the_same_bytes(
+    store: actstore.Store, tmp_path: Path
+) -> None:
+    """SIGKILL, several times in one harvest; children are forked, since a cold start
+    takes seconds.
+    """
     out = tmp_path / "store"
     rng = np.random.default_rng(0)
     code = textwrap.dedent(
         """
         import os, sys, time
-        import torch, actstore.harvesting.resolve, transformers, transformer_lens
+        import torch, actstore.model.hook_names, transformers, transformer_lens
         from tests.harvesting.test_harvest import SPEC
         import actstore
         from actstore.harvesting.harvest import harvest
@@ -190,7 +247,11 @@ def test_killed_at_random_instants_the_store_has_the_same_bytes(store: actstore.
         """
     )
     server = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
     assert server.stdin is not None
     assert server.stdout is not None
@@ -212,7 +273,9 @@ def test_killed_at_random_instants_the_store_has_the_same_bytes(store: actstore.
     assert objects(str(out)) == objects(store.url)
 
 
-def test_finished_or_other_things_at_the_place_are_refused(store: actstore.Store, tmp_path: Path) -> None:
+def test_finished_or_other_things_at_the_place_are_refused(
+    store: actstore.Store, tmp_path: Path
+) -> None:
     before = objects(store.url)
     with pytest.raises(ExistsError, match="finished store is already there"):
         actstore.harvest(SPEC, store.url)
@@ -223,9 +286,13 @@ def test_finished_or_other_things_at_the_place_are_refused(store: actstore.Store
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_another_spec_at_an_unfinished_harvest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_spec_at_an_unfinished_harvest_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "commit_unit", lambda *_: (_ for _ in ()).throw(KilledError))
+        patch.setattr(
+            StoreWriter, "commit_unit", lambda *_: (_ for _ in ()).throw(KilledError)
+        )
         with pytest.raises(KilledError):
             actstore.harvest(SPEC, str(tmp_path))
     with pytest.raises(ExistsError, match=r"spec\.seed: wanted 5, there is 0"):
@@ -236,19 +303,28 @@ def test_another_spec_at_an_unfinished_harvest_is_refused(tmp_path: Path, monkey
 
 def test_a_corpus_that_ends_early_is_said_and_finished(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("import os\nprint(os.getcwd())\n" * 40)
-    with pytest.warns(HarvestWarning, match=r"the corpus ended early: \d+ tokens in \d+ sequences, wanted 2,000"):
+    with pytest.warns(
+        HarvestWarning,
+        match=r"the corpus ended early: \d+ tokens in \d+ sequences, wanted 2,000",
+    ):
         got = actstore.harvest({**SPEC, "corpus": str(tmp_path)}, "memory://short")
     n = got.manifest.n_sequences
     assert 0 < n < 63
     assert got.manifest.n_rows == n * 32
-    assert BlockRecord.model_validate_json(got.storage.read(at.block_key(got.manifest.n_units - 1))).last
+    assert BlockRecord.model_validate_json(
+        got.storage.read(keys.block_key(got.manifest.n_units - 1))
+    ).last
 
 
 @pytest.mark.parametrize("tokens", [31, 32, 40, 63, 64, 70])
 def test_a_corpus_that_ends_at_a_unit_is_finished(tokens: int, tmp_path: Path) -> None:
     spec = {key: value for key, value in SPEC.items() if key != "corpus"}
     with pytest.warns(HarvestWarning, match="the corpus ended early"):
-        got = actstore.harvest({**spec, "tokens": 200, "unit_sequences": 1}, str(tmp_path), tokens=[[5] * tokens])
+        got = actstore.harvest(
+            {**spec, "tokens": 200, "unit_sequences": 1},
+            str(tmp_path),
+            tokens=[[5] * tokens],
+        )
     assert got.manifest.n_sequences == (tokens + 1) // 32
 
 
@@ -260,7 +336,11 @@ def test_a_corpus_that_ends_at_a_unit_is_finished(tokens: int, tmp_path: Path) -
         ({"sites": "blocks.0.mlp_out"}, SiteError, "blocks.0.hook_mlp_out"),
         ({"model": "builtin:none"}, ModelError, "builtin:mini"),
         ({"corpus": "{tmp}"}, CorpusError, "no file in it"),
-        ({"corpus": "{tmp}/tiny.txt"}, CorpusError, "not even one context of 32 tokens"),
+        (
+            {"corpus": "{tmp}/tiny.txt"},
+            CorpusError,
+            "not even one context of 32 tokens",
+        ),
         ({"typo": 1}, SpecError, "typo: there is no such key"),
     ],
 )
@@ -269,7 +349,10 @@ def test_bad_input_is_named_and_leaves_nothing(
 ) -> None:
     if changes.get("corpus", "").endswith("tiny.txt"):
         (tmp_path / "tiny.txt").write_text("x")
-    changes = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in changes.items()}
+    changes = {
+        k: v.format(tmp=tmp_path) if isinstance(v, str) else v
+        for k, v in changes.items()
+    }
     with pytest.raises(error) as caught:
         actstore.harvest({**SPEC, **changes}, str(tmp_path / "out"))
     assert says in str(caught.value)
@@ -292,7 +375,12 @@ class Scaled(nn.Module):
 def test_modules_and_tokens_in_memory() -> None:
     tokens = np.random.default_rng(0).integers(0, 100, (40, 8))
     tokens[3, 5:] = -1
-    got = actstore.harvest({"sites": "embed", "dtype": "float32"}, "memory://module", model=Scaled(1), tokens=tokens)
+    got = actstore.harvest(
+        {"sites": "embed", "dtype": "float32"},
+        "memory://module",
+        model=Scaled(1),
+        tokens=tokens,
+    )
     rows = got.rows()
     assert got.manifest.n_rows == 40 * 8 - 3
     assert (got.read("embed", rows) == got.provenance(rows).token[:, None]).all()
@@ -300,7 +388,9 @@ def test_modules_and_tokens_in_memory() -> None:
         (s, p) for s in range(40) for p in range(8) if tokens[s, p] >= 0
     ]
     with pytest.raises(CorpusError, match="vocabulary has 4096"):
-        actstore.harvest({**SPEC, "corpus": "x"}, "memory://big", tokens=np.full((40, 32), 5000))
+        actstore.harvest(
+            {**SPEC, "corpus": "x"}, "memory://big", tokens=np.full((40, 32), 5000)
+        )
 
 
 def test_non_finite_rows_are_counted_and_stored() -> None:
@@ -309,8 +399,15 @@ def test_non_finite_rows_are_counted_and_stored() -> None:
         module.embed.weight[7, 2] = float("nan")
         module.embed.weight[9, 1] = float("inf")
     tokens = np.random.default_rng(0).integers(0, 100, (400, 8))
-    with pytest.warns(HarvestWarning, match=r"not finite: \d+ of 3,200 rows at embed; they are stored"):
-        got = actstore.harvest({"sites": "embed", "dtype": "float32"}, "memory://nan", model=module, tokens=tokens)
+    with pytest.warns(
+        HarvestWarning, match=r"not finite: \d+ of 3,200 rows at embed; they are stored"
+    ):
+        got = actstore.harvest(
+            {"sites": "embed", "dtype": "float32"},
+            "memory://nan",
+            model=module,
+            tokens=tokens,
+        )
     rows = got.rows("train")
     bad = np.isin(got.provenance(rows).token, [7, 9])
     assert got.norms["embed"].all.non_finite == bad.sum() > 0
@@ -321,12 +418,16 @@ def test_non_finite_rows_are_counted_and_stored() -> None:
 def test_float16_overflow_is_refused_with_its_site(tmp_path: Path) -> None:
     tokens = np.arange(64).reshape(8, 8)
     spec = {"sites": "embed", "dtype": "float16"}
-    with pytest.raises(NumericsError, match=r"site 'embed': values too large .* bfloat16 or float32"):
+    with pytest.raises(
+        NumericsError, match=r"site 'embed': values too large .* bfloat16 or float32"
+    ):
         actstore.harvest(spec, str(tmp_path / "out"), model=Scaled(2000), tokens=tokens)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(*_: Any) -> None:
         raise StorageError("the disk is full")
 
@@ -338,7 +439,10 @@ def test_a_full_disk_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_progress_counts_up_to_the_whole(tmp_path: Path) -> None:
     seen: list[Progress] = []
     actstore.harvest(SPEC, str(tmp_path / "out"), progress=seen.append)
-    assert [now.stage for now in seen[:2]] == ["loading the model", "reading the corpus"]
+    assert [now.stage for now in seen[:2]] == [
+        "loading the model",
+        "reading the corpus",
+    ]
     counts = [now.tokens for now in seen[2:]]
     assert counts == sorted(counts)
     assert (seen[-1].tokens, seen[-1].n_tokens) == (63 * 32, 63 * 32)

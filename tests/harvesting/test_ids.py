@@ -1,4 +1,6 @@
-"""The door for token ids: what is refused, and that padding on either side changes no value."""
+"""The door for token ids: what is refused, and that padding on either side changes no
+value.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ import transformers
 from torch import nn
 
 import actstore
+from actstore.console.token_file import read_tokens
 from actstore.errors import CorpusError, SpecError
+from actstore.format.token_ids import moved_left
 from actstore.harvesting.estimate import estimate
-from actstore.harvesting.harvest import extend
-from actstore.harvesting.ids import moved_left
-from actstore.harvesting.planning import _corpus_digest, parse_worker
-from actstore.harvesting.specs import read_tokens
-from actstore.harvesting.tokens import sequencer
+from actstore.harvesting.extend import extend
+from actstore.harvesting.harvest_plan import _corpus_digest, parse_worker
+from actstore.text.sequences import sequencer
 from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource
 from schemas.stream import StreamSpec
@@ -34,7 +36,9 @@ ROWS = np.arange(12).reshape(3, 4)
 
 
 def taken(source: Any, context: int = 4) -> Any:
-    return sequencer(make_spec("memory", context=context), Letters(), source, VOCABULARY)[0].take(99)
+    return sequencer(
+        make_spec("memory", context=context), Letters(), source, VOCABULARY
+    )[0].take(99)
 
 
 def with_pad(*places: tuple[int, int], value: int = -1) -> np.ndarray:
@@ -94,26 +98,45 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("source", "error", "says"), REFUSED)
-def test_what_are_no_token_ids_is_refused_before_any_cast(source: Any, error: type[Exception], says: str) -> None:
+def test_what_are_no_token_ids_is_refused_before_any_cast(
+    source: Any, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says):
         taken(source)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4"],
+)
 def test_every_integer_dtype_gives_the_same_ids_and_digest(dtype: str) -> None:
-    for source in (ROWS, ROWS.reshape(-1), np.arange(2 * 12).reshape(3, 8)[:, ::2] // 2):
+    for source in (
+        ROWS,
+        ROWS.reshape(-1),
+        np.arange(2 * 12).reshape(3, 8)[:, ::2] // 2,
+    ):
         given = source.astype(dtype)
         assert taken(given).tokens.tolist() == ROWS.tolist()
         assert _corpus_digest(None, given) == _corpus_digest(None, source)
         if "u" not in dtype and ">" not in dtype:
-            assert _corpus_digest(None, torch.from_numpy(given)) == _corpus_digest(None, source)
+            assert _corpus_digest(None, torch.from_numpy(given)) == _corpus_digest(
+                None, source
+            )
     assert _corpus_digest(None, ROWS) != _corpus_digest(None, ROWS[::-1].copy())
     assert _corpus_digest(None, ["a"]) is None
 
 
 def test_padding_before_a_rows_tokens_is_moved_behind_them() -> None:
-    rows = np.array([[-1, -1, 3, 4], [1, 2, 3, 4], [-1, 6, 7, -1], [8, -1, -1, -1], [-1, -1, -1, 9]])
-    moved = [[3, 4, -1, -1], [1, 2, 3, 4], [6, 7, -1, -1], [8, -1, -1, -1], [9, -1, -1, -1]]
+    rows = np.array(
+        [[-1, -1, 3, 4], [1, 2, 3, 4], [-1, 6, 7, -1], [8, -1, -1, -1], [-1, -1, -1, 9]]
+    )
+    moved = [
+        [3, 4, -1, -1],
+        [1, 2, 3, 4],
+        [6, 7, -1, -1],
+        [8, -1, -1, -1],
+        [9, -1, -1, -1],
+    ]
     assert taken(rows).tokens.tolist() == moved
     assert moved_left(np.array(moved, np.int32)).tolist() == moved
     assert taken(rows.astype(np.int8)).tokens.tolist() == moved
@@ -122,13 +145,29 @@ def test_padding_before_a_rows_tokens_is_moved_behind_them() -> None:
 def test_lists_of_numbers_are_a_stream_and_lists_of_lists_documents() -> None:
     assert taken(list(range(2, 12))).tokens.tolist() == [[2, 3, 4, 5], [6, 7, 8, 9]]
     assert taken([np.int64(5)] * 4).tokens.tolist() == [[5, 5, 5, 5]]
-    assert taken([(5, 6, 7), torch.tensor([8, 9, 9])]).tokens.tolist() == [[1, 5, 6, 7], [1, 8, 9, 9]]
+    assert taken([(5, 6, 7), torch.tensor([8, 9, 9])]).tokens.tolist() == [
+        [1, 5, 6, 7],
+        [1, 8, 9, 9],
+    ]
 
 
 @pytest.mark.parametrize(
-    "ids", ["[1, 2.5]", "[true]", '["a"]', "[[1]]", "[-100]", "[100]", "[4294967303]", "7", '"text"']
+    "ids",
+    [
+        "[1, 2.5]",
+        "[true]",
+        '["a"]',
+        "[[1]]",
+        "[-100]",
+        "[100]",
+        "[4294967303]",
+        "7",
+        '"text"',
+    ],
 )
-def test_token_columns_of_files_go_through_the_same_door(ids: str, tmp_path: Path) -> None:
+def test_token_columns_of_files_go_through_the_same_door(
+    ids: str, tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"ids": [1, 2, 3, 4]}}\n{{"ids": {ids}}}\n')
     source = CorpusSource(name=str(tmp_path), token_column="ids")
     spec = make_spec("x", context=4).model_copy(update={"corpus": source})
@@ -138,7 +177,10 @@ def test_token_columns_of_files_go_through_the_same_door(ids: str, tmp_path: Pat
 
 def test_a_text_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     spec = {"model": "no/such/model", "sites": "x", "tokens": 100}
-    for call in (lambda: actstore.harvest(spec, str(tmp_path / "s"), tokens="abc"), lambda: estimate(spec, tokens="a")):
+    for call in (
+        lambda: actstore.harvest(spec, str(tmp_path / "s"), tokens="abc"),
+        lambda: estimate(spec, tokens="a"),
+    ):
         with pytest.raises(SpecError, match="put a text into a list"):
             call()
     store = make_store(tmp_path / "t", n_units=2)
@@ -148,24 +190,48 @@ def test_a_text_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
         extend(store.url, sites="x", source=ROWS)
 
 
-def test_ids_beyond_the_embedding_of_a_module_without_a_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="up to 100 are too large for the model's embedding"):
-        actstore.harvest({"sites": "embed"}, str(tmp_path / "s"), model=Scaled(1), tokens=np.full((4, 4), 100))
+def test_ids_beyond_the_embedding_of_a_module_without_a_vocabulary(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        CorpusError, match="up to 100 are too large for the model's embedding"
+    ):
+        actstore.harvest(
+            {"sites": "embed"},
+            str(tmp_path / "s"),
+            model=Scaled(1),
+            tokens=np.full((4, 4), 100),
+        )
 
 
-def test_tokens_that_no_row_can_have_select_nothing_and_are_refused(tmp_path: Path) -> None:
-    spec = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": "blocks.0.hook_mlp_out", "tokens": 100}
+def test_tokens_that_no_row_can_have_select_nothing_and_are_refused(
+    tmp_path: Path,
+) -> None:
+    spec = {
+        "model": "builtin:mini",
+        "corpus": "builtin:stdlib",
+        "sites": "blocks.0.hook_mlp_out",
+        "tokens": 100,
+    }
     for wrong in (4096, -1):
-        with pytest.raises(SpecError, match=f"exclude_tokens: there is no token {wrong}"):
-            actstore.harvest({**spec, "exclude_tokens": (0, wrong)}, str(tmp_path / "s"))
-        with pytest.raises(SpecError, match=f"exclude_tokens: there is no token {wrong}"):
+        with pytest.raises(
+            SpecError, match=f"exclude_tokens: there is no token {wrong}"
+        ):
+            actstore.harvest(
+                {**spec, "exclude_tokens": (0, wrong)}, str(tmp_path / "s")
+            )
+        with pytest.raises(
+            SpecError, match=f"exclude_tokens: there is no token {wrong}"
+        ):
             estimate({**spec, "exclude_tokens": (wrong,)}, batches=1)
     with pytest.raises(SpecError, match="skip_first 128 leaves nothing"):
         actstore.harvest({**spec, "skip_first": 128}, str(tmp_path / "s"))
     assert not (tmp_path / "s").exists()
     store = make_store(tmp_path / "t", n_units=3)
     for rule in ({"tokens": [100]}, {"exclude_tokens": [-1]}, {"tokens": [1, 2**40]}):
-        with pytest.raises(SpecError, match=r"filter\.(exclude_)?tokens: there is no token"):
+        with pytest.raises(
+            SpecError, match=r"filter\.(exclude_)?tokens: there is no token"
+        ):
             store.stream(StreamSpec(batch=8, filter=rule))
     with store.stream(StreamSpec(batch=8, filter={"exclude_tokens": [99]})) as stream:
         assert 99 not in store.provenance(next(stream).row.numpy()).token
@@ -195,28 +261,44 @@ class Plain(nn.Module):
         self.model = getattr(transformers, kind)(config)
         self.config = config
 
-    def forward(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
+    def forward(
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Any:
         return self.model(tokens, attention_mask=attention_mask)
 
 
-SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 OPT = {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16, "max_position_embeddings": 32}
 MODELS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "gpt2": (
-        lambda: transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32),
+        lambda: transformers.GPT2Config(
+            vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32
+        ),
         *("GPT2Model", "model.h.1"),
     ),
     "roberta": (
         lambda: transformers.RobertaConfig(**SIZES, max_position_embeddings=34),
         *("RobertaModel", "model.encoder.layer.1"),
     ),
-    "opt": (lambda: transformers.OPTConfig(**OPT), "OPTModel", "model.decoder.layers.1"),
+    "opt": (
+        lambda: transformers.OPTConfig(**OPT),
+        "OPTModel",
+        "model.decoder.layers.1",
+    ),
     "bert": (
         lambda: transformers.BertConfig(**SIZES, max_position_embeddings=32),
         *("BertModel", "model.encoder.layer.1"),
     ),
     "llama": (
-        lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=32),
+        lambda: transformers.LlamaConfig(
+            **SIZES, num_key_value_heads=2, max_position_embeddings=32
+        ),
         *("LlamaModel", "model.layers.1"),
     ),
 }
@@ -224,7 +306,9 @@ MODELS: dict[str, tuple[Callable[[], Any], str, str]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_on_either_side_changes_no_value(name: str, memory_url: str) -> None:
-    """Rows of mixed lengths, padded left, right or on both sides, against each sequence alone."""
+    """Rows of mixed lengths, padded left, right or on both sides, against each sequence
+    alone.
+    """
     config, kind, site = MODELS[name]
     module = Plain(kind, config())
     rng = np.random.default_rng(0)
@@ -241,7 +325,9 @@ def test_padding_on_either_side_changes_no_value(name: str, memory_url: str) -> 
     assert store.manifest.n_rows == sum(map(len, alone))
     seen: list[torch.Tensor] = []
     hook = module.get_submodule(site).register_forward_hook(
-        lambda _m, _a, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
+        lambda _m, _a, out: seen.append(
+            out if isinstance(out, torch.Tensor) else out[0]
+        )
     )
     for i, tokens in enumerate(alone):
         with torch.no_grad():
@@ -253,8 +339,12 @@ def test_padding_on_either_side_changes_no_value(name: str, memory_url: str) -> 
         np.testing.assert_allclose(got[mine], seen[-1][0].numpy(), atol=1e-5)
     hook.remove()
     assert store.norms[site].special.count == 9
-    skipped = actstore.harvest({**spec, "skip_first": 2}, f"{memory_url}-skip", model=module, tokens=rows)
-    assert sorted(set(skipped.provenance().position.tolist())) == list(range(2, max(map(len, alone))))
+    skipped = actstore.harvest(
+        {**spec, "skip_first": 2}, f"{memory_url}-skip", model=module, tokens=rows
+    )
+    assert sorted(set(skipped.provenance().position.tolist())) == list(
+        range(2, max(map(len, alone)))
+    )
 
 
 def test_padding_is_given_the_models_own_token(memory_url: str) -> None:
@@ -262,14 +352,21 @@ def test_padding_is_given_the_models_own_token(memory_url: str) -> None:
     module.config = type("Config", (), {"vocab_size": 100, "pad_token_id": 7})()
     seen: list[list[int]] = []
     module.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0].tolist()))
-    actstore.harvest({"sites": "embed"}, memory_url, model=module, tokens=np.array([[-1, 3, 4]]))
+    actstore.harvest(
+        {"sites": "embed"}, memory_url, model=module, tokens=np.array([[-1, 3, 4]])
+    )
     assert seen[-1] == [3, 4, 7]
 
 
 def test_a_plan_of_the_same_ids_is_the_same_plan(memory_url: str) -> None:
     for dtype in ("int64", "int32", "uint16"):
         url = f"{memory_url}-{dtype}"
-        actstore.harvest({"sites": "embed"}, url, model=Scaled(1), tokens=ROWS.astype(dtype))
-    plans = [actstore.open(f"{memory_url}-{d}").storage.read("plan.json") for d in ("int64", "int32", "uint16")]
+        actstore.harvest(
+            {"sites": "embed"}, url, model=Scaled(1), tokens=ROWS.astype(dtype)
+        )
+    plans = [
+        actstore.open(f"{memory_url}-{d}").storage.read("plan.json")
+        for d in ("int64", "int32", "uint16")
+    ]
     assert plans[0] == plans[1] == plans[2]
     assert HarvestSpec.model_validate(json.loads(plans[0])["spec"]).tokens == 12

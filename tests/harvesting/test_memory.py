@@ -1,4 +1,6 @@
-"""A harvest's peak memory, in a process of its own, against the bound that the plan prints."""
+"""A harvest's peak memory, in a process of its own, against the bound that the plan
+prints.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def ran(what: str, tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    (tmp_path / "changes.json").write_text(json.dumps({"sequences": UNIT_SEQUENCES * N_UNITS, **changes}))
-    words = ["-m", "tests.harvesting.memory_use", what, str(tmp_path / "store"), str(tmp_path / "changes.json")]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "changes.json").write_text(
+        json.dumps({"sequences": UNIT_SEQUENCES * N_UNITS, **changes})
+    )
+    words = [
+        "-m",
+        "tests.harvesting.memory_use",
+        what,
+        str(tmp_path / "store"),
+        str(tmp_path / "changes.json"),
+    ]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -27,15 +39,29 @@ def ran(what: str, tmp_path: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return ran("plan", tmp_path_factory.mktemp("plan"), unit_sequences=UNIT_SEQUENCES, codec="raw")
+    return ran(
+        "plan",
+        tmp_path_factory.mktemp("plan"),
+        unit_sequences=UNIT_SEQUENCES,
+        codec="raw",
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' peak of resident memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="needs Linux' peak of resident memory",
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_the_peak_keeps_to_the_bound_of_the_plan(dtype: str, plans: dict[str, Any], tmp_path: Path) -> None:
-    """Units of 92 MB (int8: 184 MB, for it is quantised from float32), three of them in flight."""
+def test_the_peak_keeps_to_the_bound_of_the_plan(
+    dtype: str, plans: dict[str, Any], tmp_path: Path
+) -> None:
+    """Units of 92 MB (int8: 184 MB, for it is quantised from float32), three of them in
+    flight.
+    """
     memory = MemoryEstimate.model_validate(plans[dtype])
-    found = ran("harvest", tmp_path, unit_sequences=UNIT_SEQUENCES, codec="raw", dtype=dtype)
+    found = ran(
+        "harvest", tmp_path, unit_sequences=UNIT_SEQUENCES, codec="raw", dtype=dtype
+    )
     assert found["units"] == N_UNITS
     wide = 4 if dtype == "int8" else 2
     rows = UNIT_SEQUENCES * 64

@@ -1,4 +1,6 @@
-"""Checkpoints that do not fit, damaged files, custom code and packages that are not here: named, never run or guessed."""
+"""Checkpoints that do not fit, damaged files, custom code and packages that are not
+here: named, never run or guessed.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,37 @@ import transformers
 
 import actstore
 from actstore.errors import ModelError, SpecError
-from actstore.harvesting.checkpoint import stored_tokenizer
 from actstore.harvesting.estimate import estimate
-from actstore.harvesting.harvest import extend, harvest
-from actstore.harvesting.models import BUILTIN, load_model
-from actstore.harvesting.run import HarvestWarning
-from actstore.harvesting.tap import open_tap
-from actstore.harvesting.weights import check_used, check_whole
-from actstore.store import Store
+from actstore.harvesting.extend import extend
+from actstore.harvesting.harvest import harvest
+from actstore.harvesting.worker import HarvestWarning
+from actstore.model.load_model import BUILTIN, load_model
+from actstore.model.loaded_weights import check_used, check_whole
+from actstore.model.open_tap import open_tap
+from actstore.store.store import Store
+from actstore.store.tokenizer_files import stored_tokenizer
 from schemas.source import ModelSource
-from tests.harvesting.checkpoints import State, gpt2, rewrite, same, saved, with_own_code
+from tests.harvesting.checkpoints import (
+    State,
+    gpt2,
+    rewrite,
+    same,
+    saved,
+    with_own_code,
+)
 
-HEADS: dict[str, Any] = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+}
 SIZES: dict[str, Any] = {**HEADS, "vocab_size": 50, "max_position_embeddings": 32}
 TOKENS = np.random.default_rng(0).integers(0, 50, (8, 16))
 FIRST, LAST = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134515080\n"
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134515080\n"
+)
 
 
 def prefixed(prefix: str) -> Callable[[State], State]:
@@ -48,7 +65,12 @@ def with_more(more: State) -> Callable[[State], State]:
 
 
 def spec(folder: Path, *sites: str, **model: Any) -> dict[str, Any]:
-    return {"model": {"name": str(folder), **model}, "sites": sites or (LAST,), "batch": 4, "unit_sequences": 4}
+    return {
+        "model": {"name": str(folder), **model},
+        "sites": sites or (LAST,),
+        "batch": 4,
+        "unit_sequences": 4,
+    }
 
 
 def harvested(folder: Path, out: Path, *sites: str, **model: Any) -> Store:
@@ -69,10 +91,18 @@ def objects(store: Store) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net."])
 @pytest.mark.parametrize("kind", [transformers.GPT2LMHeadModel, transformers.GPT2Model])
-def test_a_prefix_is_named_with_what_to_do(prefix: str, kind: Any, tmp_path: Path) -> None:
-    folder = saved(gpt2(kind), tmp_path / "model", prefixed(prefix), architectures=["GPT2LMHeadModel"])
+def test_a_prefix_is_named_with_what_to_do(
+    prefix: str, kind: Any, tmp_path: Path
+) -> None:
+    folder = saved(
+        gpt2(kind),
+        tmp_path / "model",
+        prefixed(prefix),
+        architectures=["GPT2LMHeadModel"],
+    )
     says = refused(folder, tmp_path / "out", FIRST)
-    assert "lacks 15 weights that the sites depend on" in says  # two embeddings (one twice, tied) and layer 0
+    # two embeddings (one twice, tied) and layer 0
+    assert "lacks 15 weights that the sites depend on" in says
     assert "transformer.h.0.attn.c_attn.bias" in says
     assert f"take `{prefix}` out of every key" in says
     with pytest.raises(ModelError, match=r"transformer.h.0.attn.c_attn.bias"):
@@ -80,31 +110,45 @@ def test_a_prefix_is_named_with_what_to_do(prefix: str, kind: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("edit", "config"), [(without(".h.1."), {}), (same, {"n_layer": 3})], ids=["layer missing", "layer too many"]
+    ("edit", "config"),
+    [(without(".h.1."), {}), (same, {"n_layer": 3})],
+    ids=["layer missing", "layer too many"],
 )
 def test_layers_that_are_not_in_the_file(
     edit: Callable[[State], State], config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Refused by name at the sites they reach, and not before; what is harvested before them is the model's own."""
+    """Refused by name at the sites they reach, and not before; what is harvested before
+    them is the model's own.
+    """
     layer = config.get("n_layer", 2) - 1
     folder = saved(gpt2(), tmp_path / "model", edit, **config)
     says = refused(folder, tmp_path / "out", f"blocks.{layer}.hook_mlp_out")
     assert f"transformer.h.{layer}.attn.c_attn.bias" in says
     assert "and 8 more" in says
-    with pytest.warns(HarvestWarning, match=rf"lacks transformer.h.{layer}.attn.c_attn.bias, .* no site depends on"):
+    with pytest.warns(
+        HarvestWarning,
+        match=rf"lacks transformer.h.{layer}.attn.c_attn.bias, .* no site depends on",
+    ):
         got = harvested(folder, tmp_path / "out", FIRST)
     whole = harvested(saved(gpt2(), tmp_path / "whole"), tmp_path / "right", FIRST)
     assert np.array_equal(got.read(FIRST), whole.read(FIRST))
     with pytest.warns(HarvestWarning):
-        again = harvested(folder, tmp_path / "again", FIRST)  # other random numbers in the layer that is missing
+        # other random numbers in the layer that is missing
+        again = harvested(folder, tmp_path / "again", FIRST)
     assert objects(again) == objects(got)
 
 
 def test_only_what_runs_before_the_site_is_needed(tmp_path: Path) -> None:
     folder = saved(gpt2(), tmp_path / "model", without("h.1.mlp.c_fc.weight"))
     assert "lacks 1 weight " in refused(folder, tmp_path / "out", LAST)
-    for site in ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.hook_attn_out"):
-        with pytest.warns(HarvestWarning, match="lacks transformer.h.1.mlp.c_fc.weight"):
+    for site in (
+        "blocks.1.hook_resid_pre",
+        "blocks.1.attn.hook_z",
+        "blocks.1.hook_attn_out",
+    ):
+        with pytest.warns(
+            HarvestWarning, match="lacks transformer.h.1.mlp.c_fc.weight"
+        ):
             harvested(folder, tmp_path / site, site)
 
 
@@ -112,16 +156,28 @@ def test_a_site_of_the_bridge_alone_is_watched_too(tmp_path: Path) -> None:
     """Per-head results run a copy of the model that TransformerLens has taken apart."""
     folder = saved(gpt2(), tmp_path / "model", without("h.1.attn.c_attn.weight"))
     site = "blocks.1.attn.hook_result"
-    assert "transformer.h.1.attn.c_attn.weight" in refused(folder, tmp_path / "out", site)
+    assert "transformer.h.1.attn.c_attn.weight" in refused(
+        folder, tmp_path / "out", site
+    )
     with pytest.warns(HarvestWarning, match="no site depends on"):
         harvested(folder, tmp_path / "out", "blocks.0.attn.hook_result")
 
 
-def test_compiled_forwards_are_watched_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the compiler's own front end and an eager back end: no C++ compiler is needed."""
+def test_compiled_forwards_are_watched_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the compiler's own front end and an eager back end: no C++ compiler is
+    needed.
+    """
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call: compiled(call, backend="eager"))
-    model = load_model(ModelSource(name=str(saved(gpt2(), tmp_path / "model", without("h.1.mlp.c_proj.weight")))))
+    model = load_model(
+        ModelSource(
+            name=str(
+                saved(gpt2(), tmp_path / "model", without("h.1.mlp.c_proj.weight"))
+            )
+        )
+    )
     tap = open_tap(model, (LAST,), compiled=True)
     with pytest.raises(ModelError, match=r"transformer.h.1.mlp.c_proj.weight"):
         check_used(model, tap)
@@ -130,16 +186,29 @@ def test_compiled_forwards_are_watched_too(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("kind", [transformers.GPT2LMHeadModel, transformers.GPT2Model])
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "GPT2Model"])
-def test_a_weight_that_a_module_has_no_place_for(kind: Any, architecture: str, tmp_path: Path) -> None:
+def test_a_weight_that_a_module_has_no_place_for(
+    kind: Any, architecture: str, tmp_path: Path
+) -> None:
     """Whatever prefix the base model has in the file and in the class."""
     body = "transformer.h" if kind is transformers.GPT2LMHeadModel else "h"
     key = f"{body}.1.attn.c_attn.extra_bias"
-    folder = saved(gpt2(kind), tmp_path / "m", with_more({key: torch.ones(3)}), architectures=[architecture])
+    folder = saved(
+        gpt2(kind),
+        tmp_path / "m",
+        with_more({key: torch.ones(3)}),
+        architectures=[architecture],
+    )
     model = load_model(ModelSource(name=str(folder)))
-    tap = Watched(model.module, f"{'transformer.' if architecture != 'GPT2Model' else ''}h.1.mlp")
-    with pytest.raises(ModelError, match=f"has 1 weight of modules that are run.*{key}"):
+    tap = Watched(
+        model.module, f"{'transformer.' if architecture != 'GPT2Model' else ''}h.1.mlp"
+    )
+    with pytest.raises(
+        ModelError, match=f"has 1 weight of modules that are run.*{key}"
+    ):
         check_used(model, tap)
-    tap = Watched(model.module, f"{'transformer.' if architecture != 'GPT2Model' else ''}h.0.mlp")
+    tap = Watched(
+        model.module, f"{'transformer.' if architecture != 'GPT2Model' else ''}h.0.mlp"
+    )
     with pytest.warns(HarvestWarning, match=f"it has {key}"):
         check_used(model, tap)
     with pytest.raises(ModelError, match=key):
@@ -173,28 +242,55 @@ class Watched:
 
 
 def test_an_option_that_the_config_misses(tmp_path: Path) -> None:
-    """Biases of a Llama with attention_bias, and q_norm of a Qwen3, are weights left out."""
+    """Biases of a Llama with attention_bias, and q_norm of a Qwen3, are weights left
+    out.
+    """
     torch.manual_seed(0)
-    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, attention_bias=True))
-    says = refused(saved(llama, tmp_path / "llama", attention_bias=False), tmp_path / "out", FIRST)
+    llama = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, attention_bias=True)
+    )
+    says = refused(
+        saved(llama, tmp_path / "llama", attention_bias=False), tmp_path / "out", FIRST
+    )
     assert "model.layers.0.self_attn.k_proj.bias" in says
     assert "attention_bias" in says
-    qwen = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, head_dim=8, num_key_value_heads=2))
-    folder = saved(qwen, tmp_path / "qwen", architectures=["LlamaForCausalLM"], model_type="llama")
-    assert "model.layers.0.self_attn.k_norm.weight" in refused(folder, tmp_path / "out", FIRST)
+    qwen = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**SIZES, head_dim=8, num_key_value_heads=2)
+    )
+    folder = saved(
+        qwen, tmp_path / "qwen", architectures=["LlamaForCausalLM"], model_type="llama"
+    )
+    assert "model.layers.0.self_attn.k_norm.weight" in refused(
+        folder, tmp_path / "out", FIRST
+    )
 
 
 def test_keys_that_do_not_matter_are_noted(tmp_path: Path) -> None:
-    """A layer more than the config has, a pooler, a head of another task; masks that older versions kept."""
+    """A layer more than the config has, a pooler, a head of another task; masks that
+    older versions kept.
+    """
     whole = harvested(saved(gpt2(), tmp_path / "whole"), tmp_path / "right", FIRST)
     with pytest.warns(
-        HarvestWarning, match="it has transformer.h.1.attn.c_attn.weight, .* and .* more, which the model"
+        HarvestWarning,
+        match="it has transformer.h.1.attn.c_attn.weight, .* and .* more, which the model",
     ):
-        got = harvested(saved(gpt2(), tmp_path / "short", n_layer=1), tmp_path / "short-out", FIRST)
+        got = harvested(
+            saved(gpt2(), tmp_path / "short", n_layer=1), tmp_path / "short-out", FIRST
+        )
     assert np.array_equal(got.read(FIRST), whole.read(FIRST))
-    mask = {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4), "classifier.weight": torch.ones(2, 16)}
-    with pytest.warns(HarvestWarning, match="it has classifier.weight, transformer.h.0.attn.masked_bias, which"):
-        got = harvested(saved(gpt2(), tmp_path / "masks", with_more(mask)), tmp_path / "masks-out", FIRST)
+    mask = {
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+        "classifier.weight": torch.ones(2, 16),
+    }
+    with pytest.warns(
+        HarvestWarning,
+        match="it has classifier.weight, transformer.h.0.attn.masked_bias, which",
+    ):
+        got = harvested(
+            saved(gpt2(), tmp_path / "masks", with_more(mask)),
+            tmp_path / "masks-out",
+            FIRST,
+        )
     assert np.array_equal(got.read(FIRST), whole.read(FIRST))
 
 
@@ -204,8 +300,14 @@ def test_an_old_gpt_neo_with_causal_masks(tmp_path: Path) -> None:
         max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    mask = {"transformer.h.0.attn.attention.bias": torch.ones(1, 1, 32, 32, dtype=torch.uint8).tril()}
-    folder = saved(transformers.GPTNeoForCausalLM(config), tmp_path / "model", with_more(mask))
+    mask = {
+        "transformer.h.0.attn.attention.bias": torch.ones(
+            1, 1, 32, 32, dtype=torch.uint8
+        ).tril()
+    }
+    folder = saved(
+        transformers.GPTNeoForCausalLM(config), tmp_path / "model", with_more(mask)
+    )
     with pytest.warns(HarvestWarning, match="transformer.h.0.attn.attention.bias"):
         harvested(folder, tmp_path / "out", LAST)
 
@@ -217,35 +319,62 @@ def bert(kind: Any, folder: Path, **config: Any) -> Path:
 
 def t5(kind: Any, folder: Path, **config: Any) -> Path:
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
+    sizes = {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "vocab_size": 50,
+    }
     return saved(kind(transformers.T5Config(**sizes)), folder, **config)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", [transformers.GPT2LMHeadModel, transformers.GPT2Model])
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "GPT2Model"])
-def test_complete_checkpoints_of_base_and_head(kind: Any, architecture: str, tied: bool, tmp_path: Path) -> None:
-    """transformers puts the base model's prefix right; a head that only one of them has is no fault of the body."""
+def test_complete_checkpoints_of_base_and_head(
+    kind: Any, architecture: str, tied: bool, tmp_path: Path
+) -> None:
+    """transformers puts the base model's prefix right; a head that only one of them has
+    is no fault of the body.
+    """
     model = gpt2(kind, tie_word_embeddings=tied)
-    loaded = load_model(ModelSource(name=str(saved(model, tmp_path / "m", architectures=[architecture]))))
+    loaded = load_model(
+        ModelSource(
+            name=str(saved(model, tmp_path / "m", architectures=[architecture]))
+        )
+    )
     prefix = "transformer." if architecture == "GPT2LMHeadModel" else ""
-    lost = not tied and kind is transformers.GPT2Model and architecture == "GPT2LMHeadModel"
+    lost = (
+        not tied
+        and kind is transformers.GPT2Model
+        and architecture == "GPT2LMHeadModel"
+    )
     assert loaded.keys.missing == (("lm_head.weight",) if lost else ())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_used(loaded, Watched(loaded.module, f"{prefix}h.1.mlp"))
     assert len(caught) == bool(loaded.keys.missing or loaded.keys.unexpected)
     body = getattr(model, "transformer", model)
-    assert torch.equal(loaded.module.get_parameter(f"{prefix}h.1.mlp.c_fc.weight"), body.h[1].mlp.c_fc.weight)
+    assert torch.equal(
+        loaded.module.get_parameter(f"{prefix}h.1.mlp.c_fc.weight"),
+        body.h[1].mlp.c_fc.weight,
+    )
     if lost:
-        with pytest.raises(ModelError, match=r"lacks 1 weight that the whole model needs.*lm_head.weight"):
+        with pytest.raises(
+            ModelError,
+            match=r"lacks 1 weight that the whole model needs.*lm_head.weight",
+        ):
             check_whole(loaded)
     else:
         check_whole(loaded)
 
 
 def test_poolers_heads_and_encoders(tmp_path: Path) -> None:
-    """What the hub is full of: BertModel with a pooler, a masked-LM checkpoint without, T5 and its encoder alone."""
+    """What the hub is full of: BertModel with a pooler, a masked-LM checkpoint without,
+    T5 and its encoder alone.
+    """
     as_head = {"architectures": ["BertForMaskedLM"]}
     cases = [
         (bert(transformers.BertModel, tmp_path / "1"), "encoder.layer.1.output", False),
@@ -268,14 +397,19 @@ def test_poolers_heads_and_encoders(tmp_path: Path) -> None:
 def test_complete_checkpoints_need_no_second_look(tmp_path: Path) -> None:
     for name in ("builtin:mini", "builtin:tiny"):
         assert load_model(ModelSource(name=name)).keys == ((), (), frozenset())
-    one, two = (harvested(saved(gpt2(), tmp_path / "m"), tmp_path / out, LAST) for out in ("one", "two"))
+    one, two = (
+        harvested(saved(gpt2(), tmp_path / "m"), tmp_path / out, LAST)
+        for out in ("one", "two")
+    )
     assert objects(one) == objects(two)
 
 
 def test_sizes_that_differ_name_both_shapes(tmp_path: Path) -> None:
     says = refused(saved(gpt2(), tmp_path / "m", vocab_size=60), tmp_path / "out")
     assert "transformer.wte.weight is [50, 16], wanted [60, 16]" in says
-    says = refused(saved(gpt2(), tmp_path / "m", n_embd=32, vocab_size=50), tmp_path / "out")
+    says = refused(
+        saved(gpt2(), tmp_path / "m", n_embd=32, vocab_size=50), tmp_path / "out"
+    )
     assert "transformer.h.0.attn.c_attn.bias is [48], wanted [96]" in says
     assert "more. The two are of different models" in says
 
@@ -291,9 +425,13 @@ def test_sizes_that_differ_name_both_shapes(tmp_path: Path) -> None:
     ],
     ids=["empty", "garbage", "LFS", "cut in the header", "cut in the values"],
 )
-def test_damaged_weights_are_named(content: bytes | int, says: str, tmp_path: Path) -> None:
+def test_damaged_weights_are_named(
+    content: bytes | int, says: str, tmp_path: Path
+) -> None:
     file = saved(gpt2(), tmp_path / "m") / "model.safetensors"
-    file.write_bytes(content if isinstance(content, bytes) else file.read_bytes()[:content])
+    file.write_bytes(
+        content if isinstance(content, bytes) else file.read_bytes()[:content]
+    )
     found = refused(tmp_path / "m", tmp_path / "out")
     assert found.startswith(f"{file}: ")
     assert says in found
@@ -306,15 +444,22 @@ def test_shards(tmp_path: Path) -> None:
     assert len(shards) > 2
     harvested(folder, tmp_path / "right", LAST)
     shards[1].write_text(POINTER)
-    assert refused(folder, tmp_path / "out").startswith(f"{shards[1]}: this is a git-LFS pointer")
+    assert refused(folder, tmp_path / "out").startswith(
+        f"{shards[1]}: this is a git-LFS pointer"
+    )
     shards[1].unlink()
     says = refused(folder, tmp_path / "out")
     assert "model.safetensors.index.json" in says
     assert f"{shards[1].name} is not there" in says
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
-    assert "model.safetensors.index.json: this index of weights cannot be read" in refused(folder, tmp_path / "out")
+    assert (
+        "model.safetensors.index.json: this index of weights cannot be read"
+        in refused(folder, tmp_path / "out")
+    )
     (folder / "model.safetensors.index.json").write_text(POINTER)
-    assert "model.safetensors.index.json: this is a git-LFS pointer" in refused(folder, tmp_path / "out")
+    assert "model.safetensors.index.json: this is a git-LFS pointer" in refused(
+        folder, tmp_path / "out"
+    )
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
@@ -327,7 +472,15 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     assert "unpickling can run code" in says
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ],
+)
 def test_other_files_that_are_pointers(name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(BUILTIN / "mini", tmp_path / "m"))
     (folder / name).write_text(POINTER)
@@ -341,13 +494,18 @@ def test_other_files_that_are_pointers(name: str, tmp_path: Path) -> None:
     [
         ("tokenizer.json", '{"version'),
         ("tokenizer.json", "{}"),
-        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": 3}'),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": 3}',
+        ),
         ("tokenizer.json", "\x00\x01"),
         ("tokenizer_config.json", '["no", "object"]'),
         ("tokenizer_config.json", "{"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_read_is_an_error(name: str, content: str, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_read_is_an_error(
+    name: str, content: str, tmp_path: Path
+) -> None:
     """In the model's folder, and of a store."""
     folder = Path(shutil.copytree(BUILTIN / "mini", tmp_path / "m"))
     (folder / name).write_text(content)
@@ -355,17 +513,24 @@ def test_a_tokenizer_that_cannot_be_read_is_an_error(name: str, content: str, tm
     store = harvested(BUILTIN / "mini", tmp_path / "store")
     assert store.tokenizer() is not None
     kept = {key.rpartition("/")[2]: store.file(key) for key in store.tokenizer_keys()}
-    with pytest.raises(ModelError, match=f"{store.url}/tokenizer/{name} cannot be read"):
-        stored_tokenizer({**kept, name: content.encode()}, "m", f"{store.url}/tokenizer")
+    with pytest.raises(
+        ModelError, match=f"{store.url}/tokenizer/{name} cannot be read"
+    ):
+        stored_tokenizer(
+            {**kept, name: content.encode()}, "m", f"{store.url}/tokenizer"
+        )
 
 
-def test_a_tokenizer_without_its_vocabulary_is_an_error_and_none_is_none(tmp_path: Path) -> None:
+def test_a_tokenizer_without_its_vocabulary_is_an_error_and_none_is_none(
+    tmp_path: Path,
+) -> None:
     folder = Path(shutil.copytree(BUILTIN / "mini", tmp_path / "m"))
     (folder / "tokenizer.json").unlink()
     rewrite(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
     assert "tokenizer.json" in refused(folder, tmp_path / "out")
     (folder / "tokenizer_config.json").unlink()
-    assert load_model(ModelSource(name=str(folder))).tokenizer is None  # and not one with an empty vocabulary
+    # and not one with an empty vocabulary
+    assert load_model(ModelSource(name=str(folder))).tokenizer is None
     assert harvested(folder, tmp_path / "out").tokenizer() is None
     shutil.copy(BUILTIN / "mini" / "tokenizer.json", folder)
     assert len(load_model(ModelSource(name=str(folder))).tokenizer) == 4096
@@ -385,23 +550,39 @@ def test_custom_code_is_run_only_when_told(custom: Path, tmp_path: Path) -> None
     model = load_model(ModelSource(name=str(custom), trust_remote_code=True))
     assert (tmp_path / "ran").exists()
     assert (model.info.architecture, model.info.n_layers) == ("OwnModel", 2)
-    assert torch.equal(model.module.transformer.wte.weight, gpt2().transformer.wte.weight)
+    assert torch.equal(
+        model.module.transformer.wte.weight, gpt2().transformer.wte.weight
+    )
     check_used(model, Watched(model.module, "transformer.h.1.mlp"))
 
 
 def test_custom_code_behind_a_known_model_type(custom: Path, tmp_path: Path) -> None:
     """Its config is one of transformers, its class is not."""
-    rewrite(custom / "config.json", model_type="gpt2", auto_map={"AutoModelForCausalLM": "modeling.OwnModel"})
+    rewrite(
+        custom / "config.json",
+        model_type="gpt2",
+        auto_map={"AutoModelForCausalLM": "modeling.OwnModel"},
+    )
     assert "--trust-remote-code" in refused(custom, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
-    assert load_model(ModelSource(name=str(custom), trust_remote_code=True)).info.architecture == "OwnModel"
-    rewrite(custom / "config.json", architectures=["GPT2LMHeadModel"])  # a class that transformers has: no code needed
-    assert load_model(ModelSource(name=str(custom))).info.architecture == "GPT2LMHeadModel"
+    assert (
+        load_model(
+            ModelSource(name=str(custom), trust_remote_code=True)
+        ).info.architecture
+        == "OwnModel"
+    )
+    # a class that transformers has: no code needed
+    rewrite(custom / "config.json", architectures=["GPT2LMHeadModel"])
+    assert (
+        load_model(ModelSource(name=str(custom))).info.architecture == "GPT2LMHeadModel"
+    )
 
 
 def test_trusting_a_model_that_has_no_code_is_refused(tmp_path: Path) -> None:
     for name in ("builtin:mini", str(saved(gpt2(), tmp_path / "m"))):
-        with pytest.raises(SpecError, match=r"--trust-remote-code: model .* has no code of its own"):
+        with pytest.raises(
+            SpecError, match=r"--trust-remote-code: model .* has no code of its own"
+        ):
             load_model(ModelSource(name=name, trust_remote_code=True))
 
 
@@ -416,7 +597,11 @@ def test_a_tokenizer_of_its_own_class(tmp_path: Path) -> None:
         "    def save_vocabulary(self, *_, **__):\n        return ()\n"
     )
     (folder / "tokenizer.json").unlink()
-    rewrite(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]})
+    rewrite(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Own",
+        auto_map={"AutoTokenizer": ["own.Own", None]},
+    )
     says = refused(folder, tmp_path / "out")
     assert "its tokenizer is custom code" in says
     store = harvested(folder, tmp_path / "out", trust_remote_code=True)
@@ -432,9 +617,19 @@ def test_a_store_does_not_make_code_run(custom: Path, tmp_path: Path) -> None:
     assert not store.manifest.spec.model.trust_remote_code
     with pytest.raises(SpecError, match="was harvested without custom code"):
         extend(store.url, sites=LAST, trust_remote_code=True)
-    with_own_code(custom, tmp_path / "ran", "GPT2LMHeadModel")  # a name that TransformerLens knows
-    trusting = actstore.harvest(spec(custom, FIRST, trust_remote_code=True), str(tmp_path / "own"), tokens=TOKENS)
-    assert json.loads(trusting.storage.read("plan.json"))["spec"]["model"]["trust_remote_code"] is True
+    # a name that TransformerLens knows
+    with_own_code(custom, tmp_path / "ran", "GPT2LMHeadModel")
+    trusting = actstore.harvest(
+        spec(custom, FIRST, trust_remote_code=True),
+        str(tmp_path / "own"),
+        tokens=TOKENS,
+    )
+    assert (
+        json.loads(trusting.storage.read("plan.json"))["spec"]["model"][
+            "trust_remote_code"
+        ]
+        is True
+    )
     assert (tmp_path / "ran").exists()
     with pytest.raises(ModelError, match=r"say so again with --trust-remote-code"):
         extend(trusting.url, sites=LAST)
@@ -451,25 +646,42 @@ def test_a_store_does_not_make_code_run(custom: Path, tmp_path: Path) -> None:
         ({"quant_method": "aqlm"}, "aqlm"),
     ],
 )
-def test_a_package_that_is_not_here_is_named(method: dict[str, Any], package: str, tmp_path: Path) -> None:
+def test_a_package_that_is_not_here_is_named(
+    method: dict[str, Any], package: str, tmp_path: Path
+) -> None:
     pytest.importorskip("accelerate")
-    says = refused(saved(gpt2(), tmp_path / "m", quantization_config=method), tmp_path / "out")
-    assert says.startswith(f"model {str(tmp_path / 'm')!r} needs a package that is not here: ")
+    says = refused(
+        saved(gpt2(), tmp_path / "m", quantization_config=method), tmp_path / "out"
+    )
+    assert says.startswith(
+        f"model {str(tmp_path / 'm')!r} needs a package that is not here: "
+    )
     assert package in says
     assert "accelerate" not in says
 
 
-def test_device_auto_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_auto_without_accelerate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("transformers.utils.is_accelerate_available", lambda *_: False)
     with pytest.raises(ModelError, match="device auto needs the package accelerate"):
         load_model(ModelSource(name="builtin:mini"), "auto")
 
 
 @pytest.mark.parametrize(
-    "config", [{"n_layer": "two"}, {"n_embd": 0}, {"n_head": 3}, {"activation_function": "nosuch"}, {"n_layer": None}]
+    "config",
+    [
+        {"n_layer": "two"},
+        {"n_embd": 0},
+        {"n_head": 3},
+        {"activation_function": "nosuch"},
+        {"n_layer": None},
+    ],
 )
 def test_a_config_that_makes_no_model(config: dict[str, Any], tmp_path: Path) -> None:
-    assert "cannot be loaded from" in refused(saved(gpt2(), tmp_path / "m", **config), tmp_path / "out")
+    assert "cannot be loaded from" in refused(
+        saved(gpt2(), tmp_path / "m", **config), tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64])
@@ -477,9 +689,17 @@ def test_integers_in_place_of_weights(kind: torch.dtype, tmp_path: Path) -> None
     """Quantised weights whose config has lost, or never told, how they are to be read."""
     name = "transformer.h.0.mlp.c_fc.weight"
     quantised = lambda state: {**state, name: (state[name] * 100).to(kind)}  # noqa: E731
-    for folder, more in (("m", {}), ("n", {"quantization_config": {"quant_method": "nosuch"}})):
-        says = refused(saved(gpt2(), tmp_path / folder, quantised, **more), tmp_path / "out")
-        assert f"weights in its checkpoint are integers: {name}. They are quantised" in says
+    for folder, more in (
+        ("m", {}),
+        ("n", {"quantization_config": {"quant_method": "nosuch"}}),
+    ):
+        says = refused(
+            saved(gpt2(), tmp_path / folder, quantised, **more), tmp_path / "out"
+        )
+        assert (
+            f"weights in its checkpoint are integers: {name}. They are quantised"
+            in says
+        )
     tables = {"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.uint8)}
     harvested(saved(gpt2(), tmp_path / "tables", with_more(tables)), tmp_path / "out")
 
@@ -489,13 +709,20 @@ def test_an_architecture_of_another_family(tmp_path: Path) -> None:
     model = transformers.RobertaModel(transformers.RobertaConfig(**SIZES))
     folder = saved(model, tmp_path / "m", architectures=["BertModel"])
     says = refused(folder, tmp_path / "out", "encoder.layer.1.output.dense")
-    assert "names the architecture BertModel, and says that the model is of type 'roberta'" in says
+    assert (
+        "names the architecture BertModel, and says that the model is of type 'roberta'"
+        in says
+    )
 
 
 @pytest.mark.parametrize("architectures", [None, [], "BertForMaskedLM"])
-def test_a_config_that_names_no_architecture(architectures: Any, tmp_path: Path) -> None:
+def test_a_config_that_names_no_architecture(
+    architectures: Any, tmp_path: Path
+) -> None:
     model = transformers.BertForMaskedLM(transformers.BertConfig(**SIZES))
-    store = harvested(saved(model, tmp_path / "m", architectures=architectures), tmp_path / "out")
+    store = harvested(
+        saved(model, tmp_path / "m", architectures=architectures), tmp_path / "out"
+    )
     assert store.manifest.model.architecture == "BertForMaskedLM"
 
 

@@ -1,4 +1,6 @@
-"""Documents of every kind of source, packed exactly, and cursors that lead back to any sequence."""
+"""Documents of every kind of source, packed exactly, and cursors that lead back to any
+sequence.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.errors import CorpusError, SpecError
-from actstore.harvesting import formats
-from actstore.harvesting.corpora import Memory, open_corpus
-from actstore.harvesting.tokens import END, Bos, DocumentSequencer, bos_of, sequencer
+from actstore.text import file_formats
+from actstore.text.corpora import Memory, open_corpus
+from actstore.text.sequences import END, Bos, DocumentSequencer, bos_of, sequencer
 from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource, ModelSource
 
@@ -33,7 +35,9 @@ class Letters:
     def __init__(self, adds_bos: bool = False, bos: int | None = 1) -> None:
         self.adds_bos, self.bos_token_id = adds_bos, bos
 
-    def __call__(self, texts: Any, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
+    def __call__(
+        self, texts: Any, add_special_tokens: bool, **_: Any
+    ) -> dict[str, Any]:
         if isinstance(texts, str):
             return {"input_ids": self._ids(texts, add_special_tokens)}
         return {"input_ids": [self._ids(text, add_special_tokens) for text in texts]}
@@ -47,7 +51,9 @@ def ids(text: str) -> list[int]:
     return [ord(c) for c in text]
 
 
-def packed(documents: list[Any], context: int, bos: Bos, pack: bool = True) -> DocumentSequencer:
+def packed(
+    documents: list[Any], context: int, bos: Bos, pack: bool = True
+) -> DocumentSequencer:
     return DocumentSequencer(Memory(documents), Letters(), context, pack=pack, bos=bos)
 
 
@@ -70,14 +76,22 @@ documents = st.lists(st.lists(st.integers(2, 90), max_size=12), max_size=12)
 
 @given(documents, st.integers(2, 9), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_packing_is_the_rule_by_hand(docs: list[list[int]], context: int, every: bool) -> None:
+def test_packing_is_the_rule_by_hand(
+    docs: list[list[int]], context: int, every: bool
+) -> None:
     got = packed(docs, context, Bos(1, every)).take(100)
     assert got.tokens.tolist() == by_hand(docs, context, every)
     assert got.ended
     assert got.cursor == END
 
 
-@given(documents, st.integers(2, 9), st.booleans(), st.booleans(), st.lists(st.integers(1, 4), min_size=1, max_size=6))
+@given(
+    documents,
+    st.integers(2, 9),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+)
 @settings(max_examples=150, deadline=None)
 def test_any_cursor_leads_on_to_the_same_blocks(
     docs: list[list[int]], context: int, every: bool, pack: bool, sizes: list[int]
@@ -90,7 +104,11 @@ def test_any_cursor_leads_on_to_the_same_blocks(
         for n, wanted in zip(sizes[k:], blocks[k:], strict=True):
             got = other.take(n)
             assert got.tokens.tolist() == wanted.tokens.tolist()
-            assert (got.cursor, got.ended, got.skipped) == (wanted.cursor, wanted.ended, wanted.skipped)
+            assert (got.cursor, got.ended, got.skipped) == (
+                wanted.cursor,
+                wanted.ended,
+                wanted.skipped,
+            )
 
 
 @given(documents, st.integers(2, 9), st.booleans(), st.booleans(), st.integers(1, 4))
@@ -102,12 +120,16 @@ def test_a_block_says_that_nothing_follows(
     while not (got := source.take(size)).ended:
         assert len(got.tokens) == size
     assert got.cursor == END
-    assert len(got.tokens) > 0 or not len(packed(docs, context, Bos(1, every), pack).take(1).tokens)
+    assert len(got.tokens) > 0 or not len(
+        packed(docs, context, Bos(1, every), pack).take(1).tokens
+    )
 
 
 def test_without_packing_a_context_is_one_document() -> None:
     got = packed(TEXTS, 8, Bos(1, False), pack=False).take(10)
-    assert [row[row >= 0].tolist() for row in got.tokens] == [[1, *ids(text)][:8] for text in TEXTS if text]
+    assert [row[row >= 0].tolist() for row in got.tokens] == [
+        [1, *ids(text)][:8] for text in TEXTS if text
+    ]
     assert (got.tokens[-1] == [1, *ids("zeta"), -1, -1, -1]).all()
     assert got.skipped == 1
 
@@ -159,14 +181,18 @@ def write(kind: str, folder: Path) -> str:
             file.write(lines)
         return "memory://corpus/a.jsonl"
     if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows[:3]), folder / "0.parquet", row_group_size=2)
+        pq.write_table(
+            pa.Table.from_pylist(rows[:3]), folder / "0.parquet", row_group_size=2
+        )
         pq.write_table(pa.Table.from_pylist(rows[3:]), folder / "1.parquet")
         return str(folder)
     import datasets
 
     data = datasets.Dataset.from_list(rows)
     if kind == "splits":
-        data = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows[:1]), "test": data})
+        data = datasets.DatasetDict(
+            {"train": datasets.Dataset.from_list(rows[:1]), "test": data}
+        )
     data.save_to_disk(str(folder / "saved"))
     return str(folder / "saved")
 
@@ -176,8 +202,12 @@ KINDS = ("text", "glob", "jsonl", "jsonl.gz", "memory", "parquet", "dataset", "s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_every_kind_of_source_gives_its_documents_from_any_cursor(kind: str, tmp_path: Path) -> None:
-    source = CorpusSource(name=write(kind, tmp_path), split="test" if kind == "splits" else "train")
+def test_every_kind_of_source_gives_its_documents_from_any_cursor(
+    kind: str, tmp_path: Path
+) -> None:
+    source = CorpusSource(
+        name=write(kind, tmp_path), split="test" if kind == "splits" else "train"
+    )
     pieces = list(open_corpus(source).pieces(None))
     wanted = [text for text in TEXTS if text] if kind in {"text", "glob"} else TEXTS
     if kind == "text":
@@ -188,13 +218,17 @@ def test_every_kind_of_source_gives_its_documents_from_any_cursor(kind: str, tmp
     assert open_corpus(source).digest() == open_corpus(source).digest()
     if kind not in {"text", "glob"}:
         columns = source.model_copy(update={"token_column": "ids"})
-        assert [list(content) for content in read(columns)] == [ids(text) for text in TEXTS]
+        assert [list(content) for content in read(columns)] == [
+            ids(text) for text in TEXTS
+        ]
         with pytest.raises(CorpusError, match=r"no column 'body'.*ids, other, text"):
             read(source.model_copy(update={"text_column": "body"}))
 
 
-def test_long_text_files_come_in_pieces_of_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "PIECE_BYTES", 10)
+def test_long_text_files_come_in_pieces_of_one_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_formats, "PIECE_BYTES", 10)
     text = "".join(f"line {i} ä\n" for i in range(20))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text("short")
@@ -207,7 +241,13 @@ def test_long_text_files_come_in_pieces_of_one_document(tmp_path: Path, monkeypa
 
 def make_spec(corpus: str, **changes: Any) -> HarvestSpec:
     return HarvestSpec.model_validate(
-        {"model": ModelSource(name="x"), "corpus": CorpusSource(name=corpus), "sites": ("x",), "tokens": 10, **changes}
+        {
+            "model": ModelSource(name="x"),
+            "corpus": CorpusSource(name=corpus),
+            "sites": ("x",),
+            "tokens": 10,
+            **changes,
+        }
     )
 
 
@@ -263,7 +303,9 @@ def broken(kind: str, folder: Path) -> tuple[str, str]:
     return "gopher://x/y", "gopher"
 
 
-@pytest.mark.parametrize("kind", ["gone", "binary", "json", "list", "gzip", "parquet", "empty", "protocol"])
+@pytest.mark.parametrize(
+    "kind", ["gone", "binary", "json", "list", "gzip", "parquet", "empty", "protocol"]
+)
 def test_bad_corpora_are_named(kind: str, tmp_path: Path) -> None:
     name, says = broken(kind, tmp_path)
     with pytest.raises(CorpusError) as caught:

@@ -1,4 +1,6 @@
-"""Workers that share a harvest: killed at any instant and started again, the store has the same bytes."""
+"""Workers that share a harvest: killed at any instant and started again, the store has
+the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ import torch
 
 import actstore
 from actstore.errors import ExistsError, OthersUnfinishedError, SpecError
-from actstore.format import layout as at
+from actstore.format import keys
 from actstore.format.storage import Storage
-from actstore.harvesting.planning import Share, parse_worker
-from actstore.harvesting.writer import StoreWriter
+from actstore.harvesting.harvest_plan import Share, parse_worker
+from actstore.harvesting.store_writer import StoreWriter
 from tests.harvesting import killing
 from tests.support import low_rank, make_plan, make_tokens, unit_rows
 
@@ -37,7 +39,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[in
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus: tuple[Path, list[list[int]]], tmp_path_factory: pytest.TempPathFactory) -> actstore.Store:
+def undisturbed(
+    corpus: tuple[Path, list[list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> actstore.Store:
     out = str(tmp_path_factory.mktemp("whole") / "store")
     threads = torch.get_num_threads()
     killing.work(str(corpus[0]), out, None, 0.0)
@@ -67,9 +71,13 @@ def test_the_undisturbed_store_holds_the_corpus_once(
 def test_killed_at_fifty_random_instants_the_stores_have_the_same_bytes(
     undisturbed: actstore.Store, corpus: tuple[Path, list[list[int]]], tmp_path: Path
 ) -> None:
-    """Two workers, SIGKILL at random instants, restarted at once; as many stores as it takes for fifty kills."""
+    """Two workers, SIGKILL at random instants, restarted at once; as many stores as it
+    takes for fifty kills.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.harvesting.killing", "actstore.harvesting.harvest"])
+    context.set_forkserver_preload(
+        ["tests.harvesting.killing", "actstore.harvesting.harvest"]
+    )
     rng = random.Random(5)
     wanted = objects(undisturbed.url)
     kills, stores = 0, 0
@@ -78,7 +86,10 @@ def test_killed_at_fifty_random_instants_the_stores_have_the_same_bytes(
         stores += 1
 
         def start(number: int, out: Path = out) -> Any:
-            one = context.Process(target=killing.work, args=(str(corpus[0]), str(out), f"{number}/2", 0.03))
+            one = context.Process(
+                target=killing.work,
+                args=(str(corpus[0]), str(out), f"{number}/2", 0.03),
+            )
             one.start()
             return one
 
@@ -113,7 +124,7 @@ def test_shares_cover_every_unit_once() -> None:
             parse_worker(wrong)
 
 
-@pytest.mark.filterwarnings("ignore::actstore.harvesting.harvest.HarvestWarning")
+@pytest.mark.filterwarnings("ignore::actstore.errors.HarvestWarning")
 def test_a_worker_says_what_is_left_and_the_last_one_finishes(
     undisturbed: actstore.Store, corpus: tuple[Path, list[list[int]]], tmp_path: Path
 ) -> None:
@@ -125,7 +136,9 @@ def test_a_worker_says_what_is_left_and_the_last_one_finishes(
             with pytest.raises(OthersUnfinishedError, match="other workers"):
                 actstore.harvest(spec, out, model=killing.Model(), worker=worker)
         with pytest.raises(ExistsError, match=r"spec\.seed: wanted 4, there is 0"):
-            actstore.harvest({**spec, "seed": 4}, out, model=killing.Model(), worker="1/3")
+            actstore.harvest(
+                {**spec, "seed": 4}, out, model=killing.Model(), worker="1/3"
+            )
         store = actstore.harvest(spec, out, model=killing.Model(), worker="1/3")
     finally:
         torch.set_num_threads(threads)
@@ -134,19 +147,26 @@ def test_a_worker_says_what_is_left_and_the_last_one_finishes(
 
 
 def test_a_unit_done_twice_has_one_record_and_its_own_bytes(tmp_path: Path) -> None:
-    """Also where two machines compute differently: the record that stays is that of the objects that stay."""
+    """Also where two machines compute differently: the record that stays is that of the
+    objects that stay.
+    """
     plan = make_plan(n_units=2)
     storage = Storage(str(tmp_path / "s"))
     writers = [StoreWriter.create(storage, plan) for _ in range(2)]
     tokens = make_tokens(plan, 0)
     block = writers[0].commit_block(0, tokens, {"unit": 1}, last=False)
     first = writers[0].commit_unit(unit_rows(plan, 0, tokens, low_rank(plan)), block)
-    assert writers[1].commit_unit(unit_rows(plan, 0, tokens, low_rank(plan)), block) == first
+    assert (
+        writers[1].commit_unit(unit_rows(plan, 0, tokens, low_rank(plan)), block)
+        == first
+    )
     values = low_rank(plan)
-    other = writers[1].commit_unit(unit_rows(plan, 0, tokens, lambda *a: values(*a) + 1), block)
+    other = writers[1].commit_unit(
+        unit_rows(plan, 0, tokens, lambda *a: values(*a) + 1), block
+    )
     assert other != first
-    assert storage.read(at.unit_key(0)) == other.to_json().encode()
-    from actstore.harvesting.finish import object_record
+    assert storage.read(keys.unit_key(0)) == other.to_json().encode()
+    from actstore.format.object_records import object_record
 
     for key, record in other.objects.items():
         assert object_record(storage.read(key)) == record, key

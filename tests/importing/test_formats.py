@@ -1,4 +1,6 @@
-"""`actstore import` of every format, through the command line: the rows are the file's, with their tokens."""
+"""`actstore import` of every format, through the command line: the rows are the file's,
+with their tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from datasets.utils.logging import disable_progress_bar
 from safetensors.torch import save_file
 
 import actstore
-from actstore.share.verify import verify
-from actstore.store import Store
+from actstore.inspect.verify import verify
+from actstore.store.store import Store
 from schemas.stream import StreamSpec
 from tests.cli.conftest import cli
 from tests.cli.test_bad_input import Cli, refused
@@ -35,7 +37,9 @@ TOKENS = RNG.integers(0, 1000, (N, CONTEXT)).astype(np.int64)
 
 
 def check(store: Store, site: str, x: np.ndarray, *, tokens: bool = True) -> None:
-    """Every row of the store is the row of x [n_sequences, context, d] that its provenance names; none is missing."""
+    """Every row of the store is the row of x [n_sequences, context, d] that its
+    provenance names; none is missing.
+    """
     ids = store.rows()
     found = store.provenance(ids)
     wide = x.reshape(-1, store.layout.context, x.shape[-1])
@@ -58,7 +62,10 @@ def npy_parts(folder: Path) -> list[str]:
     """Fifteen parts in a folder, `part-10` among them; one is empty."""
     (folder / "parts").mkdir()
     for i in range(15):
-        np.save(folder / "parts" / f"part-{i}.npy", X[(i - (i > 7)) * 25 :][: 0 if i == 7 else 25])
+        np.save(
+            folder / "parts" / f"part-{i}.npy",
+            X[(i - (i > 7)) * 25 :][: 0 if i == 7 else 25],
+        )
     np.save(folder / "t.npy", TOKENS)
     return [str(folder / "parts"), "--site", SITE, "--tokens", str(folder / "t.npy")]
 
@@ -70,7 +77,11 @@ def npy_fortran(folder: Path) -> list[str]:
 
 
 def pt(folder: Path) -> list[str]:
-    made = {SITE: torch.from_numpy(X).bfloat16(), OTHER: torch.from_numpy(Y), "ids": torch.from_numpy(TOKENS)}
+    made = {
+        SITE: torch.from_numpy(X).bfloat16(),
+        OTHER: torch.from_numpy(Y),
+        "ids": torch.from_numpy(TOKENS),
+    }
     torch.save(made, folder / "x.pt")
     return [str(folder / "x.pt"), "--token-key", "ids"]
 
@@ -78,7 +89,15 @@ def pt(folder: Path) -> list[str]:
 def safetensors(folder: Path) -> list[str]:
     tensors = {SITE: torch.from_numpy(X).half(), OTHER: torch.from_numpy(Y).bfloat16()}
     save_file({**tensors, "ids": torch.from_numpy(TOKENS)}, folder / "x.safetensors")
-    return [str(folder / "x.safetensors"), "--key", SITE, "--key", OTHER, "--token-key", "ids"]
+    return [
+        str(folder / "x.safetensors"),
+        "--key",
+        SITE,
+        "--key",
+        OTHER,
+        "--token-key",
+        "ids",
+    ]
 
 
 def hdf5(folder: Path) -> list[str]:
@@ -98,15 +117,24 @@ def parquet(folder: Path) -> list[str]:
 def parquet_nested(folder: Path) -> list[str]:
     """Sequences as lists of lists, in two files."""
     for i, part in enumerate((slice(0, 20), slice(20, N))):
-        lists = pa.array(X.reshape(N, CONTEXT, D)[part].tolist(), pa.list_(pa.list_(pa.float32())))
+        lists = pa.array(
+            X.reshape(N, CONTEXT, D)[part].tolist(), pa.list_(pa.list_(pa.float32()))
+        )
         ids = pa.array(TOKENS[part].tolist(), pa.list_(pa.int64()))
-        pq.write_table(pa.table({SITE: lists, "ids": ids}), folder / f"{i}.parquet", row_group_size=7)
+        pq.write_table(
+            pa.table({SITE: lists, "ids": ids}),
+            folder / f"{i}.parquet",
+            row_group_size=7,
+        )
     return [str(folder / "0.parquet"), str(folder / "1.parquet"), "--token-key", "ids"]
 
 
 def zarr_group(folder: Path) -> list[str]:
     group = zarr.open_group(folder / "g.zarr", mode="w")
-    for name, x in ((SITE, X.astype(ml_dtypes.bfloat16).astype(np.float32)), ("ids", TOKENS)):
+    for name, x in (
+        (SITE, X.astype(ml_dtypes.bfloat16).astype(np.float32)),
+        ("ids", TOKENS),
+    ):
         group.create_array(name, data=x, chunks=(7, x.shape[1] // 2))
     return [str(folder / "g.zarr"), "--token-key", "ids"]
 
@@ -120,19 +148,51 @@ def zarr_v2(folder: Path) -> list[str]:
 def saelens(folder: Path) -> list[str]:
     """As SAELens' CacheActivationsRunner writes it."""
     disable_progress_bar()
-    features = {SITE: Array2D((CONTEXT, D), "float16"), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
-    columns = {SITE: X.reshape(N, CONTEXT, D).astype(np.float16), "token_ids": TOKENS.astype(np.int32)}
-    Dataset.from_dict(columns, Features(features)).save_to_disk(folder / "cache", num_shards=3)
+    features = {
+        SITE: Array2D((CONTEXT, D), "float16"),
+        "token_ids": Sequence(Value("int32"), length=CONTEXT),
+    }
+    columns = {
+        SITE: X.reshape(N, CONTEXT, D).astype(np.float16),
+        "token_ids": TOKENS.astype(np.int32),
+    }
+    Dataset.from_dict(columns, Features(features)).save_to_disk(
+        folder / "cache", num_shards=3
+    )
     return [str(folder / "cache")]
 
 
-EVERY = (npy, npy_parts, npy_fortran, pt, safetensors, hdf5, parquet, parquet_nested, zarr_group, zarr_v2, saelens)
+EVERY = (
+    npy,
+    npy_parts,
+    npy_fortran,
+    pt,
+    safetensors,
+    hdf5,
+    parquet,
+    parquet_nested,
+    zarr_group,
+    zarr_v2,
+    saelens,
+)
 
 
 @pytest.mark.parametrize("write", EVERY)
-def test_rows_and_tokens_are_those_of_the_files(write: Callable[[Path], list[str]], tmp_path: Path, cli: Cli) -> None:
+def test_rows_and_tokens_are_those_of_the_files(
+    write: Callable[[Path], list[str]], tmp_path: Path, cli: Cli
+) -> None:
     words, out = write(tmp_path), str(tmp_path / "store")
-    code, _, err = cli("actstore", "import", *words, "--out", out, "--unit-sequences", "2", "--memory", "1MB")
+    code, _, err = cli(
+        "actstore",
+        "import",
+        *words,
+        "--out",
+        out,
+        "--unit-sequences",
+        "2",
+        "--memory",
+        "1MB",
+    )
     assert code == 0, err
     store = actstore.open(out)
     check(store, SITE, X)
@@ -148,12 +208,21 @@ def test_rows_and_tokens_are_those_of_the_files(write: Callable[[Path], list[str
     assert str(tmp_path) not in m.to_json()
     code, text, _ = cli("actstore", "info", out)
     assert f"{m.imported.arrays[0].format}, {m.imported.arrays[0].dtype}" in text
-    seen = np.concatenate([batch.row for batch in store.stream(StreamSpec(batch=16, rescale="log", sites=(SITE,)))])
+    seen = np.concatenate(
+        [
+            batch.row
+            for batch in store.stream(
+                StreamSpec(batch=16, rescale="log", sites=(SITE,))
+            )
+        ]
+    )
     assert sorted(seen) == sorted(store.rows("train"))
 
 
 def pointer(path: Path) -> None:
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
+    )
 
 
 def objects(path: Path) -> None:
@@ -222,8 +291,18 @@ BAD: list[tuple[Any, str, str]] = [
     (lambda path: np.save(path, X[:0]), "x.npy", "no rows"),
     (lambda path: np.save(path, X[0]), "x.npy", "[n, d]"),
     (lambda path: np.save(path, X[:, :0]), "x.npy", "rows without values"),
-    (lambda path: torch.save({"x": torch.from_numpy(X), "n": 3}, path), "x.pt", "int under 'n'"),
-    (lambda path: torch.save(torch.from_numpy(X), path, _use_new_zipfile_serialization=False), "x.pt", "before 1.6"),
+    (
+        lambda path: torch.save({"x": torch.from_numpy(X), "n": 3}, path),
+        "x.pt",
+        "int under 'n'",
+    ),
+    (
+        lambda path: torch.save(
+            torch.from_numpy(X), path, _use_new_zipfile_serialization=False
+        ),
+        "x.pt",
+        "before 1.6",
+    ),
     (lambda path: path.write_bytes(b"nonsense"), "x.npy", "cannot be read as npy"),
     (lambda path: path.write_bytes(b""), "x.parquet", "cannot be read as parquet"),
     (lambda path: path.mkdir(), "x", "no file in it"),
@@ -231,9 +310,15 @@ BAD: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("write", "name", "reason"), BAD)
-def test_bad_files_are_refused_by_name(write: Any, name: str, reason: str, tmp_path: Path, cli: Cli) -> None:
+def test_bad_files_are_refused_by_name(
+    write: Any, name: str, reason: str, tmp_path: Path, cli: Cli
+) -> None:
     write(tmp_path / name)
     out = tmp_path / "store"
     words = ["--out", str(out), "--unit-sequences", "8"]
-    refused(cli("actstore", "import", str(tmp_path / name), *words), name, *reason.split("|"))
+    refused(
+        cli("actstore", "import", str(tmp_path / name), *words),
+        name,
+        *reason.split("|"),
+    )
     assert not (out / "manifest.json").exists()

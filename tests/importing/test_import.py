@@ -1,4 +1,6 @@
-"""Imports from memory and iterators: exact rows and provenance, resume, and what an import does not know."""
+"""Imports from memory and iterators: exact rows and provenance, resume, and what an
+import does not know.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import actstore
-from actstore.errors import ExistsError, NumericsError, SourceError, SpecError, UnfinishedError
+from actstore.errors import (
+    ExistsError,
+    NumericsError,
+    SourceError,
+    SpecError,
+    UnfinishedError,
+)
 from actstore.format.storage import Storage
-from actstore.harvesting.harvest import extend
-from actstore.harvesting.run import HarvestWarning, Progress
-from actstore.importing import feed
-from actstore.share.verify import verify
+from actstore.harvesting.extend import extend
+from actstore.harvesting.worker import HarvestWarning, Progress
+from actstore.importing import sequence_feed
+from actstore.inspect.verify import verify
 from schemas.stream import StreamSpec
 from tests.support import make_store
-from trainer.analysis.examples import _Text
+from trainer.analysis.latent_examples import _Text
 from trainer.errors import RunError
-from trainer.evaluate.model import model_metrics
+from trainer.evaluate.model_metrics import model_metrics
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -50,7 +58,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     tokens[0, 0] = 7
     sites = {}
     for i, width in enumerate(d):
-        x = torch.from_numpy(rng.standard_normal((n, context, width))).to(getattr(torch, dtype))
+        x = torch.from_numpy(rng.standard_normal((n, context, width))).to(
+            getattr(torch, dtype)
+        )
         sites[f"site.{i}"] = x
     cuts = sorted(draw(st.lists(st.integers(0, n), max_size=4)))
     stored = {
@@ -67,7 +77,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def items(case: dict[str, Any], context: int) -> Iterator[Any]:
-    """The case cut into items; one buffer per site is filled again and again, as loaders do."""
+    """The case cut into items; one buffer per site is filled again and again, as
+    loaders do.
+    """
     buffers = {name: x.clone() for name, x in case["sites"].items()}
     for a, b in zip(case["cuts"], case["cuts"][1:], strict=False):
         arrays = {}
@@ -84,36 +96,65 @@ def items(case: dict[str, Any], context: int) -> Iterator[Any]:
 
 @pytest.mark.parametrize("way", ["memory", "iterator"])
 @given(case=cases())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_rows_of_the_store_are_those_of_the_source(way: str, case: dict[str, Any]) -> None:
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_the_rows_of_the_store_are_those_of_the_source(
+    way: str, case: dict[str, Any]
+) -> None:
     n, context = next(iter(case["sites"].values())).shape[:2]
-    shaped = not case["flat"] or (case["tokens"] is not None and not case["flat_tokens"])
-    options: dict[str, Any] = {**case["stored"], "context": context if case["context"] else None}
+    shaped = not case["flat"] or (
+        case["tokens"] is not None and not case["flat_tokens"]
+    )
+    options: dict[str, Any] = {
+        **case["stored"],
+        "context": context if case["context"] else None,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HarvestWarning)
         url = f"memory://import-{np.random.default_rng().integers(1 << 62)}"
         if way == "iterator":
             store = actstore.import_activations(items(case, context), url, **options)
         else:
-            arrays = {k: x.flatten(0, 1) if case["flat"] else x for k, x in case["sites"].items()}
+            arrays = {
+                k: x.flatten(0, 1) if case["flat"] else x
+                for k, x in case["sites"].items()
+            }
             ids = case["tokens"]
             ids = ids.reshape(-1) if ids is not None and case["flat_tokens"] else ids
             store = actstore.import_activations(arrays, url, tokens=ids, **options)
     contexts = shaped or case["context"]
-    assert (store.manifest.has_contexts, store.manifest.has_tokens) == (contexts, case["tokens"] is not None)
+    assert (store.manifest.has_contexts, store.manifest.has_tokens) == (
+        contexts,
+        case["tokens"] is not None,
+    )
     assert store.layout.context == (context if contexts else 1)
     ids = store.rows()
     found = store.provenance(ids)
     index = found.sequence * store.layout.context + found.position
-    tokens = case["tokens"].reshape(-1) if case["tokens"] is not None else np.full(n * context, -1)
-    there = np.flatnonzero(tokens >= 0) if case["tokens"] is not None else np.arange(n * context)
+    tokens = (
+        case["tokens"].reshape(-1)
+        if case["tokens"] is not None
+        else np.full(n * context, -1)
+    )
+    there = (
+        np.flatnonzero(tokens >= 0)
+        if case["tokens"] is not None
+        else np.arange(n * context)
+    )
     assert np.array_equal(np.sort(index), there)
     assert np.array_equal(found.token, tokens[index])
     for name, x in case["sites"].items():
         wanted = x.flatten(0, 1).to(KEPT[case["stored"]["dtype"]]).float().numpy()
         assert np.array_equal(store.read(name, ids), wanted[index])
     assert not verify(store).problems
-    assert store.manifest.n_sequences == n * context // store.layout.context == store.layout.n_sequences
+    assert (
+        store.manifest.n_sequences
+        == n * context // store.layout.context
+        == store.layout.n_sequences
+    )
 
 
 def test_an_import_has_the_bytes_of_the_harvest_it_came_from(tmp_path: Path) -> None:
@@ -127,7 +168,11 @@ def test_an_import_has_the_bytes_of_the_harvest_it_came_from(tmp_path: Path) -> 
         x[found.sequence, found.position] = first.read(site, first.rows())
         arrays[site] = x
     layout = first.layout
-    stored = {"dtype": "float32", "unit_sequences": layout.unit_sequences, "chunk_rows": layout.chunk_rows}
+    stored = {
+        "dtype": "float32",
+        "unit_sequences": layout.unit_sequences,
+        "chunk_rows": layout.chunk_rows,
+    }
     tokens = first.tokens(np.arange(size))
     actstore.import_activations(arrays, str(tmp_path / "b"), tokens=tokens, **stored)
     a, b = objects(str(tmp_path / "a")), objects(str(tmp_path / "b"))
@@ -153,7 +198,18 @@ def test_what_an_import_does_not_know_is_refused_not_guessed(tmp_path: Path) -> 
             next(iter(store.stream(StreamSpec(batch=8, filter=rule))))
     with pytest.raises(SpecError, match="without tokens"):
         store.tokens([0])
-    assert len(next(iter(store.stream(StreamSpec(batch=8, filter={"norms": [{"medians": 10}]})))).row) == 8
+    assert (
+        len(
+            next(
+                iter(
+                    store.stream(
+                        StreamSpec(batch=8, filter={"norms": [{"medians": 10}]})
+                    )
+                )
+            ).row
+        )
+        == 8
+    )
     assert store.norms["a"].special.count == 0
     with pytest.raises(SpecError, match="was imported"):
         extend(store.url, tokens=100)
@@ -163,7 +219,9 @@ def test_what_an_import_does_not_know_is_refused_not_guessed(tmp_path: Path) -> 
     assert "without tokens" in _Text(store, trust=False).context(1.0, "a", 0).token
 
 
-def test_rows_that_are_not_finite_are_counted_and_too_large_ones_refused(tmp_path: Path) -> None:
+def test_rows_that_are_not_finite_are_counted_and_too_large_ones_refused(
+    tmp_path: Path,
+) -> None:
     x = np.ones((100, 4), np.float32)
     x[3, 1], x[5, 2] = np.nan, np.inf
     with pytest.warns(HarvestWarning, match="not finite: 2 of 100 rows at a"):
@@ -182,7 +240,9 @@ def stopped(after: int) -> Any:
     return report
 
 
-def test_an_interrupted_import_goes_on_and_another_file_does_not(tmp_path: Path) -> None:
+def test_an_interrupted_import_goes_on_and_another_file_does_not(
+    tmp_path: Path,
+) -> None:
     x = np.random.default_rng(0).standard_normal((64, 5, 4)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     source = {"a": tmp_path / "x.npy"}
@@ -205,13 +265,23 @@ def test_an_interrupted_import_goes_on_and_another_file_does_not(tmp_path: Path)
         actstore.import_activations(source, out)
 
 
-def test_a_long_iterator_has_no_known_end_until_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond what is read ahead, units are planned for any number; the store ends with the layout of what came."""
-    monkeypatch.setattr(feed, "READ_AHEAD", 1000)
+def test_a_long_iterator_has_no_known_end_until_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what is read ahead, units are planned for any number; the store ends with
+    the layout of what came.
+    """
+    monkeypatch.setattr(sequence_feed, "READ_AHEAD", 1000)
     x = np.random.default_rng(0).standard_normal((1000, 4)).astype(np.float32)
     parts = (x[a : a + 30] for a in range(0, 1000, 30))
-    store = actstore.import_activations(parts, str(tmp_path / "s"), site="a", dtype="float32", unit_sequences=100)
-    assert (store.manifest.n_units, store.layout.n_units, store.layout.n_sequences) == (10, 10, 1000)
+    store = actstore.import_activations(
+        parts, str(tmp_path / "s"), site="a", dtype="float32", unit_sequences=100
+    )
+    assert (store.manifest.n_units, store.layout.n_units, store.layout.n_sequences) == (
+        10,
+        10,
+        1000,
+    )
     assert store.manifest.spec.tokens == 1000
     ids = store.rows()
     assert np.array_equal(store.read("a", ids), x[store.provenance(ids).sequence])
@@ -222,20 +292,56 @@ def test_a_long_iterator_has_no_known_end_until_it_comes(tmp_path: Path, monkeyp
 
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
-    ({"a": np.ones((10, 2), np.float32), "b": np.ones((9, 2), np.float32)}, {}, "rows differ.*10.*9"),
-    ({"a": np.ones((10, 2), np.float32)}, {"tokens": np.ones((5, 3), int)}, "rows differ"),
-    ({"a": np.ones((5, 2, 2), np.float32)}, {"tokens": np.ones((2, 5), int)}, "contexts differ"),
+    (
+        {"a": np.ones((10, 2), np.float32), "b": np.ones((9, 2), np.float32)},
+        {},
+        "rows differ.*10.*9",
+    ),
+    (
+        {"a": np.ones((10, 2), np.float32)},
+        {"tokens": np.ones((5, 3), int)},
+        "rows differ",
+    ),
+    (
+        {"a": np.ones((5, 2, 2), np.float32)},
+        {"tokens": np.ones((2, 5), int)},
+        "contexts differ",
+    ),
     ({"a": np.ones((5, 2, 2), np.float32)}, {"context": 5}, "contexts differ"),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5)}, "no token ids"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -2)}, "-2 is no token id"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -100)}, "padding is -1, so replace -100"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 2**32 + 7, np.uint64)}, f"{2**32 + 7} is no token id"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 2**64 - 1, np.uint64)}, f"{2**64 - 1} is no token id"),
+    (
+        {"a": np.ones((5, 2), np.float32)},
+        {"tokens": np.full(5, -2)},
+        "-2 is no token id",
+    ),
+    (
+        {"a": np.ones((5, 2), np.float32)},
+        {"tokens": np.full(5, -100)},
+        "padding is -1, so replace -100",
+    ),
+    (
+        {"a": np.ones((5, 2), np.float32)},
+        {"tokens": np.full(5, 2**32 + 7, np.uint64)},
+        f"{2**32 + 7} is no token id",
+    ),
+    (
+        {"a": np.ones((5, 2), np.float32)},
+        {"tokens": np.full(5, 2**64 - 1, np.uint64)},
+        f"{2**64 - 1} is no token id",
+    ),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5, bool)}, "no token ids"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": [1, 2, 3, 4, 5.5]}, "float are no token ids"),
+    (
+        {"a": np.ones((5, 2), np.float32)},
+        {"tokens": [1, 2, 3, 4, 5.5]},
+        "float are no token ids",
+    ),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": 7}, "wanted an array"),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -1)}, "no row"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, 1 << 31)}, "no token id"),
+    (
+        {"a": np.ones((5, 2), np.float32)},
+        {"tokens": np.full(5, 1 << 31)},
+        "no token id",
+    ),
     ({"../a": np.ones((5, 2), np.float32)}, {}, "site name"),
     (np.ones((5, 2), np.float32), {}, "site="),
     ({}, {}, "no arrays"),
@@ -246,22 +352,61 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (iter([]), {"site": "a"}, "holds nothing"),
     (iter([np.ones((0, 2), np.float32)]), {"site": "a"}, "no rows"),
     (iter([np.ones((3, 0, 2), np.float32)]), {"site": "a", "rows": 3}, "no rows"),
-    (iter([{"a": np.ones((5, 2), np.float32)}, {"b": np.ones((5, 2), np.float32)}]), {}, "items differ"),
-    (iter([{"a": np.ones((5, 2), np.float32)}, {"a": np.ones((5, 3), np.float32)}]), {}, "items differ"),
-    (iter([{"a": np.ones((5, 2), np.float32)}, {"a": np.ones((5, 2), np.float16)}]), {}, "items differ"),
-    (iter([{"a": np.ones((5, 2), np.float32)}, (np.ones(5, int), {"a": np.ones((5, 2), np.float32)})]), {}, "differ"),
+    (
+        iter([{"a": np.ones((5, 2), np.float32)}, {"b": np.ones((5, 2), np.float32)}]),
+        {},
+        "items differ",
+    ),
+    (
+        iter([{"a": np.ones((5, 2), np.float32)}, {"a": np.ones((5, 3), np.float32)}]),
+        {},
+        "items differ",
+    ),
+    (
+        iter([{"a": np.ones((5, 2), np.float32)}, {"a": np.ones((5, 2), np.float16)}]),
+        {},
+        "items differ",
+    ),
+    (
+        iter(
+            [
+                {"a": np.ones((5, 2), np.float32)},
+                (np.ones(5, int), {"a": np.ones((5, 2), np.float32)}),
+            ]
+        ),
+        {},
+        "differ",
+    ),
     (iter([np.ones((5, 2), np.float32)]), {}, "site="),
     (iter([["a"]]), {"site": "a"}, "array or a tensor"),
-    (iter([("abc", {"a": np.ones((3, 2), np.float32)})]), {}, "tokens: <U3 are no token ids"),
-    (iter([([1.0] * 3, {"a": np.ones((3, 2), np.float32)})]), {}, "float are no token ids"),
-    (iter([(np.full(3, -100), {"a": np.ones((3, 2), np.float32)})]), {}, "-100 is no token id"),
-    (iter([(np.full(3, 2**32, np.uint64), {"a": np.ones((3, 2), np.float32)})]), {}, f"{2**32} is no token id"),
+    (
+        iter([("abc", {"a": np.ones((3, 2), np.float32)})]),
+        {},
+        "tokens: <U3 are no token ids",
+    ),
+    (
+        iter([([1.0] * 3, {"a": np.ones((3, 2), np.float32)})]),
+        {},
+        "float are no token ids",
+    ),
+    (
+        iter([(np.full(3, -100), {"a": np.ones((3, 2), np.float32)})]),
+        {},
+        "-100 is no token id",
+    ),
+    (
+        iter([(np.full(3, 2**32, np.uint64), {"a": np.ones((3, 2), np.float32)})]),
+        {},
+        f"{2**32} is no token id",
+    ),
     (7, {}, "iterator of arrays"),
 ]
 
 
 @pytest.mark.parametrize(("source", "options", "reason"), BAD)
-def test_arrays_that_do_not_fit_are_refused(source: Any, options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_arrays_that_do_not_fit_are_refused(
+    source: Any, options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     with pytest.raises((SourceError, SpecError), match=reason):
         actstore.import_activations(source, str(tmp_path / "s"), **options)
     assert not (tmp_path / "s" / "manifest.json").exists()
@@ -275,7 +420,11 @@ def test_token_ids_of_any_integer_dtype(dtype: str, tmp_path: Path) -> None:
     for i in range(2):
         np.save(tmp_path / f"ids-{i}.npy", ids[3 * i : 3 * i + 3].astype(dtype))
     files = sorted(map(str, tmp_path.glob("ids-*.npy")))
-    ways: dict[str, Any] = {"array": ids.astype(dtype), "files": files, "list": ids.tolist()}
+    ways: dict[str, Any] = {
+        "array": ids.astype(dtype),
+        "files": files,
+        "list": ids.tolist(),
+    }
     for name, tokens in ways.items():
         source = {"a": str(tmp_path / "x.npy")} if name == "files" else {"a": x}
         store = actstore.import_activations(source, str(tmp_path / name), tokens=tokens)
@@ -284,21 +433,31 @@ def test_token_ids_of_any_integer_dtype(dtype: str, tmp_path: Path) -> None:
 
 
 def test_padding_before_an_imported_rows_tokens_keeps_its_place(tmp_path: Path) -> None:
-    """Nothing is computed, so nothing is moved; the first token of a sequence is special wherever it stands."""
-    x, ids = np.arange(1, 9, dtype=np.float32).reshape(2, 4, 1), np.array([[-1, -1, 5, 6], [7, 8, 9, 1]])
+    """Nothing is computed, so nothing is moved; the first token of a sequence is
+    special wherever it stands.
+    """
+    x, ids = (
+        np.arange(1, 9, dtype=np.float32).reshape(2, 4, 1),
+        np.array([[-1, -1, 5, 6], [7, 8, 9, 1]]),
+    )
     with pytest.warns(HarvestWarning, match="2 rows were left out"):
-        store = actstore.import_activations({"a": x}, str(tmp_path / "s"), tokens=ids, dtype="float32")
+        store = actstore.import_activations(
+            {"a": x}, str(tmp_path / "s"), tokens=ids, dtype="float32"
+        )
     found, got = store.provenance(), store.read("a")[:, 0]
     assert sorted(zip(found.sequence, found.position, found.token, got, strict=True)) == [
         (0, 2, 5, 3.0), (0, 3, 6, 4.0), (1, 0, 7, 5.0), (1, 1, 8, 6.0), (1, 2, 9, 7.0), (1, 3, 1, 8.0),
     ]  # fmt: skip
-    assert (store.norms["a"].special.count, store.norms["a"].special.mean_norm) == (2, 4.0)
+    assert (store.norms["a"].special.count, store.norms["a"].special.mean_norm) == (
+        2,
+        4.0,
+    )
 
 
 MEMORY = """
 import json, sys, numpy as np, torch
 torch.set_num_threads(1)
-from actstore.allocator import keep_freed_memory
+from actstore.machine.glibc_malloc import keep_freed_memory
 keep_freed_memory()
 import actstore
 from actstore.harvesting.estimate import peak, reset_peak
@@ -309,7 +468,10 @@ print(json.dumps({"grown": peak() - before, "rows": store.manifest.n_rows}))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' peak of resident memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="needs Linux' peak of resident memory",
+)
 def test_a_file_four_times_the_memory_it_may_take(tmp_path: Path) -> None:
     rows, d = 40_000, 1024
     made = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (rows, d))

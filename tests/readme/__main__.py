@@ -1,6 +1,8 @@
-"""`make readme`: the README's commands and Python in a folder of their own, in order, each to its end.
+"""`make readme`: the README's commands and Python in a folder of their own, in order,
+each to its end.
 
-Only exit codes count: figures differ by machine. A command in the background is waited for at the end.
+Only exit codes count: figures differ by machine. A command in the background is waited
+for at the end.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from pathlib import Path
 from tests.readme.tour import README, commands, python_blocks
 
 MODEL = """
-from actstore.harvesting.adapters import bridge_over_copy
-from actstore.harvesting.models import load_model
+from actstore.model.bridge import bridge_over_copy
+from actstore.model.load_model import load_model
 from schemas.source import ModelSource
 model = bridge_over_copy(load_model(ModelSource(name="builtin:tiny")).module).bridge
 """  # what the README calls `model`, and a reader brings along
@@ -33,7 +35,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         _shell(run, folder)
         _python(python_blocks(text), folder)
-    print(f"{len(run)} commands and {len(python_blocks(text))} blocks of Python ran, {time.monotonic() - began:.0f} s")
+    print(
+        f"{len(run)} commands and {len(python_blocks(text))} blocks of Python ran, {time.monotonic() - began:.0f} s"
+    )
 
 
 def _shell(run: list[str], folder: str) -> None:
@@ -43,7 +47,12 @@ def _shell(run: list[str], folder: str) -> None:
         lines += [f"echo; echo {_quoted('$ ' + one)}", one, f"echo {i + 1} > done"]
     lines += ["for job in $(jobs -p); do wait $job; done"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=folder, env={**os.environ, "PATH": path}, check=False)
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )
     if done.returncode:
         marker = Path(folder) / "done"
         at = int(marker.read_text()) if marker.exists() else 0
@@ -54,8 +63,15 @@ def _shell(run: list[str], folder: str) -> None:
 def _python(blocks: list[str], folder: str) -> None:
     """All in one process, in the folder that the commands have filled."""
     code = "\n".join([MODEL, *blocks])
-    print("\n".join(["", *(f">>> {line}" for block in blocks for line in block.splitlines())]), flush=True)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=False)
+    print(
+        "\n".join(
+            ["", *(f">>> {line}" for block in blocks for line in block.splitlines())]
+        ),
+        flush=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=False
+    )
     if done.returncode:
         sys.exit(f"README.md: its Python ends with exit code {done.returncode}")
 

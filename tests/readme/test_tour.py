@@ -1,4 +1,6 @@
-"""What the README shows exists: every command line of it is read by the command that it names."""
+"""What the README shows exists: every command line of it is read by the command that it
+names.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ import trainer.cli
 from tests.readme.tour import LEFT_OUT, README, commands, python_blocks
 
 TEXT = README.read_text()
-APPS = {"actstore": typer.main.get_command(actstore.cli.app), "trainer": typer.main.get_command(trainer.cli.app)}
+APPS = {
+    "actstore": typer.main.get_command(actstore.cli.app),
+    "trainer": typer.main.get_command(trainer.cli.app),
+}
 CALL = re.compile(r"\b(actstore|trainer) ([a-z]+)((?: +(?!#)[^\n&;]+| *\\\n)*)")
 
 
@@ -37,7 +42,8 @@ def test_each_command_and_option_exists(text: str) -> None:
 def test_the_readme_has_commands_and_python() -> None:
     found = commands(TEXT)
     assert len(found) > 15
-    assert {one.left_out for one in found} == {None, *LEFT_OUT.values()}  # nothing is listed that is not there
+    # nothing is listed that is not there
+    assert {one.left_out for one in found} == {None, *LEFT_OUT.values()}
     assert len(python_blocks(TEXT)) >= 2
     for block in python_blocks(TEXT):
         ast.parse(block)
@@ -45,4 +51,8 @@ def test_the_readme_has_commands_and_python() -> None:
 
 def test_commands_go_on_over_lines() -> None:
     text = "x\n    $ a --b \\\n        --c\n    out\n    $ D=\"1\n         2\"\n    $ e 'f' # it's\n"
-    assert [one.text for one in commands(text)] == ["a --b \\\n    --c", 'D="1\n     2"', "e 'f' # it's"]
+    assert [one.text for one in commands(text)] == [
+        "a --b \\\n    --c",
+        'D="1\n     2"',
+        "e 'f' # it's",
+    ]

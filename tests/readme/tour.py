@@ -1,7 +1,8 @@
 """The README's commands and Python, as a reader would copy them.
 
-A command is what stands behind `$ ` in a code block, with the lines that go on from it. What a machine without GPUs,
-accounts or a network cannot do is listed in `LEFT_OUT` with the reason; all else is run by `python -m tests.readme`.
+A command is what stands behind `$ ` in a code block, with the lines that go on from it.
+What a machine without GPUs, accounts or a network cannot do is listed in `LEFT_OUT`
+with the reason; all else is run by `python -m tests.readme`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def commands(text: str) -> list[Command]:
         else:
             continue
         open_one = _goes_on(found[-1])
-    return [Command(one, next((why for mark, why in LEFT_OUT.items() if mark in one), None)) for one in found]
+    return [
+        Command(one, next((why for mark, why in LEFT_OUT.items() if mark in one), None))
+        for one in found
+    ]
 
 
 def python_blocks(text: str) -> list[str]:

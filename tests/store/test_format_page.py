@@ -1,4 +1,6 @@
-"""`actstore/FORMAT.md` on generations, held against a store that was extended three times."""
+"""`docs/FORMAT.md` on generations, held against a store that was extended three
+times.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import pytest
 from blake3 import blake3
 
 import actstore
-from actstore.format import layout as at
-from actstore.harvesting.harvest import extend
+from actstore.format import keys
+from actstore.harvesting.extend import extend
 
 SPEC: dict[str, Any] = {
     "model": "builtin:mini",
@@ -41,38 +43,81 @@ def plain(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_names_of_generations_are_those_on_the_page(store: Path) -> None:
-    page = (Path(actstore.__file__).parent / "FORMAT.md").read_text()
-    for key in (at.plan_key(), at.units_prefix(), at.columns_prefix(), at.merged_stats_key(), at.MANIFEST):
+    page = (Path(__file__).parents[2] / "docs/FORMAT.md").read_text()
+    for key in (
+        keys.plan_key(),
+        keys.units_prefix(),
+        keys.columns_prefix(),
+        keys.merged_stats_key(),
+        keys.MANIFEST,
+    ):
         assert f"`{key}" in page
-    for key in (at.plan_key(7), at.units_prefix(7), at.columns_prefix(7), at.merged_stats_key(7)):
+    for key in (
+        keys.plan_key(7),
+        keys.units_prefix(7),
+        keys.columns_prefix(7),
+        keys.merged_stats_key(7),
+    ):
         assert f"`{key.replace('7', 'g')}" in page
-    for key in (at.block_key(42), at.claim_key(42), at.unit_key(42), at.unit_stats_key(42)):
+    for key in (
+        keys.block_key(42),
+        keys.claim_key(42),
+        keys.unit_key(42),
+        keys.unit_stats_key(42),
+    ):
         assert f"`{key}`" in page
-    assert f"`{at.unit_key(42, 7).replace('-7', '-g')}`" in page
+    assert f"`{keys.unit_key(42, 7).replace('-7', '-g')}`" in page
     there = {path.name for path in store.iterdir()}
     suffixes = ("", "-1", "-2", "-3")
-    wanted = {name for s in suffixes for name in (f"plan{s}.json", f"units{s}", f"columns{s}", f"norms{s}.stats")}
-    fixed = {"zarr.json", "acts", "norm", "tokens", "rows", "blocks", "tokenizer", "README.md", "manifest.json"}
+    wanted = {
+        name
+        for s in suffixes
+        for name in (f"plan{s}.json", f"units{s}", f"columns{s}", f"norms{s}.stats")
+    }
+    fixed = {
+        "zarr.json",
+        "acts",
+        "norm",
+        "tokens",
+        "rows",
+        "blocks",
+        "tokenizer",
+        "README.md",
+        "manifest.json",
+    }
     assert there == wanted | fixed
 
 
 def test_kinds_units_and_holes(store: Path) -> None:
     m = json.loads((store / "manifest.json").read_text())
-    assert [(g["first_unit"], g["n_units"], len(g["sites"])) for g in m["generations"]] == [
+    assert [
+        (g["first_unit"], g["n_units"], len(g["sites"])) for g in m["generations"]
+    ] == [
         *((0, 4, 1), (0, 4, 1), (4, 2, 2), (0, 6, 1)),
     ]
     assert [site["name"] for site in m["sites"]] == [
         *("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out", "blocks.0.attn.hook_z"),
     ]
-    assert (m["n_units"], m["n_sequences"], m["n_rows"], m["spec"]["tokens"]) == (6, 100, 3200, 3200)
+    assert (m["n_units"], m["n_sequences"], m["n_rows"], m["spec"]["tokens"]) == (
+        6,
+        100,
+        3200,
+        3200,
+    )
     plan = json.loads((store / "plan-2.json").read_text())
-    assert (plan["spec"]["tokens"], plan["layout"]["n_sequences"], plan["layout"]["n_units"]) == (960, 110, 6)
+    assert (
+        plan["spec"]["tokens"],
+        plan["layout"]["n_sequences"],
+        plan["layout"]["n_units"],
+    ) == (960, 110, 6)
     tokens = plain(store / "tokens" / "c" / "3" / "0", "<i4", (20, 32))
     assert (tokens[:10] >= 0).all()
     assert (tokens[10:] == -1).all()
     for generation in (1, 3):
         record = json.loads((store / f"units-{generation}" / "00000.json").read_text())
-        assert not [key for key in record["objects"] if key.startswith(("rows", "tokens"))]
+        assert not [
+            key for key in record["objects"] if key.startswith(("rows", "tokens"))
+        ]
 
 
 def test_content_ids_and_parents(store: Path) -> None:
@@ -82,7 +127,10 @@ def test_content_ids_and_parents(store: Path) -> None:
         first, n = generation["first_unit"], generation["n_units"]
         suffix = f"-{i}" if i else ""
         plan = (store / f"plan{suffix}.json").read_bytes()
-        records = [(store / f"units{suffix}" / f"{k:05d}.json").read_bytes() for k in range(first, first + n)]
+        records = [
+            (store / f"units{suffix}" / f"{k:05d}.json").read_bytes()
+            for k in range(first, first + n)
+        ]
         assert json.loads(plan)["parent"] == (ids[-1] if ids else None)
         assert generation["plan_digest"] == blake3(plan).hexdigest()
         assert generation["units_digest"] == blake3(b"".join(records)).hexdigest()
@@ -94,7 +142,9 @@ def test_content_ids_and_parents(store: Path) -> None:
 def test_columns_of_the_newest_generation(store: Path) -> None:
     digests = plain(store / "columns-3" / "digests" / "c" / "0" / "0", "|u1", (6, 32))
     n_bytes = plain(store / "columns-3" / "bytes" / "c" / "0", "<i8", (6,))
-    sums = plain(store / "columns-3" / "sums" / "c" / "0" / "0" / "0" / "0", "<f8", (6, 3, 2, 5))
+    sums = plain(
+        store / "columns-3" / "sums" / "c" / "0" / "0" / "0" / "0", "<f8", (6, 3, 2, 5)
+    )
     rows = plain(store / "columns-3" / "rows" / "c" / "0", "<i4", (6,))
     assert rows.tolist() == [640, 640, 640, 320, 640, 320]
     assert (sums[..., 0].sum(axis=2) == rows[:, None]).all()
@@ -106,7 +156,9 @@ def test_columns_of_the_newest_generation(store: Path) -> None:
             digest = blake3(digest + blake3(record).digest()).digest()
         assert digests[unit].tobytes() == digest
         assert n_bytes[unit] == sum(
-            one["bytes"] for record in records for one in json.loads(record)["objects"].values()
+            one["bytes"]
+            for record in records
+            for one in json.loads(record)["objects"].values()
         )
 
 
@@ -114,7 +166,11 @@ def test_what_is_under_which_digest(store: Path) -> None:
     m = json.loads((store / "manifest.json").read_text())
     keys = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
     records = {key for key in keys if key.startswith("units") and key.endswith(".json")}
-    objects = {key for record in records for key in json.loads((store / record).read_text())["objects"]}
+    objects = {
+        key
+        for record in records
+        for key in json.loads((store / record).read_text())["objects"]
+    }
     left = keys - records - objects - set(m["files"]) - {"manifest.json"}
     assert all(key.endswith("zarr.json") or key.startswith("blocks/") for key in left)
     wanted = ("columns", "norms", "plan", "tokenizer/", "README.md")

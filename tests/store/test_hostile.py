@@ -1,4 +1,6 @@
-"""Stores from someone else: each fault is a typed error, in no time and little memory, and nothing outside is touched."""
+"""Stores from someone else: each fault is a typed error, in no time and little memory,
+and nothing outside is touched.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,18 @@ from actstore.errors import (
     SpecError,
     StorageError,
 )
-from actstore.format import layout as at
-from actstore.format.checks import content_id
-from actstore.format.local import FOLLOW_LINKS
+from actstore.format import keys
+from actstore.format.content_id import content_id
+from actstore.format.local_files import FOLLOW_LINKS
 from actstore.format.manifest import read_plan
+from actstore.format.object_sizes import column_bytes, stats_bytes
 from actstore.format.shard import encode_plain, with_checksum
-from actstore.format.sizes import column_bytes, stats_bytes
+from actstore.format.statistics import UnitStats
 from actstore.format.storage import Storage
-from actstore.harvesting.norms import UnitStats
-from actstore.harvesting.writer import StoreWriter
-from actstore.share.catalog import stores
-from actstore.share.verify import verify
-from actstore.store import Store
+from actstore.harvesting.store_writer import StoreWriter
+from actstore.inspect.list_stores import stores
+from actstore.inspect.verify import verify
+from actstore.store.store import Store
 from schemas.manifest import Generation
 from schemas.stream import StreamSpec
 from tests.store.test_verify import extended
@@ -54,7 +56,11 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good store, for copies."""
-    return Path(make_store(tmp_path_factory.mktemp("hostile") / "whole", SITES, codec="raw", **SIZES).url)
+    return Path(
+        make_store(
+            tmp_path_factory.mktemp("hostile") / "whole", SITES, codec="raw", **SIZES
+        ).url
+    )
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 def changed(folder: Path, change: Callable[[Json], Any]) -> None:
     """Change the manifest, and make its content id right again."""
-    path = folder / at.MANIFEST
+    path = folder / keys.MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
@@ -117,58 +123,93 @@ def test_site_names_are_of_a_strict_alphabet(folder: Path, name: str) -> None:
     refused(folder, "site .*wanted letters")
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, "notes.txt", "tokenizer/../x", "tokenizer/a/b", "columns-1/rows/c/0"])
+@pytest.mark.parametrize(
+    "name",
+    [*OUTSIDE, "notes.txt", "tokenizer/../x", "tokenizer/a/b", "columns-1/rows/c/0"],
+)
 def test_files_are_those_of_a_store(folder: Path, name: str) -> None:
     changed(folder, lambda m: m["files"].update({name: m["files"]["README.md"]}))
     refused(folder, "files: .*is no file of a store")
 
 
-@pytest.mark.parametrize(("field", "value"), [("plan", "../plan.json"), ("units", "/tmp/"), ("plan", "plan-1.json")])
-def test_plans_and_records_are_where_they_must_be(folder: Path, field: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("plan", "../plan.json"), ("units", "/tmp/"), ("plan", "plan-1.json")],
+)
+def test_plans_and_records_are_where_they_must_be(
+    folder: Path, field: str, value: str
+) -> None:
     changed(folder, lambda m: m["generations"][0].update({field: value}))
     refused(folder, "not where they must be")
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
 def test_objects_of_a_unit_are_those_that_it_has(folder: Path, key: str) -> None:
-    path = folder / at.unit_key(3)
+    path = folder / keys.unit_key(3)
     record = json.loads(path.read_text())
     record["objects"][key] = {"bytes": 1, "digest": "0" * 64}
     path.write_text(json.dumps(record))
     store = actstore.open(str(folder))
     with pytest.raises(CorruptError, match="is no object of it"):
         store.record(3)
-    assert [line for line in verify(store, repair=True).problems if "is no object of it" in line]
+    assert [
+        line
+        for line in verify(store, repair=True).problems
+        if "is no object of it" in line
+    ]
 
 
-@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/hostname", "a//b", "a/./b", "a\0b", "a/.."])
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../../x", "/etc/hostname", "a//b", "a/./b", "a\0b", "a/.."]
+)
 @pytest.mark.parametrize("place", ["local", "memory"])
-def test_a_storage_has_no_keys_that_lead_out(tmp_path: Path, memory_url: str, place: str, key: str) -> None:
+def test_a_storage_has_no_keys_that_lead_out(
+    tmp_path: Path, memory_url: str, place: str, key: str
+) -> None:
     storage = Storage(tmp_path / "in" if place == "local" else memory_url)
     storage.put("a/b", b"mine")
-    calls: list[Callable[[], Any]] = [lambda: storage.read(key), lambda: storage.read_ranges(key, [(0, 1)])]
-    calls += [lambda: storage.put(key, b"x"), lambda: storage.create(key, b"x"), lambda: storage.delete(key)]
-    calls += [lambda: storage.exists(key), lambda: storage.size(key), lambda: storage.list(key)]
+    calls: list[Callable[[], Any]] = [
+        lambda: storage.read(key),
+        lambda: storage.read_ranges(key, [(0, 1)]),
+    ]
+    calls += [
+        lambda: storage.put(key, b"x"),
+        lambda: storage.create(key, b"x"),
+        lambda: storage.delete(key),
+    ]
+    calls += [
+        lambda: storage.exists(key),
+        lambda: storage.size(key),
+        lambda: storage.list(key),
+    ]
     for call in calls:
         with pytest.raises(StorageError, match="lead out"):
             call()
-    assert [path.name for path in tmp_path.iterdir()] == (["in"] if place == "local" else [])
+    assert [path.name for path in tmp_path.iterdir()] == (
+        ["in"] if place == "local" else []
+    )
 
 
-def test_a_module_with_such_a_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_module_with_such_a_name_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
     for name in ("../up", "a b", "x" * 201):
         with pytest.raises(SpecError, match="wanted letters"):
             StoreWriter.create(Storage(tmp_path / "s"), make_plan({name: 4}))
     with pytest.raises(SpecError, match="chunks of"):
-        StoreWriter.create(Storage(tmp_path / "s"), make_plan({"a": 1 << 24}, chunk_rows=64))
+        StoreWriter.create(
+            Storage(tmp_path / "s"), make_plan({"a": 1 << 24}, chunk_rows=64)
+        )
     assert not (tmp_path / "s").exists()
 
 
 # Links, pipes, devices, folders
 
 
-def test_links_are_followed_inside_only(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = at.chunk_key(at.norm_key("a"), 0)
+def test_links_are_followed_inside_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys.chunk_key(keys.norm_key("a"), 0)
     good = actstore.open(str(folder)).read_norms("a", [0])
     (folder / key).rename(folder / "kept")
     (folder / key).symlink_to(folder / "kept")
@@ -178,12 +219,17 @@ def test_links_are_followed_inside_only(folder: Path, tmp_path: Path, monkeypatc
     (folder / key).symlink_to(tmp_path / "outside")
     with pytest.raises(CorruptError, match="outside of the folder"):
         actstore.open(str(folder)).read_norms("a", [0])
-    assert any(key in line and "outside" in line for line in verify(actstore.open(str(folder))).problems)
+    assert any(
+        key in line and "outside" in line
+        for line in verify(actstore.open(str(folder))).problems
+    )
     monkeypatch.setenv(FOLLOW_LINKS, "1")
     np.testing.assert_array_equal(actstore.open(str(folder)).read_norms("a", [0]), good)
 
 
-def test_a_store_in_the_hub_s_cache_is_links_and_is_read(whole: Path, tmp_path: Path) -> None:
+def test_a_store_in_the_hub_s_cache_is_links_and_is_read(
+    whole: Path, tmp_path: Path
+) -> None:
     for path in (path for path in whole.rglob("*") if path.is_file()):
         blob = tmp_path / "blobs" / blake3(str(path).encode()).hexdigest()
         link = tmp_path / "snapshots" / "0a1b" / path.relative_to(whole)
@@ -204,7 +250,9 @@ def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None
     before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     result = verify(actstore.open(str(folder)), repair=True)
     assert any("outside" in line for line in result.problems)
-    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in outside.rglob("*") if path.is_file()
+    } == before
     storage = Storage(folder)
     for write in (storage.put, storage.create):
         with pytest.raises(CorruptError, match="outside"):
@@ -219,20 +267,20 @@ def test_listing_goes_in_no_circle(folder: Path) -> None:
     (folder / "blocks" / "up").symlink_to(folder)
     (folder / "tokenizer").symlink_to("/")
     storage = Storage(folder)
-    assert storage.list("blocks") == [at.block_key(unit) for unit in range(21)]
+    assert storage.list("blocks") == [keys.block_key(unit) for unit in range(21)]
     with pytest.raises(CorruptError, match="outside"):
         storage.list("tokenizer")
 
 
 KEYS = [
-    at.MANIFEST,
-    at.chunk_key("columns/rows", 0),
+    keys.MANIFEST,
+    keys.chunk_key("columns/rows", 0),
     "norms.stats",
     "plan.json",
     "acts/zarr.json",
-    at.unit_key(0),
-    at.block_key(0),
-    *(at.chunk_key(name, 0, 0) for name in ("acts/a", "rows", "tokens")),
+    keys.unit_key(0),
+    keys.block_key(0),
+    *(keys.chunk_key(name, 0, 0) for name in ("acts/a", "rows", "tokens")),
 ]
 
 
@@ -248,7 +296,8 @@ def test_what_is_no_file_is_not_read(folder: Path, key: str, kind: str) -> None:
         if os.geteuid():
             pytest.skip("making a device takes root")
         try:
-            os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))  # a /dev/zero of its own, inside of the store
+            # a /dev/zero of its own, inside of the store
+            os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))
         except PermissionError:
             pytest.skip("no devices can be made here")
     elif kind == "folder":
@@ -259,7 +308,9 @@ def test_what_is_no_file_is_not_read(folder: Path, key: str, kind: str) -> None:
 
 
 def everything(url: str, *, fails: bool = True) -> None:
-    """Every way to read a store raises a typed error or works; at least one finds a fault, and none takes memory."""
+    """Every way to read a store raises a typed error or works; at least one finds a
+    fault, and none takes memory.
+    """
     found: list[Exception] = []
 
     def look(call: Callable[[], Any]) -> None:
@@ -288,7 +339,9 @@ def everything(url: str, *, fails: bool = True) -> None:
 
 
 def stream(store: Store) -> None:
-    with store.stream(StreamSpec(batch=64, window_chunks=4, lanes=1, epochs=1), threads=1) as batches:
+    with store.stream(
+        StreamSpec(batch=64, window_chunks=4, lanes=1, epochs=1), threads=1
+    ) as batches:
         for _ in batches:
             pass
 
@@ -300,7 +353,10 @@ def test_everything_works_on_a_good_store(folder: Path) -> None:
 # JSON
 
 
-DEEP = {"lists": b"[" * 100_000 + b"]" * 100_000, "objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000}
+DEEP = {
+    "lists": b"[" * 100_000 + b"]" * 100_000,
+    "objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+}
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key.endswith(".json")])
@@ -312,7 +368,7 @@ def test_json_nested_deeply(folder: Path, key: str, form: str, where: str) -> No
         text = (folder / key).read_bytes().rstrip()
         data = text[:-1] + b',"more":' + data + b"}"
     (folder / key).write_bytes(data)
-    if key == at.MANIFEST:
+    if key == keys.MANIFEST:
         refused(folder, "nested 100000 deep|nested 100001 deep")
     elif key == "plan.json":
         followed = lambda: actstore.open(str(folder), follow=True)  # noqa: E731
@@ -328,12 +384,15 @@ def test_brackets_in_strings_nest_nothing(folder: Path) -> None:
 
 
 def test_json_larger_than_any_manifest_is_not_read(folder: Path) -> None:
-    with (folder / at.MANIFEST).open("r+b") as file:
+    with (folder / keys.MANIFEST).open("r+b") as file:
         file.truncate(1 << 40)  # takes no space
     refused(folder, "bytes, wanted at most")
 
 
-@pytest.mark.parametrize("key", ["norms.stats", at.chunk_key("columns/rows", 0), at.chunk_key("norm/a", 0)])
+@pytest.mark.parametrize(
+    "key",
+    ["norms.stats", keys.chunk_key("columns/rows", 0), keys.chunk_key("norm/a", 0)],
+)
 def test_objects_are_read_up_to_their_size(folder: Path, key: str) -> None:
     with (folder / key).open("r+b") as file:
         file.truncate(1 << 40)
@@ -342,13 +401,22 @@ def test_objects_are_read_up_to_their_size(folder: Path, key: str) -> None:
 
 def test_an_integer_of_thousands_of_digits(folder: Path) -> None:
     for field in ("n_rows", "n_units", "n_train_rows", "n_bytes"):
-        text = json.loads((folder / at.MANIFEST).read_text())
-        (folder / at.MANIFEST).write_text(json.dumps(text | {field: -(10**4000)}))
+        text = json.loads((folder / keys.MANIFEST).read_text())
+        (folder / keys.MANIFEST).write_text(json.dumps(text | {field: -(10**4000)}))
         with pytest.raises(CorruptError):
             actstore.open(str(folder))
-        (folder / at.MANIFEST).write_text(json.dumps(text))
-    for field in ("capacity", "chunk_rows", "context", "unit_sequences", "n_units", "n_sequences"):
-        (folder / at.MANIFEST).write_text(json.dumps(text | {"layout": text["layout"] | {field: 10**4000}}))
+        (folder / keys.MANIFEST).write_text(json.dumps(text))
+    for field in (
+        "capacity",
+        "chunk_rows",
+        "context",
+        "unit_sequences",
+        "n_units",
+        "n_sequences",
+    ):
+        (folder / keys.MANIFEST).write_text(
+            json.dumps(text | {"layout": text["layout"] | {field: 10**4000}})
+        )
         with pytest.raises(CorruptError):
             actstore.open(str(folder))
 
@@ -380,49 +448,114 @@ def wide(m: Json, d: int = 1 << 24) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Json], Any], str]] = {
     "no rows": (both(n_rows=0), "n_rows 0|rows"),
-    "no sites": (lambda m: (m.update(sites=[], norms=[]), m["generations"][0].update(sites=[])), "there are no sites"),
+    "no sites": (
+        lambda m: (m.update(sites=[], norms=[]), m["generations"][0].update(sites=[])),
+        "there are no sites",
+    ),
     "a site twice": (
-        lambda m: [x.update(sites=[m["sites"][0]] * 2) for x in (m, m["generations"][0])],
+        lambda m: [
+            x.update(sites=[m["sites"][0]] * 2) for x in (m, m["generations"][0])
+        ],
         "is there twice",
     ),
     "no norms": (lambda m: m.update(norms=[]), "norms are not one for each site"),
-    "norms in another order": (lambda m: m.update(norms=m["norms"][::-1]), "norms are not one for each site"),
-    "sites in another order": (lambda m: m.update(sites=m["sites"][::-1], norms=m["norms"][::-1]), "in their order"),
+    "norms in another order": (
+        lambda m: m.update(norms=m["norms"][::-1]),
+        "norms are not one for each site",
+    ),
+    "sites in another order": (
+        lambda m: m.update(sites=m["sites"][::-1], norms=m["norms"][::-1]),
+        "in their order",
+    ),
     "a quantile less": (quantiles(8), "wanted 9 quantiles"),
     "a quantile more": (quantiles(10), "wanted 9 quantiles"),
     "no quantiles": (quantiles(0), "wanted 9 quantiles"),
-    "quantiles that fall": (lambda m: m["norms"][0]["all"]["quantiles"].reverse(), "its quantiles cannot be"),
-    "a norm below zero": (lambda m: m["norms"][0]["all"].update(mean_norm=-1.0), "negative or no number"),
-    "a norm that is none": (lambda m: m["norms"][0]["all"].update(max_norm="NaN"), "negative or no number"),
-    "rows that norms are not of": (lambda m: m["norms"][0]["rest"].update(count=1), "not that of special and rest"),
+    "quantiles that fall": (
+        lambda m: m["norms"][0]["all"]["quantiles"].reverse(),
+        "its quantiles cannot be",
+    ),
+    "a norm below zero": (
+        lambda m: m["norms"][0]["all"].update(mean_norm=-1.0),
+        "negative or no number",
+    ),
+    "a norm that is none": (
+        lambda m: m["norms"][0]["all"].update(max_norm="NaN"),
+        "negative or no number",
+    ),
+    "rows that norms are not of": (
+        lambda m: m["norms"][0]["rest"].update(count=1),
+        "not that of special and rest",
+    ),
     "chunks above capacity": (layout(chunk_rows=64), "capacity 32: "),
-    "capacity 2^62": (layout(capacity=1 << 62), "capacity 4611686018427387904: at most"),
-    "units of 2^31": (layout(unit_sequences=1 << 31, n_units=1), "unit_sequences 2147483648: at most"),
-    "one chunk of 2^27 rows": (layout(chunk_rows=1 << 27, capacity=1 << 27), "chunks of 2147483648 bytes"),
+    "capacity 2^62": (
+        layout(capacity=1 << 62),
+        "capacity 4611686018427387904: at most",
+    ),
+    "units of 2^31": (
+        layout(unit_sequences=1 << 31, n_units=1),
+        "unit_sequences 2147483648: at most",
+    ),
+    "one chunk of 2^27 rows": (
+        layout(chunk_rows=1 << 27, capacity=1 << 27),
+        "chunks of 2147483648 bytes",
+    ),
     "d 2^24": (wide, "norms.stats has"),
     "d 2^25": (lambda m: wide(m, 1 << 25), "d 33554432: at most"),
     "10^9 units": (both(n_units=10**9), "1000000000 units; 1 to"),
     "10^12 units": (both(n_units=10**12), "1000000000000 units; 1 to"),
-    "4,000,000 units": (lambda m: (both(n_units=4_000_000)(m), layout(n_units=4_000_000)(m)), "make 21"),
+    "4,000,000 units": (
+        lambda m: (both(n_units=4_000_000)(m), layout(n_units=4_000_000)(m)),
+        "make 21",
+    ),
     "no units": (both(n_units=0), "0 units; 1 to"),
     "units below none": (both(n_units=-1), "-1 units; 1 to"),
     "more units than planned": (both(n_units=22), "n_units 22: 21 at most"),
-    "another number of rows": (lambda m: m.update(n_rows=m["n_rows"] + 1), "its generations make 21 units"),
-    "more training rows than rows": (lambda m: m.update(n_train_rows=m["n_rows"] + 1), "n_train_rows 421 of 420"),
-    "more sequences than units hold": (both(n_sequences=22), "22 sequences in 21 units"),
-    "no generation": (lambda m: m.update(generations=[]), "its sites are not those of its generations"),
-    "a generation twice": (lambda m: m.update(generations=m["generations"] * 2), "not where they must be"),
-    "units that begin late": (lambda m: m["generations"][0].update(first_unit=1), "it begins at unit 1"),
+    "another number of rows": (
+        lambda m: m.update(n_rows=m["n_rows"] + 1),
+        "its generations make 21 units",
+    ),
+    "more training rows than rows": (
+        lambda m: m.update(n_train_rows=m["n_rows"] + 1),
+        "n_train_rows 421 of 420",
+    ),
+    "more sequences than units hold": (
+        both(n_sequences=22),
+        "22 sequences in 21 units",
+    ),
+    "no generation": (
+        lambda m: m.update(generations=[]),
+        "its sites are not those of its generations",
+    ),
+    "a generation twice": (
+        lambda m: m.update(generations=m["generations"] * 2),
+        "not where they must be",
+    ),
+    "units that begin late": (
+        lambda m: m["generations"][0].update(first_unit=1),
+        "it begins at unit 1",
+    ),
     "another content id": (lambda m: m.update(content_id="0" * 64), "content_id"),
     "another parent": (lambda m: m.update(parent="0" * 64), "parent"),
-    "a digest that is none": (lambda m: m["generations"][0].update(units_digest="x"), "its digests are none"),
+    "a digest that is none": (
+        lambda m: m["generations"][0].update(units_digest="x"),
+        "its digests are none",
+    ),
     "a column of another size": (
-        lambda m: m["files"][at.chunk_key("columns/rows", 0)].update(bytes=92),
+        lambda m: m["files"][keys.chunk_key("columns/rows", 0)].update(bytes=92),
         "has 92 bytes",
     ),
-    "no statistics": (lambda m: m["files"].pop("norms.stats"), "norms.stats is missing"),
-    "a context of its own": (lambda m: m["spec"].update(context=21), "spec.context is 21"),
-    "a name with a line in it": (lambda m: m["spec"]["model"].update(name="a\nb"), "control characters"),
+    "no statistics": (
+        lambda m: m["files"].pop("norms.stats"),
+        "norms.stats is missing",
+    ),
+    "a context of its own": (
+        lambda m: m["spec"].update(context=21),
+        "spec.context is 21",
+    ),
+    "a name with a line in it": (
+        lambda m: m["spec"]["model"].update(name="a\nb"),
+        "control characters",
+    ),
     "version true": (lambda m: m.update(format_version=True), "format version True"),
 }
 
@@ -438,7 +571,9 @@ def test_a_manifest_that_cannot_be(folder: Path, fault: str) -> None:
 
 
 def test_a_file_that_is_not_the_size_recorded_is_seen_on_opening(folder: Path) -> None:
-    """d 2^24 with a record to match: what is there is as small as before, and no memory was taken."""
+    """d 2^24 with a record to match: what is there is as small as before, and no memory
+    was taken.
+    """
 
     def change(m: Json) -> None:
         wide(m)
@@ -451,7 +586,9 @@ def test_a_file_that_is_not_the_size_recorded_is_seen_on_opening(folder: Path) -
 
 
 def test_a_wide_site_takes_no_memory_until_a_chunk_is_as_wide(folder: Path) -> None:
-    """Even where everything that opening looks at agrees, in a file that takes no space."""
+    """Even where everything that opening looks at agrees, in a file that takes no
+    space.
+    """
 
     def change(m: Json) -> None:
         wide(m)
@@ -470,7 +607,13 @@ try:
 except CorruptError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert "acts/a/c/0/0" in done.stdout
 
 
@@ -478,10 +621,12 @@ except CorruptError as error:
 
 
 def rows_column(folder: Path, rows: np.ndarray, *, counts: bool) -> None:
-    """Other counts of rows, recorded as they must be; `counts`: and summed up in the manifest."""
+    """Other counts of rows, recorded as they must be; `counts`: and summed up in the
+    manifest.
+    """
 
     def change(m: Json) -> None:
-        key = at.chunk_key("columns/rows", 0)
+        key = keys.chunk_key("columns/rows", 0)
         claim_file(m, folder, key, encode_plain(rows.astype("<i4"), rows.shape, 0))
         if counts:
             m["n_rows"] = m["generations"][0]["n_rows"] = int(rows.sum())
@@ -508,21 +653,25 @@ def test_row_counts_that_do_not_add_up(folder: Path, unit: int, n: int) -> None:
         actstore.open(str(folder))
 
 
-@pytest.mark.parametrize("pair", [(2, 0), (4, 0), (-1, -1), (3, 20), (3, -1), (2**31 - 1, 0)])
+@pytest.mark.parametrize(
+    "pair", [(2, 0), (4, 0), (-1, -1), (3, 20), (3, -1), (2**31 - 1, 0)]
+)
 def test_a_provenance_pair_out_of_range(folder: Path, pair: tuple[int, int]) -> None:
-    key = at.chunk_key("rows", 3, 0)
+    key = keys.chunk_key("rows", 3, 0)
     pairs = np.frombuffer((folder / key).read_bytes()[:-4], "<i4").reshape(32, 2).copy()
     pairs[7] = pair
     (folder / key).write_bytes(with_checksum(pairs.tobytes()))
     store = actstore.open(str(folder))
     for look in (lambda: store.provenance([3 * 32 + 7]), store.provenance):
-        with pytest.raises(CorruptError, match=rf"{key}: .*\(sequence, position\) of unit 3"):
+        with pytest.raises(
+            CorruptError, match=rf"{key}: .*\(sequence, position\) of unit 3"
+        ):
             look()
 
 
 @pytest.mark.parametrize("token", [-2, 100, 2**31 - 1])
 def test_a_token_out_of_the_vocabulary(folder: Path, token: int) -> None:
-    key = at.chunk_key("tokens", 3, 0)
+    key = keys.chunk_key("tokens", 3, 0)
     tokens = np.frombuffer((folder / key).read_bytes()[:-4], "<i4").copy()
     tokens[5] = token
     (folder / key).write_bytes(with_checksum(tokens.tobytes()))
@@ -535,13 +684,22 @@ def test_a_token_out_of_the_vocabulary(folder: Path, token: int) -> None:
 RECORDS: dict[str, tuple[Callable[[Json], Any], str]] = {
     "another unit": (lambda r: r.update(unit=4), "it is of unit 4"),
     "too many rows": (lambda r: r.update(n_rows=21), "21 rows of 1 sequences"),
-    "too many sequences": (lambda r: r.update(n_sequences=2), "2 sequences, a unit has at most 1"),
-    "an object less": (lambda r: r["objects"].pop(at.chunk_key("norm/a", 3)), "'norm/a/c/3' is missing"),
+    "too many sequences": (
+        lambda r: r.update(n_sequences=2),
+        "2 sequences, a unit has at most 1",
+    ),
+    "an object less": (
+        lambda r: r["objects"].pop(keys.chunk_key("norm/a", 3)),
+        "'norm/a/c/3' is missing",
+    ),
     "another unit's object": (
         lambda r: r["objects"].update({"norm/a/c/4": r["objects"]["norm/a/c/3"]}),
         "no object of it",
     ),
-    "another size": (lambda r: r["objects"]["norm/a/c/3"].update(bytes=1 << 40), "wanted 132 to 132 bytes"),
+    "another size": (
+        lambda r: r["objects"]["norm/a/c/3"].update(bytes=1 << 40),
+        "wanted 132 to 132 bytes",
+    ),
     "a shard of another size": (
         lambda r: r["objects"]["acts/a/c/3/0"].update(bytes=1 << 40),
         "wanted 556 to 556 bytes",
@@ -552,14 +710,16 @@ RECORDS: dict[str, tuple[Callable[[Json], Any], str]] = {
 @pytest.mark.parametrize("fault", sorted(RECORDS))
 def test_a_record_that_cannot_be(folder: Path, fault: str) -> None:
     change, words = RECORDS[fault]
-    path = folder / at.unit_key(3)
+    path = folder / keys.unit_key(3)
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
     store = actstore.open(str(folder))
     with pytest.raises(CorruptError, match=words):
         store.record(3)
-    assert len([line for line in verify(store).problems if at.unit_key(3) in line]) == 1
+    assert (
+        len([line for line in verify(store).problems if keys.unit_key(3) in line]) == 1
+    )
 
 
 # Indexes of shards
@@ -568,7 +728,13 @@ def test_a_record_that_cannot_be(folder: Path, fault: str) -> None:
 @pytest.fixture(params=["raw", "lz4", "zstd"])
 def indexed(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return make_store(
-        tmp_path / "s", SITES, codec=request.param, n_units=3, unit_sequences=1, context=40, chunk_rows=16
+        tmp_path / "s",
+        SITES,
+        codec=request.param,
+        n_units=3,
+        unit_sequences=1,
+        context=40,
+        chunk_rows=16,
     )
 
 
@@ -591,8 +757,10 @@ def index_changes(pairs: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def test_an_index_lies_as_the_page_says(indexed: Store) -> None:
-    """After a swap `read` gave other rows than `stream`: both refuse, or both give what was written."""
-    key, size = at.chunk_key(at.acts_key("a"), 1, 0), indexed.codec("a").index_bytes
+    """After a swap `read` gave other rows than `stream`: both refuse, or both give what
+    was written.
+    """
+    key, size = keys.chunk_key(keys.acts_key("a"), 1, 0), indexed.codec("a").index_bytes
     shard, good = indexed.storage.read(key), indexed.read("a", slice(40, 80))
     streamed = rows_of(indexed)
     pairs = np.frombuffer(shard[-size:-4], "<u8").reshape(-1, 2)
@@ -600,25 +768,41 @@ def test_an_index_lies_as_the_page_says(indexed: Store) -> None:
         indexed.storage.put(key, shard[:-size] + with_checksum(change.tobytes()))
         with pytest.raises(CorruptError, match=key):
             actstore.open(indexed.url).read("a", slice(40, 80))
-        if indexed.manifest.spec.codec == "raw":  # found by arithmetic, so that the index makes no difference
+        # found by arithmetic, so that the index makes no difference
+        if indexed.manifest.spec.codec == "raw":
             assert rows_of(actstore.open(indexed.url)) == streamed, what
         else:
             with pytest.raises(CorruptError, match=key):
                 rows_of(actstore.open(indexed.url))
     indexed.storage.put(key, shard)
-    np.testing.assert_array_equal(actstore.open(indexed.url).read("a", slice(40, 80)), good)
+    np.testing.assert_array_equal(
+        actstore.open(indexed.url).read("a", slice(40, 80)), good
+    )
 
 
 def rows_of(store: Store) -> dict[int, bytes]:
-    with store.stream(StreamSpec(sites=("a",), batch=64, window_chunks=4, lanes=1, epochs=1), threads=1) as batches:
-        return {int(row): x.numpy().tobytes() for batch in batches for row, x in zip(batch.row, batch.x, strict=True)}
+    with store.stream(
+        StreamSpec(sites=("a",), batch=64, window_chunks=4, lanes=1, epochs=1),
+        threads=1,
+    ) as batches:
+        return {
+            int(row): x.numpy().tobytes()
+            for batch in batches
+            for row, x in zip(batch.row, batch.x, strict=True)
+        }
 
 
 # Verify
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
     if not items:
         yield path
     for key, one in items or ():
@@ -648,18 +832,26 @@ def with_leaf(manifest: Json, path: tuple[Any, ...], value: Any) -> Json:
 
 
 @pytest.mark.parametrize("generations", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_changed_leaf_of_a_manifest_is_found(tmp_path: Path, generations: int) -> None:
+def test_every_changed_leaf_of_a_manifest_is_found(
+    tmp_path: Path, generations: int
+) -> None:
     """By opening, or by `verify`, which then repairs nothing."""
     url = str(tmp_path / "s")
-    store = extended(url, "int8") if generations > 1 else make_store(url, {"a": 4}, n_units=1)
-    good = json.loads(store.storage.read(at.MANIFEST))
+    store = (
+        extended(url, "int8")
+        if generations > 1
+        else make_store(url, {"a": 4}, n_units=1)
+    )
+    good = json.loads(store.storage.read(keys.MANIFEST))
     looked = 0
     for path in leaves(good):
         old: Any = good
         for key in path:
             old = old[key]
         for value in flipped(old):
-            store.storage.put(at.MANIFEST, json.dumps(with_leaf(good, path, value)).encode())
+            store.storage.put(
+                keys.MANIFEST, json.dumps(with_leaf(good, path, value)).encode()
+            )
             try:
                 result = verify(actstore.open(store.url), threads=1, repair=True)
             except ActstoreError:
@@ -668,7 +860,7 @@ def test_every_changed_leaf_of_a_manifest_is_found(tmp_path: Path, generations: 
             assert result.problems, (path, old, value)
             assert result.repaired == [], (path, old, value)
     assert looked > 50
-    store.storage.put(at.MANIFEST, json.dumps(good).encode())
+    store.storage.put(keys.MANIFEST, json.dumps(good).encode())
     assert verify(actstore.open(store.url)).problems == []
 
 
@@ -678,7 +870,8 @@ def test_norms_that_were_all_multiplied(folder: Path) -> None:
     def change(m: Json) -> None:
         for one in (m["norms"][0][name] for name in ("all", "special", "rest")):
             one.update(
-                {name: one[name] * 100 for name in ("mean_norm", "max_norm")}, mean_sq_norm=one["mean_sq_norm"] * 1e4
+                {name: one[name] * 100 for name in ("mean_norm", "max_norm")},
+                mean_sq_norm=one["mean_sq_norm"] * 1e4,
             )
             one["quantiles"] = [q * 100 for q in one["quantiles"]]
 
@@ -711,15 +904,26 @@ def test_columns_that_were_replaced_with_their_digests(folder: Path) -> None:
         body = bytearray((folder / key).read_bytes()[:-4])
         assert len(body) == sizes[key] - 4
         body[9] ^= 1
-        changed(folder, lambda m, key=key, body=body: claim_file(m, folder, key, with_checksum(bytes(body))))
+        changed(
+            folder,
+            lambda m, key=key, body=body: claim_file(
+                m, folder, key, with_checksum(bytes(body))
+            ),
+        )
     problems = verify(actstore.open(str(folder))).problems
-    assert sorted(line.split(":")[0].rpartition("columns/")[2] for line in problems) == [
+    assert sorted(
+        line.split(":")[0].rpartition("columns/")[2] for line in problems
+    ) == [
         *("bytes/c/0", "digests/c/0/0", "sums/c/0/0/0/0"),
     ]
 
 
-def test_a_plan_that_was_replaced_with_its_digests_is_told_and_nothing_is_repaired(folder: Path) -> None:
-    """A manifest of another width, consistent with its plan in every digest: only the units say otherwise."""
+def test_a_plan_that_was_replaced_with_its_digests_is_told_and_nothing_is_repaired(
+    folder: Path,
+) -> None:
+    """A manifest of another width, consistent with its plan in every digest: only the
+    units say otherwise.
+    """
     plan = json.loads((folder / "plan.json").read_text())
     plan["spec"]["seed"] = 5
     data = json.dumps(plan).encode()
@@ -727,7 +931,9 @@ def test_a_plan_that_was_replaced_with_its_digests_is_told_and_nothing_is_repair
     def change(m: Json) -> None:
         claim_file(m, folder, "plan.json", data)
         m["generations"][0]["plan_digest"] = blake3(data).hexdigest()
-        m["content_id"] = content_id([Generation.model_validate(g) for g in m["generations"]])
+        m["content_id"] = content_id(
+            [Generation.model_validate(g) for g in m["generations"]]
+        )
 
     changed(folder, change)
     (folder / "acts" / "zarr.json").unlink()
@@ -742,15 +948,25 @@ def test_a_plan_that_was_replaced_with_its_digests_is_told_and_nothing_is_repair
 
 
 def test_a_tokenizer_s_code_is_never_run(tmp_path: Path) -> None:
-    config = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    config = {
+        "tokenizer_class": "Evil",
+        "auto_map": {"AutoTokenizer": ["evil.Evil", None]},
+    }
     code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass Evil: pass\n"
-    files = {"tokenizer_config.json": json.dumps(config).encode(), "evil.py": code.encode()}
+    files = {
+        "tokenizer_config.json": json.dumps(config).encode(),
+        "evil.py": code.encode(),
+    }
     store = make_store(tmp_path / "s", SITES, tokenizer_files=files, **SIZES)
     with pytest.raises(ModelError, match="its tokenizer is custom code"):
         store.tokenizer()
     assert not (tmp_path / "ran").exists()
-    (tmp_path / "s" / "tokenizer" / "more.json").write_text("{}")  # what no record names is not looked at
-    assert store.tokenizer_keys() == ["tokenizer/evil.py", "tokenizer/tokenizer_config.json"]
+    # what no record names is not looked at
+    (tmp_path / "s" / "tokenizer" / "more.json").write_text("{}")
+    assert store.tokenizer_keys() == [
+        "tokenizer/evil.py",
+        "tokenizer/tokenizer_config.json",
+    ]
 
 
 # Other places
@@ -770,8 +986,8 @@ def test_a_limit_holds_in_other_places(memory_url: str, s3_url: str) -> None:
 
 
 def test_a_folder_for_a_manifest_is_no_store(folder: Path) -> None:
-    (folder / at.MANIFEST).unlink()
-    (folder / at.MANIFEST).mkdir()
+    (folder / keys.MANIFEST).unlink()
+    (folder / keys.MANIFEST).mkdir()
     (folder / "plan.json").unlink()
     with pytest.raises(NotAStoreError):
         actstore.open(str(folder))
@@ -779,40 +995,59 @@ def test_a_folder_for_a_manifest_is_no_store(folder: Path) -> None:
 
 def test_statistics_are_as_large_as_the_arithmetic_says(whole: Path) -> None:
     store = actstore.open(str(whole))
-    assert stats_bytes(store.manifest.sites) == len(UnitStats(store.manifest.sites).to_bytes())
+    assert stats_bytes(store.manifest.sites) == len(
+        UnitStats(store.manifest.sites).to_bytes()
+    )
 
 
 def unfinished(folder: Path) -> StoreWriter:
     """What a harvest that was stopped just before its end finds there."""
-    (folder / at.MANIFEST).unlink()
+    (folder / keys.MANIFEST).unlink()
     storage = Storage(str(folder))
     return StoreWriter(storage, read_plan(storage))
 
 
 @pytest.mark.parametrize(
-    "changes", [{"unit": 7}, {"n_rows": 10**9}, {"objects": {"../../x": {"bytes": 0, "digest": ""}}}]
+    "changes",
+    [
+        {"unit": 7},
+        {"n_rows": 10**9},
+        {"objects": {"../../x": {"bytes": 0, "digest": ""}}},
+    ],
 )
-def test_a_harvest_that_goes_on_commits_no_record_that_cannot_be(folder: Path, changes: Json) -> None:
-    writer, path = unfinished(folder), folder / at.unit_key(2)
+def test_a_harvest_that_goes_on_commits_no_record_that_cannot_be(
+    folder: Path, changes: Json
+) -> None:
+    writer, path = unfinished(folder), folder / keys.unit_key(2)
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
     with pytest.raises(CorruptError, match=r"units/00002\.json"):
         writer.finish()
-    assert not (folder / at.MANIFEST).exists()
+    assert not (folder / keys.MANIFEST).exists()
 
 
-@pytest.mark.parametrize("changes", [{"tokens": {"bytes": 1 << 60, "digest": "0" * 64}}, {"unit": 7}])
-def test_a_harvest_that_goes_on_takes_no_tokens_but_those_recorded(folder: Path, changes: Json) -> None:
-    writer, path = unfinished(folder), folder / at.block_key(2)
+@pytest.mark.parametrize(
+    "changes", [{"tokens": {"bytes": 1 << 60, "digest": "0" * 64}}, {"unit": 7}]
+)
+def test_a_harvest_that_goes_on_takes_no_tokens_but_those_recorded(
+    folder: Path, changes: Json
+) -> None:
+    writer, path = unfinished(folder), folder / keys.block_key(2)
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
     with pytest.raises(CorruptError, match=r"blocks/00002\.json"):
         writer.block_tokens(writer.committed_blocks()[2])
 
 
 @pytest.mark.parametrize("name", ["._00002.json", "x.json"])
-def test_a_harvest_that_goes_on_does_not_look_at_other_files(folder: Path, name: str) -> None:
+def test_a_harvest_that_goes_on_does_not_look_at_other_files(
+    folder: Path, name: str
+) -> None:
     writer = unfinished(folder)
     for place in ("units", "blocks"):
         (folder / place / name).write_text("no JSON")
-    assert len(writer.committed_blocks()) == len(writer.committed_units()) == SIZES["n_units"]
+    assert (
+        len(writer.committed_blocks())
+        == len(writer.committed_units())
+        == SIZES["n_units"]
+    )
     writer.finish()
     assert not verify(actstore.open(folder)).problems

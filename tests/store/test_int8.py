@@ -14,8 +14,15 @@ SITES = ("blocks.{0,3,5}.hook_mlp_out", "blocks.{0,5}.hook_resid_post")
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
-def test_int8_takes_a_byte_per_value_and_loses_less_than_a_ten_thousandth(tmp_path: Path, codec: str) -> None:
-    spec = {"model": "builtin:tiny", "corpus": "builtin:stdlib", "sites": SITES, "tokens": 1 << 14}
+def test_int8_takes_a_byte_per_value_and_loses_less_than_a_ten_thousandth(
+    tmp_path: Path, codec: str
+) -> None:
+    spec = {
+        "model": "builtin:tiny",
+        "corpus": "builtin:stdlib",
+        "sites": SITES,
+        "tokens": 1 << 14,
+    }
     spec |= {"unit_sequences": 16, "chunk_rows": 512, "codec": codec}
     exact = actstore.harvest({**spec, "dtype": "float32"}, str(tmp_path / "exact"))
     store = actstore.harvest({**spec, "dtype": "int8"}, str(tmp_path / "int8"))
@@ -23,4 +30,6 @@ def test_int8_takes_a_byte_per_value_and_loses_less_than_a_ten_thousandth(tmp_pa
     rows = exact.rows()
     for site in exact.sites:
         x, y = exact.read(site, rows).astype(np.float64), store.read(site, rows)
-        assert np.square(x - y).sum() <= 1e-4 * np.square(x - x.mean(axis=0)).sum(), site
+        assert np.square(x - y).sum() <= 1e-4 * np.square(x - x.mean(axis=0)).sum(), (
+            site
+        )

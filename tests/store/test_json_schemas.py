@@ -15,7 +15,8 @@ import pytest
 from pydantic import TypeAdapter
 
 import actstore
-from actstore.harvesting.harvest import extend, harvest
+from actstore.harvesting.extend import extend
+from actstore.harvesting.harvest import harvest
 from schemas.export import FOLDER, export
 from schemas.records import EvalRecord, LayerMetrics, RunRecord, StoreOrigin
 from schemas.sae import FlatSpec, SaeSpec
@@ -23,7 +24,12 @@ from schemas.stream import StreamState
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
 from tests.store.test_old_stores import ARCHIVE
 
-NAMES = {"plan": "plan*.json", "manifest": "manifest.json", "unit": "units*/*.json", "block": "blocks/*.json"}
+NAMES = {
+    "plan": "plan*.json",
+    "manifest": "manifest.json",
+    "unit": "units*/*.json",
+    "block": "blocks/*.json",
+}
 
 
 def schema(name: str) -> jsonschema.Draft202012Validator:
@@ -34,14 +40,18 @@ def schema(name: str) -> jsonschema.Draft202012Validator:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
-    """(schema, value) of every JSON file of stores of today and of 1.0, harvested, extended and imported."""
+    """(schema, value) of every JSON file of stores of today and of 1.0, harvested,
+    extended and imported.
+    """
     root = tmp_path_factory.mktemp("stores")
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(root / "old")
     harvest(SPEC, str(root / "grown"), model=Tiny(), tokens=TOKENS)
     extend(str(root / "grown"), tokens=3 * 4, model=Tiny(), source=TOKENS)
     extend(str(root / "grown"), sites="second", model=Tiny())
-    actstore.import_activations({"a": IMPORTED}, str(root / "imported"), dtype="int8", tokens=np.arange(6))
+    actstore.import_activations(
+        {"a": IMPORTED}, str(root / "imported"), dtype="int8", tokens=np.arange(6)
+    )
     found = [
         (name, json.loads(path.read_text()))
         for store in (*root.glob("old/*"), root / "grown", root / "imported")
@@ -53,14 +63,33 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
 
 def _of_runs() -> Iterator[tuple[str, Any]]:
     kinds = [{"kind": one.model_fields["kind"].default} for one in get_args(FlatSpec)]
-    inner = [{"kind": kind, "inner": {"kind": "topk"}} for kind in ("transcoder", "crosscoder")]
-    about = {"d": 4, "n_latents": 8, "sites": ("a",), "store": "s", "content_id": "0", "model": "m", "steps": 1}
+    inner = [
+        {"kind": kind, "inner": {"kind": "topk"}}
+        for kind in ("transcoder", "crosscoder")
+    ]
+    about = {
+        "d": 4,
+        "n_latents": 8,
+        "sites": ("a",),
+        "store": "s",
+        "content_id": "0",
+        "model": "m",
+        "steps": 1,
+    }
     for one in (*kinds, *inner):
         sae = TypeAdapter(SaeSpec).validate_python(one)
         record = RunRecord(sae=sae, rescale="log", center=True, rows=1, seed=0, **about)
         yield "sae", json.loads(record.to_json())
     layer = LayerMetrics(
-        site="a", rows=0, fvu=math.nan, mse=math.inf, mse_per_element=0, l0=0, l1=0, l1_decoder=0, suppression=1
+        site="a",
+        rows=0,
+        fvu=math.nan,
+        mse=math.inf,
+        mse_per_element=0,
+        l0=0,
+        l1=0,
+        l1_decoder=0,
+        suppression=1,
     )
     yield "eval", json.loads(
         EvalRecord(
@@ -68,8 +97,16 @@ def _of_runs() -> Iterator[tuple[str, Any]]:
             layers=(layer,), dead=0, dead_rows=1, alive_share=math.nan,
         ).to_json()
     )  # fmt: skip
-    yield "store", json.loads(StoreOrigin(store="/s", store_path="../s", content_id="0").to_json())
-    yield "stream_state", json.loads(StreamState(store="s", spec="t", epoch=0, batch=1).to_json())
+    yield (
+        "store",
+        json.loads(
+            StoreOrigin(store="/s", store_path="../s", content_id="0").to_json()
+        ),
+    )
+    yield (
+        "stream_state",
+        json.loads(StreamState(store="s", spec="t", epoch=0, batch=1).to_json()),
+    )
 
 
 def test_the_schemas_are_those_of_the_models() -> None:
@@ -83,7 +120,8 @@ def test_real_files_fit_and_changed_ones_do_not(files: list[tuple[str, Any]]) ->
     for name, value in files:
         validators[name].validate(value)
     changed = 0
-    for name, value in dict(files).items():  # of each kind the last: an imported store's
+    # of each kind the last: an imported store's
+    for name, value in dict(files).items():
         for what, bad in mutations(value):
             changed += 1
             assert not validators[name].is_valid(bad), f"{name}: {what}"
@@ -91,18 +129,26 @@ def test_real_files_fit_and_changed_ones_do_not(files: list[tuple[str, Any]]) ->
 
 
 def mutations(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A key more, a digest that is none, a negative size, a number as a text; once each, at every depth."""
+    """A key more, a digest that is none, a negative size, a number as a text; once
+    each, at every depth.
+    """
     for path, node in nodes(value):
         if path and path[-1] in {"cursor", "objects", "files", "$defs"}:
             continue
         yield f"a key more in {path}", replaced(value, path, {**node, "a key more": 1})
         for key, one in node.items():
             for bad in worse(key, one):
-                yield f"{(*path, key)} is {bad!r}", replaced(value, path, {**node, key: bad})
+                yield (
+                    f"{(*path, key)} is {bad!r}",
+                    replaced(value, path, {**node, key: bad}),
+                )
 
 
 def worse(key: str, one: Any) -> list[Any]:
-    if key in {"digest", "content_id", "plan_digest", "units_digest"} and len(str(one)) == 64:
+    if (
+        key in {"digest", "content_id", "plan_digest", "units_digest"}
+        and len(str(one)) == 64
+    ):
         return [one[:-1], one.upper() if one.upper() != one else "x" * 64, 7]
     if isinstance(one, bool):
         return ["true"]
@@ -113,11 +159,19 @@ def worse(key: str, one: Any) -> list[Any]:
     return [one[:-1], [*one, 1.0]] if key == "quantiles" else []
 
 
-def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+def nodes(
+    value: Any, path: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     """The objects in a JSON value, with where they are."""
     if isinstance(value, dict):
         yield path, value
-    for key, one in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, one in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield from nodes(one, (*path, key))
 
 
@@ -132,11 +186,16 @@ def replaced(value: Any, path: tuple[Any, ...], node: Any) -> Any:
     return made
 
 
-def test_every_key_that_is_always_there_is_required(files: list[tuple[str, Any]]) -> None:
+def test_every_key_that_is_always_there_is_required(
+    files: list[tuple[str, Any]],
+) -> None:
     seen: dict[str, set[str]] = {}
     for name, value in files:
         seen[name] = seen.get(name, set(value)) & value.keys()
-    optional = {"plan": {"format_minor", "imported", "separator_token"}, "manifest": {"format_minor", "imported"}}
+    optional = {
+        "plan": {"format_minor", "imported", "separator_token"},
+        "manifest": {"format_minor", "imported"},
+    }
     for name, keys in seen.items():
         one = schema(name).schema
         assert set(one["required"]) == keys
@@ -146,6 +205,15 @@ def test_every_key_that_is_always_there_is_required(files: list[tuple[str, Any]]
 
 def test_numbers_that_json_lacks_are_texts(files: list[tuple[str, Any]]) -> None:
     value = next(value for name, value in files if name == "manifest")
-    for text, fits in (("NaN", True), ("Infinity", True), ("-Infinity", True), ("nan", False), (None, False)):
-        norms = {**value["norms"][0], "rest": {**value["norms"][0]["rest"], "mean_norm": text}}
+    for text, fits in (
+        ("NaN", True),
+        ("Infinity", True),
+        ("-Infinity", True),
+        ("nan", False),
+        (None, False),
+    ):
+        norms = {
+            **value["norms"][0],
+            "rest": {**value["norms"][0]["rest"], "mean_norm": text},
+        }
         assert schema("manifest").is_valid({**value, "norms": [norms]}) == fits, text

@@ -1,4 +1,6 @@
-"""Stores of format 1.0, written by the last actstore that wrote them, are read, verified, streamed, extended, resumed."""
+"""Stores of format 1.0, written by the last actstore that wrote them, are read,
+verified, streamed, extended, resumed.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ import torch
 
 import actstore
 from actstore.errors import FormatVersionError
-from actstore.harvesting.harvest import extend, harvest
-from actstore.share.verify import verify
+from actstore.harvesting.extend import extend
+from actstore.harvesting.harvest import harvest
+from actstore.inspect.verify import verify
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "store_1_0.zip"
@@ -26,7 +29,9 @@ DEFAULTS = (("split", "train"), ("text_column", "text"))
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A folder of three stores: `harvested`, `extended` (by tokens, then by a site) and `imported` (int8)."""
+    """A folder of three stores: `harvested`, `extended` (by tokens, then by a site) and
+    `imported` (int8).
+    """
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(tmp_path)
     return tmp_path
@@ -43,7 +48,10 @@ def outputs(sequence: np.ndarray, position: np.ndarray) -> dict[str, np.ndarray]
     with torch.no_grad():
         first = model.first(model.embedding(torch.from_numpy(TOKENS)))
         made = {"first": first, "second": model.second(first)}
-    return {name: x.bfloat16().float().numpy()[sequence, position] for name, x in made.items()}
+    return {
+        name: x.bfloat16().float().numpy()[sequence, position]
+        for name, x in made.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["harvested", "extended"])
@@ -54,19 +62,29 @@ def test_rows_are_read_verified_and_streamed(old: Path, name: str) -> None:
     found = store.provenance(store.rows())
     assert len(found.sequence) == (20 if name == "harvested" else 32)
     assert np.array_equal(
-        found.token, TOKENS[np.where(found.sequence < 6, found.sequence, found.sequence - 1), found.position]
+        found.token,
+        TOKENS[
+            np.where(found.sequence < 6, found.sequence, found.sequence - 1),
+            found.position,
+        ],
     )
-    wanted = outputs(np.where(found.sequence < 6, found.sequence, found.sequence - 1), found.position)
+    wanted = outputs(
+        np.where(found.sequence < 6, found.sequence, found.sequence - 1), found.position
+    )
     for site in store.sites:
         assert np.array_equal(store.read(site), wanted[site])
         batches = list(store.stream(sites=site, batch=7))
-        assert np.array_equal(np.sort(np.concatenate([batch.row for batch in batches])), store.rows())
+        assert np.array_equal(
+            np.sort(np.concatenate([batch.row for batch in batches])), store.rows()
+        )
 
 
 def test_an_import_is_read_and_verified(old: Path) -> None:
     store = actstore.open(old / "imported")
     assert verify(store).problems == []
-    assert np.allclose(store.read("a"), IMPORTED[store.provenance(store.rows()).sequence], atol=0.03)
+    assert np.allclose(
+        store.read("a"), IMPORTED[store.provenance(store.rows()).sequence], atol=0.03
+    )
 
 
 def test_zarr_opens_them(old: Path) -> None:
@@ -75,32 +93,48 @@ def test_zarr_opens_them(old: Path) -> None:
     import actstore.format.zarr_bfloat16
 
     store = actstore.open(old / "extended")
-    array = zarr.open_group(old / "extended", mode="r", use_consolidated=False)["acts/second"]
-    assert np.array_equal(array.oindex[store.rows()].astype(np.float32), store.read("second"))
+    array = zarr.open_group(old / "extended", mode="r", use_consolidated=False)[
+        "acts/second"
+    ]
+    assert np.array_equal(
+        array.oindex[store.rows()].astype(np.float32), store.read("second")
+    )
 
 
 def test_extended_it_has_what_the_old_actstore_wrote(old: Path) -> None:
-    """The same metadata, records and values, and no key that 1.0 does not know; so whoever reads 1.0 reads it still."""
+    """The same metadata, records and values, and no key that 1.0 does not know; so
+    whoever reads 1.0 reads it still.
+    """
     store = more(old / "harvested")
     assert verify(store).problems == []
     made, wanted = (
-        {p.relative_to(old / n): p for p in (old / n).rglob("*") if p.is_file()} for n in ("harvested", "extended")
+        {p.relative_to(old / n): p for p in (old / n).rglob("*") if p.is_file()}
+        for n in ("harvested", "extended")
     )
     assert made.keys() == wanted.keys()
     for key, path in made.items():
         if path.name == "manifest.json" or path.name.startswith("plan-"):
-            new, before = (stated(json.loads(one.read_text())) for one in (path, wanted[key]))
-            assert new == before, f"{key}: of a store of 1.0 it must be what 1.0 wrote; give new fields an `exclude_if`"
-        elif not str(key).startswith("columns"):  # these have digests of what has the version of torch
+            new, before = (
+                stated(json.loads(one.read_text())) for one in (path, wanted[key])
+            )
+            assert new == before, (
+                f"{key}: of a store of 1.0 it must be what 1.0 wrote; give new fields an `exclude_if`"
+            )
+        elif not str(key).startswith("columns"):
+            # these have digests of what has the version of torch
             assert path.read_bytes() == wanted[key].read_bytes(), key
 
 
 def stated(value: Any) -> Any:
-    """A JSON value but for what depends on the version of torch, and what 1.0 takes for said where it is not."""
+    """A JSON value but for what depends on the version of torch, and what 1.0 takes for
+    said where it is not.
+    """
     if isinstance(value, dict):
         left_out = {"numerics", "parent", "content_id", "plan_digest", "files"}
         said = {key: one for key, one in value.items() if (key, one) not in DEFAULTS}
-        return {key: None if key in left_out else stated(one) for key, one in said.items()}
+        return {
+            key: None if key in left_out else stated(one) for key, one in said.items()
+        }
     return [stated(one) for one in value] if isinstance(value, list) else value
 
 
@@ -110,20 +144,33 @@ def test_extended_in_between_it_is_what_the_new_actstore_reads(old: Path) -> Non
     assert verify(before).problems == []
 
 
-def test_one_that_was_not_finished_is_resumed_in_its_own_format(old: Path, tmp_path: Path) -> None:
+def test_one_that_was_not_finished_is_resumed_in_its_own_format(
+    old: Path, tmp_path: Path
+) -> None:
     finished, begun = old / "harvested", old / "begun"
     now = harvest(SPEC, str(tmp_path / "now"), model=Tiny(), tokens=TOKENS)
     assert now.manifest.format_minor == 1
     plan = json.loads((finished / "plan.json").read_text())
-    shutil.copytree(finished, begun, ignore=shutil.ignore_patterns("manifest.json", "columns", "norms.stats"))
+    shutil.copytree(
+        finished,
+        begun,
+        ignore=shutil.ignore_patterns("manifest.json", "columns", "norms.stats"),
+    )
     (begun / "units/00001.json").unlink()
-    plan["numerics"] = now.manifest.numerics.model_dump()  # else it is another machine's
+    # else it is another machine's
+    plan["numerics"] = now.manifest.numerics.model_dump()
     (begun / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
     store = harvest(SPEC, str(begun), model=Tiny(), tokens=TOKENS)
     assert store.manifest.format_minor == 0
     assert verify(store).problems == []
     assert np.array_equal(store.read("first"), now.read("first"))
-    for key in ("zarr.json", "acts/zarr.json", "acts/first/zarr.json", "columns/rows/zarr.json", "columns/zarr.json"):
+    for key in (
+        "zarr.json",
+        "acts/zarr.json",
+        "acts/first/zarr.json",
+        "columns/rows/zarr.json",
+        "columns/zarr.json",
+    ):
         assert (begun / key).read_bytes() == (finished / key).read_bytes()
 
 
@@ -131,7 +178,11 @@ def test_a_newer_minor_is_refused_with_what_is_known(old: Path) -> None:
     there = old / "harvested"
     for key in ("manifest.json", "plan.json"):
         text = (there / key).read_text()
-        (there / key).write_text(text.replace('"format_version": 1', '"format_version": 1, "format_minor": 2, "x": 0'))
+        (there / key).write_text(
+            text.replace(
+                '"format_version": 1', '"format_version": 1, "format_minor": 2, "x": 0'
+            )
+        )
     refusal = r"version 1\.2, this actstore reads 1\.0 to 1\.1; upgrade"
     with pytest.raises(FormatVersionError, match=refusal):
         actstore.open(there)

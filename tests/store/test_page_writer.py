@@ -1,4 +1,6 @@
-"""What is written from `FORMAT.md` alone is a store, and what is read from it alone is what a store holds."""
+"""What is written from `FORMAT.md` alone is a store, and what is read from it alone is
+what a store holds.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 import actstore
-from actstore.share.verify import verify
+from actstore.inspect.verify import verify
 from schemas.export import FOLDER
 from tests.store import by_the_page
 from tests.store.by_the_page.numbers import permutation
@@ -19,28 +21,46 @@ from tests.store.by_the_page.reader import read_site
 from tests.store.by_the_page.writer import PageWriter
 from tests.support import make_store
 
-PAGE = (Path(actstore.__file__).parent / "FORMAT.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/FORMAT.md").read_text()
 
 
-def written(folder: Path, dtype: str, codec: str, n: int = 41) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A store of 21 units, one of them held out, the last half full; padding, special tokens, a row that is not finite."""
+def written(
+    folder: Path, dtype: str, codec: str, n: int = 41
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A store of 21 units, one of them held out, the last half full; padding, special
+    tokens, a row that is not finite.
+    """
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 9, (n, 5))
     tokens[3, 2:] = -1
-    values = {"wide": rng.standard_normal((n, 5, 7)) * 3 + 1, "narrow": np.exp(rng.standard_normal((n, 5, 3)))}
+    values = {
+        "wide": rng.standard_normal((n, 5, 7)) * 3 + 1,
+        "narrow": np.exp(rng.standard_normal((n, 5, 3))),
+    }
     values = {name: x.astype(np.float32) for name, x in values.items()}
     if dtype in {"float32", "int8"}:
         values["wide"][7, 1, 2] = np.nan
     PageWriter(
-        folder, values, tokens, dtype=dtype, codec=codec, unit_sequences=2, chunk_rows=4, seed=11, special=(8,)
+        folder,
+        values,
+        tokens,
+        dtype=dtype,
+        codec=codec,
+        unit_sequences=2,
+        chunk_rows=4,
+        seed=11,
+        special=(8,),
     ).write()
     return values, tokens
 
 
 @pytest.mark.parametrize(
-    ("dtype", "codec"), [("bfloat16", "lz4"), ("float16", "zstd"), ("float32", "raw"), ("int8", "lz4")]
+    ("dtype", "codec"),
+    [("bfloat16", "lz4"), ("float16", "zstd"), ("float32", "raw"), ("int8", "lz4")],
 )
-def test_what_the_page_writes_is_a_store(tmp_path: Path, dtype: str, codec: str) -> None:
+def test_what_the_page_writes_is_a_store(
+    tmp_path: Path, dtype: str, codec: str
+) -> None:
     values, tokens = written(tmp_path / "s", dtype, codec)
     store = actstore.open(tmp_path / "s")
     assert verify(store).problems == []
@@ -58,23 +78,38 @@ def test_what_the_page_writes_is_a_store(tmp_path: Path, dtype: str, codec: str)
             assert np.array_equal(got, kept, equal_nan=True)
         own = read_site(tmp_path / "s", site)
         assert np.array_equal(
-            np.array([own[a, b] for a, b in zip(found.sequence, found.position, strict=True)]), got, equal_nan=True
+            np.array(
+                [own[a, b] for a, b in zip(found.sequence, found.position, strict=True)]
+            ),
+            got,
+            equal_nan=True,
         )
 
 
 def whole(site: str, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Small whole numbers, whose sums are exact in any order."""
     d = {"a.b": 16, "c": 8}[site]
-    return (sequence[:, None] * 31 + position[:, None] * 7 + np.arange(d) * 3 + len(site)) % 17 - 8.0
+    return (
+        sequence[:, None] * 31 + position[:, None] * 7 + np.arange(d) * 3 + len(site)
+    ) % 17 - 8.0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_the_same_rows_make_the_same_store_by_the_page_and_by_actstore(tmp_path: Path, dtype: str) -> None:
-    """Values, rows and tokens are equal to the byte, metadata as JSON, norms and statistics to rounding."""
+def test_the_same_rows_make_the_same_store_by_the_page_and_by_actstore(
+    tmp_path: Path, dtype: str
+) -> None:
+    """Values, rows and tokens are equal to the byte, metadata as JSON, norms and
+    statistics to rounding.
+    """
     shape: dict[str, Any] = {"n_units": 21, "unit_sequences": 2, "context": 5}
-    ours = make_store(tmp_path / "ours", {"a.b": 16, "c": 8}, whole, dtype=dtype, codec="raw", **shape)
+    ours = make_store(
+        tmp_path / "ours", {"a.b": 16, "c": 8}, whole, dtype=dtype, codec="raw", **shape
+    )
     sequence, position = (x.reshape(-1) for x in np.mgrid[:42, :5])
-    values = {name: whole(name, sequence, position).reshape(42, 5, -1).astype(np.float32) for name in ours.sites}
+    values = {
+        name: whole(name, sequence, position).reshape(42, 5, -1).astype(np.float32)
+        for name in ours.sites
+    }
     PageWriter(
         tmp_path / "page", values, ours.tokens(np.arange(42)), dtype=dtype, codec="raw",
         unit_sequences=2, chunk_rows=16, seed=0, special=(0,),
@@ -90,17 +125,38 @@ def test_the_same_rows_make_the_same_store_by_the_page_and_by_actstore(tmp_path:
         assert np.allclose(ours.mean(name), page.mean(name))
         assert np.allclose(ours.variance(name), page.variance(name))
         assert figures(ours, name) == pytest.approx(figures(page, name), rel=1e-6)
-    names = ["", "acts/", "norm/", "tokens/", "rows/", "acts/c/", "norm/a.b/", "columns/", "columns/sums/"]
-    for name in (*names, *(("scale/", "step/", "scale/c/", "step/c/") if dtype == "int8" else ())):
-        assert json.loads(ours.storage.read(f"{name}zarr.json")) == json.loads(page.storage.read(f"{name}zarr.json"))
+    names = [
+        "",
+        "acts/",
+        "norm/",
+        "tokens/",
+        "rows/",
+        "acts/c/",
+        "norm/a.b/",
+        "columns/",
+        "columns/sums/",
+    ]
+    for name in (
+        *names,
+        *(("scale/", "step/", "scale/c/", "step/c/") if dtype == "int8" else ()),
+    ):
+        assert json.loads(ours.storage.read(f"{name}zarr.json")) == json.loads(
+            page.storage.read(f"{name}zarr.json")
+        )
 
 
 def figures(store: actstore.Store, name: str) -> dict[str, Any]:
     norms = store.norms[name]
     found = {"all": norms.all, "special": norms.special, "rest": norms.rest}
-    flat = {f"{part} {key}": value for part, one in found.items() for key, value in one.model_dump().items()}
+    flat = {
+        f"{part} {key}": value
+        for part, one in found.items()
+        for key, value in one.model_dump().items()
+    }
     return {key: value for key, value in flat.items() if "quantiles" not in key} | {
-        f"{part} {i}": value for part, one in found.items() for i, value in enumerate(one.quantiles)
+        f"{part} {i}": value
+        for part, one in found.items()
+        for i, value in enumerate(one.quantiles)
     }
 
 
@@ -114,7 +170,11 @@ def test_every_key_of_every_file_is_on_the_page() -> None:
             return set().union(*map(keys, node)) if node else set()
         if not isinstance(node, dict):
             return set()
-        own = set(node["properties"]) if isinstance(node.get("properties"), dict) else set()
+        own = (
+            set(node["properties"])
+            if isinstance(node.get("properties"), dict)
+            else set()
+        )
         return own.union(*map(keys, node.values()))
 
     for name in ("plan", "manifest", "unit", "block", "claim"):
@@ -125,7 +185,20 @@ def test_every_key_of_every_file_is_on_the_page() -> None:
 def test_the_page_alone_was_used() -> None:
     for path in Path(by_the_page.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text())
-        names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-        names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        ours = {name for name in names if name.split(".")[0] in {"actstore", "schemas", "trainer", "tests"}}
+        names = {
+            a.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for a in node.names
+        }
+        names |= {
+            str(node.module)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+        }
+        ours = {
+            name
+            for name in names
+            if name.split(".")[0] in {"actstore", "schemas", "trainer", "tests"}
+        }
         assert all(name.startswith(by_the_page.__name__) for name in ours), path

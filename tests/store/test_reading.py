@@ -1,4 +1,6 @@
-"""The Python API of a store: rows by slice and in pieces, streams by keywords, and what notebooks show."""
+"""The Python API of a store: rows by slice and in pieces, streams by keywords, and what
+notebooks show.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actstore
+from actstore.console.notebook import table
 from actstore.errors import SiteError, SpecError
-from actstore.notebook import table
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.stream import StreamSpec
 from tests.support import make_store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("s") / "store", n_units=5, unit_sequences=3)
+    return make_store(
+        tmp_path_factory.mktemp("s") / "store", n_units=5, unit_sequences=3
+    )
 
 
 ENDS = st.one_of(st.none(), st.integers(-700, 700))
 
 
 @settings(max_examples=40, deadline=None)
-@given(ENDS, ENDS, st.one_of(st.none(), st.integers(-5, -1), st.integers(1, 5)), st.integers(1, 200))
+@given(
+    ENDS,
+    ENDS,
+    st.one_of(st.none(), st.integers(-5, -1), st.integers(1, 5)),
+    st.integers(1, 200),
+)
 def test_slices_and_pieces_are_rows_in_store_order(
     store: Store, start: int | None, stop: int | None, step: int | None, size: int
 ) -> None:
@@ -36,7 +45,9 @@ def test_slices_and_pieces_are_rows_in_store_order(
     pieces = list(store.read_pieces(site, asked, size))
     assert all(len(piece) == size for piece in pieces[:-1])
     assert np.array_equal(np.concatenate([wanted[:0], *pieces]), wanted)
-    assert np.array_equal(store.provenance(asked).token, store.provenance(store.rows()[asked]).token)
+    assert np.array_equal(
+        store.provenance(asked).token, store.provenance(store.rows()[asked]).token
+    )
     by_id = list(store.read_pieces(site, store.rows()[asked], size))
     assert np.array_equal(np.concatenate([wanted[:0], *by_id]), wanted)
 
@@ -62,14 +73,21 @@ def test_what_is_no_id_is_refused(store: Store) -> None:
 
 
 def test_a_stream_takes_the_fields_of_its_spec(store: Store) -> None:
-    with store.stream(batch="64", rescale="log", sites=store.sites[0], seed=3) as stream:
-        assert stream.spec == StreamSpec(batch=64, rescale="log", sites=(store.sites[0],), seed=3)
+    with store.stream(
+        batch="64", rescale="log", sites=store.sites[0], seed=3
+    ) as stream:
+        assert stream.spec == StreamSpec(
+            batch=64, rescale="log", sites=(store.sites[0],), seed=3
+        )
         first = next(stream)
     spec = StreamSpec(batch=32, rescale="log", sites=(store.sites[0],), seed=3)
     with store.stream(spec, batch=64) as again:
         assert again.spec == stream.spec
         assert (next(again).row == first.row).all()
-    with pytest.raises(SpecError, match=r"store.stream: bach: there is no such key; did you mean batch\?"):
+    with pytest.raises(
+        SpecError,
+        match=r"store.stream: bach: there is no such key; did you mean batch\?",
+    ):
         store.stream(bach=64)
     with pytest.raises(SpecError, match="rescale: there is no 'lg'"):
         store.stream(StreamSpec(), rescale="lg")
@@ -77,12 +95,23 @@ def test_a_stream_takes_the_fields_of_its_spec(store: Store) -> None:
 
 def test_what_is_shown(store: Store) -> None:
     text = repr(store)
-    for word in (store.url, f"{store.manifest.n_rows:,} rows", f"{len(store.sites)} sites", store.manifest.spec.dtype):
+    for word in (
+        store.url,
+        f"{store.manifest.n_rows:,} rows",
+        f"{len(store.sites)} sites",
+        store.manifest.spec.dtype,
+    ):
         assert word in text
     assert store.manifest.content_id in store._repr_html_()
     with store.stream(batch=64, rescale="log") as stream:
         next(stream)
-        for word in (store.url, "batch 64 rows", "rescale log", "next batch 1 of epoch 0", store.sites[0]):
+        for word in (
+            store.url,
+            "batch 64 rows",
+            "rescale log",
+            "next batch 1 of epoch 0",
+            store.sites[0],
+        ):
             assert word in repr(stream)
         assert "rescale" in stream._repr_html_()
 

@@ -11,10 +11,18 @@ import pytest
 from blake3 import blake3
 
 import actstore
-from actstore.errors import CorruptError, ExistsError, FormatVersionError, NotAStoreError, SiteError, UnfinishedError
-from actstore.format.layout import bijection, held_out, permutation
-from actstore.harvesting.writer import StoreWriter
-from actstore.share.verify import verify
+from actstore.errors import (
+    CorruptError,
+    ExistsError,
+    FormatVersionError,
+    NotAStoreError,
+    SiteError,
+    UnfinishedError,
+)
+from actstore.format.layout import held_out
+from actstore.format.permutation import bijection, permutation
+from actstore.harvesting.store_writer import StoreWriter
+from actstore.inspect.verify import verify
 from tests.support import low_rank, make_plan, make_store, make_tokens, unit_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "store_v1.json"
@@ -29,11 +37,17 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_rows_norms_and_provenance_are_those_harvested(url: str, dtype: str) -> None:
-    store = make_store(url, n_units=21, unit_sequences=2, context=16, dtype=dtype, padded=True)
+    store = make_store(
+        url, n_units=21, unit_sequences=2, context=16, dtype=dtype, padded=True
+    )
     plan = make_plan(n_units=21, unit_sequences=2, context=16, dtype=dtype)
     values = low_rank(plan)
     every = store.rows()
-    assert len(every) == store.manifest.n_rows == len(store.rows("train")) + len(store.rows("held_out"))
+    assert (
+        len(every)
+        == store.manifest.n_rows
+        == len(store.rows("train")) + len(store.rows("held_out"))
+    )
     found = store.provenance(every)
     for unit in (0, 19, 20):
         tokens = make_tokens(plan, unit)
@@ -46,25 +60,40 @@ def test_rows_norms_and_provenance_are_those_harvested(url: str, dtype: str) -> 
         assert (found.token[here][order] == tokens[tokens >= 0]).all()
         assert not (order == np.arange(len(order))).all(), "rows are not permuted"
         for site in store.sites:
-            x, wanted = store.read(site, every[here][order]), exact.sites[site].astype(np.float32)
+            x, wanted = (
+                store.read(site, every[here][order]),
+                exact.sites[site].astype(np.float32),
+            )
             fvu = np.square(x - wanted).sum() / np.square(wanted - wanted.mean(0)).sum()
             assert fvu < 2e-4 if dtype == "int8" else (x == wanted).all()
-            assert np.allclose(store.read_norms(site, every[here][order]), exact.norms[site])
+            assert np.allclose(
+                store.read_norms(site, every[here][order]), exact.norms[site]
+            )
     site, train = store.sites[1], store.rows("train")
     if dtype == "bfloat16":
         x = store.read(site, train).astype(np.float64)
         assert np.allclose(store.mean(site), x.mean(0))
         assert np.allclose(store.variance(site), x.var(0))
-        assert store.norms[site].all.mean_norm == pytest.approx(np.linalg.norm(x, axis=1).mean())
+        assert store.norms[site].all.mean_norm == pytest.approx(
+            np.linalg.norm(x, axis=1).mean()
+        )
         assert store.norms[site].all.count == len(train)
 
 
-def test_the_same_plan_gives_the_same_bytes_and_another_is_refused(tmp_path: Path) -> None:
-    first, second = make_store(tmp_path / "a", n_units=3), make_store(tmp_path / "b", n_units=3)
+def test_the_same_plan_gives_the_same_bytes_and_another_is_refused(
+    tmp_path: Path,
+) -> None:
+    first, second = (
+        make_store(tmp_path / "a", n_units=3),
+        make_store(tmp_path / "b", n_units=3),
+    )
     assert first.manifest == second.manifest
     for key in first.storage.list():
         assert first.storage.read(key) == second.storage.read(key), key
-    assert make_store(tmp_path / "c", n_units=3, seed=1).manifest.content_id != first.manifest.content_id
+    assert (
+        make_store(tmp_path / "c", n_units=3, seed=1).manifest.content_id
+        != first.manifest.content_id
+    )
     with pytest.raises(ExistsError, match="finished store"):
         StoreWriter.create(first.storage, make_plan(n_units=3))
     (tmp_path / "a" / "manifest.json").unlink()
@@ -76,7 +105,9 @@ def test_the_same_plan_gives_the_same_bytes_and_another_is_refused(tmp_path: Pat
 
 def whole(site: str, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Small whole numbers, the same on every machine."""
-    return (sequence[:, None] * 31 + position[:, None] * 7 + np.arange(16) * 3 + len(site)) % 17 - 8.0
+    return (
+        sequence[:, None] * 31 + position[:, None] * 7 + np.arange(16) * 3 + len(site)
+    ) % 17 - 8.0
 
 
 def golden(folder: Path) -> dict[str, dict[str, str]]:
@@ -84,15 +115,28 @@ def golden(folder: Path) -> dict[str, dict[str, str]]:
     digests = {}
     for dtype, codec in (("bfloat16", "raw"), ("int8", "raw")):
         store = make_store(
-            folder / dtype, values=whole, n_units=2, unit_sequences=1, context=8, dtype=dtype, codec=codec
+            folder / dtype,
+            values=whole,
+            n_units=2,
+            unit_sequences=1,
+            context=8,
+            dtype=dtype,
+            codec=codec,
         )
-        keys = [key for key in store.storage.list() if not key.endswith(("zarr.json", "README.md"))]
-        digests[dtype] = {key: blake3(store.storage.read(key)).hexdigest()[:16] for key in keys}
+        keys = [
+            key
+            for key in store.storage.list()
+            if not key.endswith(("zarr.json", "README.md"))
+        ]
+        digests[dtype] = {
+            key: blake3(store.storage.read(key)).hexdigest()[:16] for key in keys
+        }
     return digests
 
 
 def test_golden_bytes(tmp_path: Path) -> None:
-    """The bytes of the newest format. If this fails, stores are written differently: a new minor version is needed.
+    """The bytes of the newest format. If this fails, stores are written differently: a
+    new minor version is needed.
 
     What older ones hold is in `tests/fixtures`.
     """
@@ -106,7 +150,10 @@ def test_what_is_no_store_newer_unfinished_or_broken(tmp_path: Path) -> None:
     manifest = tmp_path / "s" / "manifest.json"
     good = manifest.read_text()
     for bad, error in (
-        (good.replace('"format_version": 1', '"format_version": 9'), FormatVersionError),
+        (
+            good.replace('"format_version": 1', '"format_version": 9'),
+            FormatVersionError,
+        ),
         (good.replace('"format": "actstore"', '"format": "other"'), NotAStoreError),
         (good[: len(good) // 2], CorruptError),
         (good.replace('"n_rows"', '"m_rows"'), CorruptError),
@@ -131,7 +178,10 @@ def test_asking_for_what_is_not_there(tmp_path: Path) -> None:
 def test_verify_names_every_bad_object(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", n_units=3)
     assert verify(store).problems == []
-    keys = sorted(set(store.record(1).objects) | {"norms.stats", "columns/rows/c/0", "units/00002.json"})
+    keys = sorted(
+        set(store.record(1).objects)
+        | {"norms.stats", "columns/rows/c/0", "units/00002.json"}
+    )
     for key in keys:
         path = tmp_path / "s" / key
         good = path.read_bytes()
@@ -159,4 +209,6 @@ LITERAL_BIJECTION: list[int] = [6, 1, 3, 8, 0, 7, 4, 9, 2, 5]
 
 if __name__ == "__main__":  # python -m tests.store.test_store: writes the golden
     with tempfile.TemporaryDirectory() as folder:
-        GOLDEN.write_text(json.dumps(golden(Path(folder)), indent=1, sort_keys=True) + "\n")
+        GOLDEN.write_text(
+            json.dumps(golden(Path(folder)), indent=1, sort_keys=True) + "\n"
+        )

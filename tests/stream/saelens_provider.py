@@ -1,6 +1,8 @@
-"""Trains SAELens' own SAE from our stream; run by test_saelens_provider.py with a Python that has sae-lens.
+"""Trains SAELens' own SAE from our stream; run by test_saelens_provider.py with a
+Python that has sae-lens.
 
-Arguments: the store, and a folder of packages to fall back to (those that only our side needs).
+Arguments: the store, and a folder of packages to fall back to (those that only our side
+needs).
 """
 
 from __future__ import annotations
@@ -24,9 +26,17 @@ BATCH, STEPS = 128, 300
 def main() -> None:
     torch.manual_seed(0)
     store = actstore.open(sys.argv[1])
-    held_out = torch.cat(list(store.stream(StreamSpec(batch=BATCH, split="held_out", rescale="sqrt_d")).tensors()))
+    held_out = torch.cat(
+        list(
+            store.stream(
+                StreamSpec(batch=BATCH, split="held_out", rescale="sqrt_d")
+            ).tensors()
+        )
+    )
     stream = store.stream(StreamSpec(batch=BATCH, epochs=None, rescale="sqrt_d"))
-    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=stream.d, d_sae=64, l1_coefficient=0.1))
+    sae = StandardTrainingSAE(
+        StandardTrainingSAEConfig(d_in=stream.d, d_sae=64, l1_coefficient=0.1)
+    )
     config = SAETrainerConfig(
         total_training_samples=STEPS * BATCH,
         train_batch_size_samples=BATCH,
@@ -42,7 +52,9 @@ def main() -> None:
 
     before = fvu()
     SAETrainer(config, sae, data_provider=stream.tensors()).fit()
-    print(json.dumps({"before": before, "after": fvu(), "batches": stream.state().batch}))
+    print(
+        json.dumps({"before": before, "after": fvu(), "batches": stream.state().batch})
+    )
     stream.close()
 
 

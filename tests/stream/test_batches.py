@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 import actstore
 from actstore.errors import CorruptError, ObjectError, SiteError, SpecError
 from actstore.format.dtypes import to_float32
-from actstore.store import Store
-from actstore.stream.batches import Batch
+from actstore.store.store import Store
+from actstore.stream.stream import Batch
 from schemas.stream import StreamSpec, StreamState
 from tests.support import make_store
 
@@ -24,7 +24,12 @@ SMALL = {"batch": 37, "window_chunks": 6, "lanes": 2, "dtype": "bfloat16"}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """23 units of unequal numbers of rows, most with a partial last chunk."""
-    return make_store(tmp_path_factory.mktemp("stream") / "store", n_units=23, unit_sequences=2, padded=True)
+    return make_store(
+        tmp_path_factory.mktemp("stream") / "store",
+        n_units=23,
+        unit_sequences=2,
+        padded=True,
+    )
 
 
 def spec(**changes: object) -> StreamSpec:
@@ -38,7 +43,10 @@ def collect(store: Store, one: StreamSpec, **runtime: object) -> list[Batch]:
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, y) for m, n in zip(a, b, strict=True) for x, y in zip(m, n, strict=True) if x is not None
+        torch.equal(x, y)
+        for m, n in zip(a, b, strict=True)
+        for x, y in zip(m, n, strict=True)
+        if x is not None
     )
 
 
@@ -47,9 +55,14 @@ def stream_threads() -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_every_row_of_the_split_comes_once_with_its_values(store: Store, split: str) -> None:
+def test_every_row_of_the_split_comes_once_with_its_values(
+    store: Store, split: str
+) -> None:
     batches = collect(store, spec(split=split))
-    layer, row = (torch.cat([getattr(b, name) for b in batches]).numpy() for name in ("layer", "row"))
+    layer, row = (
+        torch.cat([getattr(b, name) for b in batches]).numpy()
+        for name in ("layer", "row")
+    )
     x = torch.cat([b.x for b in batches]).float().numpy()
     wanted = store.rows(split)
     for i, site in enumerate(store.sites):
@@ -66,8 +79,12 @@ def test_batches_hold_the_layers_in_exact_proportion(store: Store) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 5])
-def test_the_sequence_depends_on_neither_threads_nor_time(store: Store, threads: int) -> None:
-    assert same(collect(store, spec(), threads=threads), collect(store, spec(), threads=2))
+def test_the_sequence_depends_on_neither_threads_nor_time(
+    store: Store, threads: int
+) -> None:
+    assert same(
+        collect(store, spec(), threads=threads), collect(store, spec(), threads=2)
+    )
 
 
 def test_another_seed_or_epoch_is_another_sequence(store: Store) -> None:
@@ -76,7 +93,10 @@ def test_another_seed_or_epoch_is_another_sequence(store: Store) -> None:
     other = collect(store, spec(seed=1))
     assert same(two[:n], collect(store, spec()))
     for a, b in ((two[:n], two[n:]), (two[:n], other)):
-        assert np.mean([torch.equal(x.row, y.row) for x, y in zip(a, b, strict=True)]) < 0.05
+        assert (
+            np.mean([torch.equal(x.row, y.row) for x, y in zip(a, b, strict=True)])
+            < 0.05
+        )
 
 
 def test_restoring_at_every_batch_gives_the_rest(store: Store) -> None:
@@ -92,7 +112,9 @@ def test_restoring_at_every_batch_gives_the_rest(store: Store) -> None:
             assert same(list(again), batches[i:])
 
 
-def test_a_state_of_another_store_or_spec_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_state_of_another_store_or_spec_is_refused(
+    store: Store, tmp_path: Path
+) -> None:
     state = store.stream(spec()).state()
     with pytest.raises(SpecError, match="another StreamSpec"):
         store.stream(spec(batch=38)).restore(state)
@@ -102,22 +124,30 @@ def test_a_state_of_another_store_or_spec_is_refused(store: Store, tmp_path: Pat
     with pytest.raises(SpecError, match="another store"):
         other.stream(spec()).restore(state)
     store.stream(spec(epochs=7, limit_rows=9)).restore(state)  # neither changes a batch
-    with pytest.raises(SpecError, match="`memory` plans the windows, and `window_chunks` gives their size"):
+    with pytest.raises(
+        SpecError,
+        match="`memory` plans the windows, and `window_chunks` gives their size",
+    ):
         store.stream(spec(memory=1 << 29))
 
 
 def test_ranks_deliver_the_lanes_of_the_same_global_batches(store: Store) -> None:
     whole = collect(store, spec(lanes=4, window_chunks=8))
     for world in (2, 4):
-        parts = [collect(store, spec(lanes=4, window_chunks=8), rank=r, world=world) for r in range(world)]
+        parts = [
+            collect(store, spec(lanes=4, window_chunks=8), rank=r, world=world)
+            for r in range(world)
+        ]
         for i, batch in enumerate(whole):
             mine = torch.cat([part[i].row * 3 + part[i].layer for part in parts])
-            assert torch.equal(mine.sort().values, (batch.row * 3 + batch.layer).sort().values)
+            assert torch.equal(
+                mine.sort().values, (batch.row * 3 + batch.layer).sort().values
+            )
             for own in (batch, *(part[i] for part in parts)):
-                assert torch.equal(own.row, batch.row[own.place])
-                assert torch.equal(own.layer, batch.layer[own.place])
-                assert (own.place.diff() > 0).all()
-            assert torch.equal(batch.place, torch.arange(len(batch.x)))
+                assert torch.equal(own.row, batch.row[own.batch_position])
+                assert torch.equal(own.layer, batch.layer[own.batch_position])
+                assert (own.batch_position.diff() > 0).all()
+            assert torch.equal(batch.batch_position, torch.arange(len(batch.x)))
     with pytest.raises(SpecError, match="do not divide"):
         store.stream(spec(), world=3)
     with pytest.raises(SpecError, match="rank 2 of 2"):
@@ -133,38 +163,61 @@ def test_limit_rows_is_exact_and_crosses_epochs(store: Store, limit: int) -> Non
 
 def test_a_torch_dataloader_takes_the_stream(store: Store) -> None:
     with store.stream(spec()) as stream:
-        assert same([Batch(*b) for b in DataLoader(stream, batch_size=None)], collect(store, spec()))
+        assert same(
+            [Batch(*b) for b in DataLoader(stream, batch_size=None)],
+            collect(store, spec()),
+        )
 
 
-def test_a_worker_process_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actstore.stream.batches.get_worker_info", object)
+def test_a_worker_process_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actstore.stream.stream.get_worker_info", object)
     with pytest.raises(SpecError, match="num_workers=0"):
         iter(store.stream(spec()))
 
 
-@pytest.mark.parametrize("kind", ["none", "sqrt", "log", "log1p", "linear", "unit", "sqrt_d"])
+@pytest.mark.parametrize(
+    "kind", ["none", "sqrt", "log", "log1p", "linear", "unit", "sqrt_d"]
+)
 @pytest.mark.parametrize("center", [False, True])
-def test_rescaling_is_applied_to_each_row_by_its_layer(store: Store, kind: str, center: bool) -> None:
-    with store.stream(spec(rescale=kind, center=center, dtype="float32", limit_rows=200)) as stream:
+def test_rescaling_is_applied_to_each_row_by_its_layer(
+    store: Store, kind: str, center: bool
+) -> None:
+    with store.stream(
+        spec(rescale=kind, center=center, dtype="float32", limit_rows=200)
+    ) as stream:
         scale, mean = stream.rescaling
         for batch in stream:
             for i, site in enumerate(stream.sites):
                 here = (batch.layer == i).numpy()
                 plain = store.read(site, batch.row.numpy()[here])
-                wanted = (plain - (0 if mean is None else mean[i])) * scale[i].astype(np.float32)
-                np.testing.assert_allclose(batch.x.numpy()[here], wanted, rtol=1e-6, atol=1e-6)
+                wanted = (plain - (0 if mean is None else mean[i])) * scale[i].astype(
+                    np.float32
+                )
+                np.testing.assert_allclose(
+                    batch.x.numpy()[here], wanted, rtol=1e-6, atol=1e-6
+                )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 def test_other_stores_and_other_places(dtype: str, codec: str) -> None:
-    store = make_store(f"memory://stream-{dtype}-{codec}", n_units=5, dtype=dtype, codec=codec, padded=True)
+    store = make_store(
+        f"memory://stream-{dtype}-{codec}",
+        n_units=5,
+        dtype=dtype,
+        codec=codec,
+        padded=True,
+    )
     batches = collect(store, spec(dtype="float32"))
     assert sum(len(b.x) for b in batches) == 3 * len(store.rows())
     for batch in batches[::5]:
         for i, site in enumerate(store.sites):
             here = (batch.layer == i).numpy()
-            np.testing.assert_array_equal(batch.x.numpy()[here], store.read(site, batch.row.numpy()[here]))
+            np.testing.assert_array_equal(
+                batch.x.numpy()[here], store.read(site, batch.row.numpy()[here])
+            )
 
 
 def test_an_odd_width_is_gathered_rightly(tmp_path: Path) -> None:
@@ -173,16 +226,21 @@ def test_an_odd_width_is_gathered_rightly(tmp_path: Path) -> None:
     for i, site in enumerate("ab"):
         here = (batch.layer == i).numpy()
         np.testing.assert_array_equal(
-            batch.x.float().numpy()[here], to_float32(store.read(site, batch.row.numpy()[here]))
+            batch.x.float().numpy()[here],
+            to_float32(store.read(site, batch.row.numpy()[here])),
         )
 
 
 def test_a_window_on_a_device_gives_the_same_batches(store: Store) -> None:
-    """The path of a GPU, walked on the CPU: the window is copied and gathered from by torch."""
+    """The path of a GPU, walked on the CPU: the window is copied and gathered from by
+    torch.
+    """
     for runtime in ({}, {"rank": 1, "world": 2}):
         stream = store.stream(spec(rescale="log", center=True), **runtime)
         stream._pool._in_place = False
-        assert same(list(stream), collect(store, spec(rescale="log", center=True), **runtime))
+        assert same(
+            list(stream), collect(store, spec(rescale="log", center=True), **runtime)
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -203,14 +261,19 @@ def test_bad_requests_are_named(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
-def test_a_flipped_bit_ends_the_stream_with_its_place(tmp_path: Path, codec: str) -> None:
+def test_a_flipped_bit_ends_the_stream_with_its_place(
+    tmp_path: Path, codec: str
+) -> None:
     store = make_store(tmp_path / "store", n_units=6, codec=codec)
     path = tmp_path / "store" / "acts/blocks.1.hook_mlp_out/c/3/0"
     data = bytearray(path.read_bytes())
     data[20] ^= 4
     path.write_bytes(data)
     with store.stream(spec(epochs=None)) as stream:
-        with pytest.raises(CorruptError, match=r"unit 3, site blocks.1.hook_mlp_out, chunk 0.*actstore verify"):
+        with pytest.raises(
+            CorruptError,
+            match=r"unit 3, site blocks.1.hook_mlp_out, chunk 0.*actstore verify",
+        ):
             list(stream)
         with pytest.raises(CorruptError):  # asking again neither hangs nor goes on
             next(stream)
@@ -220,12 +283,17 @@ def test_a_flipped_bit_ends_the_stream_with_its_place(tmp_path: Path, codec: str
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", n_units=6)
     (tmp_path / "store" / "acts/blocks.1.hook_mlp_out/c/3/0").unlink()
-    with store.stream(spec()) as stream, pytest.raises(ObjectError, match=r"blocks\.1\.hook_mlp_out/c/3/0"):
+    with (
+        store.stream(spec()) as stream,
+        pytest.raises(ObjectError, match=r"blocks\.1\.hook_mlp_out/c/3/0"),
+    ):
         list(stream)
 
 
 @pytest.mark.timeout(300)
-def test_a_reader_that_dies_ends_the_stream(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_dies_ends_the_stream(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = store.stream(spec())
     calls = iter(range(10**6))
 
@@ -241,7 +309,9 @@ def test_a_reader_that_dies_ends_the_stream(store: Store, monkeypatch: pytest.Mo
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("taken", [0, 1, 30])
-def test_closing_early_joins_every_thread_and_the_stream_goes_on(store: Store, taken: int) -> None:
+def test_closing_early_joins_every_thread_and_the_stream_goes_on(
+    store: Store, taken: int
+) -> None:
     whole = collect(store, spec())
     stream = store.stream(spec(), threads=3)
     begun = [next(stream) for _ in range(taken)]

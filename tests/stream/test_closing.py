@@ -1,7 +1,9 @@
-"""However a stream ends, its threads end with it, what ends it is told each time it is asked, and nothing hangs.
+"""However a stream ends, its threads end with it, what ends it is told each time it is
+asked, and nothing hangs.
 
-A watchdog prints every thread's stack and ends the process where a test takes longer than it ever should: a hang in a
-lock is not something that an exception in the main thread can be relied on to end.
+A watchdog prints every thread's stack and ends the process where a test takes longer
+than it ever should: a hang in a lock is not something that an exception in the main
+thread can be relied on to end.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ import torch
 
 import actstore
 from actstore.errors import CorruptError, ObjectError
-from actstore.format.layout import acts_key, chunk_key
-from actstore.store import Store
-from actstore.stream.batches import Batch, Stream
+from actstore.format.keys import acts_key, chunk_key
+from actstore.store.store import Store
+from actstore.stream.stream import Batch, Stream
 from schemas.stream import StreamSpec
 from tests.support import make_store
 
@@ -53,7 +55,9 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("closing") / "store", n_units=12, unit_sequences=2)
+    return make_store(
+        tmp_path_factory.mktemp("closing") / "store", n_units=12, unit_sequences=2
+    )
 
 
 @pytest.fixture
@@ -62,7 +66,9 @@ def own(store: Store, tmp_path: Path) -> Store:
     return actstore.open(shutil.copytree(store.url, tmp_path / "store"))
 
 
-def started(store: Store, taken: int, **runtime: int) -> tuple[Stream, set[threading.Thread]]:
+def started(
+    store: Store, taken: int, **runtime: int
+) -> tuple[Stream, set[threading.Thread]]:
     """A stream of which some batches are taken, and its threads."""
     before = set(threading.enumerate())
     stream = store.stream(SPEC, **runtime)
@@ -72,7 +78,9 @@ def started(store: Store, taken: int, **runtime: int) -> tuple[Stream, set[threa
 
 
 def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Reads of shards take longer than any test does: threads are in the middle of them when the stream ends."""
+    """Reads of shards take longer than any test does: threads are in the middle of them
+    when the stream ends.
+    """
     import os
 
     plain = os.preadv
@@ -86,7 +94,9 @@ def slowed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("taken", [1, 3, 60])
-def test_closing_early_joins_every_thread(store: Store, taken: int, threads: int) -> None:
+def test_closing_early_joins_every_thread(
+    store: Store, taken: int, threads: int
+) -> None:
     stream, its = started(store, taken, threads=threads)
     assert its, "the test would prove nothing"
     stream.close()
@@ -129,7 +139,9 @@ def test_closing_does_not_wait_for_the_windows_that_are_still_to_be_read(
 
 
 @pytest.mark.parametrize("how", ["for", "next", "exception"])
-def test_an_abandoned_iterator_is_collected_with_its_threads(store: Store, how: str) -> None:
+def test_an_abandoned_iterator_is_collected_with_its_threads(
+    store: Store, how: str
+) -> None:
     stream, its = started(store, 2)
     gone = weakref.ref(stream)
     if how == "for":
@@ -174,10 +186,16 @@ def test_many_streams_one_after_the_other_leave_nothing(store: Store) -> None:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.x, b.x) and torch.equal(a.layer, b.layer) and torch.equal(a.row, b.row)
+    return (
+        torch.equal(a.x, b.x)
+        and torch.equal(a.layer, b.layer)
+        and torch.equal(a.row, b.row)
+    )
 
 
-def fails_again_and_again(stream: Stream, error: type[Exception], match: str) -> list[Batch]:
+def fails_again_and_again(
+    stream: Stream, error: type[Exception], match: str
+) -> list[Batch]:
     """Streams until the error, asks thrice more; returns the batches from before."""
     batches: list[Batch] = []
     with pytest.raises(error, match=match):
@@ -201,7 +219,9 @@ def cut(store: Store) -> None:
         path.write_bytes(path.read_bytes()[:10])
 
 
-@pytest.mark.parametrize(("damage", "error"), [(remove, ObjectError), (cut, CorruptError)])
+@pytest.mark.parametrize(
+    ("damage", "error"), [(remove, ObjectError), (cut, CorruptError)]
+)
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_shard_that_goes_in_mid_stream_stops_it_with_its_name(
     own: Store, damage: Callable[[Store], None], error: type[Exception], threads: int
@@ -217,7 +237,9 @@ def test_a_shard_that_goes_in_mid_stream_stops_it_with_its_name(
     assert not any(thread.is_alive() for thread in its)
 
 
-def test_after_the_damage_is_undone_the_closed_stream_goes_on_where_it_stopped(own: Store, store: Store) -> None:
+def test_after_the_damage_is_undone_the_closed_stream_goes_on_where_it_stopped(
+    own: Store, store: Store
+) -> None:
     spec = SPEC.model_copy(update={"epochs": 1})
     with store.stream(spec) as whole:
         wanted = list(whole)
@@ -226,7 +248,9 @@ def test_after_the_damage_is_undone_the_closed_stream_goes_on_where_it_stopped(o
         remove(own)
         first += fails_again_and_again(stream, ObjectError, SITE)
         state = stream.state()
-        assert (state.epoch, state.batch) == (0, len(first)), "the batch that failed is not counted as consumed"
+        assert (state.epoch, state.batch) == (0, len(first)), (
+            "the batch that failed is not counted as consumed"
+        )
         shutil.copytree(store.url, own.url, dirs_exist_ok=True)
         stream.close()
         rest = list(stream)
@@ -254,7 +278,13 @@ from schemas.stream import StreamSpec
 stream = actstore.open({store.url!r}).stream(StreamSpec.model_validate_json({SPEC.model_dump_json()!r}))
 next(stream)
 """
-    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False, timeout=180)
+    return subprocess.run(
+        [sys.executable, "-c", head + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
 
 
 ANOTHER_THREAD = """
@@ -284,22 +314,34 @@ os._exit(0)
 """
 
 
-def test_closing_in_another_thread_ends_the_one_that_waits_for_a_batch(store: Store) -> None:
+def test_closing_in_another_thread_ends_the_one_that_waits_for_a_batch(
+    store: Store,
+) -> None:
     """A notebook's or a server's stop button does so."""
     done = in_a_process(store, ANOTHER_THREAD)
-    assert re.fullmatch(r"0 False .*StoreError.*closed.*\n", done.stdout), done.stdout + done.stderr
+    assert re.fullmatch(r"0 False .*StoreError.*closed.*\n", done.stdout), (
+        done.stdout + done.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [("pass", 0), ("raise SystemExit(3)", 3), ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -2)],
+    [
+        ("pass", 0),
+        ("raise SystemExit(3)", 3),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -2),
+    ],
 )
-def test_a_process_ends_though_its_stream_was_never_closed(store: Store, ending: str, code: int) -> None:
+def test_a_process_ends_though_its_stream_was_never_closed(
+    store: Store, ending: str, code: int
+) -> None:
     done = in_a_process(store, ending)
     assert done.returncode == code, done.stderr
     assert "Fatal" not in done.stderr
     assert "Timeout" not in done.stderr
 
 
-def test_a_process_whose_stream_was_never_closed_ends_without_a_word(store: Store) -> None:
+def test_a_process_whose_stream_was_never_closed_ends_without_a_word(
+    store: Store,
+) -> None:
     assert in_a_process(store, "pass").stderr == ""

@@ -1,8 +1,11 @@
-"""A thousand flipped bits and more: none is read as a value, and each error says where it lies.
+"""A thousand flipped bits and more: none is read as a value, and each error says where
+it lies.
 
-One bit of one shard at a time, anywhere in it (chunks and index), at every place that a store can lie in and with every
-codec that is offered by default. `Store.read` and a stream meet each bit with handles that are new, so that nothing is
-remembered from before. Indexes whose checksum is right, but whose entries are nonsense, are met as well.
+One bit of one shard at a time, anywhere in it (chunks and index), at every place that a
+store can lie in and with every codec that is offered by default. `Store.read` and a
+stream meet each bit with handles that are new, so that nothing is remembered from
+before. Indexes whose checksum is right, but whose entries are nonsense, are met as
+well.
 """
 
 from __future__ import annotations
@@ -20,16 +23,17 @@ from typer.testing import CliRunner
 import actstore
 from actstore.cli import app
 from actstore.errors import CorruptError
-from actstore.format.layout import acts_key, chunk_key
+from actstore.format.keys import acts_key, chunk_key
 from actstore.format.shard import ABSENT, with_checksum
 from actstore.format.storage import Storage
-from actstore.share.verify import verify
-from actstore.store import Store
+from actstore.inspect.verify import verify
+from actstore.store.store import Store
 from schemas.stream import StreamSpec
 from tests.support import make_store
 
 SITES = {"a": 8, "b": 8}
-UNITS, ROWS, CHUNK = 4, 40, 16  # the third chunk of a unit is partial, so its padding is flipped too
+# the third chunk of a unit is partial, so its padding is flipped too
+UNITS, ROWS, CHUNK = 4, 40, 16
 BITS = 250  # for each of the six cases below
 CASES = [
     (place, codec, dtype)
@@ -60,7 +64,14 @@ def store(request: pytest.FixtureRequest) -> Store:
     place, codec, dtype = request.param
     url = request.getfixturevalue("tmp_path" if place == "local" else "memory_url")
     return make_store(
-        f"{url}/store", SITES, n_units=UNITS, unit_sequences=1, context=ROWS, chunk_rows=CHUNK, codec=codec, dtype=dtype
+        f"{url}/store",
+        SITES,
+        n_units=UNITS,
+        unit_sequences=1,
+        context=ROWS,
+        chunk_rows=CHUNK,
+        codec=codec,
+        dtype=dtype,
     )
 
 
@@ -88,7 +99,9 @@ def flipped(store: Store, flip: Flip) -> bytes:
 
 
 def replace(store: Store, key: str, data: bytes) -> None:
-    """Without the temporary name and the fsync of `put`, which would take most of the time."""
+    """Without the temporary name and the fsync of `put`, which would take most of the
+    time.
+    """
     if store.storage.local is None:
         store.storage.put(key, data)
     else:
@@ -107,8 +120,14 @@ def rows_of(store: Store, unit: int, chunk: int) -> np.ndarray:
 
 def streamed(store: Store, site: str) -> dict[int, bytes]:
     """Every training row of a site through a stream: row id -> the bytes of its values."""
-    with fresh(store).stream(StreamSpec(sites=(site,), batch=64, window_chunks=4, lanes=1), threads=1) as stream:
-        return {int(row): x.numpy().tobytes() for batch in stream for row, x in zip(batch.row, batch.x, strict=True)}
+    with fresh(store).stream(
+        StreamSpec(sites=(site,), batch=64, window_chunks=4, lanes=1), threads=1
+    ) as stream:
+        return {
+            int(row): x.numpy().tobytes()
+            for batch in stream
+            for row, x in zip(batch.row, batch.x, strict=True)
+        }
 
 
 def test_every_flipped_bit_is_caught_by_reads_and_streams(store: Store) -> None:
@@ -122,8 +141,13 @@ def test_every_flipped_bit_is_caught_by_reads_and_streams(store: Store) -> None:
         with pytest.raises(CorruptError, match=flip.key) as error:
             fresh(store).read(flip.site, rows_of(store, flip.unit, chunk))
         assert flip.chunk is None or named in str(error.value)
-        if flip.chunk is None and store.manifest.spec.codec == "raw" and store.storage.local is not None:
-            # Local raw chunks are found by arithmetic, so a bit of the index must make no difference.
+        if (
+            flip.chunk is None
+            and store.manifest.spec.codec == "raw"
+            and store.storage.local is not None
+        ):
+            # Local raw chunks are found by arithmetic, so a bit of the index must make
+            # no difference.
             assert streamed(store, flip.site) == good[flip.site]
         else:
             with pytest.raises(CorruptError, match=flip.key) as error:
@@ -154,15 +178,25 @@ def test_verify_names_exactly_the_objects_that_are_bad(store: Store) -> None:
         now = every[first : first + n]
         before = {flip.key: flipped(store, flip) for flip in now}
         problems = verify(store).problems
-        assert {problem.split(f"{store.url}/")[1].split(":")[0] for problem in problems} == set(before)
+        assert {
+            problem.split(f"{store.url}/")[1].split(":")[0] for problem in problems
+        } == set(before)
         assert len(problems) == len(before)
         for key, good in before.items():
             replace(store, key, good)
     assert verify(store).problems == []
 
 
-def test_the_command_line_names_the_object(tmp_path_factory: pytest.TempPathFactory) -> None:
-    store = make_store(tmp_path_factory.mktemp("cli") / "store", SITES, n_units=UNITS, unit_sequences=1, context=ROWS)
+def test_the_command_line_names_the_object(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    store = make_store(
+        tmp_path_factory.mktemp("cli") / "store",
+        SITES,
+        n_units=UNITS,
+        unit_sequences=1,
+        context=ROWS,
+    )
     flip = Flip(2, "b", 0, 77)
     flipped(store, flip)
     for more in ([], ["--json"]):
@@ -195,7 +229,13 @@ def test_an_index_that_is_nonsense_under_a_right_checksum(
 ) -> None:
     url = request.getfixturevalue("tmp_path" if place == "local" else "memory_url")
     store = make_store(
-        f"{url}/store", SITES, n_units=UNITS, unit_sequences=1, context=ROWS, chunk_rows=CHUNK, codec=codec
+        f"{url}/store",
+        SITES,
+        n_units=UNITS,
+        unit_sequences=1,
+        context=ROWS,
+        chunk_rows=CHUNK,
+        codec=codec,
     )
     key, size = shard("a", 1), store.codec("a").index_bytes
     raw = store.storage.read(key)
@@ -214,9 +254,16 @@ def test_an_index_that_is_nonsense_under_a_right_checksum(
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 60, -1])
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
-def test_a_shard_that_is_cut_short(tmp_path_factory: pytest.TempPathFactory, codec: str, keep: int) -> None:
+def test_a_shard_that_is_cut_short(
+    tmp_path_factory: pytest.TempPathFactory, codec: str, keep: int
+) -> None:
     store = make_store(
-        tmp_path_factory.mktemp("cut") / "store", SITES, n_units=2, unit_sequences=1, context=ROWS, codec=codec
+        tmp_path_factory.mktemp("cut") / "store",
+        SITES,
+        n_units=2,
+        unit_sequences=1,
+        context=ROWS,
+        codec=codec,
     )
     key = shard("a", 1)
     replace(store, key, Storage(store.url).read(key)[:keep])
@@ -236,12 +283,24 @@ def test_values_are_compared_bit_by_bit(store: Store) -> None:
     assert actstore.open(store.url).manifest == store.manifest
 
 
-def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A chunk of another layout, its checksum right: Blosc alone would leave the rows behind it as they were."""
-    store = make_store(tmp_path_factory.mktemp("part") / "store", SITES, n_units=2, unit_sequences=1, context=ROWS)
+def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A chunk of another layout, its checksum right: Blosc alone would leave the rows
+    behind it as they were.
+    """
+    store = make_store(
+        tmp_path_factory.mktemp("part") / "store",
+        SITES,
+        n_units=2,
+        unit_sequences=1,
+        context=ROWS,
+    )
     codec, key = store.codec("a"), shard("a", 1)
     rows = codec.chunk_rows // 2
-    half = dataclasses.replace(codec, chunk_rows=rows).encode(np.ones((rows, 8), codec.dtype))
+    half = dataclasses.replace(codec, chunk_rows=rows).encode(
+        np.ones((rows, 8), codec.dtype)
+    )
     raw, size = store.storage.read(key), codec.index_bytes
     body = b"".join(half[:2])
     pairs = np.frombuffer(raw[-size:-4], "<u8").reshape(-1, 2).copy()
@@ -250,6 +309,12 @@ def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(tmp_path_factory: pytest
     n = np.count_nonzero(pairs[:, 0] != ABSENT)
     pairs[:n, 0] = np.cumsum(pairs[:n, 1]) - pairs[:n, 1]
     replace(store, key, body + rest + with_checksum(pairs.tobytes()))
-    for read in (lambda: fresh(store).read("a", rows_of(store, 1, 0)), lambda: streamed(store, "a")):
-        with pytest.raises(CorruptError, match=r"unit 1, site a, chunk 0: the chunk decodes to 128 bytes, wanted 256"):
+    for read in (
+        lambda: fresh(store).read("a", rows_of(store, 1, 0)),
+        lambda: streamed(store, "a"),
+    ):
+        with pytest.raises(
+            CorruptError,
+            match=r"unit 1, site a, chunk 0: the chunk decodes to 128 bytes, wanted 256",
+        ):
             read()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.format.layout import permutation
+from actstore.format.permutation import permutation
 from actstore.stream import order as module
 from actstore.stream.order import Order, permutations
 from schemas.harvest import Layout
@@ -20,17 +20,35 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "stream_order.json"
 
 
 def make_order(counts: list[int], **changes: object) -> Order:
-    layout = Layout(context=8, n_sequences=2 * len(counts), unit_sequences=2, capacity=16, chunk_rows=4, n_units=99)
+    layout = Layout(
+        context=8,
+        n_sequences=2 * len(counts),
+        unit_sequences=2,
+        capacity=16,
+        chunk_rows=4,
+        n_units=99,
+    )
     units = np.arange(len(counts)) * 2 + 1
-    given = {"columns": (0, 2, 5), "window_chunks": 4, "lanes": 2, "batch": 7, "seed": 3, **changes}
-    return Order(layout=layout, unit_ids=units, unit_rows=np.array(counts, np.int64), **given)  # type: ignore[arg-type]
+    given = {
+        "columns": (0, 2, 5),
+        "window_chunks": 4,
+        "lanes": 2,
+        "batch": 7,
+        "seed": 3,
+        **changes,
+    }
+    return Order(
+        layout=layout, unit_ids=units, unit_rows=np.array(counts, np.int64), **given
+    )  # type: ignore[arg-type]
 
 
 def rows(order: Order, epoch: int = 0, first: int = 0) -> np.ndarray:
     """Row ids [rows, n_sites] of an epoch in order, from a row on."""
     windows = list(order.windows(epoch, first))
     assert windows[0].start <= first < windows[0].stop
-    return np.concatenate([window.row for window in windows])[first - windows[0].start :]
+    return np.concatenate([window.row for window in windows])[
+        first - windows[0].start :
+    ]
 
 
 counts = st.lists(st.integers(1, 16), min_size=1, max_size=12)
@@ -38,16 +56,33 @@ counts = st.lists(st.integers(1, 16), min_size=1, max_size=12)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    counts, st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**40), st.integers(0, 3), st.sampled_from([4, 16, 99])
+    counts,
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(0, 2**40),
+    st.integers(0, 3),
+    st.sampled_from([4, 16, 99]),
 )
 def test_every_site_gives_each_of_its_rows_once(
-    counts: list[int], lanes: int, per_lane: int, seed: int, epoch: int, group_chunks: int
+    counts: list[int],
+    lanes: int,
+    per_lane: int,
+    seed: int,
+    epoch: int,
+    group_chunks: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "GROUP_CHUNKS", group_chunks)
-        order = make_order(counts, lanes=lanes, window_chunks=lanes * per_lane, seed=seed)
+        order = make_order(
+            counts, lanes=lanes, window_chunks=lanes * per_lane, seed=seed
+        )
         got = rows(order, epoch)
-    wanted = np.concatenate([np.arange(n) + unit * 16 for unit, n in zip(order.unit_ids, counts, strict=True)])
+    wanted = np.concatenate(
+        [
+            np.arange(n) + unit * 16
+            for unit, n in zip(order.unit_ids, counts, strict=True)
+        ]
+    )
     for site in range(3):
         np.testing.assert_array_equal(np.sort(got[:, site]), wanted)
     assert order.elements(epoch) == 3 * len(wanted)
@@ -56,7 +91,9 @@ def test_every_site_gives_each_of_its_rows_once(
 
 @settings(max_examples=40, deadline=None)
 @given(counts, st.data())
-def test_windows_follow_from_a_row_alone(counts: list[int], data: st.DataObject) -> None:
+def test_windows_follow_from_a_row_alone(
+    counts: list[int], data: st.DataObject
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "GROUP_CHUNKS", 12)
         order = make_order(counts)
@@ -68,7 +105,7 @@ def test_windows_follow_from_a_row_alone(counts: list[int], data: st.DataObject)
 @given(counts)
 def test_the_chunks_to_load_hold_the_rows_that_come(counts: list[int]) -> None:
     for window in make_order(counts).windows(0):
-        loaded = {(c.column, c.place): c for c in window.chunks(0, 1, 2)}
+        loaded = {(c.column, c.cell): c for c in window.chunks(0, 1, 2)}
         site, slot = np.divmod(window.source, 4 * 4)
         np.testing.assert_array_equal(site, np.broadcast_to(np.arange(3), site.shape))
         for s, at, row in zip(site.flat, slot.flat, window.row.flat, strict=True):
@@ -80,8 +117,11 @@ def test_the_chunks_to_load_hold_the_rows_that_come(counts: list[int]) -> None:
 def test_ranks_share_the_chunks_and_the_rows_out(world: int) -> None:
     order = make_order([16, 13, 16, 7, 16], lanes=4)
     for window in order.windows(0):
-        every = {(c.column, c.place) for c in window.chunks(0, 1, 4)}
-        parts = [{(c.column, c.place) for c in window.chunks(rank, world, 4)} for rank in range(world)]
+        every = {(c.column, c.cell) for c in window.chunks(0, 1, 4)}
+        parts = [
+            {(c.column, c.cell) for c in window.chunks(rank, world, 4)}
+            for rank in range(world)
+        ]
         assert sum(map(len, parts)) == len(every)
         assert set().union(*parts) == every
         site, slot = np.divmod(window.source, 4 * 4)
@@ -105,8 +145,10 @@ def test_sites_have_orders_of_their_own_that_do_not_depend_on_each_other() -> No
 
 
 @given(st.integers(1, 200), st.lists(st.integers(0, 2**60), min_size=1, max_size=4))
-def test_many_permutations_at_once_are_those_of_the_layout(n: int, keys: list[int]) -> None:
-    from actstore.format.layout import key64
+def test_many_permutations_at_once_are_those_of_the_layout(
+    n: int, keys: list[int]
+) -> None:
+    from actstore.format.permutation import key64
 
     together = permutations(n, [key64(1, key) for key in keys])
     for row, key in zip(together, keys, strict=True):
@@ -114,7 +156,9 @@ def test_many_permutations_at_once_are_those_of_the_layout(n: int, keys: list[in
 
 
 def test_the_order_is_the_one_that_runs_and_checkpoints_depend_on() -> None:
-    """Checkpoints of training runs hold (epoch, batch) of this order: it may change with StreamState.version only."""
+    """Checkpoints of training runs hold (epoch, batch) of this order: it may change
+    with StreamState.version only.
+    """
     golden = json.loads(GOLDEN.read_text())
     order = make_order(golden["unit_rows"])
     for epoch, wanted in enumerate(golden["epochs"]):

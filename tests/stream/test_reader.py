@@ -9,7 +9,7 @@ import pytest
 
 import actstore
 from actstore.errors import CorruptError
-from actstore.stream.reader import ChunkReader
+from actstore.store.chunk_reader import ChunkReader
 from tests.support import make_store
 
 SITE = "blocks.1.hook_mlp_out"
@@ -22,7 +22,9 @@ def read_all(reader: ChunkReader, chunks: int, out: np.ndarray) -> None:
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "raw"])
 def test_any_flipped_bit_is_caught(tmp_path: Path, codec: str) -> None:
-    """Of 400 bits anywhere in a shard, its index included, every one that is read is caught."""
+    """Of 400 bits anywhere in a shard, its index included, every one that is read is
+    caught.
+    """
     store = make_store(tmp_path / "store", n_units=1, unit_sequences=8, codec=codec)
     path = tmp_path / "store" / f"acts/{SITE}/c/0/0"
     whole = path.read_bytes()
@@ -52,7 +54,7 @@ def test_a_shard_cut_short_is_caught(tmp_path: Path, codec: str) -> None:
 
 def test_reader_order_and_feed_load_no_torch() -> None:
     code = (
-        "import sys, actstore.stream.reader, actstore.stream.order, actstore.stream.feed, actstore.stream.mixing; "
+        "import sys, actstore.store.chunk_reader, actstore.stream.order, actstore.stream.window_feed, actstore.stream.mixing; "
         "sys.exit(len({'torch', 'transformers', 'zarr'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,9 @@ PYTHON = os.environ.get("ACTSTORE_SAELENS_PYTHON")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(PYTHON is None, reason="ACTSTORE_SAELENS_PYTHON names no Python that has sae-lens")
+@pytest.mark.skipif(
+    PYTHON is None, reason="ACTSTORE_SAELENS_PYTHON names no Python that has sae-lens"
+)
 @pytest.mark.timeout(180)
 def test_saelens_trains_an_sae_from_our_stream(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", n_units=60, unit_sequences=16)
@@ -27,7 +29,11 @@ def test_saelens_trains_an_sae_from_our_stream(tmp_path: Path) -> None:
         sysconfig.get_path("purelib"),
     ]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,6 @@
-"""One process of several: what `test_distributed` looks at afterwards. `python -m ... PLAN.json`."""
+"""One process of several: what `test_distributed` looks at afterwards. `python -m ...
+PLAN.json`.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,22 @@ import torch
 from torch import Tensor
 
 import actstore
-from actstore.stream.batches import Batch, Stream
 from actstore.stream.rescale import Rescaling
+from actstore.stream.stream import Batch, Stream
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
-from trainer.distributed.data import DataParallel
+from trainer.distributed.data_parallel import DataParallel
+from trainer.distributed.group_start import Together
 from trainer.distributed.parallel import Parallel
-from trainer.distributed.shards import Shards
-from trainer.distributed.start import Together
-from trainer.distributed.world import World, started
+from trainer.distributed.processes import World, started
+from trainer.distributed.split_dictionary import SplitDictionary
 from trainer.errors import SaeError
-from trainer.kernels.peers import largest_of_all
+from trainer.kernels.select_across_processes import largest_of_all
 from trainer.saes.build import build
 from trainer.training import learner as learner_module
 from trainer.training.learner import Learner
-from trainer.training.loop import train_group
-from trainer.training.resample import resample
+from trainer.training.resample_dead import resample
+from trainer.training.train_group import train_group
 
 D, M, SITES = 8, 25, 3
 DEAD_EVERY = 5  # the runs are short
@@ -57,15 +59,28 @@ def main(path: Path) -> None:
             world.barrier()
             group = {run["out"]: TrainSpec.model_validate(run["spec"])}
             together = Together(world, run["shard"])
-            train_group(store, group, resume=bool(run["half_of"]), threads=1, together=together)
-        with Stream(store, StreamSpec(**plan["stream"]), threads=1, rank=world.rank, world=world.size) as stream:
-            pairs = [zip(batch.layer.tolist(), batch.row.tolist(), strict=True) for batch in stream]
+            train_group(
+                store, group, resume=bool(run["half_of"]), threads=1, together=together
+            )
+        with Stream(
+            store,
+            StreamSpec(**plan["stream"]),
+            threads=1,
+            rank=world.rank,
+            world=world.size,
+        ) as stream:
+            pairs = [
+                zip(batch.layer.tolist(), batch.row.tolist(), strict=True)
+                for batch in stream
+            ]
         found = {
             "rows": [[f"{site} {row}" for site, row in batch] for batch in pairs],
             "kept": kept(world),
             "refused": refused(world),
             "alike": {
-                f"{kind} {way}": alike(world, kind, way == "split") for way in ("rows", "split") for kind in TOGETHER
+                f"{kind} {way}": alike(world, kind, way == "split")
+                for way in ("rows", "split")
+                for kind in TOGETHER
             },
         }
         (path.parent / f"found-{world.rank}.json").write_text(json.dumps(found))
@@ -81,7 +96,9 @@ def half_done(whole: Path, into: Path, step: int) -> Path:
 
 
 def values(case: int, rank: int) -> Tensor:
-    """A process's values above 0 of one case: plain, of a few numbers only, wide, and with NaN and inf."""
+    """A process's values above 0 of one case: plain, of a few numbers only, wide, and
+    with NaN and inf.
+    """
     g = torch.Generator().manual_seed(10 * case + rank)
     made = torch.rand([400, 300, 7, 50][case] * (rank + 1), generator=g) + 1e-3
     if case == 1:
@@ -95,7 +112,13 @@ def values(case: int, rank: int) -> Tensor:
 
 def kept(world: World) -> list[list[list[bool]]]:
     """Which of this process's values are chosen, for each case and several n."""
-    return [[largest_of_all(values(case, world.rank), n, world).tolist() for n in (1, 5, 13)] for case in range(4)]
+    return [
+        [
+            largest_of_all(values(case, world.rank), n, world).tolist()
+            for n in (1, 5, 13)
+        ]
+        for case in range(4)
+    ]
 
 
 def refused(world: World) -> dict[str, str]:
@@ -106,54 +129,91 @@ def refused(world: World) -> dict[str, str]:
         {"n_latents": 1},
         {"kind": "nsae"},
     ):
-        raw = {"store": "", "sae": {"kind": "topk", "n_latents": M, **sae}, "compile": sae == {"kind": "nsae"}}
+        raw = {
+            "store": "",
+            "sae": {"kind": "topk", "n_latents": M, **sae},
+            "compile": sae == {"kind": "nsae"},
+        }
         spec = TrainSpec.model_validate(raw)
         try:
-            Shards(world, spec, D, SITES)
+            SplitDictionary(world, spec, D, SITES)
         except SaeError as error:
             out[str(sae)] = str(error)
     return out
 
 
 def alike(world: World, kind: str, split: bool) -> list[float]:
-    """Steps with resampling on random rows, other ones in each process: how far the processes' weights are apart, and
-    how far they are from those of one process that has the rows of all in the order of processes."""
+    """Steps with resampling on random rows, other ones in each process: how far the
+    processes' weights are apart, and how far they are from those of one process that
+    has the rows of all in the order of processes.
+    """
     raw = {"kind": kind, "n_latents": M, **TOGETHER[kind]}
     plan = {"every": 200, "silent_rows": 45, "times": 3, "candidates": 80}
     spec = TrainSpec.model_validate(
-        {"store": "", "sae": raw, "stream": {"batch": 40}, "dead_rows": 50, "resample": plan, "seed": 4}
+        {
+            "store": "",
+            "sae": raw,
+            "stream": {"batch": 40},
+            "dead_rows": 50,
+            "resample": plan,
+            "seed": 4,
+        }
         | {"optimiser": {"lr": 0.01, "eps": 1e-4}}
     )
-    parallel: Parallel = Shards(world, spec, D, SITES) if split else DataParallel(world, spec)
+    parallel: Parallel = (
+        SplitDictionary(world, spec, D, SITES) if split else DataParallel(world, spec)
+    )
     one, whole = learner(spec, parallel), learner(spec, None)
-    one.sae.load_state_dict(parallel.own(lambda: build(spec.sae, D, spec.seed, SITES).state_dict()))
+    one.sae.load_state_dict(
+        parallel.own(lambda: build(spec.sae, D, spec.seed, SITES).state_dict())
+    )
     off = {"b_enc": torch.arange(M) % 5 == 2}
     own_off, g = parallel.own(lambda: dict(off)), torch.Generator().manual_seed(1)
     for step in range(12):
-        x, layer = torch.randn(40, D, generator=g) + 0.5, torch.randint(0, SITES, (40,), generator=g)
+        x, layer = (
+            torch.randn(40, D, generator=g) + 0.5,
+            torch.randint(0, SITES, (40,), generator=g),
+        )
         first = 40 if step == 3 else 23  # once the second process has no rows at all
-        own = slice(None) if split else slice(first * world.rank, first if world.lead else 40)
+        own = (
+            slice(None)
+            if split
+            else slice(first * world.rank, first if world.lead else 40)
+        )
         if step in {0, 6}:
             silence(one, own_off["b_enc"])
             silence(whole, off["b_enc"])
         place = torch.arange(40)
-        one.update(x[own], layer[own], place=place[own])
+        one.update(x[own], layer[own], batch_position=place[own])
         whole.update(x, layer)
         row = torch.arange(40 * step, 40 * step + 40)
         resample(Same(Batch(x[own], layer[own], row[own], None, place[own])), [one])
         resample(Same(Batch(x, layer, row, None, place)), [whole])
     assert bias_of(whole).min() > -100, "nothing was resampled"
-    tensors = {name: value for name, value in one.sae.state_dict().items() if value.is_floating_point()}
+    tensors = {
+        name: value
+        for name, value in one.sae.state_dict().items()
+        if value.is_floating_point()
+    }
     apart = 0.0
     for name, value in tensors.items():
-        if not split or name in {"b_dec", "threshold", "updates", "W_hidden", "b_hidden"}:
+        if not split or name in {
+            "b_dec",
+            "threshold",
+            "updates",
+            "W_hidden",
+            "b_hidden",
+        }:
             every = world.gather(value)
             apart = max(apart, float((every - every[0]).abs().max()))
     joined = parallel.whole(tensors | {"silent_rows": one.silent_rows})
     if not world.lead:
         return [apart, 0.0]
     wanted = whole.sae.state_dict() | {"silent_rows": whole.silent_rows}
-    far = [float((value - wanted[name]).abs().max() / wanted[name].abs().max()) for name, value in joined.items()]
+    far = [
+        float((value - wanted[name]).abs().max() / wanted[name].abs().max())
+        for name, value in joined.items()
+    ]
     return [apart, max(far)]
 
 
@@ -191,7 +251,16 @@ def learner(spec: TrainSpec, parallel: Parallel | None) -> Learner:
     sae = build(spec.sae if parallel is None else parallel.local, D, spec.seed, SITES)
     rescale = Rescaling(np.array([1.0, 0.5, 2.0]), None)
     norms = torch.tensor([1.0, 2.0, 0.5])
-    return Learner(spec, sae, rescale, torch.ones(SITES), 100, torch.device("cpu"), norms, parallel=parallel)
+    return Learner(
+        spec,
+        sae,
+        rescale,
+        torch.ones(SITES),
+        100,
+        torch.device("cpu"),
+        norms,
+        parallel=parallel,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A finished run without training, and the architectures' formulas in float64, independent of the package's."""
+"""A finished run without training, and the architectures' formulas in float64,
+independent of the package's.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from actstore.format.storage import Storage
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.records import RunRecord
 from schemas.sae import SaeSpec
 from trainer.saes.build import build
@@ -26,30 +28,60 @@ SPECS: dict[str, dict[str, Any]] = {
     "topk_bias": {"kind": "topk", "k": 5, "per_layer_bias": True},
     "gated": {"kind": "gated"},
     "jumprelu": {"kind": "jumprelu"},
-    "jumprelu_layers": {"kind": "jumprelu", "per_layer_threshold": True, "per_layer_bias": True},
+    "jumprelu_layers": {
+        "kind": "jumprelu",
+        "per_layer_threshold": True,
+        "per_layer_bias": True,
+    },
     "batch_topk": {"kind": "batch_topk", "k": 5},
     "batch_topk_layers": {"kind": "batch_topk", "k": 5, "per_layer_threshold": True},
     "matryoshka": {"kind": "matryoshka", "k": 5},
-    "decoder_norm": {"kind": "relu_l1", "penalty": "decoder_norm", "decoder_similarity": 0.1},
+    "decoder_norm": {
+        "kind": "relu_l1",
+        "penalty": "decoder_norm",
+        "decoder_similarity": 0.1,
+    },
 }
 NONE = {
     "nsae": ({"kind": "nsae"}, "tanh"),
     "mlp_encoder": ({"kind": "mlp_encoder"}, "more than one"),
-    "crosscoder": ({"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": M}}, "several sites"),
-    "skip": ({"kind": "transcoder", "skip": True, "inner": {"kind": "relu_l1", "n_latents": M}}, "skip"),
-    "transcoder_topk": ({"kind": "transcoder", "inner": {"kind": "topk", "k": 3, "n_latents": M}}, "inner kind"),
+    "crosscoder": (
+        {"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": M}},
+        "several sites",
+    ),
+    "skip": (
+        {
+            "kind": "transcoder",
+            "skip": True,
+            "inner": {"kind": "relu_l1", "n_latents": M},
+        },
+        "skip",
+    ),
+    "transcoder_topk": (
+        {"kind": "transcoder", "inner": {"kind": "topk", "k": 3, "n_latents": M}},
+        "inner kind",
+    ),
 }
 
 
 def make_run(
-    url: str, spec: dict[str, Any], store: Store | None = None, center: bool = True, sites: tuple[str, ...] = SITES
+    url: str,
+    spec: dict[str, Any],
+    store: Store | None = None,
+    center: bool = True,
+    sites: tuple[str, ...] = SITES,
 ) -> str:
     """Random weights, biases, scales and means; decoder rows of norm 1."""
     generator = torch.Generator().manual_seed(5)
-    made: SaeSpec = TypeAdapter(SaeSpec).validate_python(spec if "inner" in spec else {"n_latents": M, **spec})
+    made: SaeSpec = TypeAdapter(SaeSpec).validate_python(
+        spec if "inner" in spec else {"n_latents": M, **spec}
+    )
     between = spec["kind"] == "transcoder"
     sae = build(made, D, n_sites=len(sites), d_out=D_OUT if between else None)
-    tensors = {name: torch.randn(value.shape, generator=generator) for name, value in sae.state_dict().items()}
+    tensors = {
+        name: torch.randn(value.shape, generator=generator)
+        for name, value in sae.state_dict().items()
+    }
     if "threshold" in tensors:
         tensors["threshold"] = tensors["threshold"].abs()
     for name in ("W_dec", "inner.W_dec"):
@@ -88,11 +120,19 @@ def rows(n: int = 50, d: int = D, seed: int = 1) -> Tensor:
     return 3 * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def random_state(*names: str, d: int = D, m: int = M, d_out: int | None = None) -> dict[str, Tensor]:
+def random_state(
+    *names: str, d: int = D, m: int = M, d_out: int | None = None
+) -> dict[str, Tensor]:
     """Random tensors of the usual shapes; thresholds above 0."""
     generator = torch.Generator().manual_seed(9)
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d, m), "W_dec": (m, d_out or d), "b_dec": (d_out or d,)}
-    made = {name: torch.randn(shapes.get(name, (m,)), generator=generator) for name in names}
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d, m),
+        "W_dec": (m, d_out or d),
+        "b_dec": (d_out or d,),
+    }
+    made = {
+        name: torch.randn(shapes.get(name, (m,)), generator=generator) for name in names
+    }
     if "threshold" in made:
         made["threshold"] = made["threshold"].abs()
     if "r_mag" in made:
@@ -108,11 +148,15 @@ def encode(
     subtract: bool = True,
     normed: bool = False,
 ) -> Tensor:
-    """Latents by the definition, float64. `normed`: topk ranks (and gives) latents times their decoder's norm."""
+    """Latents by the definition, float64. `normed`: topk ranks (and gives) latents
+    times their decoder's norm.
+    """
     t = {name: value.double() for name, value in given.items()}
     h = (x.double() - (t["b_dec"] if subtract else 0)) @ t["W_enc"]
     if architecture == "gated":
-        return ((h + t["b_gate"]) > 0) * (h * t["r_mag"].exp() + t["b_mag"]).clamp_min(0)
+        return ((h + t["b_gate"]) > 0) * (h * t["r_mag"].exp() + t["b_mag"]).clamp_min(
+            0
+        )
     pre = h + t["b_enc"]
     if normed:
         pre = pre * t["W_dec"].norm(dim=1)
@@ -120,7 +164,9 @@ def encode(
         return pre.clamp_min(0) * (pre > t["threshold"])
     if architecture == "topk":
         assert k is not None
-        return torch.where(pre >= pre.sort(dim=1, descending=True).values[:, k - 1 : k], pre, 0.0).clamp_min(0)
+        return torch.where(
+            pre >= pre.sort(dim=1, descending=True).values[:, k - 1 : k], pre, 0.0
+        ).clamp_min(0)
     return pre.clamp_min(0)
 
 

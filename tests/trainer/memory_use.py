@@ -1,4 +1,6 @@
-"""What the memory test runs in a process of its own: a sweep of two SAEs, and what was estimated for it."""
+"""What the memory test runs in a process of its own: a sweep of two SAEs, and what was
+estimated for it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actstore.allocator import keep_freed_memory
 from actstore.harvesting.estimate import peak, reset_peak
-from actstore.store import Store
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.training.loop import train_group
-from trainer.training.memory import fitting
+from trainer.training.memory_estimate import fitting
+from trainer.training.train_group import train_group
 
 SITES = {"blocks.0.hook_mlp_out": 128, "blocks.1.hook_mlp_out": 128}
 KINDS = {"relu_l1": {"l1": 0.1}, "topk": {"k": 32}}
@@ -29,17 +31,31 @@ def main(folder: Path, kind: str) -> dict[str, float]:
     keep_freed_memory()
     draw = np.random.default_rng(0).standard_normal((2048, 128)).astype(np.float32)
     options = {"n_units": 24, "unit_sequences": 16, "context": 64, "chunk_rows": 256}
-    store = make_store(folder / "store", SITES, lambda _site, _sequence, position: draw[position], **options)
+    store = make_store(
+        folder / "store",
+        SITES,
+        lambda _site, _sequence, position: draw[position],
+        **options,
+    )
     batch, latents = SIZES[kind]
     for name in ("first", "second"):
-        train_group(store, {str(folder / name): spec(store, kind, 128, 64, 1)}, threads=1)
+        train_group(
+            store, {str(folder / name): spec(store, kind, 128, 64, 1)}, threads=1
+        )
     gc.collect()
-    specs = {str(folder / f"run{seed}"): spec(store, kind, batch, latents, seed) for seed in range(2)}
+    specs = {
+        str(folder / f"run{seed}"): spec(store, kind, batch, latents, seed)
+        for seed in range(2)
+    }
     [group] = fitting(store, specs, 1 << 40, "cpu")
     before = reset_peak()
     train_group(store, specs, threads=1)
     parts = {name: float(value) for name, value in group.memory._asdict().items()}
-    return {**parts, "total": float(group.memory.total), "grown": float(peak() - before)}
+    return {
+        **parts,
+        "total": float(group.memory.total),
+        "grown": float(peak() - before),
+    }
 
 
 def spec(store: Store, kind: str, batch: int, latents: int, seed: int) -> TrainSpec:

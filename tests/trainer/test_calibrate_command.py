@@ -1,4 +1,6 @@
-"""`trainer calibrate` and the warning of `trainer eval` where an SAE is not at the L0 that it was trained for."""
+"""`trainer calibrate` and the warning of `trainer eval` where an SAE is not at the L0
+that it was trained for.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.cli import app
 from trainer.errors import RunError, SaeError
-from trainer.training.loop import train_group
+from trainer.training.train_group import train_group
 
 
 def trained(tmp_path: Path, kind: str, **sae: object) -> tuple[str, str]:
@@ -33,7 +35,9 @@ def trained(tmp_path: Path, kind: str, **sae: object) -> tuple[str, str]:
 
 def evaluated(run: str, *more: str) -> tuple[float, str]:
     """Held-out L0 and what was said on stderr."""
-    result = CliRunner().invoke(app, ["eval", run, "--json", *more], catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, ["eval", run, "--json", *more], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["pooled"]["l0"], result.stderr
 
@@ -82,20 +86,30 @@ def test_another_l0_may_be_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "sae", "words"),
-    [("topk", {"k": 4}, "topk has no threshold"), ("relu_l1", {"l1": 0.1}, "say which with --l0")],
+    [
+        ("topk", {"k": 4}, "topk has no threshold"),
+        ("relu_l1", {"l1": 0.1}, "say which with --l0"),
+    ],
 )
-def test_what_asks_for_no_l0_is_refused(tmp_path: Path, kind: str, sae: dict[str, float], words: str) -> None:
+def test_what_asks_for_no_l0_is_refused(
+    tmp_path: Path, kind: str, sae: dict[str, float], words: str
+) -> None:
     _, run = trained(tmp_path, kind, **sae)
     with pytest.raises(RunError, match=words):
         CliRunner().invoke(app, ["calibrate", run], catch_exceptions=False)
 
 
-def test_an_l0_that_cannot_be_reached_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+def test_an_l0_that_cannot_be_reached_is_refused_and_nothing_changes(
+    tmp_path: Path,
+) -> None:
     _, run = trained(tmp_path, "jumprelu", target_l0=4)
     before = Path(run, "sae.safetensors").read_bytes()
-    for l0 in ("64", "60"):  # of 64 latents; jumprelu's pre-activations are rarely all above 0
+    # of 64 latents; jumprelu's pre-activations are rarely all above 0
+    for l0 in ("64", "60"):
         with pytest.raises(RunError, match="cannot be reached"):
-            CliRunner().invoke(app, ["calibrate", run, "--l0", l0], catch_exceptions=False)
+            CliRunner().invoke(
+                app, ["calibrate", run, "--l0", l0], catch_exceptions=False
+            )
     assert Path(run, "sae.safetensors").read_bytes() == before
 
 
@@ -107,14 +121,24 @@ def test_a_calibrated_l0_is_the_one_that_is_looked_for(tmp_path: Path) -> None:
     assert "warning" not in said
 
 
-def test_more_than_a_dictionary_can_give_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(SaeError, match="target_l0 is 64, but the dictionary has 64 latents"):
+def test_more_than_a_dictionary_can_give_is_refused_before_training(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        SaeError, match="target_l0 is 64, but the dictionary has 64 latents"
+    ):
         trained(tmp_path, "relu_l1", target_l0=64)
     assert not (tmp_path / "run" / "spec.json").exists()
 
 
 def test_a_schedule_of_a_steered_penalty_is_refused(tmp_path: Path) -> None:
     store = make_store(str(tmp_path / "store"))
-    spec = {"store": store.url, "sae": {"kind": "relu_l1", "target_l0": 4}, "optimiser": {"sparsity_warmup": 0.3}}
-    with pytest.raises(SaeError, match="sparsity_warmup and sparsity_decay are of a given penalty"):
+    spec = {
+        "store": store.url,
+        "sae": {"kind": "relu_l1", "target_l0": 4},
+        "optimiser": {"sparsity_warmup": 0.3},
+    }
+    with pytest.raises(
+        SaeError, match="sparsity_warmup and sparsity_decay are of a given penalty"
+    ):
         train_group(store, {str(tmp_path / "run"): TrainSpec.model_validate(spec)})

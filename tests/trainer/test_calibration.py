@@ -1,4 +1,6 @@
-"""At the end of training thresholds are set so that held-out rows have the wanted L0, whatever the run was like."""
+"""At the end of training thresholds are set so that held-out rows have the wanted L0,
+whatever the run was like.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +15,45 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import trainer
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.saes.build import build, raise_thresholds
-from trainer.saes.ops import Rows
+from trainer.saes.ops import ScaledRows
 from trainer.training import calibration
 from trainer.training.calibration import Levels
-from trainer.training.loop import Progress, train_group
+from trainer.training.train_group import Progress, train_group
 
 BATCH, STEPS, M = 256, 50, 64
 BATCH_TOPK = {"kind": "batch_topk", "k": 3}
 PAIRS = {"mode": "pairs", "sites": ["*.0.*", "*.1.*"], "targets": ["*.1.*", "*.2.*"]}
-RESAMPLE = {"every": 12 * BATCH, "silent_rows": BATCH, "times": 3, "candidates": 4 * BATCH}
+RESAMPLE = {
+    "every": 12 * BATCH,
+    "silent_rows": BATCH,
+    "times": 3,
+    "candidates": 4 * BATCH,
+}
 RUNS: dict[str, dict[str, Any]] = {
     "batch_topk": {"sae": BATCH_TOPK},
     "matryoshka": {"sae": {"kind": "matryoshka", "k": 3}},
-    "layers": {"sae": {**BATCH_TOPK, "per_layer_threshold": True, "per_layer_bias": True}},
+    "layers": {
+        "sae": {**BATCH_TOPK, "per_layer_threshold": True, "per_layer_bias": True}
+    },
     "averaged": {"sae": BATCH_TOPK, "ema": 0.95},
-    "averaged_layers": {"sae": {**BATCH_TOPK, "per_layer_threshold": True}, "ema": 0.95},
+    "averaged_layers": {
+        "sae": {**BATCH_TOPK, "per_layer_threshold": True},
+        "ema": 0.95,
+    },
     "resampled": {"sae": BATCH_TOPK, "resample": RESAMPLE},
     "bfloat16": {"sae": BATCH_TOPK, "precision": "bfloat16"},
     "one_step": {"sae": BATCH_TOPK, "rows": BATCH},
     "decayed": {"sae": {**BATCH_TOPK, "threshold_decay": 0.0}},
     "wide": {"sae": {**BATCH_TOPK, "k": 40}},
     "filtered": {"sae": BATCH_TOPK, "stream": {"filter": {"positions": [0, 16]}}},
-    "unscaled": {"sae": {**BATCH_TOPK, "per_layer_threshold": True}, "stream": {"rescale": "none"}},
+    "unscaled": {
+        "sae": {**BATCH_TOPK, "per_layer_threshold": True},
+        "stream": {"rescale": "none"},
+    },
     "steered": {"sae": {"kind": "gated", "target_l0": 3}},
 }
 INNER: dict[str, dict[str, Any]] = {
@@ -52,7 +67,9 @@ INNER: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("calibration") / "s", n_units=24, unit_sequences=8)
+    return make_store(
+        tmp_path_factory.mktemp("calibration") / "s", n_units=24, unit_sequences=8
+    )
 
 
 def spec_of(store: Store, run: dict[str, Any]) -> TrainSpec:
@@ -67,26 +84,36 @@ def held_out_l0(store: Store, run: str) -> list[float]:
     """Mean active latents of the held-out rows of each site."""
     sae, rows = trainer.load(run), store.rows("held_out")
     if sae.spec.kind == "crosscoder":
-        x = torch.stack([torch.from_numpy(store.read(site, rows)) for site in sae.sites], dim=1)
+        x = torch.stack(
+            [torch.from_numpy(store.read(site, rows)) for site in sae.sites], dim=1
+        )
         return [float((sae.encode(x) > 0).sum(1).double().mean())]
     inputs = [torch.from_numpy(store.read(site, rows)) for site in sae.sites]
-    return [float((sae.encode(x, site) > 0).sum(1).double().mean()) for x, site in zip(inputs, sae.sites, strict=True)]
+    return [
+        float((sae.encode(x, site) > 0).sum(1).double().mean())
+        for x, site in zip(inputs, sae.sites, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
-def test_held_out_rows_have_the_wanted_l0(store: Store, tmp_path: Path, name: str) -> None:
+def test_held_out_rows_have_the_wanted_l0(
+    store: Store, tmp_path: Path, name: str
+) -> None:
     spec = spec_of(store, RUNS[name])
     train_group(store, {str(tmp_path): spec})
     wanted = RUNS[name]["sae"].get("k", 3)
     if name == "filtered":
-        kept = spec.stream.model_copy(update={"split": "held_out", "epochs": 1, "rescale": "none"})
+        kept = spec.stream.model_copy(
+            update={"split": "held_out", "epochs": 1, "rescale": "none"}
+        )
         sae = trainer.load(str(tmp_path))
         with store.stream(kept, threads=1) as stream:
             counts = [(sae.encode(one.x, one.layer) > 0).sum(1) for one in stream]
         found = [float(torch.cat(counts).double().mean())]
     else:
         found = held_out_l0(store, str(tmp_path))
-    tolerance = 0.02 if name == "bfloat16" else 0.005  # the weights are float32, so are the margins
+    # the weights are float32, so are the margins
+    tolerance = 0.02 if name == "bfloat16" else 0.005
     assert np.mean(found) == pytest.approx(wanted, rel=tolerance)
     if RUNS[name]["sae"].get("per_layer_threshold"):
         assert len(found) == 3
@@ -96,16 +123,23 @@ def test_held_out_rows_have_the_wanted_l0(store: Store, tmp_path: Path, name: st
 
 @pytest.mark.parametrize("inner", sorted(INNER))
 @pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
-def test_of_transcoders_and_crosscoders_too(store: Store, tmp_path: Path, kind: str, inner: str) -> None:
+def test_of_transcoders_and_crosscoders_too(
+    store: Store, tmp_path: Path, kind: str, inner: str
+) -> None:
     if kind == "crosscoder" and inner in {"gated", "jumprelu"}:
         pytest.skip("a crosscoder has no such inner kind")
     stream = PAIRS if kind == "transcoder" else {"mode": "aligned"}
     sae = {"kind": kind, "inner": {"n_latents": M, **INNER[inner]}}
-    train_group(store, {str(tmp_path): spec_of(store, {"sae": sae, "stream": stream, "ema": 0.9})})
+    train_group(
+        store,
+        {str(tmp_path): spec_of(store, {"sae": sae, "stream": stream, "ema": 0.9})},
+    )
     assert np.mean(held_out_l0(store, str(tmp_path))) == pytest.approx(3, rel=0.005)
 
 
-def test_a_weight_that_is_given_and_topk_are_left_alone(store: Store, tmp_path: Path) -> None:
+def test_a_weight_that_is_given_and_topk_are_left_alone(
+    store: Store, tmp_path: Path
+) -> None:
     for i, sae in enumerate(({"kind": "relu_l1", "l1": 0.1}, {"kind": "topk", "k": 3})):
         out = tmp_path / str(i)
         train_group(store, {str(out): spec_of(store, {"sae": sae})})
@@ -119,8 +153,12 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("name", ["layers", "averaged", "resampled"])
-def test_a_resumed_run_is_calibrated_alike(store: Store, tmp_path: Path, name: str) -> None:
-    """Also one that had taken all its steps and was cut before its result was written; checkpoints stay as they were."""
+def test_a_resumed_run_is_calibrated_alike(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    """Also one that had taken all its steps and was cut before its result was written;
+    checkpoints stay as they were.
+    """
     spec = spec_of(store, {**RUNS[name], "checkpoint_every": 10})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_group(store, {str(whole): spec})
@@ -138,7 +176,9 @@ def test_a_resumed_run_is_calibrated_alike(store: Store, tmp_path: Path, name: s
         (cut / file).unlink()
     train_group(store, {str(cut): spec}, resume=True)
     assert (cut / "sae.safetensors").read_bytes() == wanted
-    running = load_file(whole / f"checkpoints/step-{STEPS:08d}/weights.safetensors")["threshold"]
+    running = load_file(whole / f"checkpoints/step-{STEPS:08d}/weights.safetensors")[
+        "threshold"
+    ]
     found = load_file(whole / "sae.safetensors")["threshold"]
     assert not torch.equal(found, running)
     assert torch.allclose(found, running, rtol=0.3), "the running mean was near it"
@@ -149,7 +189,10 @@ def test_without_held_out_rows_those_of_the_stream_are_taken(tmp_path: Path) -> 
     assert not len(store.rows("held_out"))
     train_group(store, {str(tmp_path / "run"): spec_of(store, {"sae": BATCH_TOPK})})
     sae, rows = trainer.load(str(tmp_path / "run")), store.rows("train")
-    found = [(sae.encode(torch.from_numpy(store.read(site, rows)), site) > 0).sum(1) for site in store.sites]
+    found = [
+        (sae.encode(torch.from_numpy(store.read(site, rows)), site) > 0).sum(1)
+        for site in store.sites
+    ]
     assert float(torch.cat(found).double().mean()) == pytest.approx(3, rel=0.005)
 
 
@@ -162,24 +205,39 @@ def test_without_held_out_rows_those_of_the_stream_are_taken(tmp_path: Path) -> 
     layered=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_levels_are_those_of_a_plain_sort(parts: list[int], l0: float, spread: float, layered: bool, seed: int) -> None:
-    """Whatever the first rows were like: it says when too few margins were kept, and all are then kept of more."""
+def test_levels_are_those_of_a_plain_sort(
+    parts: list[int], l0: float, spread: float, layered: bool, seed: int
+) -> None:
+    """Whatever the first rows were like: it says when too few margins were kept, and
+    all are then kept of more.
+    """
     g = torch.Generator().manual_seed(seed)
     sae = build(
         TrainSpec.model_validate(
-            {"store": "", "sae": {"kind": "batch_topk", "k": 3, "n_latents": 24, "per_layer_threshold": layered}}
+            {
+                "store": "",
+                "sae": {
+                    "kind": "batch_topk",
+                    "k": 3,
+                    "n_latents": 24,
+                    "per_layer_threshold": layered,
+                },
+            }
         ).sae,
         8,
         1,
         2,
     ).requires_grad_(False)
     sae.threshold += 0.1
-    x = [torch.randn(n, 8, generator=g) * torch.exp(spread * torch.randn(1, generator=g)) for n in parts]
+    x = [
+        torch.randn(n, 8, generator=g) * torch.exp(spread * torch.randn(1, generator=g))
+        for n in parts
+    ]
     layer = [torch.randint(0, 2, (n,), generator=g) for n in parts]
     for spare in (1.5, 6.0, 1e9):
         levels = Levels(sae, l0, spare)
         for one, of in zip(x, layer, strict=True):
-            levels.add(Rows(one, of), levels.counts(Rows(one, of)))
+            levels.add(ScaledRows(one, of), levels.counts(ScaledRows(one, of)))
         assert levels.seen == sum(parts)
         if levels.enough():
             break
@@ -190,8 +248,11 @@ def test_levels_are_those_of_a_plain_sort(parts: list[int], l0: float, spread: f
         own = margins[of == i].flatten() if layered else margins.flatten()
         if len(own):
             exact, values = l0 * len(own) / 24, own.sort(descending=True).values
-            halves = {max(1, round(exact - 1e-9)), max(1, round(exact + 1e-9))}  # a half may be rounded either way
-            wanted = [pytest.approx(float(values[n - 1]), rel=1e-5, abs=1e-5) for n in halves]
+            # a half may be rounded either way
+            halves = {max(1, round(exact - 1e-9)), max(1, round(exact + 1e-9))}
+            wanted = [
+                pytest.approx(float(values[n - 1]), rel=1e-5, abs=1e-5) for n in halves
+            ]
             assert float(value) in wanted, "but for the last bits of products"
     raise_thresholds(sae, found)
     active = (sae.encode(torch.cat(x), of) > 0).sum()
@@ -202,7 +263,9 @@ def test_levels_are_those_of_a_plain_sort(parts: list[int], l0: float, spread: f
 def test_runs_of_a_group_share_one_pass_over_rows_held_out(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as their margins fit into memory; each gets the thresholds that it gets alone."""
+    """As far as their margins fit into memory; each gets the thresholds that it gets
+    alone.
+    """
     names = ("batch_topk", "layers", "wide", "steered", "matryoshka")
     specs = {name: spec_of(store, RUNS[name]) for name in names}
     for name, spec in specs.items():
@@ -219,10 +282,15 @@ def test_runs_of_a_group_share_one_pass_over_rows_held_out(
     for limit, most in ((1 << 30, 1), (3 << 20, 4)):
         read.clear()
         monkeypatch.setattr(calibration, "MARGINS", limit)
-        train_group(store, {str(tmp_path / f"{limit}" / name): spec for name, spec in specs.items()})
+        train_group(
+            store,
+            {str(tmp_path / f"{limit}" / name): spec for name, spec in specs.items()},
+        )
         passes = sum(len(batch.x) for batch in read if batch is not None) / rows
         again = 1  # of `wide`, whose margins are more than the first pass keeps
         assert most <= passes <= most + again
         for name in names:
             one, other = tmp_path / "alone" / name, tmp_path / f"{limit}" / name
-            assert (one / "sae.safetensors").read_bytes() == (other / "sae.safetensors").read_bytes()
+            assert (one / "sae.safetensors").read_bytes() == (
+                other / "sae.safetensors"
+            ).read_bytes()

@@ -1,4 +1,6 @@
-"""Selection over a whole batch is that of a plain sort, whatever the guessed bound was; sparse codes are the dense."""
+"""Selection over a whole batch is that of a plain sort, whatever the guessed bound was;
+sparse codes are the dense.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.kernels import select
-from trainer.kernels.pattern import Pattern
-from trainer.kernels.sparse import decoded
-from trainer.saes.codes import fired, lowest, prefix_decoded, running_mean
+from trainer.kernels import topk_select
+from trainer.kernels.nonzeros import Pattern
+from trainer.kernels.sparse_products import decoded
+from trainer.saes.sparse_codes import fired, lowest, prefix_decoded, running_mean
 
 
 def selected(pre: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Values and flat positions; the product with the identity is exact."""
     m = pre.shape[1]
-    values, rows, latents = select.batch_top_k_of_product(pre, torch.eye(m, dtype=pre.dtype), pre.new_zeros(m), n)
+    values, rows, latents = topk_select.batch_top_k_of_product(
+        pre, torch.eye(m, dtype=pre.dtype), pre.new_zeros(m), n
+    )
     return values, rows * m + latents
 
 
@@ -42,21 +46,36 @@ def sorted_choice(flat: Tensor, n: int) -> Tensor:
     seed=st.integers(0, 10**6),
 )
 def test_it_is_the_plain_sort(
-    n_rows: int, m: int, n: int, levels: int, shift: float, dtype: torch.dtype, sample: int, seed: int
+    n_rows: int,
+    m: int,
+    n: int,
+    levels: int,
+    shift: float,
+    dtype: torch.dtype,
+    sample: int,
+    seed: int,
 ) -> None:
     g = torch.Generator().manual_seed(seed)
-    pre = ((torch.randn(n_rows, m, generator=g) + shift) * levels).round().div(levels).to(dtype)
-    before, select._SAMPLE_ROWS = select._SAMPLE_ROWS, sample
+    pre = (
+        ((torch.randn(n_rows, m, generator=g) + shift) * levels)
+        .round()
+        .div(levels)
+        .to(dtype)
+    )
+    before, topk_select._SAMPLE_ROWS = topk_select._SAMPLE_ROWS, sample
     try:
         values, at = selected(pre, n)
     finally:
-        select._SAMPLE_ROWS = before
+        topk_select._SAMPLE_ROWS = before
     wanted = sorted_choice(pre.flatten(), n)
     assert torch.equal(at, wanted)
     assert torch.equal(values, pre.flatten()[wanted])
 
 
-@pytest.mark.parametrize("kind", ["normal", "one row has all", "sorted", "constant", "few positive", "bfloat16"])
+@pytest.mark.parametrize(
+    "kind",
+    ["normal", "one row has all", "sorted", "constant", "few positive", "bfloat16"],
+)
 def test_large_batches_too(kind: str) -> None:
     flat = torch.randn(1 << 18, generator=torch.Generator().manual_seed(1))
     if kind == "one row has all":
@@ -66,7 +85,9 @@ def test_large_batches_too(kind: str) -> None:
     if kind == "constant":
         flat.fill_(0.5)
     if kind == "few positive":
-        flat = torch.where(torch.arange(len(flat)) % 999 == 0, flat.abs() + 0.1, -flat.abs())
+        flat = torch.where(
+            torch.arange(len(flat)) % 999 == 0, flat.abs() + 0.1, -flat.abs()
+        )
     if kind == "bfloat16":
         flat = flat.bfloat16()
     n = 5000
@@ -78,9 +99,13 @@ def test_large_batches_too(kind: str) -> None:
 
 def test_what_is_not_a_number_is_not_hidden() -> None:
     g = torch.Generator().manual_seed(1)
-    x, weight, bias = torch.randn(200, 8, generator=g), torch.randn(8, 64, generator=g), torch.zeros(64)
+    x, weight, bias = (
+        torch.randn(200, 8, generator=g),
+        torch.randn(8, 64, generator=g),
+        torch.zeros(64),
+    )
     x[70, 3] = torch.nan
-    values, rows, _ = select.batch_top_k_of_product(x, weight, bias, 100)
+    values, rows, _ = topk_select.batch_top_k_of_product(x, weight, bias, 100)
     assert values[rows == 70].isnan().all()
     assert 70 in rows
 
@@ -105,11 +130,18 @@ def test_prefixes_counts_and_smallest_values_are_the_dense_ones() -> None:
     weights = torch.randn(4, 20, 7, generator=g, dtype=torch.float64)
     kept = (dense > 0).detach()
     gradients = [
-        torch.autograd.grad((torch.stack(some) * weights).sum(), (dense, decoder, bias), retain_graph=True)
+        torch.autograd.grad(
+            (torch.stack(some) * weights).sum(),
+            (dense, decoder, bias),
+            retain_graph=True,
+        )
         for some in (ours, wanted)
     ]
     for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a * kept if a.shape == kept.shape else a, b * kept if b.shape == kept.shape else b)
+        assert torch.allclose(
+            a * kept if a.shape == kept.shape else a,
+            b * kept if b.shape == kept.shape else b,
+        )
     assert torch.equal(fired(values, pattern), (dense > 0).sum(0))
     found = lowest(values, pattern, layer, 4)
     for i in range(3):
@@ -120,11 +152,15 @@ def test_prefixes_counts_and_smallest_values_are_the_dense_ones() -> None:
 
 @given(
     values=st.lists(
-        st.lists(st.floats(-100, 100) | st.just(math.inf), min_size=3, max_size=3), min_size=1, max_size=60
+        st.lists(st.floats(-100, 100) | st.just(math.inf), min_size=3, max_size=3),
+        min_size=1,
+        max_size=60,
     ),
     decay=st.sampled_from([0.0, 0.5, 0.9, 0.98, 0.999]),
 )
-def test_running_mean_has_weights_that_fall_with_age_and_sum_to_one(values: list[list[float]], decay: float) -> None:
+def test_running_mean_has_weights_that_fall_with_age_and_sum_to_one(
+    values: list[list[float]], decay: float
+) -> None:
     """Each number's own finite values count: the closed form in float64."""
     mean, count = torch.zeros(3), torch.zeros(3)
     for new in values:

@@ -1,4 +1,6 @@
-"""What runs the language model of a store: custom code only when told again, and only with every weight."""
+"""What runs the language model of a store: custom code only when told again, and only
+with every weight.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ from typer.testing import CliRunner
 import actstore
 import trainer
 from actstore.errors import CorruptError, ModelError, SpecError
-from actstore.harvesting.run import HarvestWarning
-from actstore.store import Store
+from actstore.harvesting.worker import HarvestWarning
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.harvesting.checkpoints import gpt2, saved, transformers, with_own_code
 from trainer.cli import app
-from trainer.evaluate.model import model_metrics, subject_of
+from trainer.evaluate.model_metrics import model_metrics, subject_of
 from trainer.report.report import write_report
-from trainer.training.loop import train_group
+from trainer.training.train_group import train_group
 
 SITE = "blocks.0.hook_mlp_out"
 TOKENS = np.random.default_rng(0).integers(0, 50, (24, 16))
@@ -27,8 +29,17 @@ TOKENS = np.random.default_rng(0).integers(0, 50, (24, 16))
 def trained(folder: Path, out: Path, **model: object) -> tuple[Store, str]:
     """A store of a model, and a short run on it."""
     source = {"name": str(folder), **model}
-    store = actstore.harvest({"model": source, "sites": SITE, "unit_sequences": 1}, str(out / "store"), tokens=TOKENS)
-    spec = {"store": store.url, "sae": {"kind": "topk", "k": 3, "n_latents": 32}, "stream": {"batch": 64}, "rows": 640}
+    store = actstore.harvest(
+        {"model": source, "sites": SITE, "unit_sequences": 1},
+        str(out / "store"),
+        tokens=TOKENS,
+    )
+    spec = {
+        "store": store.url,
+        "sae": {"kind": "topk", "k": 3, "n_latents": 32},
+        "stream": {"batch": 64},
+        "rows": 640,
+    }
     train_group(store, {str(out / "run"): TrainSpec.model_validate(spec)})
     return store, str(out / "run")
 
@@ -41,8 +52,11 @@ def said(*words: str) -> str:
 
 @pytest.mark.usefixtures("no_question")
 def test_a_store_does_not_make_code_run(tmp_path: Path) -> None:
-    folder, name = tmp_path / tmp_path.name, "GPT2LMHeadModel"  # a name that TransformerLens knows
-    store, run = trained(with_own_code(folder, tmp_path / "ran", name), tmp_path, trust_remote_code=True)
+    # a name that TransformerLens knows
+    folder, name = tmp_path / tmp_path.name, "GPT2LMHeadModel"
+    store, run = trained(
+        with_own_code(folder, tmp_path / "ran", name), tmp_path, trust_remote_code=True
+    )
     assert (tmp_path / "ran").exists()
     says = said("eval", run, "--ce")
     assert store.url in says
@@ -50,10 +64,14 @@ def test_a_store_does_not_make_code_run(tmp_path: Path) -> None:
     assert "--trust-remote-code" in said("eval", run, "--model", str(folder))
     assert "no model is run" in said("eval", run, "--trust-remote-code")
     for words in (("--ce",), ("--model", str(folder))):
-        result = CliRunner().invoke(app, ["eval", run, *words, "--trust-remote-code"], catch_exceptions=False)
+        result = CliRunner().invoke(
+            app, ["eval", run, *words, "--trust-remote-code"], catch_exceptions=False
+        )
         assert result.exit_code == 0
         assert "CE clean" in result.stdout
-    result = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "r.html"), "--trust-remote-code"])
+    result = CliRunner().invoke(
+        app, ["report", run, "--out", str(tmp_path / "r.html"), "--trust-remote-code"]
+    )
     assert result.exit_code == 0, result.output
 
 
@@ -62,7 +80,9 @@ def test_trust_that_a_store_does_not_need_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="was harvested without custom code"):
         subject_of(trainer.load(run), store, trust_remote_code=True)
     with pytest.raises(SpecError, match="was harvested without custom code"):
-        write_report([run], str(tmp_path / "r.html"), None, 2, "title", trust_remote_code=True)
+        write_report(
+            [run], str(tmp_path / "r.html"), None, 2, "title", trust_remote_code=True
+        )
     assert len(model_metrics(trainer.load(run), store, n_sequences=2)) == 1
 
 
@@ -70,15 +90,22 @@ def test_a_head_that_was_not_loaded(tmp_path: Path) -> None:
     """The sites do not depend on it; the cross-entropy would be that of random logits."""
     body = gpt2(transformers.GPT2Model, tie_word_embeddings=False)
     folder = saved(body, tmp_path / "model", architectures=["GPT2LMHeadModel"])
-    with pytest.warns(HarvestWarning, match="it lacks lm_head.weight, which no site depends on"):
+    with pytest.warns(
+        HarvestWarning, match="it lacks lm_head.weight, which no site depends on"
+    ):
         store, run = trained(folder, tmp_path)
-    with pytest.raises(ModelError, match=r"lacks 1 weight that the whole model needs.*: lm_head.weight"):
+    with pytest.raises(
+        ModelError, match=r"lacks 1 weight that the whole model needs.*: lm_head.weight"
+    ):
         model_metrics(trainer.load(run), store, n_sequences=2)
 
 
 def test_a_report_on_a_store_whose_tokenizer_is_broken(tmp_path: Path) -> None:
     store, run = trained(Path(actstore.__file__).parent / "builtin" / "mini", tmp_path)
     store.storage.put("tokenizer/tokenizer.json", b"{")
-    with pytest.raises(CorruptError, match=r"tokenizer/tokenizer.json: its bytes are not those recorded"):
+    with pytest.raises(
+        CorruptError,
+        match=r"tokenizer/tokenizer.json: its bytes are not those recorded",
+    ):
         write_report([run], str(tmp_path / "r.html"), None, 2, "title")
     assert not (tmp_path / "r.html").exists()

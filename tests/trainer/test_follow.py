@@ -1,4 +1,6 @@
-"""Training while the store is still being harvested, and training on past chunks that cannot be read."""
+"""Training while the store is still being harvested, and training on past chunks that
+cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,15 @@ import pytest
 import actstore
 import trainer
 from actstore.errors import CorruptError
-from actstore.stream.batches import StreamWarning
+from actstore.stream.stream import StreamWarning
 from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
 from tests.stream.test_follow import Growing
 from tests.support import make_store
-from trainer.evaluate.rows import evaluate
+from trainer.evaluate.row_metrics import evaluate
 from trainer.export.export import export_run
-from trainer.export.origin import read_origin
-from trainer.training.loop import Progress, train_group
+from trainer.export.export_origin import read_origin
+from trainer.training.train_group import Progress, train_group
 
 BATCH = 64
 
@@ -30,9 +32,22 @@ class StoppedError(Exception):
 
 
 def spec(url: str) -> TrainSpec:
-    stream = {"follow": True, "batch": BATCH, "window_chunks": 4, "lanes": 2, "rescale": "linear", "center": True}
+    stream = {
+        "follow": True,
+        "batch": BATCH,
+        "window_chunks": 4,
+        "lanes": 2,
+        "rescale": "linear",
+        "center": True,
+    }
     sae = {"kind": "topk", "k": 3, "expansion": 4}
-    raw = {"store": url, "sae": sae, "stream": stream, "checkpoint_every": 10, "log_every": 7}
+    raw = {
+        "store": url,
+        "sae": sae,
+        "stream": stream,
+        "checkpoint_every": 10,
+        "log_every": 7,
+    }
     return TrainSpec.model_validate(raw)
 
 
@@ -41,8 +56,12 @@ def spec(url: str) -> TrainSpec:
 def test_training_follows_a_harvest_and_goes_on_behind_its_end(
     tmp_path: Path, ends_after: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A harvest in a thread: it is slower than training, and the corpus may end before what was planned."""
-    monkeypatch.setattr("trainer.training.start.FIT_ROWS", 256)  # the harvest has little more than the usual 4,096
+    """A harvest in a thread: it is slower than training, and the corpus may end before
+    what was planned.
+    """
+    monkeypatch.setattr(
+        "trainer.training.init_from_data.FIT_ROWS", 256
+    )  # the harvest has little more than the usual 4,096
     growing = Growing(tmp_path / "store", ends_after=ends_after)
     growing.commit(5)
     seen: list[tuple[int, int]] = []
@@ -92,19 +111,40 @@ def test_the_command_follows(tmp_path: Path, cli: Cli) -> None:  # noqa: F811
     growing = Growing(tmp_path / "store")
     thread = threading.Thread(target=growing.finish)
     thread.start()
-    words = ["trainer", "train", "--store", growing.url, "--out", str(tmp_path / "run"), "--follow", "--batch", "64"]
+    words = [
+        "trainer",
+        "train",
+        "--store",
+        growing.url,
+        "--out",
+        str(tmp_path / "run"),
+        "--follow",
+        "--batch",
+        "64",
+    ]
     code, out, err = cli(*words, "--k", "2")
     thread.join()
     assert code == 0, err
     assert "run: " in out
     assert trainer.load(str(tmp_path / "run")).record.content_id.startswith("followed-")
     assert (tmp_path / "run" / "journal.jsonl").exists()
-    code, _, err = cli("trainer", "train", "--store", str(tmp_path), "--out", str(tmp_path / "r"), "--follow")
+    code, _, err = cli(
+        "trainer",
+        "train",
+        "--store",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "r"),
+        "--follow",
+    )
     assert code == 1
     assert "no harvest has begun there" in err
 
 
-def test_corrupt_chunks_are_skipped_on_request_and_told_in_one_line(tmp_path: Path, cli: Cli) -> None:  # noqa: F811
+def test_corrupt_chunks_are_skipped_on_request_and_told_in_one_line(
+    tmp_path: Path,
+    cli: Cli,  # noqa: F811
+) -> None:
     store = make_store(tmp_path / "store", n_units=24)
     path = tmp_path / "store" / "acts/blocks.1.hook_mlp_out/c/3/0"
     data = bytearray(path.read_bytes())
@@ -121,8 +161,12 @@ def test_corrupt_chunks_are_skipped_on_request_and_told_in_one_line(tmp_path: Pa
     assert "blocks.1.hook_mlp_out" in line
     assert "StreamWarning" not in err
     rows = len(store.rows("train")) * len(store.sites) - 16
-    assert trainer.load(str(tmp_path / "skip")).record.rows == rows, "rows that were trained on"
-    last = json.loads((tmp_path / "skip" / "journal.jsonl").read_text().splitlines()[-1])
+    assert trainer.load(str(tmp_path / "skip")).record.rows == rows, (
+        "rows that were trained on"
+    )
+    last = json.loads(
+        (tmp_path / "skip" / "journal.jsonl").read_text().splitlines()[-1]
+    )
     assert last["rows"] == rows
     code, _, err = cli(*words, "--out", str(tmp_path / "r"), "--on-corrupt", "ignore")
     assert (code, "wanted error or skip" in err) == (1, True)
@@ -134,7 +178,13 @@ def test_batches_of_lost_rows_are_no_steps(tmp_path: Path) -> None:
         for unit in (2, 3, 5):
             (tmp_path / "store" / "acts" / site / "c" / str(unit) / "0").unlink()
     sae = {"kind": "topk", "k": 2, "n_latents": 32}
-    raw = {"store": store.url, "sae": sae, "stream": {"batch": 4}, "rows": 4 * 300, "checkpoint_every": 50}
+    raw = {
+        "store": store.url,
+        "sae": sae,
+        "stream": {"batch": 4},
+        "rows": 4 * 300,
+        "checkpoint_every": 50,
+    }
     one = TrainSpec.model_validate(raw)
     with pytest.raises((CorruptError, actstore.errors.ObjectError)):
         train_group(store, {str(tmp_path / "error"): one})
@@ -158,23 +208,53 @@ def test_batches_of_lost_rows_are_no_steps(tmp_path: Path) -> None:
 
 def test_options_for_pairs_and_aligned_rows(tmp_path: Path, cli: Cli) -> None:  # noqa: F811
     store = make_store(tmp_path / "store", n_units=24)
-    words = ["trainer", "train", "--store", store.url, "--batch", "64", "--rows", "640", "--k", "2", "--expansion", "2"]
+    words = [
+        "trainer",
+        "train",
+        "--store",
+        store.url,
+        "--batch",
+        "64",
+        "--rows",
+        "640",
+        "--k",
+        "2",
+        "--expansion",
+        "2",
+    ]
     first = ["--sites", "blocks.0.hook_mlp_out"]
-    code, _, err = cli(*words, *first, "--pairs-with", "blocks.1.hook_mlp_out", "--out", str(tmp_path / "t"))
+    code, _, err = cli(
+        *words,
+        *first,
+        "--pairs-with",
+        "blocks.1.hook_mlp_out",
+        "--out",
+        str(tmp_path / "t"),
+    )
     assert code == 0, err
     sae = trainer.load(str(tmp_path / "t"))
-    assert (sae.spec.kind, sae.sites, sae.record.targets) == ("transcoder", (store.sites[0],), (store.sites[1],))
+    assert (sae.spec.kind, sae.sites, sae.record.targets) == (
+        "transcoder",
+        (store.sites[0],),
+        (store.sites[1],),
+    )
     assert sae.spec.model_dump()["inner"]["k"] == 2
     assert sae.n_latents == 32
-    code, _, err = cli(*words, "--aligned", "--inner", "batch_topk", "--out", str(tmp_path / "c"))
+    code, _, err = cli(
+        *words, "--aligned", "--inner", "batch_topk", "--out", str(tmp_path / "c")
+    )
     assert code == 0, err
     sae = trainer.load(str(tmp_path / "c"))
     assert (sae.spec.kind, sae.sites) == ("crosscoder", store.sites)
     assert sae.spec.model_dump()["inner"]["kind"] == "batch_topk"
     code, _, err = cli(*words, "--sae", "crosscoder", "--out", str(tmp_path / "r"))
     assert (code, "--aligned" in err) == (1, True)
-    code, _, err = cli(*words, "--sae", "topk", "--aligned", "--out", str(tmp_path / "r"))
+    code, _, err = cli(
+        *words, "--sae", "topk", "--aligned", "--out", str(tmp_path / "r")
+    )
     assert (code, "trains on mixed rows" in err) == (1, True)
-    code, _, err = cli(*words, "--pairs-with", "blocks.1.hook_mlp_out", "--out", str(tmp_path / "r"))
+    code, _, err = cli(
+        *words, "--pairs-with", "blocks.1.hook_mlp_out", "--out", str(tmp_path / "r")
+    )
     assert (code, "a target for each site" in err) == (1, True)
     assert not (tmp_path / "r").exists()

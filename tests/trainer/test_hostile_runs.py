@@ -18,18 +18,22 @@ from actstore.errors import ActstoreError, CorruptError
 from actstore.format.storage import Storage
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.analysis.run import read_run
 from trainer.errors import RunError
-from trainer.evaluate.rows import evaluate, write
-from trainer.export.origin import read_origin
-from trainer.training import checkpoint, journal
-from trainer.training.loop import train_group
+from trainer.evaluate.row_metrics import evaluate, write
+from trainer.export.export_origin import read_origin
+from trainer.runs import journal
+from trainer.runs.run_data import read_run
+from trainer.training import checkpoint
+from trainer.training.train_group import train_group
 
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
 KINDS: dict[str, dict[str, Any]] = {
     "topk": {"kind": "topk", "k": 3, "expansion": 4},
     "relu_l1": {"kind": "relu_l1", "l1": 0.1, "expansion": 2},
-    "crosscoder": {"kind": "crosscoder", "inner": {"kind": "topk", "k": 3, "expansion": 2}},
+    "crosscoder": {
+        "kind": "crosscoder",
+        "inner": {"kind": "topk", "k": 3, "expansion": 2},
+    },
 }
 
 
@@ -38,9 +42,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained and evaluated run with a checkpoint."""
     folder = tmp_path_factory.mktemp("hostile")
     store = make_store(folder / "store", {"a": 8, "b": 8}, n_units=21, unit_sequences=2)
-    spec = {"store": store.url, "sae": KINDS["topk"], "stream": {"batch": 64, "rescale": "log"}, "rows": 64 * 4}
+    spec = {
+        "store": store.url,
+        "sae": KINDS["topk"],
+        "stream": {"batch": 64, "rescale": "log"},
+        "rows": 64 * 4,
+    }
     out = folder / "run"
-    train_group(store, {str(out): TrainSpec.model_validate({**spec, "checkpoint_every": 2, "log_every": 1})})
+    train_group(
+        store,
+        {
+            str(out): TrainSpec.model_validate(
+                {**spec, "checkpoint_every": 2, "log_every": 1}
+            )
+        },
+    )
     record, firings = evaluate(trainer.load(str(out)), store)
     write(str(out), record, firings)
     return out
@@ -56,7 +72,9 @@ READERS: dict[str, Callable[[str], Any]] = {
     "report": read_run,
     "export": read_origin,
     "journal": lambda url: journal.read(Storage(url)),
-    "resume": lambda url: checkpoint.stream_state(Storage(url), max(checkpoint.steps(Storage(url)))),
+    "resume": lambda url: checkpoint.stream_state(
+        Storage(url), max(checkpoint.steps(Storage(url)))
+    ),
 }
 READ = {
     "sae.json": ("load", "report", "export"),
@@ -102,13 +120,21 @@ def test_a_file_that_is_cut_short(run: Path, name: str) -> None:
     [
         (lambda t: t.pop("scale"), "no tensor scale"),
         (lambda t: t.update(scale=torch.ones(3)), r"scale is \[3\], wanted \[2\]"),
-        (lambda t: t.update(mean=torch.ones(2, 9)), r"mean is \[2, 9\], wanted \[2, 8\]"),
+        (
+            lambda t: t.update(mean=torch.ones(2, 9)),
+            r"mean is \[2, 9\], wanted \[2, 8\]",
+        ),
         (lambda t: t.pop("W_dec"), "do not fit its record"),
-        (lambda t: t.update(W_dec=t["W_dec"].T.contiguous()), r"W_dec: \[8, 32\], wanted \[32, 8\]"),
+        (
+            lambda t: t.update(W_dec=t["W_dec"].T.contiguous()),
+            r"W_dec: \[8, 32\], wanted \[32, 8\]",
+        ),
         (lambda t: t.update(more=torch.ones(1)), "do not fit its record"),
     ],
 )
-def test_weights_that_do_not_fit(run: Path, change: Callable[[dict[str, torch.Tensor]], Any], words: str) -> None:
+def test_weights_that_do_not_fit(
+    run: Path, change: Callable[[dict[str, torch.Tensor]], Any], words: str
+) -> None:
     tensors = load_file(run / "sae.safetensors")
     change(tensors)
     save_file(tensors, run / "sae.safetensors")
@@ -117,11 +143,18 @@ def test_weights_that_do_not_fit(run: Path, change: Callable[[dict[str, torch.Te
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("field", "value"), [("d", 1 << 40), ("d", -1), ("d", 0), ("d", 1 << 70), ("sites", ["a"])])
-def test_a_record_of_other_sizes_takes_no_memory(run: Path, kind: str, field: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("d", 1 << 40), ("d", -1), ("d", 0), ("d", 1 << 70), ("sites", ["a"])],
+)
+def test_a_record_of_other_sizes_takes_no_memory(
+    run: Path, kind: str, field: str, value: Any
+) -> None:
     """2^40 x 2^42 weights are not made to find that they are not there."""
     record = json.loads((run / "sae.json").read_text())
-    (run / "sae.json").write_text(json.dumps({**record, "sae": KINDS[kind], field: value}))
+    (run / "sae.json").write_text(
+        json.dumps({**record, "sae": KINDS[kind], field: value})
+    )
     with pytest.raises(ActstoreError):
         trainer.load(str(run))
 
@@ -138,12 +171,17 @@ def test_a_file_that_never_ends(run: Path, name: str, what: str) -> None:
         with path.open("wb") as file:
             file.truncate(50 << 30)
     for reader in {*READ[name], *(["export"] if name == "sae.safetensors" else [])}:
-        with pytest.raises(CorruptError, match="regular file" if what == "pipe" else "wanted at most"):
+        with pytest.raises(
+            CorruptError, match="regular file" if what == "pipe" else "wanted at most"
+        ):
             READERS[reader](str(run))
 
 
 def test_firings_of_other_latents(run: Path) -> None:
-    save_file({"firings": torch.ones(2, 5), "rows": torch.ones(2)}, run / "latents.safetensors")
+    save_file(
+        {"firings": torch.ones(2, 5), "rows": torch.ones(2)},
+        run / "latents.safetensors",
+    )
     with pytest.raises(RunError, match=r"firings is \[2, 5\], wanted \[2, 32\]"):
         read_run(str(run))
 

@@ -1,4 +1,6 @@
-"""What would change nothing in a training run, a stream or a harvest is refused by name."""
+"""What would change nothing in a training run, a stream or a harvest is refused by
+name.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,15 @@ import torch
 import actstore
 from actstore.errors import SpecError
 from actstore.harvesting.estimate import estimate
-from actstore.harvesting.models import load_model
-from actstore.store import Store
+from actstore.model.load_model import load_model
+from actstore.store.store import Store
 from schemas.source import ModelSource
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import ExchangeError, SaeError
 from trainer.export.export import export_run
-from trainer.training.loop import train_group
-from trainer.training.specs import load_spec
+from trainer.training.train_group import train_group
+from trainer.training.train_spec import load_spec
 
 SITE = "blocks.0.hook_mlp_out"
 TOPK: dict[str, Any] = {"kind": "topk", "k": 3, "expansion": 2}
@@ -54,8 +56,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
           "stream": {"mode": "pairs", "sites": SITE, "targets": "blocks.1.*"}}, "aux_k does nothing"),
     ],
 )  # fmt: skip
-def test_in_training(store: Store, tmp_path: Path, spec: dict[str, Any], message: str) -> None:
-    values = {"store": store.url, "sae": TOPK, "rows": 512, **spec, "stream": {"batch": 128, **spec.get("stream", {})}}
+def test_in_training(
+    store: Store, tmp_path: Path, spec: dict[str, Any], message: str
+) -> None:
+    values = {
+        "store": store.url,
+        "sae": TOPK,
+        "rows": 512,
+        **spec,
+        "stream": {"batch": 128, **spec.get("stream", {})},
+    }
     with pytest.raises(SaeError, match=message):
         train_group(store, {str(tmp_path / "run"): TrainSpec.model_validate(values)})
     assert not (tmp_path / "run").exists()
@@ -64,13 +74,28 @@ def test_in_training(store: Store, tmp_path: Path, spec: dict[str, Any], message
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"window_chunks": 8, "memory": 1 << 26}, "`memory` plans the windows, and `window_chunks` gives"),
-        ({"weights": {SITE: 2, "blocks.*.hook_mlp_out": 1}}, f"weights: '{SITE}' does nothing"),
+        (
+            {"window_chunks": 8, "memory": 1 << 26},
+            "`memory` plans the windows, and `window_chunks` gives",
+        ),
+        (
+            {"weights": {SITE: 2, "blocks.*.hook_mlp_out": 1}},
+            f"weights: '{SITE}' does nothing",
+        ),
         ({"filter": {}}, "it is empty"),
         ({"filter": {"norms": [{"sites": SITE}]}}, "an entry of norms has no bound"),
-        ({"filter": {"positions": (0, 32)}}, r"positions \[0, 32\] are all of a context of 32"),
-        ({"filter": {"exclude_tokens": [100]}}, "filter.exclude_tokens: there is no token 100"),
-        ({"filter": {"tokens": [3, 4], "exclude_tokens": [5]}}, "exclude_tokens has none of tokens"),
+        (
+            {"filter": {"positions": (0, 32)}},
+            r"positions \[0, 32\] are all of a context of 32",
+        ),
+        (
+            {"filter": {"exclude_tokens": [100]}},
+            "filter.exclude_tokens: there is no token 100",
+        ),
+        (
+            {"filter": {"tokens": [3, 4], "exclude_tokens": [5]}},
+            "exclude_tokens has none of tokens",
+        ),
     ],
 )
 def test_in_a_stream(store: Store, fields: dict[str, Any], message: str) -> None:
@@ -78,19 +103,32 @@ def test_in_a_stream(store: Store, fields: dict[str, Any], message: str) -> None
         store.stream(batch=64, **fields)
 
 
-HARVEST: dict[str, Any] = {"model": "builtin:mini", "corpus": "builtin:stdlib", "sites": SITE, "tokens": 512}
+HARVEST: dict[str, Any] = {
+    "model": "builtin:mini",
+    "corpus": "builtin:stdlib",
+    "sites": SITE,
+    "tokens": 512,
+}
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"unit_sequences": 2, "memory": 1 << 26}, "memory plans the size of units, and unit_sequences gives it"),
+        (
+            {"unit_sequences": 2, "memory": 1 << 26},
+            "memory plans the size of units, and unit_sequences gives it",
+        ),
         ({"autocast": "float32"}, "autocast float32 is no autocast"),
         ({"exclude_tokens": (10**6,)}, "exclude_tokens: there is no token 1000000"),
-        ({"skip_first": 128}, "skip_first 128 leaves nothing of contexts of 128 tokens"),
+        (
+            {"skip_first": 128},
+            "skip_first 128 leaves nothing of contexts of 128 tokens",
+        ),
     ],
 )
-def test_in_a_harvest_and_in_its_plan(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_in_a_harvest_and_in_its_plan(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SpecError, match=message):
         actstore.harvest({**HARVEST, **fields}, str(tmp_path / "store"))
     with pytest.raises(SpecError, match=message):
@@ -99,26 +137,47 @@ def test_in_a_harvest_and_in_its_plan(tmp_path: Path, fields: dict[str, Any], me
 
 
 def test_of_a_model_and_tokens_in_memory(tmp_path: Path) -> None:
-    module, tokens = load_model(ModelSource(name="builtin:mini")).module, np.ones((4, 16), np.int64)
+    module, tokens = (
+        load_model(ModelSource(name="builtin:mini")).module,
+        np.ones((4, 16), np.int64),
+    )
     what = {"sites": SITE}
     for fields, message in (
-        ({"exclude_special_tokens": True}, "exclude_special_tokens: the model has no tokenizer"),
-        ({"pack": False}, r"pack: the tokens are whole sequences \[n, context\], taken as they are"),
+        (
+            {"exclude_special_tokens": True},
+            "exclude_special_tokens: the model has no tokenizer",
+        ),
+        (
+            {"pack": False},
+            r"pack: the tokens are whole sequences \[n, context\], taken as they are",
+        ),
         ({"prepend_bos": True}, "prepend_bos: the tokens are whole sequences"),
-        ({"model": {"name": "mine", "dtype": "bfloat16"}}, "the module given is in float32"),
-        ({"model": {"name": "mine", "revision": "main"}}, "model.revision is of a model on the hub"),
+        (
+            {"model": {"name": "mine", "dtype": "bfloat16"}},
+            "the module given is in float32",
+        ),
+        (
+            {"model": {"name": "mine", "revision": "main"}},
+            "model.revision is of a model on the hub",
+        ),
     ):
         with pytest.raises(SpecError, match=message):
-            actstore.harvest({**what, **fields}, str(tmp_path / "store"), model=module, tokens=tokens)
+            actstore.harvest(
+                {**what, **fields}, str(tmp_path / "store"), model=module, tokens=tokens
+            )
     half = module.to(torch.bfloat16)
     of = {"name": "mine", "dtype": "bfloat16"}
-    found = actstore.harvest({**what, "model": of}, str(tmp_path / "store"), model=half, tokens=tokens)
+    found = actstore.harvest(
+        {**what, "model": of}, str(tmp_path / "store"), model=half, tokens=tokens
+    )
     assert found.manifest.n_rows == 64
 
 
 def test_a_revision_of_what_is_not_on_the_hub(tmp_path: Path) -> None:
     for name in ("builtin:mini", str(tmp_path)):
-        with pytest.raises(SpecError, match=r"revision \(--revision\) is of a model on the hub"):
+        with pytest.raises(
+            SpecError, match=r"revision \(--revision\) is of a model on the hub"
+        ):
             load_model(ModelSource(name=name, revision="main"))
 
 
@@ -135,5 +194,9 @@ def test_an_expansion_given_replaces_the_files_size(tmp_path: Path) -> None:
 
 
 def test_a_private_export_that_is_not_to_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(ExchangeError, match="--private is of a new repository on the hub"):
-        export_run(str(tmp_path / "run"), str(tmp_path / "out"), "saelens", private=True)
+    with pytest.raises(
+        ExchangeError, match="--private is of a new repository on the hub"
+    ):
+        export_run(
+            str(tmp_path / "run"), str(tmp_path / "out"), "saelens", private=True
+        )

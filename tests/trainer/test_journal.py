@@ -1,4 +1,6 @@
-"""The journal: whole lines only, whatever ended the process; elsewhere than in a folder written now and then."""
+"""The journal: whole lines only, whatever ended the process; elsewhere than in a folder
+written now and then.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,21 @@ from hypothesis import strategies as st
 
 from actstore.format.storage import Storage
 from schemas.records import StepRecord
-from trainer.training import journal
-from trainer.training.journal import Journal, read
+from trainer.runs import journal
+from trainer.runs.journal import Journal, read
 
 
 def record(step: int) -> StepRecord:
-    figures = dict.fromkeys(("loss", "mse", "l0", "fvu", "lr", "rows_per_s", "stall"), 0.1)
-    return StepRecord(step=step, rows=step * 64, dead=3, layers={"blocks.0": None, "übrig": 0.5}, **figures)
+    figures = dict.fromkeys(
+        ("loss", "mse", "l0", "fvu", "lr", "rows_per_s", "stall"), 0.1
+    )
+    return StepRecord(
+        step=step,
+        rows=step * 64,
+        dead=3,
+        layers={"blocks.0": None, "übrig": 0.5},
+        **figures,
+    )
 
 
 def of_steps(*steps: int) -> list[StepRecord]:
@@ -33,7 +43,9 @@ def test_lines_are_there_as_they_come(tmp_path: Path) -> None:
     before = (tmp_path / "run/journal.jsonl").stat().st_ino
     one.add(record(20))
     one.write()
-    assert (tmp_path / "run/journal.jsonl").stat().st_ino == before, "it grows, it is not written again"
+    assert (tmp_path / "run/journal.jsonl").stat().st_ino == before, (
+        "it grows, it is not written again"
+    )
     assert read(storage) == of_steps(5, 10, 15, 20)
 
 
@@ -42,8 +54,12 @@ def test_lines_are_there_as_they_come(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_of_a_line_is_not_read_and_goes(
     url: str, cut: int, resumed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    storage = Storage("memory://journal-cut" if url == "memory" else tmp_path_factory.mktemp("cut"))
-    data = "".join(one.model_dump_json() + "\n" for one in of_steps(5, 10, 15, 20)).encode()
+    storage = Storage(
+        "memory://journal-cut" if url == "memory" else tmp_path_factory.mktemp("cut")
+    )
+    data = "".join(
+        one.model_dump_json() + "\n" for one in of_steps(5, 10, 15, 20)
+    ).encode()
     storage.put("journal.jsonl", data[: max(0, len(data) - cut)])
     left = read(storage)
     assert left == of_steps(5, 10, 15, 20)[: len(left)]
@@ -74,7 +90,9 @@ def test_elsewhere_it_is_written_now_and_then_and_with_each_checkpoint(
     assert len(read(storage)) == 11
 
 
-def test_a_slow_place_is_written_to_less_often(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_place_is_written_to_less_often(
+    memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage, now = Storage(f"{memory_url}/run"), [0.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
     real, puts = storage.put, []

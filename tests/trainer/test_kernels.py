@@ -1,4 +1,6 @@
-"""Sparse kernels against the dense formulas they stand for, in float64: values, every gradient, and the same bits twice."""
+"""Sparse kernels against the dense formulas they stand for, in float64: values, every
+gradient, and the same bits twice.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,24 @@ from torch import Tensor
 from schemas.sae import TopK
 from schemas.train import TrainSpec
 from trainer.errors import KernelError
-from trainer.kernels import eager, select
-from trainer.kernels.choice import chosen, products, using
-from trainer.kernels.pattern import Pattern
-from trainer.kernels.sparse import decoded, encode_batch_top_k, encode_top_k, encoded
-from trainer.saes.ops import Rows, Shape
+from trainer.kernels import eager, topk_select
+from trainer.kernels.backend import chosen, products, using
+from trainer.kernels.nonzeros import Pattern
+from trainer.kernels.sparse_products import (
+    decoded,
+    encode_batch_top_k,
+    encode_top_k,
+    encoded,
+)
+from trainer.saes.ops import ScaledRows, Shape
 from trainer.saes.topk import TopKSae
-from trainer.training.turned import contiguous_parameters
+from trainer.training.contiguous_parameters import contiguous_parameters
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()),
+    importlib.util.find_spec("triton") is None
+    or not (INTERPRETED or torch.cuda.is_available()),
     reason="the Triton kernels need a CUDA device (or triton with TRITON_INTERPRET=1)",
 )
 quick = settings(max_examples=25, deadline=None)
@@ -35,28 +43,52 @@ quick = settings(max_examples=25, deadline=None)
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], int, int]:
     """Inputs of an SAE's forward, its k, and how many entries of a whole batch."""
-    n_rows, d, m = draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(st.sampled_from([1, 5, 24, 64, 160, 512]))
+    n_rows, d, m = (
+        draw(st.integers(1, 9)),
+        draw(st.integers(1, 7)),
+        draw(st.sampled_from([1, 5, 24, 64, 160, 512])),
+    )
     k = draw(st.integers(1, min(m, 8)))
-    return problem(n_rows, d, m, draw(st.integers(0, 99))), k, draw(st.integers(1, n_rows * k))
+    return (
+        problem(n_rows, d, m, draw(st.integers(0, 99))),
+        k,
+        draw(st.integers(1, n_rows * k)),
+    )
 
 
-def problem(n_rows: int, d: int, m: int, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def problem(
+    n_rows: int, d: int, m: int, seed: int, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    shapes = {"x": (n_rows, d), "shift": (d,), "weight": (m, d), "bias": (m,), "decoder": (m, d), "b": (d,)}
-    made = {name: torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
+    shapes = {
+        "x": (n_rows, d),
+        "shift": (d,),
+        "weight": (m, d),
+        "bias": (m,),
+        "decoder": (m, d),
+        "b": (d,),
+    }
+    made = {
+        name: torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+        for name, shape in shapes.items()
+    }
     made["weight"] = made["weight"].T
     return {name: tensor.requires_grad_() for name, tensor in made.items()}
 
 
 def dense(p: dict[str, Tensor], chosen_at: Tensor) -> Tensor:
     """Reconstruction with the codes at bool [B, m], by dense products."""
-    codes = torch.where(chosen_at, (p["x"] - p["shift"]) @ p["weight"] + p["bias"], 0).relu()
+    codes = torch.where(
+        chosen_at, (p["x"] - p["shift"]) @ p["weight"] + p["bias"], 0
+    ).relu()
     return codes @ p["decoder"] + p["b"]
 
 
 def same_gradients(p: dict[str, Tensor], ours: Tensor, wanted: Tensor) -> None:
     assert torch.allclose(ours, wanted, rtol=1e-10, atol=1e-10)
-    direction = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(7))
+    direction = torch.randn(
+        ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(7)
+    )
     inputs = list(p.values())
     pairs = zip(
         p,
@@ -70,50 +102,80 @@ def same_gradients(p: dict[str, Tensor], ours: Tensor, wanted: Tensor) -> None:
 
 @quick
 @given(problems())
-def test_top_k_values_and_gradients_are_those_of_the_dense_formula(case: tuple[dict[str, Tensor], int, int]) -> None:
+def test_top_k_values_and_gradients_are_those_of_the_dense_formula(
+    case: tuple[dict[str, Tensor], int, int],
+) -> None:
     p, k, _ = case
     values, pattern = encode_top_k(p["x"], p["shift"], p["weight"], p["bias"], k)
     pre = ((p["x"] - p["shift"]) @ p["weight"] + p["bias"]).detach()
     at = torch.zeros_like(pre, dtype=torch.bool).scatter(1, pre.topk(k).indices, True)
-    assert torch.allclose(values.sort(dim=1).values, pre.topk(k).values.sort(dim=1).values)
-    assert sorted(map(list, zip(pattern.rows.tolist(), pattern.latents.tolist(), strict=True))) == at.nonzero().tolist()
-    same_gradients(p, decoded(values.relu(), p["decoder"], pattern, p["b"]), dense(p, at))
+    assert torch.allclose(
+        values.sort(dim=1).values, pre.topk(k).values.sort(dim=1).values
+    )
+    assert (
+        sorted(
+            map(list, zip(pattern.rows.tolist(), pattern.latents.tolist(), strict=True))
+        )
+        == at.nonzero().tolist()
+    )
+    same_gradients(
+        p, decoded(values.relu(), p["decoder"], pattern, p["b"]), dense(p, at)
+    )
 
 
 @quick
 @given(problems())
-def test_batch_top_k_is_exact_and_ragged(case: tuple[dict[str, Tensor], int, int]) -> None:
+def test_batch_top_k_is_exact_and_ragged(
+    case: tuple[dict[str, Tensor], int, int],
+) -> None:
     p, _, n = case
     values, pattern = encode_batch_top_k(p["x"], p["shift"], p["weight"], p["bias"], n)
     pre = ((p["x"] - p["shift"]) @ p["weight"] + p["bias"]).detach()
     best = pre.flatten().topk(n)
-    at = torch.zeros(pre.numel(), dtype=torch.bool).scatter(0, best.indices, True).view_as(pre) & (pre > 0)
-    assert torch.stack([pattern.rows, pattern.latents], 1).tolist() == at.nonzero().tolist()
+    at = torch.zeros(pre.numel(), dtype=torch.bool).scatter(
+        0, best.indices, True
+    ).view_as(pre) & (pre > 0)
+    assert (
+        torch.stack([pattern.rows, pattern.latents], 1).tolist()
+        == at.nonzero().tolist()
+    )
     assert torch.allclose(values, pre[at])
     same_gradients(p, decoded(values, p["decoder"], pattern, p["b"]), dense(p, at))
 
 
-def test_a_guess_that_is_too_high_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guess_that_is_too_high_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     p = problem(40, 6, 64, 0)
     arguments = [tensor.detach() for tensor in (p["x"], p["weight"], p["bias"])]
-    wanted = select.batch_top_k_of_product(*arguments, 100)
-    monkeypatch.setattr(select, "first_threshold", lambda *_: 1e9)
-    for a, b in zip(select.batch_top_k_of_product(*arguments, 100), wanted, strict=True):
+    wanted = topk_select.batch_top_k_of_product(*arguments, 100)
+    monkeypatch.setattr(topk_select, "first_threshold", lambda *_: 1e9)
+    for a, b in zip(
+        topk_select.batch_top_k_of_product(*arguments, 100), wanted, strict=True
+    ):
         assert torch.equal(a, b)
 
 
 @quick
-@given(st.integers(0, 99), st.sampled_from([(256, 4), (512, 8), (6144, 32), (100, 3)]), st.booleans())
-def test_the_largest_of_a_row_are_those_of_torch(seed: int, size: tuple[int, int], ties: bool) -> None:
+@given(
+    st.integers(0, 99),
+    st.sampled_from([(256, 4), (512, 8), (6144, 32), (100, 3)]),
+    st.booleans(),
+)
+def test_the_largest_of_a_row_are_those_of_torch(
+    seed: int, size: tuple[int, int], ties: bool
+) -> None:
     m, k = size
     pre = torch.randn(5, m, generator=torch.Generator().manual_seed(seed))
     pre = (pre * 4).round() if ties else pre
-    values, latents = select.largest(pre, k)
+    values, latents = topk_select.largest(pre, k)
     assert torch.equal(values.sort(dim=1).values, pre.topk(k).values.sort(dim=1).values)
     assert torch.equal(pre.gather(1, latents), values)
     assert all(len(set(row)) == k for row in latents.tolist())
     if not ties:
-        assert torch.equal(latents.sort(dim=1).values, pre.topk(k).indices.sort(dim=1).values)
+        assert torch.equal(
+            latents.sort(dim=1).values, pre.topk(k).indices.sort(dim=1).values
+        )
 
 
 def test_the_largest_only_among_some_latents() -> None:
@@ -122,8 +184,12 @@ def test_the_largest_only_among_some_latents() -> None:
     values, pattern = encode_top_k(p["x"], p["shift"], p["weight"], p["bias"], 3, among)
     pre = ((p["x"] - p["shift"]) @ p["weight"] + p["bias"]).detach()
     allowed = torch.full_like(pre, -torch.inf).index_copy(1, among, pre[:, among])
-    at = torch.zeros_like(pre, dtype=torch.bool).scatter(1, allowed.topk(3).indices, True)
-    same_gradients(p, decoded(values.relu(), p["decoder"], pattern, p["b"]), dense(p, at))
+    at = torch.zeros_like(pre, dtype=torch.bool).scatter(
+        1, allowed.topk(3).indices, True
+    )
+    same_gradients(
+        p, decoded(values.relu(), p["decoder"], pattern, p["b"]), dense(p, at)
+    )
 
 
 def test_rows_and_latents_with_no_nonzero() -> None:
@@ -135,27 +201,41 @@ def test_rows_and_latents_with_no_nonzero() -> None:
             at[row, latent] = True
         rows, latents = at.nonzero().T
         pattern = Pattern.ragged(rows, latents, 5, 4)
-        values = encoded(p["x"], p["shift"], p["weight"], p["bias"], pre.detach()[at], pattern).relu()
+        values = encoded(
+            p["x"], p["shift"], p["weight"], p["bias"], pre.detach()[at], pattern
+        ).relu()
         same_gradients(p, decoded(values, p["decoder"], pattern, p["b"]), dense(p, at))
 
 
 def test_rows_are_searched_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(50, 6, 256, 3)
     arguments = [tensor.detach() for tensor in (p["x"], p["weight"], p["bias"])]
-    whole = select.top_k_of_product(*arguments, 4), select.batch_top_k_of_product(*arguments, 150)
-    monkeypatch.setattr(select, "_CPU_BLOCK_BYTES", 7 * 256 * 8)
-    blocks = select.top_k_of_product(*arguments, 4), select.batch_top_k_of_product(*arguments, 150)
-    for a, b in zip([t for found in whole for t in found], [t for found in blocks for t in found], strict=True):
+    whole = (
+        topk_select.top_k_of_product(*arguments, 4),
+        topk_select.batch_top_k_of_product(*arguments, 150),
+    )
+    monkeypatch.setattr(topk_select, "_CPU_BLOCK_BYTES", 7 * 256 * 8)
+    blocks = (
+        topk_select.top_k_of_product(*arguments, 4),
+        topk_select.batch_top_k_of_product(*arguments, 150),
+    )
+    for a, b in zip(
+        [t for found in whole for t in found],
+        [t for found in blocks for t in found],
+        strict=True,
+    ):
         assert torch.allclose(a, b)
 
 
-def test_a_step_gives_the_same_bits_twice_and_its_gradients_lie_as_the_weights_do() -> None:
+def test_a_step_gives_the_same_bits_twice_and_its_gradients_lie_as_the_weights_do() -> (
+    None
+):
     sae = TopKSae(TopK(k=8, n_latents=512), Shape(32))
     x, dead = torch.randn(300, 32), torch.arange(512) < 40
     found: list[list[Tensor]] = []
     for _ in range(2):
         sae.zero_grad()
-        step = sae.training_step(Rows(x), 1.0, dead)
+        step = sae.training_step(ScaledRows(x), 1.0, dead)
         step.loss.backward()
         found.append([step.loss, *(p.grad for p in sae.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -168,16 +248,18 @@ def test_under_autocast_selection_is_bfloat16s_and_the_rest_float32() -> None:
         torch.randn(200, 32),
         torch.zeros(512, dtype=torch.bool),
     )
-    exact = sae.training_step(Rows(x), 1.0, dead)
+    exact = sae.training_step(ScaledRows(x), 1.0, dead)
     with torch.autocast("cpu", torch.bfloat16):
-        step = sae.training_step(Rows(x), 1.0, dead)
+        step = sae.training_step(ScaledRows(x), 1.0, dead)
     step.loss.backward()
     assert step.reconstruction.dtype == torch.float32
     assert abs(float((step.loss / exact.loss).detach()) - 1) < 0.01
     assert not torch.equal(step.loss, exact.loss), "autocast had no effect"
 
 
-def test_the_optimiser_sees_transposed_parameters_as_contiguous_and_does_the_same() -> None:
+def test_the_optimiser_sees_transposed_parameters_as_contiguous_and_does_the_same() -> (
+    None
+):
     starts = [torch.randn(6, 4).T, torch.randn(3, 5), torch.randn(7)]
     trained = []
     for turn in (True, False):
@@ -186,7 +268,8 @@ def test_the_optimiser_sees_transposed_parameters_as_contiguous_and_does_the_sam
         g = torch.Generator().manual_seed(0)
         for _ in range(4):
             for p in parameters:
-                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=g))  # laid as p is
+                # laid as p is
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=g))
             if turn:
                 with contiguous_parameters(optimiser):
                     assert parameters[0].shape == (6, 4)
@@ -194,8 +277,12 @@ def test_the_optimiser_sees_transposed_parameters_as_contiguous_and_does_the_sam
                     optimiser.step()
             else:
                 optimiser.step()
-        trained.append([t for p in parameters for t in (p, optimiser.state[p]["exp_avg"])])
-    for a, b, start in zip(*trained, [s for s in starts for _ in range(2)], strict=True):
+        trained.append(
+            [t for p in parameters for t in (p, optimiser.state[p]["exp_avg"])]
+        )
+    for a, b, start in zip(
+        *trained, [s for s in starts for _ in range(2)], strict=True
+    ):
         assert a.stride() == start.stride()
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -205,14 +292,18 @@ def test_triton_without_a_device_is_refused_by_name() -> None:
     with using(products("eager")):
         assert chosen() is eager
     if not torch.cuda.is_available():
-        with pytest.raises(KernelError, match="wanted triton, which needs a CUDA device"):
+        with pytest.raises(
+            KernelError, match="wanted triton, which needs a CUDA device"
+        ):
             products("triton")
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (9, 7, 24, 3), (70, 300, 64, 33)])
-def test_triton_kernels_are_their_eager_twins(dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
+def test_triton_kernels_are_their_eager_twins(
+    dtype: torch.dtype, size: tuple[int, int, int, int]
+) -> None:
     from trainer.kernels import triton_sparse
 
     n_rows, d, m, k = size
@@ -221,11 +312,15 @@ def test_triton_kernels_are_their_eager_twins(dtype: torch.dtype, size: tuple[in
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=g).to(DEVICE, dtype)
 
-    latents = torch.stack([torch.randperm(m, generator=g)[:k] for _ in range(n_rows)]).to(DEVICE)
+    latents = torch.stack(
+        [torch.randperm(m, generator=g)[:k] for _ in range(n_rows)]
+    ).to(DEVICE)
     pattern = Pattern.per_row(latents, m)
     left, right, weight = random(n_rows, d), random(m, d), random(n_rows * k)
     tolerance: dict[str, Any] = (
-        {"rtol": 2e-2, "atol": 5e-1} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+        {"rtol": 2e-2, "atol": 5e-1}
+        if dtype == torch.bfloat16
+        else {"rtol": 1e-4, "atol": 1e-4}
     )
     for arguments in (
         (right, pattern.latents, pattern.row_start, weight),
@@ -248,10 +343,15 @@ def test_a_step_with_triton_is_the_eager_step() -> None:
     found = []
     for implementation in (eager, triton_sparse):
         with using(implementation):
-            loss = sae.training_step(Rows(x), 1.0, dead).loss
+            loss = sae.training_step(ScaledRows(x), 1.0, dead).loss
         found.append([loss, *torch.autograd.grad(loss, list(sae.parameters()))])
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True)
+    )
 
 
 def test_the_choice_is_part_of_the_spec() -> None:
-    assert TrainSpec.model_validate({"store": "s", "sae": {"kind": "topk"}}).kernels == "eager"
+    assert (
+        TrainSpec.model_validate({"store": "s", "sae": {"kind": "topk"}}).kernels
+        == "eager"
+    )

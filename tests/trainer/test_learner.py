@@ -1,4 +1,6 @@
-"""What surrounds the gradient: schedules, micro-batches, averages, resampling, compiling; against plain formulas."""
+"""What surrounds the gradient: schedules, micro-batches, averages, resampling,
+compiling; against plain formulas.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from actstore.stream.batches import Batch
 from actstore.stream.rescale import Rescaling
+from actstore.stream.stream import Batch
 from schemas.stream import StreamSpec
 from schemas.train import Optimiser, Resampling, TrainSpec
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
-from trainer.saes.draws import Draws
-from trainer.saes.ops import Rows, geometric_median
-from trainer.training.draw import Draw
+from trainer.saes.ops import ScaledRows, geometric_median
+from trainer.saes.step_noise import Draws
 from trainer.training.learner import Learner
-from trainer.training.resample import candidates, due, replace, resample
-from trainer.training.schedule import learning_rate, sparsity
+from trainer.training.resample_dead import candidates, due, replace, resample
+from trainer.training.warmup_and_decay import learning_rate, sparsity
+from trainer.training.weighted_sample import Draw
 
 D, M, SITES, BATCH = 8, 24, 3, 60
 AUX = {"aux_k": 4, "aux_coefficient": 1 / 32}
@@ -39,13 +41,24 @@ KINDS: dict[str, dict[str, Any]] = {
     "matryoshka": {"kind": "matryoshka", "k": 3, **AUX},
     "nsae": {"kind": "nsae", "alpha": 0.05, "noise": 0.3},
     "gated": {"kind": "gated", "l1": 0.1},
-    "jumprelu": {"kind": "jumprelu", "l0": 0.1, "threshold": 0.5, "bandwidth": 0.6, "per_layer_threshold": True},
+    "jumprelu": {
+        "kind": "jumprelu",
+        "l0": 0.1,
+        "threshold": 0.5,
+        "bandwidth": 0.6,
+        "per_layer_threshold": True,
+    },
     "mlp_encoder": {"kind": "mlp_encoder", "l1": 0.1},
 }
 
 
 def spec_of(kind: str, **more: Any) -> TrainSpec:
-    raw = {"store": "none", "sae": {"n_latents": M, **KINDS[kind]}, "stream": {"batch": BATCH}, "dead_rows": 100}
+    raw = {
+        "store": "none",
+        "sae": {"n_latents": M, **KINDS[kind]},
+        "stream": {"batch": BATCH},
+        "dead_rows": 100,
+    }
     return TrainSpec.model_validate({**raw, **more})
 
 
@@ -53,12 +66,22 @@ def learner(kind: str, steps: int = 100, **more: Any) -> Learner:
     spec = spec_of(kind, **more)
     rescale = Rescaling(np.array([1.0, 0.5, 2.0]), None)
     sae = build(spec.sae, D, 1, SITES)
-    return Learner(spec, sae, rescale, torch.ones(SITES), steps, torch.device("cpu"), torch.tensor([1.0, 2.0, 0.5]))
+    return Learner(
+        spec,
+        sae,
+        rescale,
+        torch.ones(SITES),
+        steps,
+        torch.device("cpu"),
+        torch.tensor([1.0, 2.0, 0.5]),
+    )
 
 
 def batch(seed: int, n: int = BATCH) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, D, generator=g) + 0.5, torch.randint(0, SITES, (n,), generator=g)
+    return torch.randn(n, D, generator=g) + 0.5, torch.randint(
+        0, SITES, (n,), generator=g
+    )
 
 
 def weights(one: Learner) -> dict[str, Tensor]:
@@ -75,7 +98,9 @@ def test_schedules_rise_stay_and_fall() -> None:
     assert shares[:25] == pytest.approx([i / 25 for i in range(25)])
     assert set(shares[25:50]) == {1.0}
     assert shares[50:] == pytest.approx([(100 - i) / 50 for i in range(50, 100)])
-    assert {sparsity(Optimiser(sparsity_warmup=0), step, 10) for step in range(10)} == {1.0}
+    assert {sparsity(Optimiser(sparsity_warmup=0), step, 10) for step in range(10)} == {
+        1.0
+    }
 
 
 @pytest.fixture
@@ -92,17 +117,25 @@ def test_micro_batches_are_one_big_batch(kind: str, n: int) -> None:
     for seed in range(3):
         for one in (whole, cut):
             one.update(*batch(seed))
-        for (name, a), b in zip(whole.sae.named_parameters(), cut.sae.parameters(), strict=True):
+        for (name, a), b in zip(
+            whole.sae.named_parameters(), cut.sae.parameters(), strict=True
+        ):
             assert torch.allclose(a, b, atol=2e-4), name
     assert torch.equal(whole.silent_rows, cut.silent_rows)
     a, b = whole.interval(), cut.interval()
     assert b.parts.keys() == a.parts.keys()
-    assert (b.loss, b.mse, b.l0, b.fvu) == pytest.approx((a.loss, a.mse, a.l0, a.fvu), rel=1e-4)
+    assert (b.loss, b.mse, b.l0, b.fvu) == pytest.approx(
+        (a.loss, a.mse, a.l0, a.fvu), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("width", [3, 24])
-def test_noise_is_a_function_of_place_and_latent(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any rows and any latents it is that of the whole, which one draw of torch's gives, and it is N(0, 1)."""
+def test_noise_is_a_function_of_place_and_latent(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any rows and any latents it is that of the whole, which one draw of torch's
+    gives, and it is N(0, 1).
+    """
     draws = Draws(7, 1)
     whole = draws.normal(torch.empty(2000, width), None)
     plain = torch.randn(2000, width, generator=draws.generator(whole.device))
@@ -110,14 +143,22 @@ def test_noise_is_a_function_of_place_and_latent(width: int, monkeypatch: pytest
     assert abs(float(whole.mean())) < 4 / math.sqrt(whole.numel())
     assert float(whole.std()) == pytest.approx(1, abs=4 / math.sqrt(2 * whole.numel()))
     assert len(whole.unique(dim=0)) == 2000
-    monkeypatch.setattr("trainer.saes.draws._BLOCK", 160 * width)
+    monkeypatch.setattr("trainer.saes.step_noise._BLOCK", 160 * width)
     g = torch.Generator().manual_seed(1)
-    for n, first, own in ((2000, 0, width), (1999, 1, 2), (700, 0, width), (1, 2, 1), (0, 0, width)):
+    for n, first, own in (
+        (2000, 0, width),
+        (1999, 1, 2),
+        (700, 0, width),
+        (1, 2, 1),
+        (0, 0, width),
+    ):
         place = torch.randperm(2000, generator=g)[:n].sort().values
         part = draws.normal(torch.empty(n, own), place, (first, width))
         assert torch.equal(part, whole[place, first : first + own])
     for place in (torch.arange(50, 300), torch.arange(1900, 2000)):
-        assert torch.equal(draws.normal(torch.empty(len(place), width), place), whole[place])
+        assert torch.equal(
+            draws.normal(torch.empty(len(place), width), place), whole[place]
+        )
     draws.advance()
     assert not torch.equal(draws.normal(torch.empty(2000, width), None), whole)
 
@@ -125,11 +166,24 @@ def test_noise_is_a_function_of_place_and_latent(width: int, monkeypatch: pytest
 @pytest.mark.usefixtures("looking")
 @pytest.mark.parametrize("kind", ["batch_topk", "matryoshka", "layered"])
 @pytest.mark.parametrize("n", [4, 7, 100])
-def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int) -> None:
-    """Rows of very different lengths: a micro-batch of its own would choose others. Many values are the same."""
-    more: dict[str, Any] = {"dead_rows": BATCH, "optimiser": {"eps": 1e-3, "warmup": 0.0}}
+def test_micro_batches_of_batch_topk_select_as_the_whole_batch(
+    kind: str, n: int
+) -> None:
+    """ScaledRows of very different lengths: a micro-batch of its own would choose
+    others. Many values are the same.
+    """
+    more: dict[str, Any] = {
+        "dead_rows": BATCH,
+        "optimiser": {"eps": 1e-3, "warmup": 0.0},
+    }
     if kind == "layered":
-        layered = {"kind": "batch_topk", "k": 3, **AUX, "per_layer_bias": True, "per_layer_threshold": True}
+        layered = {
+            "kind": "batch_topk",
+            "k": 3,
+            **AUX,
+            "per_layer_bias": True,
+            "per_layer_threshold": True,
+        }
         kind, more["sae"] = "batch_topk", {"n_latents": M, **layered}
     whole, cut = learner(kind, **more), learner(kind, accumulate=n, **more)
     g = torch.Generator().manual_seed(2)
@@ -143,7 +197,9 @@ def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int
         for one in (whole, cut):
             one.update(x, layer)
         tensors = zip(weights(whole).items(), weights(cut).values(), strict=True)
-        assert all(torch.allclose(a, b, atol=2e-6, rtol=2e-6) for (_, a), b in tensors), seed
+        assert all(
+            torch.allclose(a, b, atol=2e-6, rtol=2e-6) for (_, a), b in tensors
+        ), seed
         assert torch.equal(whole.silent_rows, cut.silent_rows)
     a, b = whole.interval(), cut.interval()
     assert a.dead
@@ -152,21 +208,37 @@ def test_micro_batches_of_batch_topk_select_as_the_whole_batch(kind: str, n: int
     assert 0 < a.l0 < 3.001
     rows = whole.rows(x, layer)
     short = whole.sae.choose(whole.rows(x[10:], layer[10:])).pattern.rows
-    assert len(short) > 1.5 * (whole.sae.choose(rows).pattern.rows >= 10).sum(), "selections in parts are others"
+    assert len(short) > 1.5 * (whole.sae.choose(rows).pattern.rows >= 10).sum(), (
+        "selections in parts are others"
+    )
 
 
 @pytest.mark.parametrize("kind", ["crosscoder", "transcoder"])
 @pytest.mark.parametrize("inner", ["batch_topk", "matryoshka"])
-def test_micro_batches_of_several_sites_select_as_the_whole_batch(kind: str, inner: str) -> None:
+def test_micro_batches_of_several_sites_select_as_the_whole_batch(
+    kind: str, inner: str
+) -> None:
     sae = {"kind": kind, "inner": {"kind": inner, "k": 3, "n_latents": M}}
     sae |= {"skip": True} if kind == "transcoder" else {}
     g, found = torch.Generator().manual_seed(1), []
     data = torch.randn(5, 2, BATCH, SITES, D, generator=g)
     data[:, :, :10] *= 20
     for accumulate in (1, 4):
-        spec = TrainSpec.model_validate({"store": "", "sae": sae, "accumulate": accumulate})
-        scale, d_out = Rescaling(np.ones(SITES), None), D if kind == "transcoder" else None
-        one = Learner(spec, build(spec.sae, D, 1, SITES, d_out), scale, torch.ones(SITES), 100, torch.device("cpu"))
+        spec = TrainSpec.model_validate(
+            {"store": "", "sae": sae, "accumulate": accumulate}
+        )
+        scale, d_out = (
+            Rescaling(np.ones(SITES), None),
+            D if kind == "transcoder" else None,
+        )
+        one = Learner(
+            spec,
+            build(spec.sae, D, 1, SITES, d_out),
+            scale,
+            torch.ones(SITES),
+            100,
+            torch.device("cpu"),
+        )
         for x, y in data:
             layer = torch.zeros(BATCH, dtype=torch.int64)
             one.update(*((x, layer) if d_out is None else (x[:, 0], layer, y[:, 0])))
@@ -192,7 +264,10 @@ def test_the_average_is_that_of_the_formula(kind: str) -> None:
     for step in range(1, 30):
         one.update(*batch(step))
         decay = min(0.8, (1 + step) / (10 + step))
-        wanted = {name: decay * wanted[name] + (1 - decay) * value.double() for name, value in weights(one).items()}
+        wanted = {
+            name: decay * wanted[name] + (1 - decay) * value.double()
+            for name, value in weights(one).items()
+        }
     if one.sae.unit_decoder:
         wanted["W_dec"] /= wanted["W_dec"].norm(dim=1, keepdim=True)
     before, result = weights(one), one.average.result(one.sae).state_dict()
@@ -206,32 +281,45 @@ def test_the_average_is_that_of_the_formula(kind: str) -> None:
     plain = learner(kind)
     for step in range(1, 30):
         plain.update(*batch(step))
-    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), before.values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(plain).values(), before.values(), strict=True)
+    )
 
 
 def test_resampling_is_due_when_rows_pass_a_multiple() -> None:
     plan = Resampling(every=100, times=3)
     found = [step for step in range(1, 40) if due(plan, step, 30)]
     assert found == [4, 7, 10]
-    assert [step for step in range(1, 9) if due(Resampling(every=10, times=50), step, 30)] == list(range(1, 9))
+    assert [
+        step for step in range(1, 9) if due(Resampling(every=10, times=50), step, 30)
+    ] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("kind", ["relu_l1", "batch_topk"])
 def test_an_interval_tells_each_layers_fvu_in_original_units(kind: str) -> None:
     one = learner(kind)
     one.variance.copy_(torch.tensor([1.5, 2.0, 7.0]))
-    scale, wrong, rows = torch.tensor([1.0, 0.5, 2.0]).double(), torch.zeros(3).double(), torch.zeros(3)
+    scale, wrong, rows = (
+        torch.tensor([1.0, 0.5, 2.0]).double(),
+        torch.zeros(3).double(),
+        torch.zeros(3),
+    )
     for seed in range(3):
         x, layer = batch(seed)
         layer = layer.clamp_max(1)  # none of the third
         seen = one.rows(x, layer)
-        error = (one.reconstruction(seen) - seen.x).double().square().sum(dim=1) / scale[layer].square()
+        error = (one.reconstruction(seen) - seen.x).double().square().sum(
+            dim=1
+        ) / scale[layer].square()
         for i in range(3):
             wrong[i] += error[layer == i].sum()
             rows[i] += int((layer == i).sum())
         one.update(x, layer)
     interval, variance = one.interval(), (rows * one.variance).double()
-    assert interval.layers[:2] == pytest.approx((wrong / variance)[:2].tolist(), rel=1e-5)
+    assert interval.layers[:2] == pytest.approx(
+        (wrong / variance)[:2].tolist(), rel=1e-5
+    )
     assert interval.layers[2] is None
     assert interval.fvu == pytest.approx(float(wrong.sum() / variance.sum()), rel=1e-5)
     assert interval.mse == pytest.approx(float(wrong.sum() / rows.sum()), rel=1e-5)
@@ -243,7 +331,11 @@ class Ahead:
 
     def __init__(self, batches: list[Batch], epoch: int = 10**9) -> None:
         self.batches, self.at, self.asked = batches, 0, 0
-        self.spec, self.sites, self.rows_per_epoch = StreamSpec(batch=BATCH), tuple("abc"), epoch
+        self.spec, self.sites, self.rows_per_epoch = (
+            StreamSpec(batch=BATCH),
+            tuple("abc"),
+            epoch,
+        )
 
     def state(self) -> int:
         return self.at
@@ -261,7 +353,13 @@ class Ahead:
 def ahead(n: int, **more: Any) -> Any:
     """A stream of n batches of rows; row ids are those of their own kind."""
     made = [batch(100 + i) for i in range(n)]
-    return Ahead([Batch(x, layer, torch.arange(BATCH) + BATCH * i) for i, (x, layer) in enumerate(made)], **more)
+    return Ahead(
+        [
+            Batch(x, layer, torch.arange(BATCH) + BATCH * i)
+            for i, (x, layer) in enumerate(made)
+        ],
+        **more,
+    )
 
 
 def test_candidates_are_many_rows() -> None:
@@ -275,7 +373,7 @@ def drawn(n: int, weight: Tensor, seed: int, pieces: int = 1) -> list[int]:
     """Ids, which are indices."""
     draw, ids = Draw(n, 5, seed), torch.arange(len(weight))
     for part in ids.tensor_split(pieces):
-        draw.add(Rows(part[:, None].float()), weight[part], part)
+        draw.add(ScaledRows(part[:, None].float()), weight[part], part)
     found = draw.result()
     assert found is not None
     assert torch.equal(found.x[:, 0].long(), found.id)
@@ -291,26 +389,40 @@ def test_rows_are_drawn_in_proportion_to_their_weights() -> None:
         second[a, b] += 1
     share = weight.numpy() / 14
     assert np.allclose(first / 4000, share, atol=0.03)
-    assert np.allclose(second[3] / first[3], [0, 0.2, 0.8, 0], atol=0.03), "in proportion among those that are left"
+    assert np.allclose(second[3] / first[3], [0, 0.2, 0.8, 0], atol=0.03), (
+        "in proportion among those that are left"
+    )
     assert sorted(drawn(3, weight, 1)) == [1, 2, 3]
-    assert sorted(drawn(9, weight, 1)) == [0, 1, 2, 3], "a row without any loss comes last"
+    assert sorted(drawn(9, weight, 1)) == [0, 1, 2, 3], (
+        "a row without any loss comes last"
+    )
     assert drawn(9, weight, 1)[-1] == 0
     assert len(drawn(2, torch.full((4,), torch.nan), 0)) == 2
 
 
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 40), st.data())
-def test_a_draw_does_not_depend_on_how_rows_come(seed: int, n: int, rows: int, data: st.DataObject) -> None:
+def test_a_draw_does_not_depend_on_how_rows_come(
+    seed: int, n: int, rows: int, data: st.DataObject
+) -> None:
     weight = torch.rand(rows, generator=torch.Generator().manual_seed(seed % 2**31))
     wanted = drawn(n, weight, seed)
     assert len(set(wanted)) == len(wanted) == min(n, rows)
     assert drawn(n, weight, seed, data.draw(st.integers(1, 2 * rows))) == wanted
     order = torch.tensor(data.draw(st.permutations(range(rows))))
     draw, other = Draw(n, 5, seed), Draw(n, 5, seed)
-    draw.add(Rows(order[: rows // 2, None].float()), weight[order[: rows // 2]], order[: rows // 2])
+    draw.add(
+        ScaledRows(order[: rows // 2, None].float()),
+        weight[order[: rows // 2]],
+        order[: rows // 2],
+    )
     draw.result()
     for _ in range(2):  # rows that come again are drawn once
-        other.add(Rows(order[:, None].float()), weight[order], order)
-    draw.add(Rows(order[rows // 2 :, None].float()), weight[order[rows // 2 :]], order[rows // 2 :])
+        other.add(ScaledRows(order[:, None].float()), weight[order], order)
+    draw.add(
+        ScaledRows(order[rows // 2 :, None].float()),
+        weight[order[rows // 2 :]],
+        order[rows // 2 :],
+    )
     for each in (draw, other):
         found = each.result()
         assert found is not None
@@ -319,7 +431,12 @@ def test_a_draw_does_not_depend_on_how_rows_come(seed: int, n: int, rows: int, d
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
-    plan = {"every": 4 * BATCH, "silent_rows": BATCH, "encoder_scale": 0.2, "candidates": 3 * BATCH}
+    plan = {
+        "every": 4 * BATCH,
+        "silent_rows": BATCH,
+        "encoder_scale": 0.2,
+        "candidates": 3 * BATCH,
+    }
     one, never, rows = learner(kind, resample=plan), learner(kind), ahead(9)
     for seed in range(4):
         for each in (one, never):
@@ -331,12 +448,16 @@ def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
     latents, others = renewed.nonzero()[:, 0], (~renewed).nonzero()[:, 0]
     assert {2, 5, 11} <= set(latents.tolist())
     assert len(others) > M / 2
-    for (name, new), old in zip(one.sae.named_parameters(), never.sae.parameters(), strict=True):
+    for (name, new), old in zip(
+        one.sae.named_parameters(), never.sae.parameters(), strict=True
+    ):
         axis = {"W_dec": 0, "W_enc": 1}.get(name, -1)
         if new.shape[axis] != M:
             assert torch.equal(new, old), name
             continue
-        assert torch.equal(new.index_select(axis, others), old.index_select(axis, others)), name
+        assert torch.equal(
+            new.index_select(axis, others), old.index_select(axis, others)
+        ), name
         for field in ("exp_avg", "exp_avg_sq"):
             moment = one.optimiser.state[new][field]
             assert (moment.index_select(axis, latents) == 0).all(), name
@@ -344,14 +465,18 @@ def test_dead_latents_get_new_weights_and_adam_forgets_them(kind: str) -> None:
         if name.startswith("b_") or name == "r_mag":
             assert (new[latents] == 0).all()
         if name == "log_threshold":
-            assert torch.allclose(new[:, latents], old[:, others].exp().mean().log()), "mean of the living"
+            assert torch.allclose(new[:, latents], old[:, others].exp().mean().log()), (
+                "mean of the living"
+            )
     for _ in range(2):  # and it goes on
         one.update(*batch(9))
     assert one.finite()
 
 
 def test_new_directions_come_from_the_rows_with_the_largest_loss() -> None:
-    """Against the plain formula: one row of 240 has nearly all of the squared loss of the model as it is."""
+    """Against the plain formula: one row of 240 has nearly all of the squared loss of
+    the model as it is.
+    """
     plan = {"every": 2 * BATCH, "silent_rows": 1, "candidates": 4 * BATCH}
     one, rows = learner("relu_l1", resample=plan, accumulate=2), ahead(6)
     far = torch.zeros(D)
@@ -375,7 +500,10 @@ def test_more_dead_latents_than_rows_and_no_rows_at_all() -> None:
     one.update(*batch(0))
     before = weights(one)
     resample(ahead(0), [one])
-    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), before.values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(one).values(), before.values(), strict=True)
+    )
     few = ahead(1)
     few.batches[0] = Batch(*(field[:5] for field in few.batches[0][:3]))
     resample(few, [one])
@@ -384,18 +512,27 @@ def test_more_dead_latents_than_rows_and_no_rows_at_all() -> None:
 
 
 def test_the_last_update_is_not_followed_by_resampling() -> None:
-    one, rows = learner("relu_l1", steps=1, resample={"every": BATCH, "silent_rows": 1}), ahead(2)
+    one, rows = (
+        learner("relu_l1", steps=1, resample={"every": BATCH, "silent_rows": 1}),
+        ahead(2),
+    )
     _silent(one, [3])
     one.update(*batch(0))
     before = weights(one)
     resample(rows, [one])
     assert rows.asked == 0
-    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), before.values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(one).values(), before.values(), strict=True)
+    )
 
 
 def test_candidates_are_read_once_for_all_and_within_an_epoch() -> None:
     plan = {"every": BATCH, "silent_rows": 1, "candidates": 7 * BATCH}
-    learners = [learner("relu_l1", resample=plan), learner("topk", resample={**plan, "candidates": 2 * BATCH})]
+    learners = [
+        learner("relu_l1", resample=plan),
+        learner("topk", resample={**plan, "candidates": 2 * BATCH}),
+    ]
     for one in learners:
         _silent(one, [3])
         one.update(*batch(0))
@@ -413,7 +550,9 @@ def _silent(one: Learner, latents: list[int]) -> None:
             bias.data[latents] = -1e3
 
 
-@pytest.mark.parametrize("kind", ["relu_l1", "decoder_norm", "topk", "gated", "nsae", "mlp_encoder", "tied"])
+@pytest.mark.parametrize(
+    "kind", ["relu_l1", "decoder_norm", "topk", "gated", "nsae", "mlp_encoder", "tied"]
+)
 def test_new_directions_are_the_rows(kind: str) -> None:
     sae = build(spec_of(kind).sae, D, 1, SITES)
     sae.requires_grad_(False)
@@ -422,34 +561,53 @@ def test_new_directions_are_the_rows(kind: str) -> None:
         sae.W_dec *= 3
     x, latents = torch.randn(2, D) * 5, torch.tensor([4, 20])
     living = [i for i in range(M) if i not in {4, 20}]
-    replace(sae, latents, Rows(x), 0.2)
+    replace(sae, latents, ScaledRows(x), 0.2)
     centred = x - sae.b_dec
     unit = centred / centred.norm(dim=1, keepdim=True)
     length = 1.0 if sae.unit_decoder else 3.0
     assert torch.allclose(sae.W_dec[latents], unit * length, atol=1e-5)
     if kind == "tied":
         return
-    inputs = (centred @ sae.W_hidden + sae.b_hidden).relu() if kind == "mlp_encoder" else centred
+    inputs = (
+        (centred @ sae.W_hidden + sae.b_hidden).relu()
+        if kind == "mlp_encoder"
+        else centred
+    )
     norm = 0.2 * sae.W_enc[:, living].norm(dim=0).mean()
-    assert torch.allclose(sae.W_enc[:, latents].T, inputs / inputs.norm(dim=1, keepdim=True) * norm, atol=1e-5)
+    assert torch.allclose(
+        sae.W_enc[:, latents].T,
+        inputs / inputs.norm(dim=1, keepdim=True) * norm,
+        atol=1e-5,
+    )
 
 
 def test_new_directions_of_transcoders_and_crosscoders() -> None:
-    raw = {"kind": "transcoder", "skip": True, "inner": {"kind": "topk", "k": 3, "n_latents": M}}
+    raw = {
+        "kind": "transcoder",
+        "skip": True,
+        "inner": {"kind": "topk", "k": 3, "n_latents": M},
+    }
     sae = build(TrainSpec.model_validate({"store": "", "sae": raw}).sae, D, 1, SITES, 5)
     sae.requires_grad_(False)
     sae.W_skip += 1
     x, y, latents = torch.randn(2, D), torch.randn(2, 5), torch.tensor([1, 2])
-    replace(sae, latents, Rows(x, target=y), 0.2)
+    replace(sae, latents, ScaledRows(x, target=y), 0.2)
     wanted = y - x @ sae.W_skip
-    assert torch.allclose(sae.W_dec[latents], wanted / wanted.norm(dim=1, keepdim=True), atol=1e-6)
-    assert torch.allclose(torch.nn.functional.cosine_similarity(sae.encoder[:, latents].T, x), torch.ones(2))
+    assert torch.allclose(
+        sae.W_dec[latents], wanted / wanted.norm(dim=1, keepdim=True), atol=1e-6
+    )
+    assert torch.allclose(
+        torch.nn.functional.cosine_similarity(sae.encoder[:, latents].T, x),
+        torch.ones(2),
+    )
     raw = {"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": M}}
     sae = build(TrainSpec.model_validate({"store": "", "sae": raw}).sae, D, 1, SITES)
     sae.requires_grad_(False)
     rows = torch.randn(2, SITES, D)
-    replace(sae, latents, Rows(rows), 0.2)
-    similar = torch.nn.functional.cosine_similarity(sae.W_dec[latents].flatten(1), rows.flatten(1))
+    replace(sae, latents, ScaledRows(rows), 0.2)
+    similar = torch.nn.functional.cosine_similarity(
+        sae.W_dec[latents].flatten(1), rows.flatten(1)
+    )
     assert torch.allclose(similar, torch.ones(2))
 
 
@@ -460,31 +618,51 @@ def test_the_geometric_median_is_where_outliers_cannot_pull_it() -> None:
     at = geometric_median(rows)
     assert at.norm() < 1 < rows.mean(0).norm()
     directions = (rows - at) / (rows - at).norm(dim=1, keepdim=True)
-    assert directions.sum(0).norm() < 1e-3, "unit vectors to all rows cancel where the sum of distances is least"
+    assert directions.sum(0).norm() < 1e-3, (
+        "unit vectors to all rows cancel where the sum of distances is least"
+    )
     assert torch.allclose(geometric_median(torch.ones(3, 2)), torch.ones(2))
 
 
 def test_the_start_of_b_dec_is_chosen_per_layer() -> None:
-    sae = build(spec_of("topk", sae={"kind": "topk", "k": 3, "n_latents": M, "per_layer_bias": True}).sae, D, 1, SITES)
+    sae = build(
+        spec_of(
+            "topk", sae={"kind": "topk", "k": 3, "n_latents": M, "per_layer_bias": True}
+        ).sae,
+        D,
+        1,
+        SITES,
+    )
     x, layer = batch(0, 200)
     x[0] += 1e4
-    initialise_from(sae, Rows(x, layer), geometric_median)
+    initialise_from(sae, ScaledRows(x, layer), geometric_median)
     for i in range(SITES):
         assert torch.allclose(sae.b_dec[i], geometric_median(x[layer == i]))
-    assert spec_of("topk", center_init="geometric_median").center_init == "geometric_median"
+    assert (
+        spec_of("topk", center_init="geometric_median").center_init
+        == "geometric_median"
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, on its own parts
 @pytest.mark.parametrize("kind", ["jumprelu", "nsae"])
 def test_compiled_is_eager(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced as for any backend, but without the minute in which a C++ compiler is waited for."""
+    """Traced as for any backend, but without the minute in which a C++ compiler is
+    waited for.
+    """
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    more = {"sae": {"kind": "nsae", "alpha": 0.05, "n_latents": M}} if kind == "nsae" else {}
+    more = (
+        {"sae": {"kind": "nsae", "alpha": 0.05, "n_latents": M}}
+        if kind == "nsae"
+        else {}
+    )
     eager, made = learner(kind, **more), learner(kind, compile=True, **more)
     for seed in range(3):
         eager.update(*batch(seed))
         made.update(*batch(seed))
-    for (name, a), b in zip(weights(eager).items(), weights(made).values(), strict=True):
+    for (name, a), b in zip(
+        weights(eager).items(), weights(made).values(), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-5), name
     assert made.interval().loss == pytest.approx(eager.interval().loss, rel=1e-5)
 
@@ -499,8 +677,13 @@ def test_autocast_keeps_float32_masters_and_about_the_same_loss(kind: str) -> No
     exact, reduced = learner(kind), learner(kind, precision="bfloat16")
     for one in (exact, reduced):
         one.update(*batch(0))
-    assert all(p.dtype == torch.float32 and p.grad is not None for p in reduced.sae.parameters())
-    assert all(s["exp_avg"].dtype == torch.float32 for s in reduced.optimiser.state.values())
+    assert all(
+        p.dtype == torch.float32 and p.grad is not None
+        for p in reduced.sae.parameters()
+    )
+    assert all(
+        s["exp_avg"].dtype == torch.float32 for s in reduced.optimiser.state.values()
+    )
     a, b = exact.interval().loss, reduced.interval().loss
     assert b == pytest.approx(a, rel=0.03)
     assert a != b

@@ -1,4 +1,6 @@
-"""The recipes that ship: every file is a sweep or a harvest that its schemas take; the runner refuses others."""
+"""The recipes that ship: every file is a sweep or a harvest that its schemas take; the
+runner refuses others.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ import pytest
 import yaml
 
 import trainer.recipes
-from actstore.harvesting.patterns import match_sites
-from actstore.harvesting.specs import parse_count, resolve_spec
-from trainer.training.specs import load_sweep
+from actstore.console.counts import parse_count
+from actstore.format.site_patterns import match_sites
+from actstore.harvesting.harvest_spec import resolve_spec
 from trainer.training.sweep import expand, groups
+from trainer.training.train_spec import load_sweep
 
 FOLDER = Path(trainer.recipes.__file__).parent
 SITES = {"tiny": 6, "gpt2": 12}
@@ -21,14 +24,23 @@ SITES = {"tiny": 6, "gpt2": 12}
 
 @pytest.mark.parametrize("scale", sorted(SITES))
 def test_the_sweeps_of_the_first_document(scale: str) -> None:
-    """8 coefficients for each layer, in a pass for each layer; 4 rescalings x 3 rates x 4 coefficients in one pass."""
+    """8 coefficients for each layer, in a pass for each layer; 4 rescalings x 3 rates x
+    4 coefficients in one pass.
+    """
     a = expand(load_sweep(str(FOLDER / f"sweep_a_{scale}.yaml"), "s"))
     assert [len(group) for group in groups(a)] == [8] * SITES[scale]
     layers = [f"blocks.{i}.hook_mlp_out" for i in range(SITES[scale])]
-    assert [next(iter(group.values())).stream.sites for group in groups(a)] == [(layer,) for layer in layers]
+    assert [next(iter(group.values())).stream.sites for group in groups(a)] == [
+        (layer,) for layer in layers
+    ]
     b = expand(load_sweep(str(FOLDER / f"sweep_b_{scale}.yaml"), "s"))
     assert [len(group) for group in groups(b)] == [4 * 3 * 4]
-    assert {one.stream.rescale for one in b.values()} == {"none", "sqrt", "log", "linear"}
+    assert {one.stream.rescale for one in b.values()} == {
+        "none",
+        "sqrt",
+        "log",
+        "linear",
+    }
     raw = yaml.safe_load((FOLDER / f"harvest_{scale}.yaml").read_text())
     spec = resolve_spec({**raw, "tokens": parse_count(raw["tokens"])})
     assert match_sites(spec.sites, layers) == layers

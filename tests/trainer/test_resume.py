@@ -1,7 +1,9 @@
-"""A killed run goes on bit by bit: real processes, real SIGKILL, at random instants of their lives.
+"""A killed run goes on bit by bit: real processes, real SIGKILL, at random instants of
+their lives.
 
-Processes are forked from a server that has imported the trainer and done nothing with it, so that most of a life is
-training rather than imports; the uncut run and the last resumption are the command itself.
+Processes are forked from a server that has imported the trainer and done nothing with
+it, so that most of a life is training rather than imports; the uncut run and the last
+resumption are the command itself.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from safetensors.torch import load_file
 
 import trainer
 from tests.support import make_store
-from trainer.training import loop, sinks
-from trainer.training.command import run_groups
-from trainer.training.specs import load_spec
+from trainer.training import journal_sinks, train_group
+from trainer.training.train_command import run_groups
+from trainer.training.train_spec import load_spec
 
-PRELOADED = (loop, sinks)  # the command imports them when it runs
+PRELOADED = (train_group, journal_sinks)  # the command imports them when it runs
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, KILLS = 300, 128, 10
 SPECS: dict[str, dict[str, Any]] = {
@@ -56,9 +58,27 @@ def write_spec(path: Path, store: str, kind: str) -> None:
 
 
 def command(spec: Path, out: Path, *more: str) -> None:
-    code = "import torch; torch.set_num_threads(1); from trainer.cli import main; main()"
-    words = [sys.executable, "-c", code, "train", "--spec", str(spec), "--out", str(out), *more]
-    subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    code = (
+        "import torch; torch.set_num_threads(1); from trainer.cli import main; main()"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        "--spec",
+        str(spec),
+        "--out",
+        str(out),
+        *more,
+    ]
+    subprocess.run(
+        words,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+    )
 
 
 def resume(spec: str, out: str) -> None:
@@ -69,9 +89,13 @@ def resume(spec: str, out: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(SPECS))
-def test_killed_at_any_moment_the_final_weights_are_the_same_bytes(tmp_path: Path, kind: str) -> None:
+def test_killed_at_any_moment_the_final_weights_are_the_same_bytes(
+    tmp_path: Path, kind: str
+) -> None:
     spec, whole, cut = tmp_path / "spec.yaml", tmp_path / "whole", tmp_path / "cut"
-    write_spec(spec, make_store(tmp_path / "store", n_units=24, unit_sequences=8).url, kind)
+    write_spec(
+        spec, make_store(tmp_path / "store", n_units=24, unit_sequences=8).url, kind
+    )
     command(spec, whole)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.trainer.test_resume"])
@@ -85,10 +109,19 @@ def test_killed_at_any_moment_the_final_weights_are_the_same_bytes(tmp_path: Pat
         process.kill()
         process.join()
         assert process.exitcode == -9, "it ended before it could be killed"
-        before.add(max((path.parent.name for path in cut.glob("checkpoints/*/state.json")), default=""))
+        before.add(
+            max(
+                (path.parent.name for path in cut.glob("checkpoints/*/state.json")),
+                default="",
+            )
+        )
     assert len(before) > KILLS / 2, "the kills were not spread over the run"
     command(spec, cut, "--resume")
-    names = ["sae.safetensors", "sae.json", f"checkpoints/step-{STEPS // 7 * 7:08d}/weights.safetensors"]
+    names = [
+        "sae.safetensors",
+        "sae.json",
+        f"checkpoints/step-{STEPS // 7 * 7:08d}/weights.safetensors",
+    ]
     if kind == "topk":
         names.append(f"checkpoints/step-{STEPS:08d}/average.safetensors")
     for name in (*names, f"checkpoints/step-{STEPS:08d}/optimiser.safetensors"):
@@ -96,7 +129,9 @@ def test_killed_at_any_moment_the_final_weights_are_the_same_bytes(tmp_path: Pat
 
 
 def wait_for_new_checkpoint(run: Path, process: ForkServerProcess) -> None:
-    """Until the process has written a checkpoint that was not there before (or has ended)."""
+    """Until the process has written a checkpoint that was not there before (or has
+    ended).
+    """
     before = set(run.glob("checkpoints/*/state.json"))
     deadline = time.monotonic() + 60
     while process.is_alive() and time.monotonic() < deadline:
@@ -107,16 +142,25 @@ def wait_for_new_checkpoint(run: Path, process: ForkServerProcess) -> None:
 
 def test_an_averaged_and_resampled_run_hands_on_the_average(tmp_path: Path) -> None:
     spec, run, other = tmp_path / "spec.yaml", tmp_path / "run", tmp_path / "other"
-    write_spec(spec, make_store(tmp_path / "store", n_units=24, unit_sequences=8).url, "topk")
-    run_groups([{str(run): load_spec(str(spec), {"rows": 70 * BATCH})}], "cpu", resume=False)
+    write_spec(
+        spec, make_store(tmp_path / "store", n_units=24, unit_sequences=8).url, "topk"
+    )
+    run_groups(
+        [{str(run): load_spec(str(spec), {"rows": 70 * BATCH})}], "cpu", resume=False
+    )
     sae, last = trainer.load(str(run)), run / "checkpoints/step-00000070"
-    average, weights = load_file(last / "average.safetensors"), load_file(last / "weights.safetensors")
+    average, weights = (
+        load_file(last / "average.safetensors"),
+        load_file(last / "weights.safetensors"),
+    )
     assert sae.record.ema == 0.98
     assert torch.equal(sae.sae.b_dec, average["b_dec"])
     assert not torch.equal(sae.sae.b_dec, weights["b_dec"])
     unit = average["W_dec"] / average["W_dec"].norm(dim=1, keepdim=True)
     assert torch.allclose(sae.decoder, unit, atol=1e-6)
-    made = load_spec(str(spec), {"rows": 70 * BATCH}).model_copy(update={"resample": None})
+    made = load_spec(str(spec), {"rows": 70 * BATCH}).model_copy(
+        update={"resample": None}
+    )
     run_groups([{str(other): made}], "cpu", resume=False)
     again = load_file(other / "checkpoints/step-00000070/weights.safetensors")
     assert not torch.equal(again["W_dec"], weights["W_dec"]), "nothing was resampled"

@@ -1,9 +1,11 @@
-"""Training from the stream is training from a full permutation: the same SAE ends at the same FVU.
+"""Training from the stream is training from a full permutation: the same SAE ends at
+the same FVU.
 
-The store is the builtin language model's; one arm takes its batches from `Store.stream` (windows of a quarter of the
-store, so that mixing is put to the test), the other from a permutation of all rows of all sites in memory, a fresh one
-at each epoch. Both arms of a seed begin at the same weights. A third arm takes the rows as they lie in the store, one
-site after the other: what is seen there would be seen here.
+The store is the builtin language model's; one arm takes its batches from `Store.stream`
+(windows of a quarter of the store, so that mixing is put to the test), the other from a
+permutation of all rows of all sites in memory, a fresh one at each epoch. Both arms of
+a seed begin at the same weights. A third arm takes the rows as they lie in the store,
+one site after the other: what is seen there would be seen here.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 import actstore
-from actstore.store import Store
+from actstore.store.store import Store
 from actstore.stream.rescale import Rescaling
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
@@ -27,11 +29,15 @@ Batches = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
 
 
 class Rows:
-    """All rows of a split in memory: x [n, d], layer [n]; one site behind the other, in store order."""
+    """All rows of a split in memory: x [n, d], layer [n]; one site behind the other, in
+    store order.
+    """
 
     def __init__(self, store: Store, split: str) -> None:
         ids = store.rows(split)
-        self.x = torch.from_numpy(np.concatenate([store.read(site, ids) for site in store.sites]))
+        self.x = torch.from_numpy(
+            np.concatenate([store.read(site, ids) for site in store.sites])
+        )
         self.layer = torch.arange(len(store.sites)).repeat_interleave(len(ids))
 
 
@@ -70,8 +76,16 @@ def in_store_order(_: Store, rows: Rows, seed: int) -> Batches:
         yield from zip(rows.x.split(BATCH), rows.layer.split(BATCH), strict=True)
 
 
-def fvu(store: Store, rows: Rows, held_out: Rows, make: Callable[[Store, Rows, int], Batches], seed: int) -> float:
-    """Train, then the held-out FVU over all sites against each site's mean, as `metrics.md` defines it; float64."""
+def fvu(
+    store: Store,
+    rows: Rows,
+    held_out: Rows,
+    make: Callable[[Store, Rows, int], Batches],
+    seed: int,
+) -> float:
+    """Train, then the held-out FVU over all sites against each site's mean, as
+    `metrics.md` defines it; float64.
+    """
     d = rows.x.shape[1]
     spec = TrainSpec.model_validate(
         {
@@ -82,16 +96,27 @@ def fvu(store: Store, rows: Rows, held_out: Rows, make: Callable[[Store, Rows, i
         }
     )
     sae = build(spec.sae, d, seed)
-    first = torch.randperm(len(rows.x), generator=torch.Generator().manual_seed(1000 + seed))[: sae.n_latents]
+    first = torch.randperm(
+        len(rows.x), generator=torch.Generator().manual_seed(1000 + seed)
+    )[: sae.n_latents]
     initialise_from(sae, rows.x[first])
     n = len(store.sites)
-    learner = Learner(spec, sae, Rescaling(np.ones(n), None), torch.ones(n), STEPS, torch.device("cpu"))
+    learner = Learner(
+        spec,
+        sae,
+        Rescaling(np.ones(n), None),
+        torch.ones(n),
+        STEPS,
+        torch.device("cpu"),
+    )
     batches = make(store, rows, seed)
     for _ in range(STEPS):
         learner.update(*next(batches))
     batches.close()
     with torch.no_grad():
-        error = (sae.decode(sae.encode(held_out.x)) - held_out.x).double().square().sum()
+        error = (
+            (sae.decode(sae.encode(held_out.x)) - held_out.x).double().square().sum()
+        )
     means = torch.stack([torch.from_numpy(store.mean(site)) for site in store.sites])
     return float(error / (held_out.x.double() - means[held_out.layer]).square().sum())
 
@@ -103,9 +128,12 @@ def test_the_stream_and_a_full_permutation_end_at_the_same_fvu(store: Store) -> 
         np.array([fvu(store, rows, held_out, make, seed) for seed in range(SEEDS)])
         for make in (from_the_stream, from_a_permutation)
     ]
-    ordered = np.array([fvu(store, rows, held_out, in_store_order, seed) for seed in range(1)])
+    ordered = np.array(
+        [fvu(store, rows, held_out, in_store_order, seed) for seed in range(1)]
+    )
     stream, plain = (arm.mean() for arm in arms)
-    error = np.sqrt(sum(arm.var(ddof=1) for arm in arms) / SEEDS)  # of the difference of the two means
+    # of the difference of the two means
+    error = np.sqrt(sum(arm.var(ddof=1) for arm in arms) / SEEDS)
     assert plain < 0.3, "nothing was learned"
     assert len(set(arms[0])) == len(set(arms[1])) == SEEDS
     assert abs(stream - plain) < 2 * error, arms

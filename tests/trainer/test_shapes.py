@@ -1,4 +1,6 @@
-"""What a trained SAE says of itself, and of what it cannot encode or decode; the tables of `trainer eval`."""
+"""What a trained SAE says of itself, and of what it cannot encode or decode; the tables
+of `trainer eval`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from rich.console import Console
 from schemas.records import EvalRecord, LayerMetrics, ModelMetrics, RunRecord
 from schemas.sae import SaeSpec
 from trainer.errors import SaeError
-from trainer.evaluate.command import tables
+from trainer.evaluate.eval_command import tables
 from trainer.evaluate.metrics import pooled
-from trainer.evaluate.rows import with_model
+from trainer.evaluate.row_metrics import with_model
+from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build
-from trainer.trained import TrainedSae
 
 SITES = ("a<b>", "b", "c")
 
@@ -39,14 +41,29 @@ def test_shapes_are_told() -> None:
     assert sae.decode(latents, 1).shape == (4, 6)
     folded = sae.fold(0)
     wrong: list[tuple[Any, str]] = [
-        (lambda: sae.encode(torch.randn(4, 12), 0), r"encode: wanted activations, a tensor \[..., 6\]; got \[4, 12\]"),
+        (
+            lambda: sae.encode(torch.randn(4, 12), 0),
+            r"encode: wanted activations, a tensor \[..., 6\]; got \[4, 12\]",
+        ),
         (lambda: sae.encode(np.zeros((4, 6)), 0), r"got ndarray; torch.from_numpy"),  # type: ignore[arg-type]
         (lambda: sae.encode(torch.tensor(1.0), 0), r"got \[\]"),
-        (lambda: sae.decode(x, 0), r"decode: wanted latents, a tensor \[..., 48\]; got \[4, 6\]"),
-        (lambda: sae.reconstruct(latents, 0), r"wanted activations, a tensor \[..., 6\]"),
-        (lambda: sae.encode(x, torch.tensor([0, 1])), r"int64 indices of sites \[4\].*got int64 \[2\]"),
+        (
+            lambda: sae.decode(x, 0),
+            r"decode: wanted latents, a tensor \[..., 48\]; got \[4, 6\]",
+        ),
+        (
+            lambda: sae.reconstruct(latents, 0),
+            r"wanted activations, a tensor \[..., 6\]",
+        ),
+        (
+            lambda: sae.encode(x, torch.tensor([0, 1])),
+            r"int64 indices of sites \[4\].*got int64 \[2\]",
+        ),
         (lambda: sae.encode(x, torch.zeros(4)), "got float32"),
-        (lambda: sae.encode(x, torch.tensor([0, 1, 2, 3])), "0 to 3; this SAE has 3 sites"),
+        (
+            lambda: sae.encode(x, torch.tensor([0, 1, 2, 3])),
+            "0 to 3; this SAE has 3 sites",
+        ),
         (lambda: sae.decode(latents, torch.tensor([0, 1, -1, 0])), "-1 to 1"),
         (lambda: folded.encode(latents), r"wanted activations, a tensor \[..., 6\]"),
         (lambda: folded.decode(x), r"wanted latents, a tensor \[..., 48\]"),
@@ -59,7 +76,10 @@ def test_shapes_are_told() -> None:
 def test_shapes_of_a_crosscoder() -> None:
     sae = trained({"kind": "crosscoder", "inner": {"kind": "topk", "k": 2}})
     assert sae.encode(torch.randn(5, 2, 3, 6)).shape == (5, 2, 48)
-    with pytest.raises(SaeError, match=r"activations of all sites, a tensor \[..., 3, 6\]; got \[5, 6\]"):
+    with pytest.raises(
+        SaeError,
+        match=r"activations of all sites, a tensor \[..., 3, 6\]; got \[5, 6\]",
+    ):
         sae.encode(torch.randn(5, 6))
     with pytest.raises(SaeError, match="takes no layer"):
         sae.encode(torch.randn(5, 3, 6), 0)
@@ -67,7 +87,14 @@ def test_shapes_of_a_crosscoder() -> None:
 
 def test_what_is_shown() -> None:
     sae = trained({"kind": "relu_l1"}, name="<i>mine</i>")
-    for word in ("runs/x", "relu_l1", "latents 48", "d 6", "rescale log", "2 rows of s"):
+    for word in (
+        "runs/x",
+        "relu_l1",
+        "latents 48",
+        "d 6",
+        "rescale log",
+        "2 rows of s",
+    ):
         assert word in repr(sae)
     assert "&lt;i&gt;mine" in sae._repr_html_()
     assert "<b>" not in sae._repr_html_()
@@ -75,9 +102,18 @@ def test_what_is_shown() -> None:
 
 def record(name: str) -> EvalRecord:
     """Of 12 layers, with figures as wide as they come."""
-    figures = {"rows": 10, "fvu": 0.0012345, "mse": 1.2345e9, "mse_per_element": 1, "l0": 1234.5, "l1": 98765.4}
+    figures = {
+        "rows": 10,
+        "fvu": 0.0012345,
+        "mse": 1.2345e9,
+        "mse_per_element": 1,
+        "l0": 1234.5,
+        "l1": 98765.4,
+    }
     layers = [
-        LayerMetrics(site=name.format(i), l1_decoder=1.2341e-7, suppression=0.84352, **figures)  # type: ignore[arg-type]
+        LayerMetrics(
+            site=name.format(i), l1_decoder=1.2341e-7, suppression=0.84352, **figures
+        )  # type: ignore[arg-type]
         for i in range(12)
     ]
     effects = tuple(
@@ -96,7 +132,12 @@ def record(name: str) -> EvalRecord:
 
 
 @pytest.mark.parametrize(
-    "name", ["blocks.{}.hook_mlp_out", "blocks.{}.attn.hook_z", "model.layers.{}.self_attn.o_proj"]
+    "name",
+    [
+        "blocks.{}.hook_mlp_out",
+        "blocks.{}.attn.hook_z",
+        "model.layers.{}.self_attn.o_proj",
+    ],
 )
 def test_tables_fit_80_columns_and_cut_no_figure_off(name: str) -> None:
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
@@ -109,7 +150,9 @@ def test_tables_fit_80_columns_and_cut_no_figure_off(name: str) -> None:
     assert text.count("1.234e-07") == 13  # l1_decoder beside l1
     assert text.count("-10.9877") == 12
     assert "[bold]mine (runs/[red]a)" in text
-    last = [line.split() for line in text.splitlines() if line.strip().startswith("pooled")]
+    last = [
+        line.split() for line in text.splitlines() if line.strip().startswith("pooled")
+    ]
     assert [len(line) for line in last] == [7, 8]
 
 
@@ -121,7 +164,9 @@ def test_the_pooled_row_is_over_tokens() -> None:
     assert found.tokens == weights.sum()
     assert found.ce_sae == pytest.approx((weights * ce).sum() / weights.sum())
     assert found.kl == pytest.approx((weights * np.arange(11)).sum() / weights.sum())
-    assert found.recovered_zero == pytest.approx((10.9876 - found.ce_sae) / (10.9876 - 3))
+    assert found.recovered_zero == pytest.approx(
+        (10.9876 - found.ce_sae) / (10.9876 - 3)
+    )
     assert EvalRecord.model_validate_json(made.to_json()).model_pooled == found
     nothing = pooled([one.model_copy(update={"tokens": 0}) for one in made.model])
     assert math.isnan(nothing.ce_sae)

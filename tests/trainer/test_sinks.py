@@ -1,4 +1,6 @@
-"""Records go to TensorBoard and Weights & Biases where they are asked for, and training stays the same."""
+"""Records go to TensorBoard and Weights & Biases where they are asked for, and training
+stays the same.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 from actstore.format.storage import Storage
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.cli import app
 from trainer.errors import TrainerError
-from trainer.training.journal import read
-from trainer.training.loop import Progress, train_group
-from trainer.training.sinks import sinks_for, values
+from trainer.runs.journal import read
+from trainer.training.journal_sinks import sinks_for, values
+from trainer.training.train_group import Progress, train_group
 
 
 class FakeWriter:
@@ -52,7 +54,10 @@ class FakeRun:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    board, wandb = types.ModuleType("torch.utils.tensorboard"), types.ModuleType("wandb")
+    board, wandb = (
+        types.ModuleType("torch.utils.tensorboard"),
+        types.ModuleType("wandb"),
+    )
     board.SummaryWriter, wandb.init = FakeWriter, FakeRun
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -65,20 +70,38 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def spec(store: Store, **more: Any) -> TrainSpec:
-    raw = {"store": store.url, "sae": {"kind": "topk", "k": 3, "expansion": 4}, "stream": {"batch": 128}}
-    return TrainSpec.model_validate({**raw, "rows": 128 * 20, "log_every": 5, "checkpoint_every": 10, **more})
+    raw = {
+        "store": store.url,
+        "sae": {"kind": "topk", "k": 3, "expansion": 4},
+        "stream": {"batch": 128},
+    }
+    return TrainSpec.model_validate(
+        {**raw, "rows": 128 * 20, "log_every": 5, "checkpoint_every": 10, **more}
+    )
 
 
 @pytest.mark.usefixtures("fakes")
-def test_both_get_what_the_journal_gets_and_the_weights_are_the_same(store: Store, tmp_path: Path) -> None:
+def test_both_get_what_the_journal_gets_and_the_weights_are_the_same(
+    store: Store, tmp_path: Path
+) -> None:
     plain, run = str(tmp_path / "plain"), str(tmp_path / "run")
     train_group(store, {plain: spec(store)})
-    train_group(store, {run: spec(store)}, sinks=sinks_for([run], tensorboard=True, wandb="mine"))
-    assert (tmp_path / "plain/sae.safetensors").read_bytes() == (tmp_path / "run/sae.safetensors").read_bytes()
+    train_group(
+        store,
+        {run: spec(store)},
+        sinks=sinks_for([run], tensorboard=True, wandb="mine"),
+    )
+    assert (tmp_path / "plain/sae.safetensors").read_bytes() == (
+        tmp_path / "run/sae.safetensors"
+    ).read_bytes()
     records = read(Storage(run))
     assert [record.step for record in records] == [5, 10, 15, 20]
     [writer], [there] = FakeWriter.made, FakeRun.made
-    assert (writer.log_dir, writer.purge_step, writer.closed) == (f"{run}/tensorboard", 1, True)
+    assert (writer.log_dir, writer.purge_step, writer.closed) == (
+        f"{run}/tensorboard",
+        1,
+        True,
+    )
     assert there.options["project"] == "mine"
     assert there.options["name"] == "run"
     assert there.options["resume"] == "allow"
@@ -86,10 +109,21 @@ def test_both_get_what_the_journal_gets_and_the_weights_are_the_same(store: Stor
     assert there.finished
     for record in records:
         wanted = values(record)
-        assert {"loss", "l0", "fvu", "dead", "rows_per_s", "stall", "loss/mse", "lr"} <= wanted.keys()
+        assert {
+            "loss",
+            "l0",
+            "fvu",
+            "dead",
+            "rows_per_s",
+            "stall",
+            "loss/mse",
+            "lr",
+        } <= wanted.keys()
         assert {f"fvu/{site}" for site in store.sites} <= wanted.keys()
         assert there.logged[record.step] == wanted
-        assert {name: written[record.step] for name, written in writer.scalars.items()} == wanted
+        assert {
+            name: written[record.step] for name, written in writer.scalars.items()
+        } == wanted
 
 
 @pytest.mark.usefixtures("fakes")
@@ -120,8 +154,18 @@ def test_each_run_of_a_sweep_has_its_own(store: Store, tmp_path: Path) -> None:
     path.write_text(
         f"base: {{store: '{store.url}', rows: 1280, log_every: 5, stream: {{batch: 128}}}}\ngrid: {{sae.k: [2, 4]}}\n"
     )
-    words = ["sweep", str(path), "--out", str(tmp_path / "s"), "--tensorboard", "--wandb", "mine"]
-    path.write_text(path.read_text().replace("base: {", "base: {sae: {kind: topk, expansion: 4}, "))
+    words = [
+        "sweep",
+        str(path),
+        "--out",
+        str(tmp_path / "s"),
+        "--tensorboard",
+        "--wandb",
+        "mine",
+    ]
+    path.write_text(
+        path.read_text().replace("base: {", "base: {sae: {kind: topk, expansion: 4}, ")
+    )
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, (done.output, done.exception)
     assert [one.options["name"] for one in FakeRun.made] == ["k=2", "k=4"]
@@ -131,13 +175,23 @@ def test_each_run_of_a_sweep_has_its_own(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "options", "extra"),
-    [("torch.utils.tensorboard", ["--tensorboard"], "tensorboard"), ("wandb", ["--wandb", "mine"], "wandb")],
+    [
+        ("torch.utils.tensorboard", ["--tensorboard"], "tensorboard"),
+        ("wandb", ["--wandb", "mine"], "wandb"),
+    ],
 )
 def test_what_is_missing_is_named_before_anything_is_written(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, options: list[str], extra: str
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    options: list[str],
+    extra: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
-    failed = CliRunner().invoke(app, ["train", "--store", store.url, "--out", str(tmp_path / "r"), *options])
+    failed = CliRunner().invoke(
+        app, ["train", "--store", store.url, "--out", str(tmp_path / "r"), *options]
+    )
     assert isinstance(failed.exception, TrainerError)
     assert f"pip install 'actstore[{extra}]'" in str(failed.exception)
     assert not (tmp_path / "r").exists()
@@ -150,11 +204,19 @@ def test_tensorboard_wants_a_local_folder() -> None:
     assert sinks_for(["memory://x"], tensorboard=False, wandb=None) is None
 
 
-def test_tensorboard_itself_reads_what_was_written(store: Store, tmp_path: Path) -> None:
-    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_tensorboard_itself_reads_what_was_written(
+    store: Store, tmp_path: Path
+) -> None:
+    loading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     run = str(tmp_path / "run")
-    train_group(store, {run: spec(store)}, sinks=sinks_for([run], tensorboard=True, wandb=None))
+    train_group(
+        store, {run: spec(store)}, sinks=sinks_for([run], tensorboard=True, wandb=None)
+    )
     found = loading.EventAccumulator(f"{run}/tensorboard")
     found.Reload()
     wanted = {record.step: record.loss for record in read(Storage(run))}
-    assert {one.step: one.value for one in found.Scalars("loss")} == pytest.approx(wanted)
+    assert {one.step: one.value for one in found.Scalars("loss")} == pytest.approx(
+        wanted
+    )

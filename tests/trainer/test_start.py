@@ -1,4 +1,6 @@
-"""Where SAEs begin: below an FVU of 1, at the wanted L0, along directions of norm 1, whatever the rows are like."""
+"""Where SAEs begin: below an FVU of 1, at the wanted L0, along directions of norm 1,
+whatever the rows are like.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from torch import Tensor
 
 from schemas.sae import DEFAULT_L0, SaeSpec
 from trainer.saes.build import build, initialise_from, margin_std, raise_thresholds
-from trainer.saes.codes import top_k
-from trainer.saes.ops import Rows, geometric_median
-from trainer.saes.start import limits, whitened
+from trainer.saes.encoder_init import limits, whitened
+from trainer.saes.ops import ScaledRows, geometric_median
+from trainer.saes.sparse_codes import top_k
 from trainer.saes.topk import TopKSae
 
 D, SITES, N = 16, 3, 6000
@@ -34,21 +36,33 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 ROWS = ["normal", "anisotropic", "large mean", "sparse", "heavy tails", "layers"]
 FULL = set(KINDS) - {"nsae"}  # kinds that may have a decoder bias for each layer
-# What the formula of a kind does not allow. `nsae` has no decoder bias, so rows' centres come from latents, of which some
-# rows have more than others; training centres such rows (test_scaling). A `tied` encoder has the decoder's length, which
-# suits rows of which few latents are active.
-CANNOT = {("nsae", "large mean"), ("nsae", "layers"), ("tied", "heavy tails"), ("tied", "anisotropic")}
+# What the formula of a kind does not allow. `nsae` has no decoder bias, so rows'
+# centres come from latents, of which some rows have more than others; training centres
+# such rows (test_scaling). A `tied` encoder has the decoder's length, which suits rows
+# of which few latents are active.
+CANNOT = {
+    ("nsae", "large mean"),
+    ("nsae", "layers"),
+    ("tied", "heavy tails"),
+    ("tied", "anisotropic"),
+}
 
 
-def rows_of(kind: str, n: int, seed: int = 0) -> Rows:
-    """Rows of three layers with a mean square of 1 about their layers' means, as training makes them."""
+def rows_of(kind: str, n: int, seed: int = 0) -> ScaledRows:
+    """ScaledRows of three layers with a mean square of 1 about their layers' means, as
+    training makes them.
+    """
     g = torch.Generator().manual_seed(seed)
     x, layer = torch.randn(n, D, generator=g), torch.arange(n) % SITES
     if kind == "anisotropic":
         x *= 2.0 ** -torch.arange(D)
     if kind == "sparse":
         directions = torch.randn(48, D, generator=torch.Generator().manual_seed(99))
-        x = (torch.rand(n, 48, generator=g) < 0.06) * (1 + torch.rand(n, 48, generator=g)) @ directions
+        x = (
+            (torch.rand(n, 48, generator=g) < 0.06)
+            * (1 + torch.rand(n, 48, generator=g))
+            @ directions
+        )
     if kind == "heavy tails":
         x *= torch.exp(1.5 * torch.randn(n, 1, generator=g))
     if kind == "layers":
@@ -58,7 +72,7 @@ def rows_of(kind: str, n: int, seed: int = 0) -> Rows:
         x += 30 * torch.randn(D, generator=torch.Generator().manual_seed(98))
     if kind == "layers":
         x += torch.randn(SITES, D, generator=torch.Generator().manual_seed(97))[layer]
-    return Rows(x, layer, torch.ones(SITES))
+    return ScaledRows(x, layer, torch.ones(SITES))
 
 
 def made(name: str, m: int, **more: Any) -> Any:
@@ -72,8 +86,10 @@ def target_of(name: str, m: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def again(sae: Any, rows: Rows) -> Tensor:
-    """The reconstruction in training: BatchTopK, which has no threshold yet, keeps the largest of all rows."""
+def again(sae: Any, rows: ScaledRows) -> Tensor:
+    """The reconstruction in training: BatchTopK, which has no threshold yet, keeps the
+    largest of all rows.
+    """
     if isinstance(sae, TopKSae):
         latents = top_k(sae.pre_activations(rows.x, rows.layer), sae.spec.k)
     elif hasattr(sae.spec, "k"):
@@ -87,21 +103,27 @@ def again(sae: Any, rows: Rows) -> Tensor:
 
 
 @torch.no_grad()
-def fvu(sae: Any, rows: Rows, by_layer: bool = False) -> float:
+def fvu(sae: Any, rows: ScaledRows, by_layer: bool = False) -> float:
     """Against the rows' variance about their mean, or about the mean of their layer."""
     error = (again(sae, rows) - rows.x).square().sum()
     assert rows.layer is not None
     centre = rows.x.mean(0).expand_as(rows.x)
     if by_layer:
-        centre = torch.stack([rows.x[rows.layer == i].mean(0) for i in range(SITES)])[rows.layer]
+        centre = torch.stack([rows.x[rows.layer == i].mean(0) for i in range(SITES)])[
+            rows.layer
+        ]
     return float(error / (rows.x - centre).square().sum())
 
 
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("m", [8, 40, 300])
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_it_begins_below_an_fvu_of_one_at_the_wanted_l0(name: str, m: int, kind: str) -> None:
-    """On rows that the start has not seen. m: fewer latents than dimensions, some more, many more."""
+def test_it_begins_below_an_fvu_of_one_at_the_wanted_l0(
+    name: str, m: int, kind: str
+) -> None:
+    """On rows that the start has not seen. m: fewer latents than dimensions, some more,
+    many more.
+    """
     for init in (True, False):
         sae = made(name, m, **target_of(name, m))
         initialise_from(sae, rows_of(kind, N), from_data=init)
@@ -109,10 +131,17 @@ def test_it_begins_below_an_fvu_of_one_at_the_wanted_l0(name: str, m: int, kind:
         assert fvu(sae, fresh) < 1 or (name, kind) in CANNOT, init
         if name in PENALISED:
             l0 = float((sae.encode(fresh.x, fresh.layer) > 0).sum(1).float().mean())
-            # a few long rows have many of the latents; 4,096 rows to fit on have some more or some fewer of such rows
-            assert l0 == pytest.approx(min(m / 8, D / 4), rel=0.15 if kind == "heavy tails" else 0.1)
+            # a few long rows have many of the latents; 4,096 rows to fit on have some
+            # more or some fewer of such rows
+            assert l0 == pytest.approx(
+                min(m / 8, D / 4), rel=0.15 if kind == "heavy tails" else 0.1
+            )
         norms = sae.W_dec.norm(dim=1)
-        assert torch.allclose(norms, torch.ones(m), atol=1e-5) or not sae.unit_decoder or name == "nsae"
+        assert (
+            torch.allclose(norms, torch.ones(m), atol=1e-5)
+            or not sae.unit_decoder
+            or name == "nsae"
+        )
         assert all(value.isfinite().all() for value in sae.state_dict().values())
 
 
@@ -142,10 +171,12 @@ def test_without_a_target_the_start_has_the_usual_l0(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(set(KINDS) - {"tied", "nsae"}))
 def test_the_encoders_length_is_that_of_the_least_squared_error(name: str) -> None:
-    """At the minimum over one factor of the latents, the error is orthogonal to what the latents add."""
+    """At the minimum over one factor of the latents, the error is orthogonal to what
+    the latents add.
+    """
     sae, rows = made(name, 40, **target_of(name, 40)), rows_of("sparse", N)
     initialise_from(sae, rows)
-    fit = Rows(rows.x[-4096:], rows.layer[-4096:])  # type: ignore[index]
+    fit = ScaledRows(rows.x[-4096:], rows.layer[-4096:])  # type: ignore[index]
     added = again(sae, fit) - sae.b_dec
     error = fit.x - sae.b_dec - added
     assert abs(float((error * added).sum())) < 1e-3 * float(added.square().sum())
@@ -161,44 +192,70 @@ def test_no_latent_begins_dead(name: str) -> None:
 
 
 def test_whitened_directions_do_not_crowd_along_the_largest_variance() -> None:
-    """Against the plain formula C^(-1/2) x at norm 1; the mean cosine between two of them is small."""
+    """Against the plain formula C^(-1/2) x at norm 1; the mean cosine between two of
+    them is small.
+    """
     rows = rows_of("anisotropic", N).x * torch.tensor([1.0] * 10 + [0.0] * 6)
     rows = rows - rows.mean(0)
     found = whitened(rows)(rows)
     assert torch.allclose(found.norm(dim=1), torch.ones(N), atol=1e-5)
     values, vectors = torch.linalg.eigh(rows.double().T @ rows.double() / N)
-    root = vectors @ torch.diag(values.clamp_min(1e-4 * float(values.max())) ** -0.5) @ vectors.T
+    root = (
+        vectors
+        @ torch.diag(values.clamp_min(1e-4 * float(values.max())) ** -0.5)
+        @ vectors.T
+    )
     wanted = rows.double() @ root
-    assert torch.allclose(found.double(), wanted / wanted.norm(dim=1, keepdim=True), atol=1e-4)
+    assert torch.allclose(
+        found.double(), wanted / wanted.norm(dim=1, keepdim=True), atol=1e-4
+    )
     plain = rows / rows.norm(dim=1, keepdim=True)
-    crowded, spread = ((one[:500] @ one[:500].T).square().mean() for one in (plain, found))
+    crowded, spread = (
+        (one[:500] @ one[:500].T).square().mean() for one in (plain, found)
+    )
     assert spread < crowded / 2
     few = rows[: 2 * D - 1]  # a covariance of so few rows says nothing
     assert torch.equal(whitened(few)(few), few / few.norm(dim=1, keepdim=True))
 
 
 def test_the_first_thresholds_are_those_of_a_plain_sort() -> None:
-    rows, weight = rows_of("sparse", 1000), torch.randn(D, 50, generator=torch.Generator().manual_seed(3))
+    rows, weight = (
+        rows_of("sparse", 1000),
+        torch.randn(D, 50, generator=torch.Generator().manual_seed(3)),
+    )
     found = limits(lambda part: part.x @ weight, rows, 4.0)
     pre = (rows.x @ weight).double()
     assert torch.allclose(found.std.double(), pre.std(0, correction=0), rtol=1e-4)
-    ordered = pre.sort(dim=0, descending=True).values  # 4 of 50 latents: each is on 80 of the 1,000 rows
-    assert torch.allclose(found.threshold.double(), (ordered[79] + ordered[80]) / 2, atol=1e-5)
+    # 4 of 50 latents: each is on 80 of the 1,000 rows
+    ordered = pre.sort(dim=0, descending=True).values
+    assert torch.allclose(
+        found.threshold.double(), (ordered[79] + ordered[80]) / 2, atol=1e-5
+    )
     assert (pre > found.threshold).sum(0).tolist() == [80] * 50
 
 
 def test_the_centre_and_rows_that_are_alike() -> None:
-    """A geometric median is taken where it is asked for; rows without any spread give finite weights."""
+    """A geometric median is taken where it is asked for; rows without any spread give
+    finite weights.
+    """
     rows = rows_of("heavy tails", 600)
     for name in KINDS:
         sae = made(name, 24, **target_of(name, 24))
         initialise_from(sae, rows, geometric_median)
         if name != "nsae":
             assert torch.allclose(sae.b_dec, geometric_median(rows.x), atol=1e-5)
-        if name == "nsae":  # spreads are made 1 there; training refuses rows that do not vary
+        # spreads are made 1 there; training refuses rows that do not vary
+        if name == "nsae":
             continue
         sae = made(name, 24, **target_of(name, 24))
-        initialise_from(sae, Rows(torch.ones(300, D), torch.zeros(300, dtype=torch.int64), torch.ones(SITES)))
+        initialise_from(
+            sae,
+            ScaledRows(
+                torch.ones(300, D),
+                torch.zeros(300, dtype=torch.int64),
+                torch.ones(SITES),
+            ),
+        )
         assert all(value.isfinite().all() for value in sae.state_dict().values()), name
 
 
@@ -209,7 +266,9 @@ def test_thresholds_that_rise_make_latents_rarer_by_what_margins_say(name: str) 
     if name in {"batch_topk", "matryoshka"}:
         sae.threshold.fill_(0.2)
     margins = sae.margins(rows.x, rows.layer)
-    assert torch.equal(sae.encode(rows.x, rows.layer) > 0, margins > 0) or name == "gated"
+    assert (
+        torch.equal(sae.encode(rows.x, rows.layer) > 0, margins > 0) or name == "gated"
+    )
     by = 0.3 * margin_std(sae)
     raise_thresholds(sae, torch.tensor(by))
     kept = sae.margins(rows.x, rows.layer)
@@ -219,9 +278,15 @@ def test_thresholds_that_rise_make_latents_rarer_by_what_margins_say(name: str) 
 
 
 def test_rows_of_one_number_have_weights_of_their_own() -> None:
-    """The transpose of [m, 1] is contiguous as it is: two parameters would share its memory."""
+    """The transpose of [m, 1] is contiguous as it is: two parameters would share its
+    memory.
+    """
     for name, options in KINDS.items():
         raw = {"kind": name, **options, "n_latents": 8}
-        tensors = build(TypeAdapter(SaeSpec).validate_python(raw), 1, 1, SITES).state_dict().values()
+        tensors = (
+            build(TypeAdapter(SaeSpec).validate_python(raw), 1, 1, SITES)
+            .state_dict()
+            .values()
+        )
         places = [tensor.data_ptr() for tensor in tensors]
         assert len(set(places)) == len(places), name

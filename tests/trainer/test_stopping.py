@@ -1,4 +1,6 @@
-"""Signals and the clock decide when a run is saved, never what comes of it. Signals are real, raised in this process."""
+"""Signals and the clock decide when a run is saved, never what comes of it. Signals are
+real, raised in this process.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,15 @@ from typing import Any
 import pytest
 
 import actstore
-from actstore import stopping
-from actstore.stopping import Stopped, signals
-from actstore.store import Store
+from actstore.machine import stop_signals
+from actstore.machine.stop_signals import Stopped, signals
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.stream.test_follow import Growing
 from tests.support import make_store
-from trainer.training import checkpoint, loop
-from trainer.training.loop import Progress, train_group
+from trainer.training import checkpoint
+from trainer.training import train_group as train_group_module
+from trainer.training.train_group import Progress, train_group
 
 BATCH, STEPS = 64, 60
 Report = Callable[[Progress], None]
@@ -42,8 +45,10 @@ def whole(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Signals are all apart; and none is ignored, as in a suite that runs in the background."""
-    monkeypatch.setattr(stopping, "TOGETHER_S", 0.0)
+    """Signals are all apart; and none is ignored, as in a suite that runs in the
+    background.
+    """
+    monkeypatch.setattr(stop_signals, "TOGETHER_S", 0.0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -52,7 +57,13 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def spec(url: str, **more: Any) -> TrainSpec:
     raw = {
         "store": url,
-        "sae": {"kind": "topk", "k": 2, "expansion": 4, "aux_k": 4, "aux_coefficient": 1 / 32},
+        "sae": {
+            "kind": "topk",
+            "k": 2,
+            "expansion": 4,
+            "aux_k": 4,
+            "aux_coefficient": 1 / 32,
+        },
         "stream": {"batch": BATCH},
         "optimiser": {"lr": 2e-3},
         "resample": {"every": 20 * BATCH, "times": 2, "silent_rows": BATCH},
@@ -76,7 +87,14 @@ def at(step: int, number: int = signal.SIGTERM) -> Report:
 
 def journal(run: Path) -> list[dict[str, Any]]:
     lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key not in {"rows_per_s", "stall"}} for line in lines]
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if key not in {"rows_per_s", "stall"}
+        }
+        for line in lines
+    ]
 
 
 def same(run: Path, other: Path) -> None:
@@ -87,12 +105,18 @@ def same(run: Path, other: Path) -> None:
     assert journal(run) == journal(other)
 
 
-def test_checkpoints_by_time_change_nothing(store: Store, tmp_path: Path, whole: Path) -> None:
-    assert [path.name for path in (whole / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
+def test_checkpoints_by_time_change_nothing(
+    store: Store, tmp_path: Path, whole: Path
+) -> None:
+    assert [path.name for path in (whole / "checkpoints").iterdir()] == [
+        f"step-{STEPS:08d}"
+    ]
     saved: list[list[int]] = []
 
     def report(now: Progress) -> None:
-        saved.append(checkpoint.steps(actstore.format.storage.Storage(str(tmp_path / "often"))))
+        saved.append(
+            checkpoint.steps(actstore.format.storage.Storage(str(tmp_path / "often")))
+        )
 
     often = spec(store.url, checkpoint_minutes=1e-9, keep=3)
     train_group(store, {str(tmp_path / "often"): often}, report=report)
@@ -100,7 +124,9 @@ def test_checkpoints_by_time_change_nothing(store: Store, tmp_path: Path, whole:
     same(tmp_path / "often", whole)
 
 
-def test_the_clock_counts_from_the_last_checkpoint(store: Store, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_clock_counts_from_the_last_checkpoint(
+    store: Store, tmp_path: Path, monkeypatch: Any
+) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     steps: dict[str, list[int]] = {"a": [], "b": []}
@@ -116,18 +142,29 @@ def test_the_clock_counts_from_the_last_checkpoint(store: Store, tmp_path: Path,
     monkeypatch.setattr(checkpoint, "save", save)
     one = spec(store.url, checkpoint_every=25, checkpoint_minutes=2.0)
     two = one.model_copy(update={"seed": 3})
-    train_group(store, {str(tmp_path / "a"): one, str(tmp_path / "b"): two}, report=report)
+    train_group(
+        store, {str(tmp_path / "a"): one, str(tmp_path / "b"): two}, report=report
+    )
     assert steps["a"] == [12, 24, 25, 37, 49, 50, 60]
     assert steps["b"] == steps["a"], "all runs of a group are saved together"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_behind_the_step_and_it_goes_on_from_there(
-    store: Store, tmp_path: Path, whole: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+    store: Store,
+    tmp_path: Path,
+    whole: Path,
+    number: signal.Signals,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "cut"
-    with signals() as stop, pytest.raises(Stopped, match="stopped and saved at step 17 of 60") as stopped:
-        train_group(store, {str(run): spec(store.url)}, report=at(17, number), stop=stop)
+    with (
+        signals() as stop,
+        pytest.raises(Stopped, match="stopped and saved at step 17 of 60") as stopped,
+    ):
+        train_group(
+            store, {str(run): spec(store.url)}, report=at(17, number), stop=stop
+        )
     assert stopped.value.code == 128 + number
     assert f"{number.name}: ending after this step" in capfd.readouterr().err
     assert [path.name for path in run.glob("checkpoints/*")] == ["step-00000017"]
@@ -158,7 +195,9 @@ def test_one_more_signal_ends_it_while_it_saves_and_no_part_is_taken_for_whole(
     assert not list(run.rglob(".tmp-*"))
     train_group(store, {str(run): made}, resume=True)
     same(run, whole)
-    left = sorted(path.name for path in run.glob("checkpoints/*/*") if "00000017" in str(path))
+    left = sorted(
+        path.name for path in run.glob("checkpoints/*/*") if "00000017" in str(path)
+    )
     assert left == [], "what was half-written goes with the next checkpoint"
 
 
@@ -172,7 +211,7 @@ def test_a_signal_before_the_first_step_ends_it_at_once(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch, signals() as stop:
-        patch.setattr(loop, "initialise", initialise)
+        patch.setattr(train_group_module, "initialise", initialise)
         with pytest.raises(Stopped, match="interrupted"):
             train_group(store, {str(run): spec(store.url)}, stop=stop)
     assert sorted(path.name for path in run.iterdir()) == ["spec.json", "store.json"]
@@ -185,8 +224,12 @@ def test_a_group_of_which_one_run_has_ended(store: Store, tmp_path: Path) -> Non
     runs = {str(tmp_path / "cut/short"): short, str(tmp_path / "cut/long"): long}
     with signals() as stop, pytest.raises(Stopped, match="at step 33 of 60"):
         train_group(store, runs, report=at(33), stop=stop)
-    assert [path.name for path in (tmp_path / "cut/short/checkpoints").iterdir()] == ["step-00000025"]
-    assert [path.name for path in (tmp_path / "cut/long/checkpoints").iterdir()] == ["step-00000033"]
+    assert [path.name for path in (tmp_path / "cut/short/checkpoints").iterdir()] == [
+        "step-00000025"
+    ]
+    assert [path.name for path in (tmp_path / "cut/long/checkpoints").iterdir()] == [
+        "step-00000033"
+    ]
     train_group(store, runs, resume=True)
     whole = {url.replace("cut", "whole"): one for url, one in runs.items()}
     train_group(store, whole)
@@ -195,8 +238,12 @@ def test_a_group_of_which_one_run_has_ended(store: Store, tmp_path: Path) -> Non
 
 
 @pytest.mark.timeout(200)
-def test_a_signal_ends_the_wait_for_a_harvest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.training.start.FIT_ROWS", 256)  # else it would wait for more before its first step
+def test_a_signal_ends_the_wait_for_a_harvest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainer.training.init_from_data.FIT_ROWS", 256
+    )  # else it would wait for more before its first step
     growing = Growing(tmp_path / "store")
     growing.commit(11)
     stream = {"follow": True, "batch": BATCH, "window_chunks": 4, "lanes": 2}
@@ -218,7 +265,11 @@ def test_a_signal_ends_the_wait_for_a_harvest(tmp_path: Path, monkeypatch: pytes
         )
     assert (tmp_path / f"cut/checkpoints/step-{seen[-1][1]:08d}/state.json").exists()
     growing.finish()
-    train_group(actstore.open(growing.url, follow=True), {str(tmp_path / "cut"): one}, resume=True)
+    train_group(
+        actstore.open(growing.url, follow=True),
+        {str(tmp_path / "cut"): one},
+        resume=True,
+    )
     train_group(actstore.open(growing.url, follow=True), {str(tmp_path / "whole"): one})
     same(tmp_path / "cut", tmp_path / "whole")
 
@@ -236,14 +287,18 @@ def test_what_is_ignored_stays_ignored_and_handlers_are_put_back() -> None:
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) == before
     result: list[object] = []
-    thread = threading.Thread(target=lambda: result.append(signals().__enter__().number))
+    thread = threading.Thread(
+        target=lambda: result.append(signals().__enter__().number)
+    )
     thread.start()
     thread.join()
     assert result == [None], "in another thread there are no signals, and no error"
 
 
-def test_a_signal_that_torchrun_passes_on_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "TOGETHER_S", 60.0)
+def test_a_signal_that_torchrun_passes_on_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stop_signals, "TOGETHER_S", 60.0)
     with signals() as stop, stop.held():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

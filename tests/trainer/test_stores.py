@@ -1,4 +1,6 @@
-"""A run finds its own store from anywhere, and takes no other one of the same name for it."""
+"""A run finds its own store from anywhere, and takes no other one of the same name for
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +15,42 @@ from typer.testing import CliRunner
 import actstore
 import trainer
 from actstore.errors import ActstoreError
+from actstore.format.content_id import content_ids
 from actstore.format.storage import Storage
-from actstore.harvesting.finish import content_ids
-from actstore.harvesting.harvest import extend
-from actstore.store import Store
+from actstore.harvesting.extend import extend
+from actstore.store.store import Store
 from schemas.records import EvalRecord, RunRecord, StoreOrigin
 from schemas.train import TrainSpec
 from tests.store.test_verify import grow
 from tests.support import SITES, make_store
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluate.model import model_metrics
+from trainer.evaluate.model_metrics import model_metrics
 from trainer.export.export import export_run
-from trainer.imports.write import import_sae
+from trainer.imports.import_sae import import_sae
 from trainer.recipes.__main__ import _harvest
 from trainer.report.report import write_report
-from trainer.training.loop import train_group
+from trainer.training.train_group import train_group
 
-TRAIN = ("--sae", "batch_topk", "--k", "3", "--expansion", "2", "--rows", "512", "--batch", "128")
+TRAIN = (
+    "--sae",
+    "batch_topk",
+    "--k",
+    "3",
+    "--expansion",
+    "2",
+    "--rows",
+    "512",
+    "--batch",
+    "128",
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two projects side by side, `one` and `two`: in each a store of the same name, and in `one` a run, whose store was
-    given as a path from there."""
+    """Two projects side by side, `one` and `two`: in each a store of the same name, and
+    in `one` a run, whose store was given as a path from there.
+    """
     folder = tmp_path_factory.mktemp("projects")
     make_store(folder / "one/demo/store", n_units=24)
     make_store(folder / "two/demo/store", n_units=24, seed=3)
@@ -48,7 +62,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def projects(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of them, seen from `two`: the folder `../one` has moved since the run was trained."""
+    """A copy of them, seen from `two`: the folder `../one` has moved since the run was
+    trained.
+    """
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path / "two")
     return tmp_path
@@ -70,29 +86,51 @@ def content_id(store: str | Path) -> str:
 
 
 def changed(run: str, **update: Any) -> RunRecord:
-    """The run's record with other values, and nothing of what is newer than it, as runs of earlier versions are."""
+    """The run's record with other values, and nothing of what is newer than it, as runs
+    of earlier versions are.
+    """
     record = json.loads(Path(run, "sae.json").read_text())
-    Path(run, "sae.json").write_text(json.dumps({**record, "store_path": None, **update}))
+    Path(run, "sae.json").write_text(
+        json.dumps({**record, "store_path": None, **update})
+    )
     Path(run, "store.json").unlink(missing_ok=True)
     return trainer.load(run).record
 
 
 def test_a_record_says_where_its_store_is(made: Path) -> None:
-    url, path, own = str(made / "one/demo/store"), "../../demo/store", content_id(made / "one/demo/store")
+    url, path, own = (
+        str(made / "one/demo/store"),
+        "../../demo/store",
+        content_id(made / "one/demo/store"),
+    )
     record = trainer.load(str(made / "one/runs/a")).record
     assert (record.store, record.store_path, record.content_id) == (url, path, own)
-    origin = StoreOrigin.model_validate_json((made / "one/runs/a/store.json").read_bytes())
+    origin = StoreOrigin.model_validate_json(
+        (made / "one/runs/a/store.json").read_bytes()
+    )
     assert origin == StoreOrigin(store=url, store_path=path, content_id=own)
-    assert TrainSpec.model_validate_json((made / "one/runs/a/spec.json").read_bytes()).store == url
+    assert (
+        TrainSpec.model_validate_json(
+            (made / "one/runs/a/spec.json").read_bytes()
+        ).store
+        == url
+    )
 
 
-@pytest.mark.parametrize("command", [("eval",), ("calibrate",), ("report", "--out", "page.html")])
-def test_the_runs_own_store_is_used_and_not_the_one_of_that_name_here(projects: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "command", [("eval",), ("calibrate",), ("report", "--out", "page.html")]
+)
+def test_the_runs_own_store_is_used_and_not_the_one_of_that_name_here(
+    projects: Path, command: tuple[str, ...]
+) -> None:
     said(command[0], "../one/runs/a", *command[1:])
     if command[0] == "calibrate":
         return
     found = evaluation("../one/runs/a")
-    assert (found.store, found.content_id) == (str(projects / "one/demo/store"), content_id("../one/demo/store"))
+    assert (found.store, found.content_id) == (
+        str(projects / "one/demo/store"),
+        content_id("../one/demo/store"),
+    )
     if command[0] == "report":
         assert content_id("../one/demo/store") in Path("page.html").read_text()
 
@@ -106,25 +144,36 @@ def test_where_the_run_alone_has_moved_its_store_is_where_it_was(
     assert evaluation(tmp_path / "b").store == str(made / "one/demo/store")
 
 
-def test_another_store_in_its_place_is_refused_and_nothing_is_written(projects: Path) -> None:
+def test_another_store_in_its_place_is_refused_and_nothing_is_written(
+    projects: Path,
+) -> None:
     said("eval", "../one/runs/a")
     before = Path("../one/runs/a/eval.json").read_bytes()
     shutil.rmtree("../one/demo/store")
     shutil.copytree("demo/store", "../one/demo/store")
-    changed("../one/runs/a", store=str(projects / "gone/store"), store_path="../../demo/store")
+    changed(
+        "../one/runs/a",
+        store=str(projects / "gone/store"),
+        store_path="../../demo/store",
+    )
     other = content_id("demo/store")
     for words in (("eval",), ("calibrate",), ("report", "--out", "page.html")):
         with pytest.raises(RunError) as error:
             said(words[0], "../one/runs/a", *words[1:])
         message = str(error.value)
-        assert f"{projects / 'one/demo/store'}: another store, of content id {other}" in message
+        assert (
+            f"{projects / 'one/demo/store'}: another store, of content id {other}"
+            in message
+        )
         assert f"{projects / 'gone/store'}: no store" in message
         assert "Give --store URL" in message
     assert Path("../one/runs/a/eval.json").read_bytes() == before
     assert not Path("page.html").exists()
 
 
-def test_runs_of_earlier_versions_have_a_path_from_anywhere(projects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_earlier_versions_have_a_path_from_anywhere(
+    projects: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed("../one/runs/a", store="demo/store")
     with pytest.raises(RunError) as error:
         said("eval", "../one/runs/a")
@@ -138,23 +187,40 @@ def test_runs_of_earlier_versions_have_a_path_from_anywhere(projects: Path, monk
     said("eval", "one/runs/a")
 
 
-def test_another_store_is_used_where_it_is_asked_for_and_that_is_said(projects: Path) -> None:
+def test_another_store_is_used_where_it_is_asked_for_and_that_is_said(
+    projects: Path,
+) -> None:
     own, other = content_id("../one/demo/store"), content_id("demo/store")
     for words in (("eval",), ("calibrate",), ("report", "--out", "page.html")):
-        text = " ".join(said(words[0], "../one/runs/a", "--store", "demo/store", *words[1:]).split())
-        assert f"--store demo/store is another store than the run's; its content id is {other}" in text
+        text = " ".join(
+            said(words[0], "../one/runs/a", "--store", "demo/store", *words[1:]).split()
+        )
+        assert (
+            f"--store demo/store is another store than the run's; its content id is {other}"
+            in text
+        )
         assert own in text
         if words[0] != "calibrate":
             found = evaluation("../one/runs/a")
-            assert (found.store, found.content_id) == (str(projects / "two/demo/store"), other)
-    assert "note: ../one" not in said("eval", "../one/runs/a", "--store", "../one/demo/store")
+            assert (found.store, found.content_id) == (
+                str(projects / "two/demo/store"),
+                other,
+            )
+    assert "note: ../one" not in said(
+        "eval", "../one/runs/a", "--store", "../one/demo/store"
+    )
 
 
 @pytest.mark.parametrize(
     ("sites", "message"),
-    [({"blocks.0.hook_mlp_out": 16, "a": 16}, "no site blocks.1.hook_mlp_out"), (dict.fromkeys(SITES, 8), "is of d 8")],
+    [
+        ({"blocks.0.hook_mlp_out": 16, "a": 16}, "no site blocks.1.hook_mlp_out"),
+        (dict.fromkeys(SITES, 8), "is of d 8"),
+    ],
 )
-def test_a_store_with_other_sites_is_refused_even_then(projects: Path, sites: dict[str, int], message: str) -> None:
+def test_a_store_with_other_sites_is_refused_even_then(
+    projects: Path, sites: dict[str, int], message: str
+) -> None:
     make_store("other", sites, n_units=21)
     for command in ("eval", "calibrate", "report"):
         with pytest.raises(RunError, match=message):
@@ -184,25 +250,45 @@ def test_training_goes_on_with_its_own_store_only(projects: Path) -> None:
     spec = TrainSpec.model_validate_json(Path(run, "spec.json").read_bytes())
     with pytest.raises(RunError, match="this run is of the store of content id"):
         said("train", "--store", "demo/store", "--out", run, "--resume", *TRAIN)
-    assert "it had ended before" in said("train", *own, "--out", run, "--resume", *TRAIN)
+    assert "it had ended before" in said(
+        "train", *own, "--out", run, "--resume", *TRAIN
+    )
     Path(run, "sae.json").unlink()  # now it has not ended
     shutil.rmtree(Path(run, "checkpoints"))  # nor was anything saved
     with pytest.raises(RunError, match="this run is of the store of content id"):
         train_group(actstore.open("demo/store"), {run: spec}, resume=True)
-    sweep = {"base": spec.model_dump(exclude={"store", "seed"}, mode="json"), "grid": {"seed": [0, 1]}}
+    sweep = {
+        "base": spec.model_dump(exclude={"store", "seed"}, mode="json"),
+        "grid": {"seed": [0, 1]},
+    }
     Path("sweep.yaml").write_text(json.dumps(sweep))
     said("sweep", "sweep.yaml", "--out", "runs", *own)
     with pytest.raises(RunError, match="this run is of the store of content id"):
-        said("sweep", "sweep.yaml", "--out", "runs", "--store", "demo/store", "--resume")
+        said(
+            "sweep", "sweep.yaml", "--out", "runs", "--store", "demo/store", "--resume"
+        )
 
 
 def test_a_runs_own_spec_trains_from_its_own_store(projects: Path) -> None:
-    said("train", "--spec", "../one/runs/a/spec.json", "--out", "runs/again", "--rows", "256")
+    said(
+        "train",
+        "--spec",
+        "../one/runs/a/spec.json",
+        "--out",
+        "runs/again",
+        "--rows",
+        "256",
+    )
     record = trainer.load("runs/again").record
-    assert (record.store, record.store_path) == (str(projects / "one/demo/store"), "../../../one/demo/store")
+    assert (record.store, record.store_path) == (
+        str(projects / "one/demo/store"),
+        "../../../one/demo/store",
+    )
     shutil.rmtree("../one/demo/store")
     changed("../one/runs/a", store="demo/store")
-    with pytest.raises(RunError, match=r"its store, of content id .*, is not found; looked at"):
+    with pytest.raises(
+        RunError, match=r"its store, of content id .*, is not found; looked at"
+    ):
         said("train", "--spec", "../one/runs/a/spec.json", "--out", "runs/more")
 
 
@@ -235,28 +321,56 @@ def test_on_an_object_store(memory_url: str) -> None:
 def test_an_imported_sae_holds_its_store_likewise(projects: Path) -> None:
     site = next(iter(SITES))
     sae = {"kind": "topk", "k": 3, "expansion": 2}
-    spec = {"store": "", "sae": sae, "stream": {"batch": 128, "sites": site}, "rows": 256}
-    train_group(actstore.open("../one/demo/store"), {"runs/one": TrainSpec.model_validate(spec)})
+    spec = {
+        "store": "",
+        "sae": sae,
+        "stream": {"batch": 128, "sites": site},
+        "rows": 256,
+    }
+    train_group(
+        actstore.open("../one/demo/store"), {"runs/one": TrainSpec.model_validate(spec)}
+    )
     export_run("runs/one", "out", "saelens")
     import_sae(f"out/{site}", "runs/back", store=actstore.open("../one/demo/store"))
     record = trainer.load("runs/back").record
-    assert (record.store, record.store_path) == (str(projects / "one/demo/store"), "../../../one/demo/store")
+    assert (record.store, record.store_path) == (
+        str(projects / "one/demo/store"),
+        "../../../one/demo/store",
+    )
     import_sae(f"out/{site}", "runs/bare")
-    with pytest.raises(RunError, match="imported without a store; say which one with --store"):
+    with pytest.raises(
+        RunError, match="imported without a store; say which one with --store"
+    ):
         said("eval", "runs/bare")
-    assert "note: runs" not in said("eval", "runs/bare", "--store", "demo/store"), "it is of no store"
+    assert "note: runs" not in said("eval", "runs/bare", "--store", "demo/store"), (
+        "it is of no store"
+    )
 
 
 @pytest.mark.parametrize("form", ["saelens", "safetensors"])
-def test_an_export_does_not_tell_where_things_lie_on_this_machine(projects: Path, form: str) -> None:
+def test_an_export_does_not_tell_where_things_lie_on_this_machine(
+    projects: Path, form: str
+) -> None:
     said("eval", "../one/runs/a")
-    changed("../one/runs/a", model="/home/someone/models/my-gpt2", store=str(projects / "one/demo/store"))
+    changed(
+        "../one/runs/a",
+        model="/home/someone/models/my-gpt2",
+        store=str(projects / "one/demo/store"),
+    )
     export_run("../one/runs/a", "out", form)
-    files = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    assert not [path for path, data in files.items() if str(projects).encode() in data or b"/home/" in data]
+    files = {
+        path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()
+    }
+    assert not [
+        path
+        for path, data in files.items()
+        if str(projects).encode() in data or b"/home/" in data
+    ]
     assert b"my-gpt2" in files[Path("out/README.md")]
     assert content_id("../one/demo/store").encode() in files[Path("out/README.md")]
-    assert b"synthetic, contexts of 32 tokens" in files[Path("out/README.md")], "the store was found"
+    assert b"synthetic, contexts of 32 tokens" in files[Path("out/README.md")], (
+        "the store was found"
+    )
     if form == "safetensors":
         shutil.move("out", "../one/demo/out")
         with pytest.raises(RunError, match="is not found"):
@@ -264,7 +378,9 @@ def test_an_export_does_not_tell_where_things_lie_on_this_machine(projects: Path
         said("eval", "../one/demo/out", "--store", "../one/demo/store")
 
 
-def test_another_model_of_the_same_name_is_refused(projects: Path, store_of_a_model: Store) -> None:
+def test_another_model_of_the_same_name_is_refused(
+    projects: Path, store_of_a_model: Store
+) -> None:
     """The store's model is a path from where it was harvested."""
     spec = {
         "store": store_of_a_model.url,
@@ -274,24 +390,43 @@ def test_another_model_of_the_same_name_is_refused(projects: Path, store_of_a_mo
     }
     train_group(store_of_a_model, {"run": TrainSpec.model_validate(spec)})
     sae = trainer.load("run")
-    shutil.copytree(Path(actstore.__file__).parent / "builtin/tiny", "models/m")  # not what was harvested: that is mini
-    with pytest.raises(RunError, match=rf"models/m \({projects}/two/models/m\): its weights are not those"):
+    # not what was harvested: that is mini
+    shutil.copytree(Path(actstore.__file__).parent / "builtin/tiny", "models/m")
+    with pytest.raises(
+        RunError,
+        match=rf"models/m \({projects}/two/models/m\): its weights are not those",
+    ):
         model_metrics(sae, store_of_a_model, n_sequences=2)
-    with pytest.raises(ActstoreError, match=rf"models/m \({projects}/two/models/m\) is not the one harvested"):
+    with pytest.raises(
+        ActstoreError,
+        match=rf"models/m \({projects}/two/models/m\) is not the one harvested",
+    ):
         extend(store_of_a_model.url, sites="blocks.1.hook_mlp_out")
 
 
 @pytest.fixture(scope="module")
 def store_of_a_model(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("of_a_model")
-    shutil.copytree(Path(actstore.__file__).parent / "builtin/mini", folder / "models/m")
+    shutil.copytree(
+        Path(actstore.__file__).parent / "builtin/mini", folder / "models/m"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        what = {"model": "models/m", "corpus": "builtin:stdlib", "sites": "blocks.0.hook_mlp_out", "context": 32}
-        return actstore.open(str(folder / Path(actstore.harvest({**what, "tokens": 2048}, "store").url)))
+        what = {
+            "model": "models/m",
+            "corpus": "builtin:stdlib",
+            "sites": "blocks.0.hook_mlp_out",
+            "context": 32,
+        }
+        return actstore.open(
+            str(folder / Path(actstore.harvest({**what, "tokens": 2048}, "store").url))
+        )
 
 
 def test_a_recipe_takes_no_other_store(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store_tiny", n_units=2)
-    with pytest.raises(RunError, match=r"a store of another spec is there .*model.name: wanted 'builtin:tiny'"):
+    with pytest.raises(
+        RunError,
+        match=r"a store of another spec is there .*model.name: wanted 'builtin:tiny'",
+    ):
         _harvest("tiny", store.url, "cpu")

@@ -1,4 +1,6 @@
-"""CE of the next token where it is defined, and nowhere else; patching models by the names of their modules."""
+"""CE of the next token where it is defined, and nowhere else; patching models by the
+names of their modules.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,27 @@ from typer.testing import CliRunner
 
 import actstore
 import trainer
-from actstore.harvesting.models import describe
-from actstore.store import Store
+from actstore.model.load_model import describe
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.harvesting.test_classes import module, outputs
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluate.model import model_metrics
-from trainer.evaluate.subject import Subject, check_predicts_next
-from trainer.training.loop import train_group
+from trainer.evaluate.model_metrics import model_metrics
+from trainer.evaluate.patched_subject import Subject, check_predicts_next
+from trainer.training.train_group import train_group
 
-SITE = {"GPT2LMHeadModel": "transformer.h.1.mlp", "OPTForCausalLM": "model.decoder.layers.1.fc2"}
+SITE = {
+    "GPT2LMHeadModel": "transformer.h.1.mlp",
+    "OPTForCausalLM": "model.decoder.layers.1.fc2",
+}
 SITE |= {"BertForMaskedLM": "blocks.1.hook_mlp_out"}
 
 
-@pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "OPTForCausalLM", "LlamaForCausalLM", "MixtralForCausalLM"])
+@pytest.mark.parametrize(
+    "kind",
+    ["GPT2LMHeadModel", "OPTForCausalLM", "LlamaForCausalLM", "MixtralForCausalLM"],
+)
 def test_causal_language_models_are_taken(kind: str) -> None:
     check_predicts_next(describe(module(kind)))
 
@@ -47,19 +55,29 @@ def test_causal_language_models_are_taken(kind: str) -> None:
     ],
 )
 def test_others_are_refused(kind: str, says: str) -> None:
-    with pytest.raises(RunError, match=f"{kind}: the cross-entropy of the next token is not defined.*{says}"):
+    with pytest.raises(
+        RunError,
+        match=f"{kind}: the cross-entropy of the next token is not defined.*{says}",
+    ):
         check_predicts_next(describe(module(kind)))
 
 
 def trained(kind: str, folder: Path) -> tuple[Store, str, Any]:
-    """A harvest of padded sequences from a model saved to a folder, and a small SAE's run."""
+    """A harvest of padded sequences from a model saved to a folder, and a small SAE's
+    run.
+    """
     model = module(kind)
     model.save_pretrained(folder / "model")
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 97, (160, 16)).astype(np.int32)
     tokens[::2, 11:] = -1
     np.save(folder / "tokens.npy", tokens)
-    spec = {"model": str(folder / "model"), "sites": [SITE[kind]], "tokens": tokens.size, "context": 16}
+    spec = {
+        "model": str(folder / "model"),
+        "sites": [SITE[kind]],
+        "tokens": tokens.size,
+        "context": 16,
+    }
     store = actstore.harvest(spec, str(folder / "store"), tokens=tokens)
     run = str(folder / "run")
     raw = {
@@ -83,15 +101,27 @@ def test_ce_at_modules_by_name(kind: str, tmp_path: Path) -> None:
     def ce(replaced: torch.Tensor | None = None) -> float:
         def hook(_m: Any, _i: Any, output: torch.Tensor) -> torch.Tensor:
             there = (tokens >= 0)[..., None]
-            new = torch.where(there, replaced.reshape(*tokens.shape, -1), output.reshape(*tokens.shape, -1))
+            new = torch.where(
+                there,
+                replaced.reshape(*tokens.shape, -1),
+                output.reshape(*tokens.shape, -1),
+            )
             return new.reshape(output.shape)
 
-        handle = model.get_submodule(site).register_forward_hook(hook) if replaced is not None else None
+        handle = (
+            model.get_submodule(site).register_forward_hook(hook)
+            if replaced is not None
+            else None
+        )
         with torch.no_grad():
-            logits = model.eval()(tokens.clamp_min(0), attention_mask=(tokens >= 0).long()).logits
+            logits = model.eval()(
+                tokens.clamp_min(0), attention_mask=(tokens >= 0).long()
+            ).logits
         if handle is not None:
             handle.remove()
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT, tokens[:, 1:].clamp_min(0), reduction="none")
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].mT, tokens[:, 1:].clamp_min(0), reduction="none"
+        )
         return float(loss[valid].double().mean())
 
     assert one.tokens == int(valid.sum())
@@ -101,12 +131,18 @@ def test_ce_at_modules_by_name(kind: str, tmp_path: Path) -> None:
     before = outputs(model, site, input_ids=tokens.clamp_min(0))
     with sae.attach(model):
         after = outputs(model, site, input_ids=tokens.clamp_min(0))
-    torch.testing.assert_close(after, sae.reconstruct(before, site), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        after, sae.reconstruct(before, site), rtol=1e-4, atol=1e-4
+    )
 
 
 def store_sequences(store: Store, n: int) -> Any:
     size = store.layout.unit_sequences
-    held = [s for unit in store.units("held_out") or store.units() for s in range(unit * size, (unit + 1) * size)]
+    held = [
+        s
+        for unit in store.units("held_out") or store.units()
+        for s in range(unit * size, (unit + 1) * size)
+    ]
     return np.array([s for s in held if s < store.manifest.n_sequences][:n])
 
 

@@ -1,4 +1,6 @@
-"""What training says at its end, for one run and for a sweep, and where the SAE cannot be evaluated."""
+"""What training says at its end, for one run and for a sweep, and where the SAE cannot
+be evaluated.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ import yaml
 import actstore
 import trainer
 from actstore.format.storage import Storage
-from actstore.store import Store
+from actstore.store.store import Store
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
 from tests.support import make_store
-from trainer.evaluate import rows as on_rows
-from trainer.evaluate.rows import evaluate
-from trainer.training import summary
-from trainer.training.journal import read
+from trainer.evaluate import row_metrics
+from trainer.evaluate.row_metrics import evaluate
+from trainer.runs.journal import read
+from trainer.training import final_summary
 
 BATCH = 128
 BASE: dict[str, Any] = {
@@ -54,42 +56,73 @@ def test_a_run_ends_with_its_figures_by_layer_and_what_to_do_next(
     store: Store, tmp_path: Path, cli: Cli  # noqa: F811
 ) -> None:  # fmt: skip
     out = str(tmp_path / "my run")
-    code, told, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", out)
+    code, told, err = cli(
+        "trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", out
+    )
     assert (code, told) == (0, f"run: {out}\n"), err
     lines_fit(err)
     sae = trainer.load(out)
-    record, firings = evaluate(sae, actstore.open(store.url), max_rows=summary.LEAST_ROWS // 3)
+    record, firings = evaluate(
+        sae, actstore.open(store.url), max_rows=final_summary.LEAST_ROWS // 3
+    )
     assert f"{record.rows:,} held-out rows" in err
     for i, layer in enumerate(record.layers):
         never = int((firings[i] == 0).sum())
         wanted = rf"{i} mlp_out +{layer.fvu:.4g} +{layer.l0:.4g} +{never}\b"
         assert re.search(wanted, err), (wanted, err)
-    assert re.search(rf"all +{record.pooled.fvu:.4g} +{record.pooled.l0:.4g} +{record.dead}\b", err)
+    assert re.search(
+        rf"all +{record.pooled.fvu:.4g} +{record.pooled.l0:.4g} +{record.dead}\b", err
+    )
     assert f"dead at the last step: {read(Storage(out))[-1].dead} of 64 latents" in err
-    assert re.search(r"5,120 rows in \d+:\d\d, of training [\d,]+ rows/s, stall \d+\.\d%", err)
-    commands = [shlex.split(line) for line in err.splitlines() if line.startswith("  trainer ")]
+    assert re.search(
+        r"5,120 rows in \d+:\d\d, of training [\d,]+ rows/s, stall \d+\.\d%", err
+    )
+    commands = [
+        shlex.split(line) for line in err.splitlines() if line.startswith("  trainer ")
+    ]
     assert commands == [["trainer", "eval", out], ["trainer", "report", out]]
     assert cli(*commands[0])[0] == 0
-    code, _, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", out, "--resume")
+    code, _, err = cli(
+        "trainer",
+        "train",
+        "--spec",
+        spec_file(tmp_path, store.url),
+        "--out",
+        out,
+        "--resume",
+    )
     assert code == 0
     assert "it had ended before" in err
     assert f"{record.rows:,} held-out rows" in err
 
 
-def test_a_sweep_ends_with_a_line_for_each_run(store: Store, tmp_path: Path, cli: Cli) -> None:  # noqa: F811
+def test_a_sweep_ends_with_a_line_for_each_run(
+    store: Store,
+    tmp_path: Path,
+    cli: Cli,  # noqa: F811
+) -> None:
     sweep, out = tmp_path / "sweep.yaml", str(tmp_path / "runs")
     grid = {"sae.k": [2, 4], "stream.rescale": ["none", "sqrt"], "stream.seed": [1, 2]}
-    sweep.write_text(yaml.safe_dump({"base": {**BASE, "store": store.url}, "grid": grid}))
+    sweep.write_text(
+        yaml.safe_dump({"base": {**BASE, "store": store.url}, "grid": grid})
+    )
     code, _, err = cli("trainer", "sweep", str(sweep), "--out", out)
     assert code == 0, err
     lines_fit(err)
     names = sorted(path.name for path in Path(out).iterdir())
     assert len(names) == 8
     for name in names:
-        record, _ = evaluate(trainer.load(f"{out}/{name}"), store, max_rows=summary.LEAST_ROWS // 3)
+        record, _ = evaluate(
+            trainer.load(f"{out}/{name}"), store, max_rows=final_summary.LEAST_ROWS // 3
+        )
         pooled = record.pooled
-        assert re.search(rf"{re.escape(name)} +{pooled.fvu:.4g} +{pooled.l0:.4g} +{record.dead} +\d+ +64\b", err), err
-    assert len(re.findall(r"rows in \d+:\d\d, of training", err)) == 2, "a line for each pass over the data"
+        assert re.search(
+            rf"{re.escape(name)} +{pooled.fvu:.4g} +{pooled.l0:.4g} +{record.dead} +\d+ +64\b",
+            err,
+        ), err
+    assert len(re.findall(r"rows in \d+:\d\d, of training", err)) == 2, (
+        "a line for each pass over the data"
+    )
     assert f"  trainer eval {out}/*" in err.splitlines()
 
 
@@ -99,21 +132,40 @@ def test_a_store_without_rows_held_out_is_told(tmp_path: Path, cli: Cli) -> None
     code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "r"))
     assert code == 0
     assert " train rows" in err
-    assert "the store holds no rows out that it could see: these are rows of training" in err
+    assert (
+        "the store holds no rows out that it could see: these are rows of training"
+        in err
+    )
     store = make_store(tmp_path / "few", n_units=24, unit_sequences=4)
-    code, _, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", str(tmp_path / "few-run"))
+    code, _, err = cli(
+        "trainer",
+        "train",
+        "--spec",
+        spec_file(tmp_path, store.url),
+        "--out",
+        str(tmp_path / "few-run"),
+    )
     assert code == 0
     n = 3 * len(store.rows("held_out"))
-    assert 0 < n < summary.FEW
+    assert 0 < n < final_summary.FEW
     assert f"figures of {n:,} rows mean little" in err
 
 
 def test_an_l0_that_is_not_the_one_asked_for_is_told(
     store: Store, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    """A given penalty leads to what it leads to; here the L0 that was wanted is pretended to be another."""
+    """A given penalty leads to what it leads to; here the L0 that was wanted is
+    pretended to be another.
+    """
     monkeypatch.setattr("trainer.evaluate.calibrate.asked_l0", lambda _: 6.0)
-    code, _, err = cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", str(tmp_path / "r"))
+    code, _, err = cli(
+        "trainer",
+        "train",
+        "--spec",
+        spec_file(tmp_path, store.url),
+        "--out",
+        str(tmp_path / "r"),
+    )
     assert code == 0
     assert "L0 is 3.0, 50% off the 6 that it is set for" in err
 
@@ -132,9 +184,11 @@ def test_a_run_that_cannot_be_evaluated_has_ended_all_the_same(
         raise RuntimeError("CUDA out of memory")
 
     if how == "no room":
-        monkeypatch.setattr(on_rows, "layer_sums", full)
+        monkeypatch.setattr(row_metrics, "layer_sums", full)
     spec = spec_file(tmp_path, store.url, rows=10 * BATCH)
-    code, out, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "r"))
+    code, out, err = cli(
+        "trainer", "train", "--spec", spec, "--out", str(tmp_path / "r")
+    )
     assert (code, out) == (0, f"run: {tmp_path / 'r'}\n"), err
     assert "note: " in err
     assert ("out of memory" if how == "no room" else "no such object") in err
@@ -144,20 +198,35 @@ def test_a_run_that_cannot_be_evaluated_has_ended_all_the_same(
 def test_what_a_table_of_figures_does_not_cry_out_is_told(
     store: Store, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    """Layers that are no better than their mean, latents that never fire, rows that were centred without being asked."""
-    monkeypatch.setattr(summary, "ENOUGH", 0.1)
+    """Layers that are no better than their mean, latents that never fire, rows that
+    were centred without being asked.
+    """
+    monkeypatch.setattr(final_summary, "ENOUGH", 0.1)
     spec = spec_file(tmp_path, store.url, optimiser={"lr": 1e3}, revive=False)
-    code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "wild"))
+    code, _, err = cli(
+        "trainer", "train", "--spec", spec, "--out", str(tmp_path / "wild")
+    )
     assert code == 0
     assert re.search(r"an FVU of 1 or more, .* at .*hook_mlp_out", err)
     few = {"kind": "topk", "k": 1, "expansion": 40}
     spec = spec_file(tmp_path, store.url, sae=few, revive=False, rows=2 * BATCH)
-    code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / "many"))
+    code, _, err = cli(
+        "trainer", "train", "--spec", spec, "--out", str(tmp_path / "many")
+    )
     assert re.search(r"\d+ of 640 latents never fired here", err), err
     for given in (None, True):
-        monkeypatch.setattr("trainer.training.scaling._FAR_APART", -1.0)
-        spec = spec_file(tmp_path, store.url, stream={**BASE["stream"], "center": given})
-        code, _, err = cli("trainer", "train", "--spec", spec, "--out", str(tmp_path / f"center {given}"))
+        monkeypatch.setattr("trainer.training.row_scaling._FAR_APART", -1.0)
+        spec = spec_file(
+            tmp_path, store.url, stream={**BASE["stream"], "center": given}
+        )
+        code, _, err = cli(
+            "trainer",
+            "train",
+            "--spec",
+            spec,
+            "--out",
+            str(tmp_path / f"center {given}"),
+        )
         assert ("--no-center leaves them" in err) == (given is None)
 
 
@@ -165,16 +234,21 @@ def test_many_latents_are_evaluated_in_small_blocks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli  # noqa: F811
 ) -> None:  # fmt: skip
     out = str(tmp_path / "r")
-    assert cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", out)[0] == 0
-    sae, sizes, real = trainer.load(out), [], on_rows.layer_sums
+    assert (
+        cli("trainer", "train", "--spec", spec_file(tmp_path, store.url), "--out", out)[
+            0
+        ]
+        == 0
+    )
+    sae, sizes, real = trainer.load(out), [], row_metrics.layer_sums
     whole, _ = evaluate(sae, store)
 
     def sums(x: Any, *more: Any) -> Any:
         sizes.append(len(x))
         return real(x, *more)
 
-    monkeypatch.setattr(on_rows, "layer_sums", sums)
-    monkeypatch.setattr(on_rows, "BLOCK_LATENTS", 10 * 64)
+    monkeypatch.setattr(row_metrics, "layer_sums", sums)
+    monkeypatch.setattr(row_metrics, "BLOCK_LATENTS", 10 * 64)
     small, _ = evaluate(sae, store)
     assert max(sizes) == 10
     assert small.pooled.fvu == pytest.approx(whole.pooled.fvu, rel=1e-6)

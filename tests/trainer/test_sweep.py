@@ -1,4 +1,6 @@
-"""Sweeps: what shares a pass, how much memory that takes, and how each SAE goes on by itself."""
+"""Sweeps: what shares a pass, how much memory that takes, and how each SAE goes on by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,22 @@ import pytest
 import yaml
 
 import trainer
-from actstore.store import Store
-from actstore.stream.batches import Stream
+from actstore.store.store import Store
+from actstore.stream.stream import Stream
 from schemas.train import SweepSpec, TrainSpec
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
 from tests.support import make_store
-from trainer.saes.start import FIT_ROWS
-from trainer.training.loop import Progress, train_group
-from trainer.training.memory import Memory, estimate, fitting, state_bytes, usable_memory
-from trainer.training.streams import n_steps, shared_stream
+from trainer.saes.encoder_init import FIT_ROWS
+from trainer.training.memory_estimate import (
+    Memory,
+    estimate,
+    fitting,
+    state_bytes,
+    usable_memory,
+)
+from trainer.training.run_stream import n_steps, shared_stream
 from trainer.training.sweep import expand, groups
+from trainer.training.train_group import Progress, train_group
 
 ROOT = Path(__file__).parents[2]
 BATCH = 64
@@ -33,22 +41,44 @@ class StoppedError(Exception):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("sweep") / "s", n_units=24, unit_sequences=4)
+    return make_store(
+        tmp_path_factory.mktemp("sweep") / "s", n_units=24, unit_sequences=4
+    )
 
 
 def base(store: Store, **more: Any) -> dict[str, Any]:
     sae = {"kind": "topk", "k": 2, "n_latents": 64}
-    return {"store": store.url, "sae": sae, "stream": {"batch": BATCH}, "rows": 30 * BATCH, "log_every": 10, **more}
+    return {
+        "store": store.url,
+        "sae": sae,
+        "stream": {"batch": BATCH},
+        "rows": 30 * BATCH,
+        "log_every": 10,
+        **more,
+    }
 
 
-def specs_of(store: Store, grid: dict[str, list[Any]], **more: Any) -> dict[str, TrainSpec]:
+def specs_of(
+    store: Store, grid: dict[str, list[Any]], **more: Any
+) -> dict[str, TrainSpec]:
     return expand(SweepSpec(base=base(store, **more), grid=grid))
 
 
 def test_any_field_varies_and_names_are_those_of_folders(store: Store) -> None:
-    kinds = [{"kind": "topk", "k": 4, "n_latents": 32}, {"kind": "relu_l1", "l1": 0.5, "expansion": 2}]
+    kinds = [
+        {"kind": "topk", "k": 4, "n_latents": 32},
+        {"kind": "relu_l1", "l1": 0.5, "expansion": 2},
+    ]
     sites = [["blocks.0.hook_mlp_out"], ["blocks.{1..2}.hook_mlp_out"]]
-    made = specs_of(store, {"sae": kinds, "stream.sites": sites, "optimiser.lr": [1e-3], "stream.filter": [None]})
+    made = specs_of(
+        store,
+        {
+            "sae": kinds,
+            "stream.sites": sites,
+            "optimiser.lr": [1e-3],
+            "stream.filter": [None],
+        },
+    )
     assert list(made) == [
         f"sae={sae},sites={site},lr=0.001,filter=None"
         for sae in ("kind-topk+k-4+n_latents-32", "kind-relu_l1+l1-0.5+expansion-2")
@@ -61,7 +91,12 @@ def test_any_field_varies_and_names_are_those_of_folders(store: Store) -> None:
 
 
 def test_runs_share_a_pass_only_where_they_see_the_same_rows(store: Store) -> None:
-    free = {"seed": [0, 1], "stream.rescale": ["none", "log"], "stream.center": [True, False], "rows": [100, 5000]}
+    free = {
+        "seed": [0, 1],
+        "stream.rescale": ["none", "log"],
+        "stream.center": [True, False],
+        "rows": [100, 5000],
+    }
     assert [len(group) for group in groups(specs_of(store, free))] == [16]
     matters: dict[str, list[Any]] = {
         "stream.seed": [0, 1],
@@ -96,18 +131,28 @@ def test_runs_share_a_pass_only_where_they_see_the_same_rows(store: Store) -> No
 def test_steps_are_those_that_the_stream_has(
     store: Store, changes: dict[str, Any], rows: int | None, steps: Any
 ) -> None:
-    spec = TrainSpec.model_validate(base(store, stream={"batch": BATCH, **changes}, rows=rows))
+    spec = TrainSpec.model_validate(
+        base(store, stream={"batch": BATCH, **changes}, rows=rows)
+    )
     with Stream(store, shared_stream(spec)) as stream:
         epoch = stream.batches_per_epoch
-        wanted = {"epoch": epoch, "3 epochs": 3 * epoch, "epoch without 2": epoch - 2}.get(steps, steps)
+        wanted = {
+            "epoch": epoch,
+            "3 epochs": 3 * epoch,
+            "epoch without 2": epoch - 2,
+        }.get(steps, steps)
         assert n_steps(spec, stream) == wanted
     own = spec.stream.model_copy(update={"epochs": spec.stream.epochs or 1})
     if rows is None:
         with Stream(store, own) as stream:
-            assert len(list(stream)) == wanted, "as many as the run's own stream delivers"
+            assert len(list(stream)) == wanted, (
+                "as many as the run's own stream delivers"
+            )
 
 
-def test_weights_filters_and_skipped_rows_train_through_the_spec(store: Store, tmp_path: Path) -> None:
+def test_weights_filters_and_skipped_rows_train_through_the_spec(
+    store: Store, tmp_path: Path
+) -> None:
     stream = {
         "batch": BATCH,
         "weights": {"blocks.0.*": 3},
@@ -119,7 +164,9 @@ def test_weights_filters_and_skipped_rows_train_through_the_spec(store: Store, t
     train_group(store, {whole: spec})
     stop_at(store, {cut: spec}, 17)
     train_group(store, {cut: spec}, resume=True)
-    assert (Path(whole) / "sae.safetensors").read_bytes() == (Path(cut) / "sae.safetensors").read_bytes()
+    assert (Path(whole) / "sae.safetensors").read_bytes() == (
+        Path(cut) / "sae.safetensors"
+    ).read_bytes()
     assert trainer.load(whole).record.steps == 30
 
 
@@ -135,7 +182,9 @@ def stop_at(store: Store, specs: dict[str, TrainSpec], step: int) -> None:
 def test_each_sae_goes_on_from_its_own_last_checkpoint(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One has ended, one is ahead, one behind, one has not begun: the last three share a pass."""
+    """One has ended, one is ahead, one behind, one has not begun: the last three share
+    a pass.
+    """
     made = specs_of(store, {"seed": [0, 1, 2, 3]}, checkpoint_every=5)
     whole = {str(tmp_path / f"whole{i}"): spec for i, spec in enumerate(made.values())}
     train_group(store, whole)
@@ -157,10 +206,19 @@ def test_each_sae_goes_on_from_its_own_last_checkpoint(
     first = -(-(64 + FIT_ROWS) // BATCH)
     assert len(delivered) == 30 + first, "one pass, and what the new one begins from"
     for a, b in zip(whole, mine, strict=True):
-        for name in ("sae.safetensors", "checkpoints/step-00000030/optimiser.safetensors"):
-            assert (Path(a) / name).read_bytes() == (Path(b) / name).read_bytes(), (b, name)
+        for name in (
+            "sae.safetensors",
+            "checkpoints/step-00000030/optimiser.safetensors",
+        ):
+            assert (Path(a) / name).read_bytes() == (Path(b) / name).read_bytes(), (
+                b,
+                name,
+            )
         steps = [
-            [json.loads(line)["step"] for line in (Path(url) / "journal.jsonl").read_text().splitlines()]
+            [
+                json.loads(line)["step"]
+                for line in (Path(url) / "journal.jsonl").read_text().splitlines()
+            ]
             for url in (a, b)
         ]
         assert steps[0] == steps[1] == [10, 20, 30]
@@ -185,12 +243,23 @@ def test_groups_are_formed_to_fit(store: Store) -> None:
     assert len(fitting(store, specs, everything.total - 1, "cpu")) == 2
     assert len(fitting(store, specs, 1, "cpu")) == len(specs)
     assert usable_memory("cpu") > 1 << 20
-    assert str(Memory(4 * 10**9, 10**9, 10**8)) == "5.1 GB (weights and optimisers 4, a step 1, rows 0.1)"
+    assert (
+        str(Memory(4 * 10**9, 10**9, 10**8))
+        == "5.1 GB (weights and optimisers 4, a step 1, rows 0.1)"
+    )
 
 
-def test_the_command_prints_its_plan_and_resumes_what_is_left(store: Store, tmp_path: Path, cli: Cli) -> None:  # noqa: F811
+def test_the_command_prints_its_plan_and_resumes_what_is_left(
+    store: Store,
+    tmp_path: Path,
+    cli: Cli,  # noqa: F811
+) -> None:
     file, out = tmp_path / "sweep.yaml", tmp_path / "runs"
-    file.write_text(yaml.safe_dump({"base": base(store), "grid": {"sae.k": [1, 2, 3], "stream.seed": [0, 1]}}))
+    file.write_text(
+        yaml.safe_dump(
+            {"base": base(store), "grid": {"sae.k": [1, 2, 3], "stream.seed": [0, 1]}}
+        )
+    )
     words = ["trainer", "sweep", str(file), "--out", str(out)]
     code, _, err = cli(*words, "--memory", "1GB")
     assert code == 0, err
@@ -208,10 +277,15 @@ def test_the_command_prints_its_plan_and_resumes_what_is_left(store: Store, tmp_
     assert (code, "0 SAEs in 0 passes" in err) == (0, True)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' peak of resident memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="needs Linux' peak of resident memory",
+)
 @pytest.mark.parametrize("kind", ["relu_l1", "topk"])
 def test_the_estimate_is_near_what_is_taken(tmp_path: Path, kind: str) -> None:
-    """Growth of resident memory in a process of its own, that has trained small SAEs of the kind before."""
+    """Growth of resident memory in a process of its own, that has trained small SAEs of
+    the kind before.
+    """
     words = [sys.executable, "-m", "tests.trainer.memory_use", str(tmp_path), kind]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

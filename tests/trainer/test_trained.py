@@ -1,4 +1,6 @@
-"""Training, evaluation and use of SAEs on a small store, and against the language model."""
+"""Training, evaluation and use of SAEs on a small store, and against the language
+model.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from safetensors.torch import load_file
 import actstore
 import trainer
 from actstore.errors import SpecError
-from actstore.harvesting.adapters import bridge_over_copy
-from actstore.harvesting.models import load_model
-from actstore.store import Store
+from actstore.model.bridge import bridge_over_copy
+from actstore.model.load_model import load_model
+from actstore.store.store import Store
 from actstore.stream.rescale import rescaling
 from schemas.records import RunRecord
 from schemas.sae import SaeSpec
@@ -26,29 +28,38 @@ from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
 from trainer.evaluate.metrics import layer_shares, log_density, spread
-from trainer.evaluate.model import held_out_tokens, model_metrics, special_mask
-from trainer.evaluate.rows import evaluate
+from trainer.evaluate.model_metrics import held_out_tokens, model_metrics, special_mask
+from trainer.evaluate.row_metrics import evaluate
+from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build
-from trainer.trained import TrainedSae
-from trainer.training.loop import layer_norms, train_group
-from trainer.training.specs import load_spec
 from trainer.training.sweep import expand, groups
+from trainer.training.train_group import layer_norms, train_group
+from trainer.training.train_spec import load_spec
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("stores") / "s", n_units=24, unit_sequences=8)
+    return make_store(
+        tmp_path_factory.mktemp("stores") / "s", n_units=24, unit_sequences=8
+    )
 
 
 def spec(store: Store, **more: Any) -> TrainSpec:
-    base = {"store": store.url, "sae": {"kind": "topk", "k": 3, "expansion": 4}, "stream": {"batch": 128}}
+    base = {
+        "store": store.url,
+        "sae": {"kind": "topk", "k": 3, "expansion": 4},
+        "stream": {"batch": 128},
+    }
     return TrainSpec.model_validate({**base, "rows": 128 * 60, "log_every": 10, **more})
 
 
 @pytest.fixture(scope="module")
 def run(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = str(tmp_path_factory.mktemp("runs") / "log")
-    train_group(store, {out: spec(store, stream={"batch": 128, "rescale": "log", "center": True})})
+    train_group(
+        store,
+        {out: spec(store, stream={"batch": 128, "rescale": "log", "center": True})},
+    )
     return out
 
 
@@ -59,7 +70,9 @@ def test_encode_decode_and_fold_take_original_units(store: Store, run: str) -> N
         latents = sae.encode(x, site)
         again = sae.decode(latents, site)
         assert torch.equal(latents, sae.encode(x, i))
-        assert torch.allclose(latents, sae.encode(x, torch.full((len(x),), i)), atol=1e-6)
+        assert torch.allclose(
+            latents, sae.encode(x, torch.full((len(x),), i)), atol=1e-6
+        )
         scaled = (x - torch.from_numpy(store.mean(site)).float()) * sae.scale[i]
         assert torch.allclose(latents, sae.sae.encode(scaled), atol=1e-5)
         folded = sae.fold(site)
@@ -81,19 +94,34 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_kind_trains_loads_and_folds(store: Store, tmp_path: Path, kind: str) -> None:
+def test_every_kind_trains_loads_and_folds(
+    store: Store, tmp_path: Path, kind: str
+) -> None:
     sae_spec = {"kind": kind, "expansion": 4, **KINDS[kind]}
     stream = {"batch": 128, "rescale": "linear", "center": kind != "nsae"}
-    train_group(store, {str(tmp_path / "r"): spec(store, sae=sae_spec, stream=stream, optimiser={"lr": 5e-3})})
+    train_group(
+        store,
+        {
+            str(tmp_path / "r"): spec(
+                store, sae=sae_spec, stream=stream, optimiser={"lr": 5e-3}
+            )
+        },
+    )
     sae = trainer.load(str(tmp_path / "r"))
     for i, site in enumerate(store.sites):
         x = torch.from_numpy(store.read(site, store.rows("held_out")))
         latents = sae.encode(x, site)
-        assert torch.allclose(latents, sae.encode(x, torch.full((len(x),), i)), atol=1e-6)
+        assert torch.allclose(
+            latents, sae.encode(x, torch.full((len(x),), i)), atol=1e-6
+        )
         folded = sae.fold(site)
         near = (folded.encode(x) - latents).abs() < 1e-4 + 1e-4 * latents
-        assert near.float().mean() > 0.9999, "an entry on a threshold may fall on either side; no others"
-        assert torch.allclose(folded.decode(latents), sae.decode(latents, site), atol=1e-3)
+        assert near.float().mean() > 0.9999, (
+            "an entry on a threshold may fall on either side; no others"
+        )
+        assert torch.allclose(
+            folded.decode(latents), sae.decode(latents, site), atol=1e-3
+        )
     record, _ = evaluate(sae, store)
     assert record.pooled.fvu < 0.75, "nothing was learned"
     with pytest.raises(SaeError, match="which layer"):
@@ -102,7 +130,9 @@ def test_every_kind_trains_loads_and_folds(store: Store, tmp_path: Path, kind: s
 
 @pytest.mark.parametrize("rescale", ["none", "linear"])
 @pytest.mark.parametrize("center", [False, True])
-def test_the_norms_that_nsae_weighs_by_are_those_of_the_rows_it_sees(store: Store, rescale: str, center: bool) -> None:
+def test_the_norms_that_nsae_weighs_by_are_those_of_the_rows_it_sees(
+    store: Store, rescale: str, center: bool
+) -> None:
     factors = rescaling(store, store.sites, rescale, center)
     norms = layer_norms(store, store.sites, factors)
     for i, site in enumerate(store.sites):
@@ -114,7 +144,9 @@ def test_the_norms_that_nsae_weighs_by_are_those_of_the_rows_it_sees(store: Stor
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
-def test_kinds_that_need_aligned_rows_are_refused_by_a_mixed_stream(store: Store, tmp_path: Path, kind: str) -> None:
+def test_kinds_that_need_aligned_rows_are_refused_by_a_mixed_stream(
+    store: Store, tmp_path: Path, kind: str
+) -> None:
     bad = spec(store, sae={"kind": kind, "inner": {"kind": "topk", "k": 3}})
     with pytest.raises(SaeError, match="same tokens at several sites"):
         train_group(store, {str(tmp_path / "r"): bad})
@@ -125,18 +157,27 @@ def test_kinds_that_need_aligned_rows_are_refused_by_a_mixed_stream(store: Store
 
 
 def test_a_crosscoder_takes_rows_of_all_sites(store: Store) -> None:
-    made = TypeAdapter(SaeSpec).validate_python({"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": 20}})
+    made = TypeAdapter(SaeSpec).validate_python(
+        {"kind": "crosscoder", "inner": {"kind": "relu_l1", "n_latents": 20}}
+    )
     record = RunRecord(
         sae=made, d=16, n_latents=20, sites=store.sites, rescale="linear", center=True, store=store.url,
         content_id="", model="", steps=0, rows=0, seed=0,
     )  # fmt: skip
     factors = rescaling(store, store.sites, "linear", True)
-    scale, mean = torch.from_numpy(factors.scale).float(), torch.from_numpy(factors.mean)
+    scale, mean = (
+        torch.from_numpy(factors.scale).float(),
+        torch.from_numpy(factors.mean),
+    )
     sae = TrainedSae(record, build(made, 16, 0, 3), scale, mean)
     x = torch.randn(5, 2, 3, 16)
     latents = sae.encode(x)
     assert latents.shape == (5, 2, 20)
-    assert torch.allclose(latents[1, 1], sae.sae.encode((x[1, 1] - mean) * scale[:, None][None])[0], atol=1e-5)
+    assert torch.allclose(
+        latents[1, 1],
+        sae.sae.encode((x[1, 1] - mean) * scale[:, None][None])[0],
+        atol=1e-5,
+    )
     wanted = sae.sae.decode(latents[1]) / scale[:, None] + mean
     assert torch.allclose(sae.decode(latents)[1], wanted, atol=1e-5)
     with pytest.raises(SaeError, match="nothing to fold"):
@@ -160,7 +201,9 @@ def test_evaluation_is_the_plain_formulas(store: Store, run: str) -> None:
         assert layer.mse == pytest.approx(errors[-1] / len(x), rel=1e-6)
         assert layer.l0 == pytest.approx(float((latents > 0).sum(1).double().mean()))
         scale = float(sae.scale[store.sites.index(site)])
-        assert layer.l1 == pytest.approx(float(latents.double().sum(1).mean()) / scale, rel=1e-5)
+        assert layer.l1 == pytest.approx(
+            float(latents.double().sum(1).mean()) / scale, rel=1e-5
+        )
         assert layer.l1 == pytest.approx(layer.l1_decoder, rel=1e-4)
         ratio = np.linalg.norm(again, axis=1) / np.linalg.norm(x, axis=1)
         assert layer.suppression == pytest.approx(ratio.mean(), rel=1e-6)
@@ -174,12 +217,16 @@ def test_spread_and_density() -> None:
     shares = layer_shares(firings, torch.tensor([100, 100]))
     assert spread(shares).tolist() == pytest.approx([2.0, 1.0, 0.0, 1.0])
     assert shares[:, 0].tolist() == [0.5, 0.5]
-    assert log_density(torch.tensor([0.0, 0.01])).tolist() == pytest.approx([-10.0, -2.0])
+    assert log_density(torch.tensor([0.0, 0.01])).tolist() == pytest.approx(
+        [-10.0, -2.0]
+    )
 
 
 def test_a_sweep_trains_each_as_if_it_were_alone(store: Store, tmp_path: Path) -> None:
     base = spec(store, rows=128 * 25).model_dump()
-    sweep = SweepSpec(base=base, grid={"stream.rescale": ["none", "linear"], "seed": [0, 1]})
+    sweep = SweepSpec(
+        base=base, grid={"stream.rescale": ["none", "linear"], "seed": [0, 1]}
+    )
     specs = {str(tmp_path / name): one for name, one in expand(sweep).items()}
     assert len(specs) == 4
     assert [len(group) for group in groups(specs)] == [4]
@@ -199,21 +246,38 @@ def test_runs_lie_anywhere(store: Store, memory_url: str) -> None:
         trainer.load(f"{memory_url}/other")
 
 
-def test_divergence_names_the_last_good_checkpoint(store: Store, tmp_path: Path) -> None:
-    bad = spec(store, optimiser={"lr": 1e30, "clip": None}, checkpoint_every=1, log_every=50, init="random")
-    with pytest.raises(DivergedError, match=r"no numbers any more at step \d+; the last good") as found:
+def test_divergence_names_the_last_good_checkpoint(
+    store: Store, tmp_path: Path
+) -> None:
+    bad = spec(
+        store,
+        optimiser={"lr": 1e30, "clip": None},
+        checkpoint_every=1,
+        log_every=50,
+        init="random",
+    )
+    with pytest.raises(
+        DivergedError, match=r"no numbers any more at step \d+; the last good"
+    ) as found:
         train_group(store, {str(tmp_path / "r"): bad})
     assert not (tmp_path / "r" / "sae.json").exists()
     [step] = re.findall(r"last good checkpoint is step (\d+)", str(found.value))
-    weights = load_file(tmp_path / "r" / "checkpoints" / f"step-{int(step):08d}" / "weights.safetensors")
+    weights = load_file(
+        tmp_path / "r" / "checkpoints" / f"step-{int(step):08d}" / "weights.safetensors"
+    )
     assert all(value.isfinite().all() for value in weights.values())
     assert not (tmp_path / "r" / "checkpoints" / f"step-{int(step) + 1:08d}").exists()
     worse = bad.model_copy(update={"checkpoint_every": 1000, "log_every": 1})
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d+; there is no checkpoint yet"):
+    with pytest.raises(
+        DivergedError,
+        match=r"the loss is (nan|inf) at step \d+; there is no checkpoint yet",
+    ):
         train_group(store, {str(tmp_path / "w"): worse})
 
 
-def test_options_override_yaml_and_unknown_keys_are_named(store: Store, tmp_path: Path) -> None:
+def test_options_override_yaml_and_unknown_keys_are_named(
+    store: Store, tmp_path: Path
+) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(f"store: {store.url}\nsae: {{kind: relu_l1, l1: 0.5}}\nrows: 100\n")
     made = load_spec(str(path), {"rows": 200, "optimiser.lr": 0.5})
@@ -225,15 +289,29 @@ def test_options_override_yaml_and_unknown_keys_are_named(store: Store, tmp_path
 
 @pytest.fixture(scope="module")
 def harvested(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    what = {"model": "builtin:mini", "corpus": "builtin:stdlib", "tokens": 40_000, "context": 64}
+    what = {
+        "model": "builtin:mini",
+        "corpus": "builtin:stdlib",
+        "tokens": 40_000,
+        "context": 64,
+    }
     sites = ["blocks.{2..3}.hook_mlp_out", "blocks.{2..3}.hook_resid_mid"]
-    return actstore.harvest({**what, "sites": sites}, str(tmp_path_factory.mktemp("mini") / "store"))
+    return actstore.harvest(
+        {**what, "sites": sites}, str(tmp_path_factory.mktemp("mini") / "store")
+    )
 
 
 def test_a_language_model_patched_by_an_sae(harvested: Store, tmp_path: Path) -> None:
     found = harvested
     stream = {"batch": 128, "sites": ["blocks.*.hook_mlp_out"], "rescale": "linear"}
-    train_group(found, {str(tmp_path / "run"): spec(found, rows=128 * 300, optimiser={"lr": 5e-3}, stream=stream)})
+    train_group(
+        found,
+        {
+            str(tmp_path / "run"): spec(
+                found, rows=128 * 300, optimiser={"lr": 5e-3}, stream=stream
+            )
+        },
+    )
     sae = trainer.load(str(tmp_path / "run"))
     for one in model_metrics(sae, found, n_sequences=8):
         assert one.ce_clean < one.ce_zero
@@ -242,34 +320,54 @@ def test_a_language_model_patched_by_an_sae(harvested: Store, tmp_path: Path) ->
         assert one.ce_sae < one.ce_zero
         wanted = (one.ce_zero - one.ce_sae) / (one.ce_zero - one.ce_clean)
         assert one.recovered_zero == pytest.approx(wanted)
-    bridge = bridge_over_copy(load_model(ModelSource(name="builtin:mini")).module).bridge
+    bridge = bridge_over_copy(
+        load_model(ModelSource(name="builtin:mini")).module
+    ).bridge
     tokens = torch.from_numpy(found.tokens([0, 1]).astype(np.int64))
     site = sae.sites[1]
     _, before = bridge.run_with_cache(tokens, names_filter=[site], prepend_bos=False)
     seen = []
     with sae.attach(bridge, [site]):
         bridge.run_with_hooks(
-            tokens, fwd_hooks=[(site, lambda value, hook: seen.append(value.detach().clone()))], prepend_bos=False
+            tokens,
+            fwd_hooks=[(site, lambda value, hook: seen.append(value.detach().clone()))],
+            prepend_bos=False,
         )
     assert torch.allclose(seen[0], sae.reconstruct(before[site], site), atol=1e-4)
-    with pytest.raises(SaeError, match="TransformerLens"), sae.attach(torch.nn.Linear(2, 2)):
+    with (
+        pytest.raises(SaeError, match="TransformerLens"),
+        sae.attach(torch.nn.Linear(2, 2)),
+    ):
         pass
 
 
-IN, OUT = (tuple(f"blocks.{i}.hook_{kind}" for i in (2, 3)) for kind in ("resid_mid", "mlp_out"))
+IN, OUT = (
+    tuple(f"blocks.{i}.hook_{kind}" for i in (2, 3))
+    for kind in ("resid_mid", "mlp_out")
+)
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "crosscoder"])
-def test_a_language_model_patched_by_what_reads_other_sites(kind: str, harvested: Store, tmp_path: Path) -> None:
+def test_a_language_model_patched_by_what_reads_other_sites(
+    kind: str, harvested: Store, tmp_path: Path
+) -> None:
     """Against a plain computation from TransformerLens' own cache."""
     pairs = {"mode": "pairs", "sites": IN, "targets": OUT}
     stream = pairs if kind == "transcoder" else {"mode": "aligned", "sites": OUT}
     sae_spec = {"kind": kind, "inner": {"kind": "topk", "k": 8, "n_latents": 256}}
-    raw = {"store": harvested.url, "sae": sae_spec, "stream": {"batch": 128, "rescale": "linear", **stream}}
-    made = TrainSpec.model_validate({**raw, "rows": 128 * 300, "optimiser": {"lr": 5e-3}})
+    raw = {
+        "store": harvested.url,
+        "sae": sae_spec,
+        "stream": {"batch": 128, "rescale": "linear", **stream},
+    }
+    made = TrainSpec.model_validate(
+        {**raw, "rows": 128 * 300, "optimiser": {"lr": 5e-3}}
+    )
     train_group(harvested, {str(tmp_path / kind): made})
     sae = trainer.load(str(tmp_path / kind))
-    bridge = bridge_over_copy(load_model(ModelSource(name="builtin:mini")).module).bridge
+    bridge = bridge_over_copy(
+        load_model(ModelSource(name="builtin:mini")).module
+    ).bridge
     tokens = torch.from_numpy(held_out_tokens(harvested, 4))
     special = special_mask(tokens, harvested)
     _, cache = bridge.run_with_cache(tokens, prepend_bos=False)
@@ -277,11 +375,17 @@ def test_a_language_model_patched_by_what_reads_other_sites(kind: str, harvested
         if kind == "transcoder":
             new = sae.reconstruct(cache[IN[i]], IN[i])
         else:
-            new = sae.decode(sae.encode(torch.stack([cache[site] for site in OUT], dim=2)))[:, :, i]
+            new = sae.decode(
+                sae.encode(torch.stack([cache[site] for site in OUT], dim=2))
+            )[:, :, i]
         new = torch.where(special[..., None], cache[OUT[i]], new)
         ce = [
             _cross_entropy(bridge, tokens, OUT[i], value, special)
-            for value in (cache[OUT[i]], new, torch.where(special[..., None], cache[OUT[i]], 0.0))
+            for value in (
+                cache[OUT[i]],
+                new,
+                torch.where(special[..., None], cache[OUT[i]], 0.0),
+            )
         ]
         assert one.site == sae.sites[i]
         assert (one.ce_clean, one.ce_sae, one.ce_zero) == pytest.approx(ce, abs=1e-4)
@@ -290,7 +394,17 @@ def test_a_language_model_patched_by_what_reads_other_sites(kind: str, harvested
 
 
 @torch.no_grad()
-def _cross_entropy(bridge: Any, tokens: torch.Tensor, site: str, value: torch.Tensor, special: torch.Tensor) -> float:
-    logits = bridge.run_with_hooks(tokens, fwd_hooks=[(site, lambda _, hook: value)], prepend_bos=False)
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].mT.double(), tokens[:, 1:], reduction="none")
+def _cross_entropy(
+    bridge: Any,
+    tokens: torch.Tensor,
+    site: str,
+    value: torch.Tensor,
+    special: torch.Tensor,
+) -> float:
+    logits = bridge.run_with_hooks(
+        tokens, fwd_hooks=[(site, lambda _, hook: value)], prepend_bos=False
+    )
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].mT.double(), tokens[:, 1:], reduction="none"
+    )
     return float(loss[~special[:, :-1]].mean())

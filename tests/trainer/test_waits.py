@@ -1,4 +1,6 @@
-"""Updates do not wait for their device, counted without one; what is done so on a device has the same result."""
+"""Updates do not wait for their device, counted without one; what is done so on a
+device has the same result.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from actstore.stream.rescale import Rescaling
 from schemas.stream import StreamState
 from schemas.train import TrainSpec
 from tests.trainer.waits import Waits
-from trainer.kernels import device, select
-from trainer.kernels.pattern import Pattern
+from trainer.kernels import devices, topk_select
+from trainer.kernels.nonzeros import Pattern
 from trainer.saes.build import build
-from trainer.saes.codes import prefix_decoded
+from trainer.saes.sparse_codes import prefix_decoded
 from trainer.training import checkpoint
 from trainer.training import learner as learner_module
 from trainer.training.learner import Learner
@@ -41,7 +43,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "crosscoder": {"kind": "crosscoder", "inner": {"kind": "topk", "k": 3, **AUX}},
     "batch_topk": {"kind": "batch_topk", "k": 3, "per_layer_threshold": True, **AUX},
     "matryoshka": {"kind": "matryoshka", "k": 3, **AUX},
-    "crosscoder_batch": {"kind": "crosscoder", "inner": {"kind": "batch_topk", "k": 3, **AUX}},
+    "crosscoder_batch": {
+        "kind": "crosscoder",
+        "inner": {"kind": "batch_topk", "k": 3, **AUX},
+    },
 }
 BATCH_WIDE = {"batch_topk", "matryoshka", "crosscoder_batch"}
 
@@ -50,12 +55,29 @@ def made(kind: str, on: str) -> tuple[Learner, tuple[Tensor, ...]]:
     """A learner with an average, and a batch for it."""
     raw = KINDS[kind] if "inner" in KINDS[kind] else {"n_latents": M, **KINDS[kind]}
     spec = TrainSpec.model_validate(
-        {"store": "none", "sae": raw, "dead_rows": 100, "ema": 0.9, "optimiser": {"lr": 1e-3}}
+        {
+            "store": "none",
+            "sae": raw,
+            "dead_rows": 100,
+            "ema": 0.9,
+            "optimiser": {"lr": 1e-3},
+        }
     )
     pair = kind == "transcoder"
     sae = build(spec.sae, D, 1, SITES, D if pair else None)
-    rescale = Rescaling(np.array([1.0, 0.5, 2.0]), np.ones((SITES, D), dtype=np.float32))
-    one = Learner(spec, sae, rescale, torch.ones(SITES), 100, torch.device(on), torch.ones(SITES), rescale)
+    rescale = Rescaling(
+        np.array([1.0, 0.5, 2.0]), np.ones((SITES, D), dtype=np.float32)
+    )
+    one = Learner(
+        spec,
+        sae,
+        rescale,
+        torch.ones(SITES),
+        100,
+        torch.device(on),
+        torch.ones(SITES),
+        rescale,
+    )
     shape = (BATCH, SITES, D) if kind.startswith("crosscoder") else (BATCH, D)
     x, layer = torch.randn(shape).to(on), torch.randint(0, SITES, (BATCH,)).to(on)
     return one, (x, layer, torch.randn(BATCH, D).to(on)) if pair else (x, layer)
@@ -63,11 +85,13 @@ def made(kind: str, on: str) -> tuple[Learner, tuple[Tensor, ...]]:
 
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch has for a GPU and not for the meta device: autocast, fused Adam, generators."""
+    """What torch has for a GPU and not for the meta device: autocast, fused Adam,
+    generators.
+    """
     monkeypatch.setattr("torch.autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr("torch.is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr("torch.optim.AdamW", _plain_adam)
-    monkeypatch.setattr("trainer.saes.draws.Draws.generator", lambda *_: None)
+    monkeypatch.setattr("trainer.saes.step_noise.Draws.generator", lambda *_: None)
 
 
 _AdamW = torch.optim.AdamW
@@ -81,7 +105,9 @@ def _plain_adam(*args: Any, fused: bool, **more: Any) -> torch.optim.AdamW:
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("n_dead", [0, 9])
-def test_an_update_waits_for_nothing_or_once_where_it_selects_over_a_batch(kind: str, n_dead: int) -> None:
+def test_an_update_waits_for_nothing_or_once_where_it_selects_over_a_batch(
+    kind: str, n_dead: int
+) -> None:
     one, batch = made(kind, "meta")
     one.step = 1  # a step that does not look for the dead
     one.listed = torch.zeros(n_dead, dtype=torch.int64, device="meta")
@@ -93,7 +119,9 @@ def test_an_update_waits_for_nothing_or_once_where_it_selects_over_a_batch(kind:
 
 
 @pytest.mark.usefixtures("on_meta")
-def test_the_dead_are_looked_for_every_so_many_updates_whatever_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dead_are_looked_for_every_so_many_updates_whatever_is_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(learner_module, "DEAD_EVERY", 4)
     for kind, wanted in (("topk", [0, 4, 8]), ("relu_l1", [])):
         one, batch = made(kind, "meta")
@@ -119,7 +147,10 @@ def test_a_resumed_run_has_the_dead_that_were_listed(tmp_path: Path) -> None:
     assert torch.equal(again.listed, one.listed)
     for each in (one, again):
         each.update(*batch)
-    assert all(torch.equal(a, b) for a, b in zip(one.sae.parameters(), again.sae.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.sae.parameters(), again.sae.parameters(), strict=True)
+    )
 
 
 def test_what_waits_is_seen() -> None:
@@ -141,9 +172,13 @@ def test_what_waits_is_seen() -> None:
 
 
 @pytest.mark.parametrize("kind", ["topk", "crosscoder", "batch_topk", "matryoshka"])
-def test_sizes_are_the_same_at_every_update(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a CUDA graph wants it; on the host with the device's code, on batches of different values."""
-    monkeypatch.setattr(device, "on_host", lambda _: False)
+def test_sizes_are_the_same_at_every_update(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CUDA graph wants it; on the host with the device's code, on batches of
+    different values.
+    """
+    monkeypatch.setattr(devices, "on_host", lambda _: False)
     one, (x, layer) = made(kind, "cpu")
     one.listed = torch.arange(9)
     one.silent_rows[:9] = 1000
@@ -158,21 +193,34 @@ def test_sizes_are_the_same_at_every_update(kind: str, monkeypatch: pytest.Monke
     asked = [name for name, _ in found[1]]
     assert "topk" in asked
     assert found[1] == found[2] == found[3]
-    assert {"nonzero", "_local_scalar_dense"}.isdisjoint(asked) or kind in {"batch_topk", "matryoshka"}
+    assert {"nonzero", "_local_scalar_dense"}.isdisjoint(asked) or kind in {
+        "batch_topk",
+        "matryoshka",
+    }
 
 
-@pytest.mark.parametrize("kind", ["topk", "batch_topk", "matryoshka", "crosscoder_batch"])
-def test_the_devices_way_is_the_hosts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["topk", "batch_topk", "matryoshka", "crosscoder_batch"]
+)
+def test_the_devices_way_is_the_hosts(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(learner_module, "DEAD_EVERY", 3)
     ends = []
     for there in (True, False):
-        monkeypatch.setattr(device, "on_host", lambda _, there=there: there)
+        monkeypatch.setattr(devices, "on_host", lambda _, there=there: there)
         torch.manual_seed(0)
         one, (x, layer) = made(kind, "cpu")
         one.silent_rows[:9] = 1000
         for step in range(8):
             one.update(x.roll(step, 0), layer)
-        ends.append([*one.sae.state_dict().values(), one.silent_rows.double(), torch.tensor(one.interval().loss)])
+        ends.append(
+            [
+                *one.sae.state_dict().values(),
+                one.silent_rows.double(),
+                torch.tensor(one.interval().loss),
+            ]
+        )
     for a, b in zip(*ends, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -200,16 +248,29 @@ def test_a_fixed_size_selection_is_the_ragged_one(
     block: int,
     seed: int,
 ) -> None:
-    """By rows, of equal ones the first, and filled up; whether the guess held or not, in one block or in many."""
+    """By rows, of equal ones the first, and filled up; whether the guess held or not,
+    in one block or in many.
+    """
     g = torch.Generator().manual_seed(seed)
-    x = ((torch.randn(n_rows, m, generator=g) + shift) * levels).round().div(levels).to(dtype)
-    n, arguments = max(1, round(share * n_rows * m)), (x, torch.eye(m, dtype=dtype), x.new_zeros(m))
-    before = select._SAMPLE_ROWS, select._CPU_BLOCK_BYTES
-    select._SAMPLE_ROWS, select._CPU_BLOCK_BYTES = sample, block
+    x = (
+        ((torch.randn(n_rows, m, generator=g) + shift) * levels)
+        .round()
+        .div(levels)
+        .to(dtype)
+    )
+    n, arguments = (
+        max(1, round(share * n_rows * m)),
+        (x, torch.eye(m, dtype=dtype), x.new_zeros(m)),
+    )
+    before = topk_select._SAMPLE_ROWS, topk_select._CPU_BLOCK_BYTES
+    topk_select._SAMPLE_ROWS, topk_select._CPU_BLOCK_BYTES = sample, block
     try:
-        fixed, ragged = select.batch_top_k_on_device(*arguments, n), select.batch_top_k_of_product(*arguments, n)
+        fixed, ragged = (
+            topk_select.batch_top_k_on_device(*arguments, n),
+            topk_select.batch_top_k_of_product(*arguments, n),
+        )
     finally:
-        select._SAMPLE_ROWS, select._CPU_BLOCK_BYTES = before
+        topk_select._SAMPLE_ROWS, topk_select._CPU_BLOCK_BYTES = before
     found = len(ragged[0])
     for ours, wanted in zip(fixed, ragged, strict=True):
         assert len(ours) == n
@@ -218,38 +279,64 @@ def test_a_fixed_size_selection_is_the_ragged_one(
     assert (fixed[1].diff() >= 0).all()
 
 
-@pytest.mark.parametrize(("kind", "asked"), [("normal", 1), ("one row has all", 1), ("the sample has none", 2)])
-def test_the_guess_nearly_always_holds(kind: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`asked`: searches; where a guess is wrong, which it is where the sample has none of what is chosen, two."""
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [("normal", 1), ("one row has all", 1), ("the sample has none", 2)],
+)
+def test_the_guess_nearly_always_holds(
+    kind: str, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`asked`: searches; where a guess is wrong, which it is where the sample has none
+    of what is chosen, two.
+    """
     x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(1))
     if kind == "one row has all":
         x[5] += 20
     if kind == "the sample has none":
         x[::32] = -x[::32].abs()
     calls = []
-    plain = select.batch_top_k_of_product
-    monkeypatch.setattr(select, "batch_top_k_of_product", lambda *args: calls.append(1) or plain(*args))
-    found = select.batch_top_k_on_device(x, torch.eye(256), torch.zeros(256), 8 * 2048)
+    plain = topk_select.batch_top_k_of_product
+    monkeypatch.setattr(
+        topk_select,
+        "batch_top_k_of_product",
+        lambda *args: calls.append(1) or plain(*args),
+    )
+    found = topk_select.batch_top_k_on_device(
+        x, torch.eye(256), torch.zeros(256), 8 * 2048
+    )
     assert 1 + len(calls) == asked
-    for ours, wanted in zip(found, plain(x, torch.eye(256), torch.zeros(256), 8 * 2048), strict=True):
+    for ours, wanted in zip(
+        found, plain(x, torch.eye(256), torch.zeros(256), 8 * 2048), strict=True
+    ):
         assert torch.equal(ours, wanted)
 
 
 @pytest.mark.parametrize("kind", ["topk", "batch_topk"])
 @pytest.mark.parametrize("alive", [0, 2, 5, 9])
-def test_a_latent_that_has_fired_since_has_no_part_in_aux_k(kind: str, alive: int) -> None:
+def test_a_latent_that_has_fired_since_has_no_part_in_aux_k(
+    kind: str, alive: int
+) -> None:
     """Of 9 that were listed; 4 are chosen in each row, where there are so many."""
     one, (x, layer) = made(kind, "cpu")
     rows = one.rows(x, layer)
     listed = torch.arange(3, 30, 3)
-    lists = torch.where(torch.arange(9) < alive, ~listed, listed), torch.zeros(M, dtype=torch.bool)
+    lists = (
+        torch.where(torch.arange(9) < alive, ~listed, listed),
+        torch.zeros(M, dtype=torch.bool),
+    )
     lists[1][listed[alive:]] = True
     found = []
     for dead in lists:
         one.sae.zero_grad()
         step = one.sae.training_step(rows, 1.0, dead)
         step.loss.backward()
-        found.append([step.loss, step.parts.get("aux", torch.zeros(())), *(p.grad for p in one.sae.parameters())])
+        found.append(
+            [
+                step.loss,
+                step.parts.get("aux", torch.zeros(())),
+                *(p.grad for p in one.sae.parameters()),
+            ]
+        )
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
     assert bool(found[0][1]) == (alive < 9)
@@ -257,15 +344,21 @@ def test_a_latent_that_has_fired_since_has_no_part_in_aux_k(kind: str, alive: in
 
 def test_what_is_not_a_number_is_kept() -> None:
     g = torch.Generator().manual_seed(1)
-    x, weight, bias = torch.randn(200, 8, generator=g), torch.randn(8, 64, generator=g), torch.zeros(64)
+    x, weight, bias = (
+        torch.randn(200, 8, generator=g),
+        torch.randn(8, 64, generator=g),
+        torch.zeros(64),
+    )
     x[70, 3] = torch.nan
-    values, rows, _ = select.batch_top_k_on_device(x, weight, bias, 100)
+    values, rows, _ = topk_select.batch_top_k_on_device(x, weight, bias, 100)
     assert values[rows == 70].isnan().all()
     assert 70 in rows
 
 
 @pytest.mark.parametrize("ends", [[3, 11, 30], [30], [0, 0, 7, 30]])
-def test_prefixes_at_once_are_those_one_by_one(ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixes_at_once_are_those_one_by_one(
+    ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     g = torch.Generator().manual_seed(2)
     dense = torch.randn(20, 30, generator=g, dtype=torch.float64).relu()
     dense[3] = 0
@@ -276,8 +369,14 @@ def test_prefixes_at_once_are_those_one_by_one(ends: list[int], monkeypatch: pyt
     weights = torch.randn(len(ends), 20, 7, generator=g, dtype=torch.float64)
     found = []
     for there in (True, False):
-        monkeypatch.setattr(device, "on_host", lambda _, there=there: there)
-        out = torch.stack(prefix_decoded(values, decoder, Pattern.ragged(rows, latents, 20, 30), ends, bias))
-        found.append([out, *torch.autograd.grad((out * weights).sum(), (values, decoder, bias))])
+        monkeypatch.setattr(devices, "on_host", lambda _, there=there: there)
+        out = torch.stack(
+            prefix_decoded(
+                values, decoder, Pattern.ragged(rows, latents, 20, 30), ends, bias
+            )
+        )
+        found.append(
+            [out, *torch.autograd.grad((out * weights).sum(), (values, decoder, bias))]
+        )
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other)

@@ -9,17 +9,18 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from schemas.sae import SaeSpec
-from trainer.distributed.world import World
+from trainer.distributed.processes import World
 from trainer.saes.build import Sae
-from trainer.saes.ops import Rows
-from trainer.training.compiled import Forward
+from trainer.saes.ops import ScaledRows
+from trainer.training.compiled_forward import Forward
 
 Tensors = dict[str, Tensor]
 
 
 class Totals(NamedTuple):
-    """Of the whole batch. rows: its number of rows; fired: int64 [m], for each latent of this process; means: figures
-    by name; by_layer: sums."""
+    """Of the whole batch. rows: its number of rows; fired: int64 [m], for each latent
+    of this process; means: figures by name; by_layer: sums.
+    """
 
     rows: int | Tensor
     fired: Tensor
@@ -28,8 +29,9 @@ class Totals(NamedTuple):
 
 
 class Parallel(Protocol):
-    """One way to share the work. Tensors that it gives are the same in every process, but for those of latents where
-    these are split."""
+    """One way to share the work. Tensors that it gives are the same in every process,
+    but for those of latents where these are split.
+    """
 
     world: World
 
@@ -42,8 +44,10 @@ class Parallel(Protocol):
         """The training step of one process."""
         ...
 
-    def selected(self, sae: Sae, rows: Rows) -> Rows:
-        """`training.micro.selected` over the whole batch, of this process's rows and latents."""
+    def selected(self, sae: Sae, rows: ScaledRows) -> ScaledRows:
+        """`training.micro.selected` over the whole batch, of this process's rows and
+        latents.
+        """
         ...
 
     def has_rows(self, n: int) -> bool:
@@ -51,11 +55,15 @@ class Parallel(Protocol):
         ...
 
     def rows(self, n: int) -> int | Tensor:
-        """Rows of the whole batch, of which this process has n."""
+        """ScaledRows of the whole batch, of which this process has n."""
         ...
 
-    def reducing(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Around the last backward of an optimiser step: behind it gradients are those of the whole batch."""
+    def reducing(
+        self, parameters: Iterable[nn.Parameter]
+    ) -> AbstractContextManager[None]:
+        """Around the last backward of an optimiser step: behind it gradients are those
+        of the whole batch.
+        """
         ...
 
     def totals(self, n: int, fired: Tensor, means: Tensors, by_layer: Tensor) -> Totals:
@@ -71,11 +79,15 @@ class Parallel(Protocol):
         ...
 
     def places(self, n: int) -> tuple[int, int]:
-        """Of n latents here, counted in the whole dictionary: how many are before them, and how many there are."""
+        """Of n latents here, counted in the whole dictionary: how many are before them,
+        and how many there are.
+        """
         ...
 
     def mean_norm(self, vectors: Tensor) -> Tensor | float:
-        """Mean norm of one vector [d] for each latent, of which these are here; 1 where there are none."""
+        """Mean norm of one vector [d] for each latent, of which these are here; 1 where
+        there are none.
+        """
         ...
 
     def agreed(self, good: bool) -> bool:
@@ -87,7 +99,9 @@ class Parallel(Protocol):
         ...
 
     def whole(self, tensors: Tensors) -> Tensors:
-        """Weights, or anything named by them, of the whole dictionary, on the host; of use in the lead only."""
+        """Weights, or anything named by them, of the whole dictionary, on the host; of
+        use in the lead only.
+        """
         ...
 
     def own(self, load: Callable[[], Tensors]) -> Tensors:

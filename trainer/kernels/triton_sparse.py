@@ -1,7 +1,9 @@
-"""The two sparse products as Triton kernels for CUDA; `eager` is their twin and says what they compute.
+"""The two sparse products as Triton kernels for CUDA; `eager` is their twin and says
+what they compute.
 
-Neither uses atomics: a segment is summed by one program, in order, so results repeat bit by bit. Sums are float32, or
-float64 where the table is. `TRITON_INTERPRET=1` runs them on a CPU, slowly, for tests.
+Neither uses atomics: a segment is summed by one program, in order, so results repeat
+bit by bit. Sums are float32, or float64 where the table is. `TRITON_INTERPRET=1` runs
+them on a CPU, slowly, for tests.
 """
 
 from __future__ import annotations
@@ -19,7 +21,16 @@ _MAX_COLUMNS = 256
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gather_sum_kernel(  # type: ignore[no-untyped-def]
-    table, index, start, end, weight, out, d, WIDE: tl.constexpr, MEMBERS: tl.constexpr, COLUMNS: tl.constexpr
+    table,
+    index,
+    start,
+    end,
+    weight,
+    out,
+    d,
+    WIDE: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Program (s, c): columns c * COLUMNS ... of segment s."""
     segment = tl.program_id(0).to(tl.int64)
@@ -32,14 +43,27 @@ def _gather_sum_kernel(  # type: ignore[no-untyped-def]
         valid = member < last
         row = tl.load(index + member, mask=valid, other=0)
         factor = tl.load(weight + member, mask=valid, other=0).to(WIDE)
-        tile = tl.load(table + row[:, None] * d + columns[None, :], mask=valid[:, None] & inside[None, :], other=0)
+        tile = tl.load(
+            table + row[:, None] * d + columns[None, :],
+            mask=valid[:, None] & inside[None, :],
+            other=0,
+        )
         total += tl.sum(tile.to(WIDE) * factor[:, None], axis=0)
     tl.store(out + segment * d + columns, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _row_dots_kernel(  # type: ignore[no-untyped-def]
-    left, left_index, right, right_index, out, nnz, d, WIDE: tl.constexpr, MEMBERS: tl.constexpr, COLUMNS: tl.constexpr
+    left,
+    left_index,
+    right,
+    right_index,
+    out,
+    nnz,
+    d,
+    WIDE: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Program p: nonzeros p * MEMBERS ... ."""
     member = tl.program_id(0).to(tl.int64) * MEMBERS + tl.arange(0, MEMBERS)
@@ -50,8 +74,12 @@ def _row_dots_kernel(  # type: ignore[no-untyped-def]
     for first in range(0, d, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         mask = valid[:, None] & (columns < d)[None, :]
-        x = tl.load(left + a[:, None] * d + columns[None, :], mask=mask, other=0).to(WIDE)
-        y = tl.load(right + b[:, None] * d + columns[None, :], mask=mask, other=0).to(WIDE)
+        x = tl.load(left + a[:, None] * d + columns[None, :], mask=mask, other=0).to(
+            WIDE
+        )
+        y = tl.load(right + b[:, None] * d + columns[None, :], mask=mask, other=0).to(
+            WIDE
+        )
         total += tl.sum(x * y, axis=1)
     tl.store(out + member, total.to(out.dtype.element_ty), mask=valid)
 
@@ -65,11 +93,19 @@ def gather_sum(table: Tensor, index: Tensor, start: Tensor, weight: Tensor) -> T
     sizes = _sizes(table)
     if out.numel():
         grid = (len(start), triton.cdiv(d, sizes["COLUMNS"]))
-        _gather_sum_kernel[grid](table, index, start.contiguous(), end, weight, out, d, **sizes)
+        _gather_sum_kernel[grid](
+            table, index, start.contiguous(), end, weight, out, d, **sizes
+        )
     return out
 
 
-def row_dots(left: Tensor, left_index: Tensor, right: Tensor, right_index: Tensor, start: Tensor) -> Tensor:  # noqa: ARG001
+def row_dots(
+    left: Tensor,
+    left_index: Tensor,
+    right: Tensor,
+    right_index: Tensor,
+    start: Tensor,  # noqa: ARG001
+) -> Tensor:
     """As `eager.row_dots`."""
     left, right = left.contiguous(), right.contiguous()
     left_index, right_index = left_index.contiguous(), right_index.contiguous()
@@ -77,10 +113,16 @@ def row_dots(left: Tensor, left_index: Tensor, right: Tensor, right_index: Tenso
     out = left.new_empty(nnz)
     if nnz:
         grid = (triton.cdiv(nnz, _MEMBERS),)
-        _row_dots_kernel[grid](left, left_index, right, right_index, out, nnz, d, **_sizes(left))
+        _row_dots_kernel[grid](
+            left, left_index, right, right_index, out, nnz, d, **_sizes(left)
+        )
     return out
 
 
 def _sizes(table: Tensor) -> dict[str, Any]:
     columns = min(_MAX_COLUMNS, triton.next_power_of_2(table.shape[1]))
-    return {"WIDE": tl.float64 if table.dtype == torch.float64 else tl.float32, "MEMBERS": _MEMBERS, "COLUMNS": columns}
+    return {
+        "WIDE": tl.float64 if table.dtype == torch.float64 else tl.float32,
+        "MEMBERS": _MEMBERS,
+        "COLUMNS": columns,
+    }

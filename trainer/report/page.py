@@ -46,14 +46,16 @@ class Section:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole page."""
-    links = "".join(f"<a href='#s{i}'>{html.escape(one.title)}</a>" for i, one in enumerate(sections))
+    links = "".join(
+        f"<a href='#s{i}'>{html.escape(one.title)}</a>"
+        for i, one in enumerate(sections)
+    )
     parts = "".join(_section(i, one) for i, one in enumerate(sections))
     return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head>"
-        f"<body><header><h1>{html.escape(title)}</h1>{lead}<nav aria-label=sections>{links}</nav></header>"
-        f"<main>{parts}</main></body></html>"
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport"
+        " content='width=device-width,"
+        f" initial-scale=1'><title>{html.escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body><header><h1>{html.escape(title)}</h1>{lead}<nav"
+        f" aria-label=sections>{links}</nav></header><main>{parts}</main></body></html>"
     )
 
 
@@ -67,5 +69,11 @@ def _section(number: int, one: Section) -> str:
             default_width="100%",
             config={"responsive": True, "displaylogo": False, "displayModeBar": False},
         )
-        inner = f"<div class=figure role=img aria-label='{html.escape(one.title)}'>{plot}</div>"
-    return f"<section id=s{number}><h2>{html.escape(one.title)}</h2><p>{one.text}</p>{inner}</section>"
+        inner = (
+            "<div class=figure role=img"
+            f" aria-label='{html.escape(one.title)}'>{plot}</div>"
+        )
+    return (
+        "<section"
+        f" id=s{number}><h2>{html.escape(one.title)}</h2><p>{one.text}</p>{inner}</section>"
+    )

@@ -7,28 +7,35 @@ import math
 from collections.abc import Sequence
 
 from actstore.format.storage import Storage
-from actstore.harvesting.checkpoint import confirm_code
-from actstore.store import Store
-from trainer import published
+from actstore.model.checkpoint_files import confirm_code
+from actstore.store.store import Store
 from trainer.analysis import figures
-from trainer.analysis.examples import Example, compute_examples
-from trainer.analysis.run import RunData, read_run, short, shown
+from trainer.analysis.latent_examples import Example, compute_examples
 from trainer.errors import RunError
-from trainer.evaluate import rows as on_rows
+from trainer.evaluate import row_metrics
 from trainer.evaluate.metrics import layer_shares, spread
 from trainer.report.page import Section, page
 from trainer.report.tables import model_table, other_stores, reproduce, table
-from trainer.stores import store_of
-from trainer.trained import load
+from trainer.runs import published_names
+from trainer.runs.run_data import RunData, read_run, short, shown
+from trainer.runs.run_store import store_of
+from trainer.runs.trained_sae import load
 
 
 def write_report(
-    runs: Sequence[str], out: str, store: str | None, n_latents: int, title: str, *, trust_remote_code: bool = False
+    runs: Sequence[str],
+    out: str,
+    store: str | None,
+    n_latents: int,
+    title: str,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[str]:
-    """Write the page, about the first run's store; notes on where `store` is given and is another one than a run's.
+    """Write the page, about the first run's store; notes on where `store` is given and
+    is another one than a run's.
 
-    Runs that are not evaluated yet are, on held-out rows.
-    trust_remote_code: run code that the store keeps with its tokenizer, where the harvest was told so.
+    Runs that are not evaluated yet are, on held-out rows. trust_remote_code: run code
+    that the store keeps with its tokenizer, where the harvest was told so.
     """
     if not runs:
         raise RunError("which runs? give at least one run folder")
@@ -41,7 +48,12 @@ def write_report(
     best = min(data, key=_pooled_fvu)
     about = stores[best.url].store
     examples = compute_examples(
-        load(best.url), about, best.firings, best.rows, n_latents, trust_remote_code=trust_remote_code
+        load(best.url),
+        about,
+        best.firings,
+        best.rows,
+        n_latents,
+        trust_remote_code=trust_remote_code,
     )
     text = page(title, _lead(data, opened), _sections(data, opened, best, examples))
     Storage(folder).put(name, text.encode())
@@ -59,13 +71,16 @@ def _split(url: str) -> tuple[str, str]:
     scheme, mark, path = url.rpartition("://")
     folder, slash, name = path.rpartition("/")
     if not name or (mark and not folder):
-        raise RunError(f"--out {url}: wanted a file, in a folder or bucket where it is a URL: s3://bucket/report.html")
+        raise RunError(
+            f"--out {url}: wanted a file, in a folder or bucket where it is a URL:"
+            " s3://bucket/report.html"
+        )
     return scheme + mark + folder or slash or ".", name
 
 
 def _evaluated(run: str, store: Store) -> RunData:
     if not Storage(run).exists("eval.json"):
-        on_rows.write(run, *on_rows.evaluate(load(run), store))
+        row_metrics.write(run, *row_metrics.evaluate(load(run), store))
     return read_run(run)
 
 
@@ -75,16 +90,26 @@ def _lead(runs: Sequence[RunData], store: Store) -> str:
     which = "the rows of its evaluation, which are not the same for all runs"
     if len(kinds) == 1:
         split, filtered = kinds.pop()
-        which = f"{split.replace('_', '-')} rows{' that its filter keeps' if filtered else ''}"
+        which = (
+            f"{split.replace('_', '-')}"
+            f" rows{' that its filter keeps' if filtered else ''}"
+        )
     return (
-        f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on {len(runs[0].record.sites)} sites of "
-        f"<b>{html.escape(published.name(m.spec.model.name))}</b> over {html.escape(published.name(m.spec.corpus.name))}: {m.n_train_rows:,} training rows "
-        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric of a run is on {which}, in the units of the "
-        f"original activations. Store <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
+        f"<p>{len(runs)} SAE{'s' if len(runs) > 1 else ''} trained on"
+        f" {len(runs[0].record.sites)} sites of "
+        f"<b>{html.escape(published_names.name(m.spec.model.name))}</b> over"
+        f" {html.escape(published_names.name(m.spec.corpus.name))}: {m.n_train_rows:,}"
+        " training rows "
+        f"per site, {m.n_rows - m.n_train_rows:,} held out. Every metric of a run is on"
+        f" {which}, in the units of the "
+        "original activations. Store"
+        f" <code>{html.escape(m.content_id[:16])}</code>.</p>{other_stores(runs, store)}"
     )
 
 
-def _sections(runs: Sequence[RunData], store: Store, best: RunData, examples: list[Example]) -> list[Section]:
+def _sections(
+    runs: Sequence[RunData], store: Store, best: RunData, examples: list[Example]
+) -> list[Section]:
     width = spread(layer_shares(best.firings, best.rows)).numpy()
     frequency = (best.firings.sum(dim=0).double() / best.rows.sum()).numpy()
     model, by = model_table(runs), figures.curve_of(runs)
@@ -124,20 +149,39 @@ def _table(runs: Sequence[RunData]) -> str:
     lines = []
     for run in runs:
         one, spec = run.evaluation.pooled, run.record
-        values = (one.fvu, run.evaluation.fvu_layer_mean, one.l0, one.l1, one.l1_decoder, one.mse, one.suppression)
-        cells = [run.name, spec.sae.kind, f"{spec.n_latents:,}", spec.rescale, f"{spec.rows:,}"]
-        lines.append([*cells, *(shown(value) for value in values), f"{run.evaluation.dead:,}"])
+        values = (
+            one.fvu,
+            run.evaluation.fvu_layer_mean,
+            one.l0,
+            one.l1,
+            one.l1_decoder,
+            one.mse,
+            one.suppression,
+        )
+        cells = [
+            run.name,
+            spec.sae.kind,
+            f"{spec.n_latents:,}",
+            spec.rescale,
+            f"{spec.rows:,}",
+        ]
+        lines.append(
+            [*cells, *(shown(value) for value in values), f"{run.evaluation.dead:,}"]
+        )
     return table(head, lines)
 
 
 def _examples(examples: list[Example], run: RunData) -> str:
     names = [short(site) for site in run.record.sites]
-    return "".join(_example(one, names) for one in examples) or "<p>No latent fires.</p>"
+    return (
+        "".join(_example(one, names) for one in examples) or "<p>No latent fires.</p>"
+    )
 
 
 def _example(one: Example, names: list[str]) -> str:
     bars = "".join(
-        f"<span class=bar title='layer {html.escape(name)}: {share:.0%}'><i style='height:{100 * share / max(one.shares):.0f}%'>"
+        f"<span class=bar title='layer {html.escape(name)}: {share:.0%}'><i"
+        f" style='height:{100 * share / max(one.shares):.0f}%'>"
         f"</i><b>{html.escape(name.split()[0])}</b></span>"
         for name, share in zip(names, one.shares, strict=True)
     )
@@ -147,9 +191,10 @@ def _example(one: Example, names: list[str]) -> str:
         for c in one.contexts
     )
     return (
-        f"<article><h3>Latent {one.latent}</h3><p>density {one.frequency:.2e}, {one.layers:.2f} effective layers, "
-        f"variance over layers {one.variance:.3g}</p>"
-        f"<div class=bars role=img aria-label='share of firings by layer'>{bars}</div><ol>{contexts}</ol></article>"
+        f"<article><h3>Latent {one.latent}</h3><p>density {one.frequency:.2e},"
+        f" {one.layers:.2f} effective layers, variance over layers"
+        f" {one.variance:.3g}</p><div class=bars role=img aria-label='share of firings"
+        f" by layer'>{bars}</div><ol>{contexts}</ol></article>"
     )
 
 

@@ -1,9 +1,10 @@
 """A crosscoder (Lindsey et al. 2024): one set of latents for n sites of the same token.
 
-f = act(sum_s (x_s - b_dec,s) W_enc,s + b_enc), x'_s = f W_dec,s + b_dec,s, loss = sum_s |x_s - x'_s|^2 + penalty.
-That is `inner` on the sites side by side, a row of n * d, which is how it is computed. With `relu_l1` the
-penalty is l1 * sum_i f_i sum_s |W_dec,s,i| and the decoder free; with the TopK kinds a latent's whole decoder row is
-at norm 1.
+f = act(sum_s (x_s - b_dec,s) W_enc,s + b_enc), x'_s = f W_dec,s + b_dec,s, loss = sum_s
+|x_s - x'_s|^2 + penalty. That is `inner` on the sites side by side, a row of n * d,
+which is how it is computed. With `relu_l1` the penalty is l1 * sum_i f_i sum_s
+|W_dec,s,i| and the decoder free; with the TopK kinds a latent's whole decoder row is at
+norm 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from schemas.sae import Crosscoder
 from trainer.errors import SaeError
 from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.matryoshka import MatryoshkaSae
-from trainer.saes.ops import Centre, Layer, Penalty, Rows, Step, mean
+from trainer.saes.ops import Centre, Layer, Penalty, ScaledRows, Step, mean
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
 
@@ -67,14 +68,20 @@ class CrosscoderSae(nn.Module):
         """Reconstruction [B, n_sites, d] of latents [B, m]."""
         return self.inner.decode(latents).view(-1, self.n_sites, self.d)
 
-    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:
+    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:
         """Loss on rows of all sites."""
         step = self.inner.training_step(self.inner_rows(rows), penalty, dead)
-        return step._replace(reconstruction=step.reconstruction.view(-1, self.n_sites, self.d))
+        return step._replace(
+            reconstruction=step.reconstruction.view(-1, self.n_sites, self.d)
+        )
 
-    def inner_rows(self, rows: Rows) -> Rows:
-        """Rows as `inner` sees them."""
-        return Rows(self._side_by_side(rows.x), place=rows.place, chosen=rows.chosen)
+    def inner_rows(self, rows: ScaledRows) -> ScaledRows:
+        """ScaledRows as `inner` sees them."""
+        return ScaledRows(
+            self._side_by_side(rows.x),
+            batch_position=rows.batch_position,
+            chosen=rows.chosen,
+        )
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""
@@ -84,11 +91,16 @@ class CrosscoderSae(nn.Module):
         """Behind the optimiser's step."""
         self.inner.after_update()
 
-    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+    def initialise(
+        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
+    ) -> None:
         """From rows of all sites."""
         self.inner.initialise(self.inner_rows(rows), centre, from_data)
 
     def _side_by_side(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or x.shape[1:] != (self.n_sites, self.d):
-            raise SaeError(f"this crosscoder wants rows [B, {self.n_sites}, {self.d}], got {list(x.shape)}")
+            raise SaeError(
+                f"this crosscoder wants rows [B, {self.n_sites}, {self.d}], got"
+                f" {list(x.shape)}"
+            )
         return x.flatten(1)

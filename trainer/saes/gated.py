@@ -1,8 +1,10 @@
-"""Gated SAE (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders").
+"""Gated SAE (Rajamanoharan et al. 2024, "Improving dictionary learning with gated
+sparse autoencoders").
 
-gate = (x - b_dec) W_enc + b_gate; magnitude = ReLU(exp(r_mag) * (x - b_dec) W_enc + b_mag); f = magnitude where
-gate > 0; x' = f W_dec + b_dec. Loss = |x - x'|^2 + l1 * sum ReLU(gate) + |x - (ReLU(gate) W_dec + b_dec)|^2, with
-W_dec and b_dec constants in the last term, which alone trains the gate. Decoder rows are kept at norm 1.
+gate = (x - b_dec) W_enc + b_gate; magnitude = ReLU(exp(r_mag) * (x - b_dec) W_enc +
+b_mag); f = magnitude where gate > 0; x' = f W_dec + b_dec. Loss = |x - x'|^2 + l1 * sum
+ReLU(gate) + |x - (ReLU(gate) W_dec + b_dec)|^2, with W_dec and b_dec constants in the
+last term, which alone trains the gate. Decoder rows are kept at norm 1.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import Gated
-from trainer.kernels.dense import affine, in_cache
+from trainer.kernels.dense_encoder import affine, in_cache
+from trainer.saes.encoder_init import begin_at, first_l0, fitted, limits
 from trainer.saes.ops import (
     Centre,
     Layer,
     Penalty,
-    Rows,
+    ScaledRows,
     Shape,
     Step,
     encoder_input,
@@ -30,13 +33,14 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
-from trainer.saes.start import begin_at, first_l0, fitted, limits
 
 
 class Gates(torch.autograd.Function):
-    """(gate [B, m], r_mag, b_gate, b_mag [m]) to (ReLU(gate) [B, m], f [B, m], the mean over rows of the sum of
-    ReLU(gate), and on how many rows each latent is above 0: int64 [m]). On a CPU block by block, each while it is in
-    cache. The gradients of the first two are overwritten: use each once, in a product."""
+    """(gate [B, m], r_mag, b_gate, b_mag [m]) to (ReLU(gate) [B, m], f [B, m], the mean
+    over rows of the sum of ReLU(gate), and on how many rows each latent is above 0:
+    int64 [m]). On a CPU block by block, each while it is in cache. The gradients of the
+    first two are overwritten: use each once, in a product.
+    """
 
     @staticmethod
     def forward(
@@ -47,7 +51,9 @@ class Gates(torch.autograd.Function):
         opened, latents = torch.empty_like(gate), torch.empty_like(gate)
         fired = torch.zeros(gate.shape[1], dtype=torch.int64, device=gate.device)
         total = torch.zeros((), dtype=r_mag.dtype, device=gate.device)
-        for values, above, out in zip(in_cache(gate), in_cache(opened), in_cache(latents), strict=True):
+        for values, above, out in zip(
+            in_cache(gate), in_cache(opened), in_cache(latents), strict=True
+        ):
             torch.clamp_min(values, 0, out=above)
             torch.addcmul(start, factor, values, out=out)
             out.relu_().mul_(values > 0)
@@ -61,25 +67,42 @@ class Gates(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gate, latents, scale, b_gate = ctx.saved_tensors
         of_opened, of_latents = (gradient.contiguous() for gradient in gradients[:2])
-        of_each, factor = (gradients[2] / max(1, len(gate))).to(gate.dtype), scale.to(gate.dtype)
+        of_each, factor = (
+            (gradients[2] / max(1, len(gate))).to(gate.dtype),
+            scale.to(gate.dtype),
+        )
         of_start, of_scale = torch.zeros_like(scale), torch.zeros_like(scale)
         tensors = (gate, latents, of_opened, of_latents)
-        for values, out, above, of in zip(*(in_cache(tensor) for tensor in tensors), strict=True):
+        for values, out, above, of in zip(
+            *(in_cache(tensor) for tensor in tensors), strict=True
+        ):
             of.mul_(out > 0)
             of_start += of.sum(dim=0, dtype=of_start.dtype)
             of_scale += (of * values).sum(dim=0, dtype=of_scale.dtype)
             above.add_(of_each).mul_(values > 0).addcmul_(of, factor)
-        return of_opened, scale * (of_scale - b_gate * of_start), -scale * of_start, of_start
+        return (
+            of_opened,
+            scale * (of_scale - b_gate * of_start),
+            -scale * of_start,
+            of_start,
+        )
 
 
 class GatedSae(nn.Module):
-    """W_enc [d, m], b_gate, b_mag and r_mag [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out]."""
+    """W_enc [d, m], b_gate, b_mag and r_mag [m], W_dec [m, d_out], b_dec [d_out] or
+    [n_sites, d_out].
+    """
 
     unit_decoder = True
 
     def __init__(self, spec: Gated, shape: Shape) -> None:
         super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.spec, self.shape, self.d, self.n_latents = (
+            spec,
+            shape,
+            shape.d,
+            spec.size(shape.d),
+        )
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
         self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape))
         self.b_gate = nn.Parameter(torch.zeros(self.n_latents))
@@ -104,11 +127,14 @@ class GatedSae(nn.Module):
 
     def gate(self, x: Tensor, layer: Layer = None) -> Tensor:
         """The gate's pre-activations [B, m]."""
-        return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_gate
+        return (
+            encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_gate
+        )
 
     def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """By how much gates are above where latents begin to fire: [B, m]; -inf where the magnitude is 0 at any gate's
-        bias, since it does not depend on it."""
+        """By how much gates are above where latents begin to fire: [B, m]; -inf where
+        the magnitude is 0 at any gate's bias, since it does not depend on it.
+        """
         gate = self.gate(x, layer)
         return gate.masked_fill(self.magnitude(gate) == 0, -torch.inf)
 
@@ -117,7 +143,9 @@ class GatedSae(nn.Module):
         return torch.addcmul(self.b_mag, self.r_mag.exp(), gate - self.b_gate).relu()
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
-        """Latents from the gate's pre-activations [B, m], of which the magnitude's are a function."""
+        """Latents from the gate's pre-activations [B, m], of which the magnitude's are
+        a function.
+        """
         return torch.where(pre > 0, self.magnitude(pre), 0.0)
 
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
@@ -128,13 +156,17 @@ class GatedSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
         """Loss on rows; `penalty` is its weight."""
         shift = None if self.shape.d_out is not None else self.b_dec
         gate = affine(rows.x, shift, rows.layer, self.W_enc, self.b_gate)
-        opened, latents, l1, fired = Gates.apply(gate, self.r_mag, self.b_gate, self.b_mag)  # type: ignore[no-untyped-call]
+        opened, latents, l1, fired = Gates.apply(
+            gate, self.r_mag, self.b_gate, self.b_mag
+        )  # type: ignore[no-untyped-call]
         reconstruction = self.decode(latents, rows.layer)
-        frozen = opened @ self.W_dec.detach() + of_layer(self.b_dec.detach(), rows.layer)
+        frozen = opened @ self.W_dec.detach() + of_layer(
+            self.b_dec.detach(), rows.layer
+        )
         parts = {
             "mse": squared_error(rows.wanted, reconstruction),
             "l1": l1,
@@ -153,17 +185,29 @@ class GatedSae(nn.Module):
         normalise_rows(self.W_dec)
 
     @torch.no_grad()
-    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
-        """Decoder bias, directions, thresholds and the encoder's length from rows (`start`)."""
-        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
+    def initialise(
+        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
+    ) -> None:
+        """Decoder bias, directions, thresholds and the encoder's length from rows
+        (`start`).
+        """
+        middle, fit = begin_at(
+            rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data
+        )
         if rows.target is not None:
             self.b_gate.copy_(-middle @ self.W_enc)
 
-        def pre(part: Rows) -> Tensor:
+        def pre(part: ScaledRows) -> Tensor:
             return self.gate(part.x, part.layer)
 
         threshold = limits(pre, fit, first_l0(self.spec)).threshold
-        scale = fitted(pre, lambda values: torch.where(values > threshold, values, 0.0), self.W_dec, fit, self.b_dec)
+        scale = fitted(
+            pre,
+            lambda values: torch.where(values > threshold, values, 0.0),
+            self.W_dec,
+            fit,
+            self.b_dec,
+        )
         self.W_enc.mul_(scale)
         self.b_mag.copy_(scale * self.b_gate)
         self.b_gate.copy_(scale * (self.b_gate - threshold))

@@ -1,7 +1,9 @@
-"""Matryoshka BatchTopK (Bussmann et al. 2025): nested prefixes of the dictionary must each reconstruct the row.
+"""Matryoshka BatchTopK (Bussmann et al. 2025): nested prefixes of the dictionary must
+each reconstruct the row.
 
-f as in `batch_topk`, over all latents. With prefixes m_1 < ... < m_P = m, x'_p = b_dec + sum of f_i W_dec,i over
-i < m_p, and loss = mean over p of |x - x'_p|^2 (+ AuxK on the error of the whole). Early latents so stay general ones.
+f as in `batch_topk`, over all latents. With prefixes m_1 < ... < m_P = m, x'_p = b_dec
++ sum of f_i W_dec,i over i < m_p, and loss = mean over p of |x - x'_p|^2 (+ AuxK on the
+error of the whole). Early latents so stay general ones.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import Matryoshka
-from trainer.kernels.pattern import Chosen
-from trainer.saes.codes import Encoder, fired, lowest, prefix_decoded, running_mean
+from trainer.kernels.nonzeros import Chosen
+from trainer.saes.encoder_init import begin_at, fitted, level
 from trainer.saes.ops import (
     Centre,
     Layer,
     Penalty,
-    Rows,
+    ScaledRows,
     Shape,
     Step,
     encoder_input,
@@ -28,7 +30,13 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
-from trainer.saes.start import begin_at, fitted, level
+from trainer.saes.sparse_codes import (
+    Encoder,
+    fired,
+    lowest,
+    prefix_decoded,
+    running_mean,
+)
 
 
 def prefix_ends(spec: Matryoshka, n_latents: int) -> list[int]:
@@ -37,7 +45,9 @@ def prefix_ends(spec: Matryoshka, n_latents: int) -> list[int]:
 
 
 class MatryoshkaSae(nn.Module):
-    """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out]; threshold [1]."""
+    """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out];
+    threshold [1].
+    """
 
     unit_decoder = True
     threshold: Tensor
@@ -45,7 +55,12 @@ class MatryoshkaSae(nn.Module):
 
     def __init__(self, spec: Matryoshka, shape: Shape) -> None:
         super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.spec, self.shape, self.d, self.n_latents = (
+            spec,
+            shape,
+            shape.d,
+            spec.size(shape.d),
+        )
         self.prefixes = prefix_ends(spec, self.n_latents)
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
         self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape, by_latent=True))
@@ -53,7 +68,8 @@ class MatryoshkaSae(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
         self.register_buffer("threshold", torch.zeros(1))
         self.register_buffer("updates", torch.zeros(1))
-        self._lowest: Tensor | None = None  # of the last training step; it enters the threshold with the update
+        # of the last training step; it enters the threshold with the update
+        self._lowest: Tensor | None = None
 
     @property
     def firing_bias(self) -> Tensor:
@@ -90,24 +106,35 @@ class MatryoshkaSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def choose(self, rows: Rows, encoder: Encoder | None = None) -> Chosen:
+    def choose(self, rows: ScaledRows, encoder: Encoder | None = None) -> Chosen:
         """The selection of a batch, whose training step may then be computed in parts."""
-        encoder = encoder or Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
+        encoder = encoder or Encoder(
+            rows, self.W_enc, self.b_enc, self.b_dec, self.shape
+        )
         chosen = encoder.batch_top_k(self.spec.k * len(rows.x))
         self._lowest = lowest(*chosen, None, 1)
         return chosen
 
-    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
-        """Loss on rows; `dead` bool [m] are the latents AuxK may use. `parts.mse` is of the whole dictionary."""
+    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
+        """Loss on rows; `dead` bool [m] are the latents AuxK may use. `parts.mse` is of
+        the whole dictionary.
+        """
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
         chosen = self.choose(rows, encoder) if rows.chosen is None else rows.chosen
         values, pattern = encoder.at(chosen), chosen.pattern
-        nested = prefix_decoded(values, self.W_dec, pattern, self.prefixes, of_layer(self.b_dec, rows.layer))
-        reconstruction, errors = nested[-1], [squared_error(rows.wanted, one) for one in nested]
+        nested = prefix_decoded(
+            values, self.W_dec, pattern, self.prefixes, of_layer(self.b_dec, rows.layer)
+        )
+        reconstruction, errors = (
+            nested[-1],
+            [squared_error(rows.wanted, one) for one in nested],
+        )
         parts = {"mse": errors[-1], "prefixes": torch.stack(errors).mean()}
         loss = parts["prefixes"]
         if self.spec.aux_coefficient:
-            aux = encoder.aux_k(rows.wanted - reconstruction, dead, self.spec.aux_k, self.W_dec)
+            aux = encoder.aux_k(
+                rows.wanted - reconstruction, dead, self.spec.aux_k, self.W_dec
+            )
             if aux is not None:
                 parts["aux"] = aux
                 loss = loss + self.spec.aux_coefficient * aux
@@ -123,19 +150,31 @@ class MatryoshkaSae(nn.Module):
         """Behind the optimiser's step."""
         normalise_rows(self.W_dec)
         if self._lowest is not None:
-            running_mean(self.threshold, self.updates, self._lowest, self.spec.threshold_decay)
+            running_mean(
+                self.threshold, self.updates, self._lowest, self.spec.threshold_decay
+            )
 
     @torch.no_grad()
-    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+    def initialise(
+        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
+    ) -> None:
         """Decoder bias, directions and the encoder's length from rows (`start`)."""
-        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
+        middle, fit = begin_at(
+            rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data
+        )
         if rows.target is not None:
             self.b_enc.copy_(-middle @ self.W_enc)
 
-        def pre(part: Rows) -> Tensor:
+        def pre(part: ScaledRows) -> Tensor:
             return self.pre_activations(part.x, part.layer)
 
         least = level(pre, fit, self.spec.k)
-        scale = fitted(pre, lambda values: torch.where(values > least, values, 0.0), self.W_dec, fit, self.b_dec)
+        scale = fitted(
+            pre,
+            lambda values: torch.where(values > least, values, 0.0),
+            self.W_dec,
+            fit,
+            self.b_dec,
+        )
         self.W_enc.mul_(scale)
         self.b_enc.mul_(scale)

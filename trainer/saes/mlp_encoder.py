@@ -1,7 +1,9 @@
-"""An encoder with a hidden layer (methods, section 5): f = ReLU(ReLU((x - b_dec) W_hidden + b_hidden) W_enc + b_enc).
+"""An encoder with a hidden layer (methods, section 5): f = ReLU(ReLU((x - b_dec)
+W_hidden + b_hidden) W_enc + b_enc).
 
-x' = f W_dec + b_dec, loss = |x - x'|^2 + l1 * sum f, decoder rows at norm 1, as in `relu_l1`. Where the hidden layer is
-2 d wide or wider it begins as (x, -x), from which the usual linear encoder can be read: a start no worse than linear.
+x' = f W_dec + b_dec, loss = |x - x'|^2 + l1 * sum f, decoder rows at norm 1, as in
+`relu_l1`. Where the hidden layer is 2 d wide or wider it begins as (x, -x), from which
+the usual linear encoder can be read: a start no worse than linear.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import MlpEncoder
+from trainer.saes.encoder_init import begin_at, first_l0, fitted, limits
 from trainer.saes.ops import (
     Centre,
     Layer,
     Penalty,
-    Rows,
+    ScaledRows,
     Shape,
     Step,
     encoder_input,
@@ -25,22 +28,32 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
-from trainer.saes.start import begin_at, first_l0, fitted, limits
 
 
 class MlpEncoderSae(nn.Module):
-    """W_hidden [d, h], b_hidden [h], W_enc [h, m], b_enc [m], W_dec [m, d], b_dec [d] or [n_sites, d]."""
+    """W_hidden [d, h], b_hidden [h], W_enc [h, m], b_enc [m], W_dec [m, d], b_dec [d]
+    or [n_sites, d].
+    """
 
     unit_decoder = True
 
     def __init__(self, spec: MlpEncoder, shape: Shape) -> None:
         super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.spec, self.shape, self.d, self.n_latents = (
+            spec,
+            shape,
+            shape.d,
+            spec.size(shape.d),
+        )
         hidden = max(1, round(spec.hidden * self.d))
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, self.d)))
-        self.W_hidden = nn.Parameter(unit_rows(torch.randn(hidden, self.d)).T.contiguous())
+        self.W_hidden = nn.Parameter(
+            unit_rows(torch.randn(hidden, self.d)).T.contiguous()
+        )
         self.b_hidden = nn.Parameter(torch.zeros(hidden))
-        self.W_enc = nn.Parameter(unit_rows(torch.randn(self.n_latents, hidden)).T.contiguous())
+        self.W_enc = nn.Parameter(
+            unit_rows(torch.randn(self.n_latents, hidden)).T.contiguous()
+        )
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
         self._linear_start()
@@ -66,7 +79,10 @@ class MlpEncoderSae(nn.Module):
 
     def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
         """By how much pre-activations are above where latents begin to fire: [B, m]."""
-        hidden = encoder_input(x, self.b_dec, layer, self.shape) @ self.W_hidden + self.b_hidden
+        hidden = (
+            encoder_input(x, self.b_dec, layer, self.shape) @ self.W_hidden
+            + self.b_hidden
+        )
         return hidden.relu() @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
@@ -77,7 +93,7 @@ class MlpEncoderSae(nn.Module):
         """Reconstruction [B, d] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
+    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
         """Loss on rows; `penalty` is its weight."""
         latents = self.encode(rows.x, rows.layer)
         reconstruction = self.decode(latents, rows.layer)
@@ -85,7 +101,13 @@ class MlpEncoderSae(nn.Module):
         with torch.no_grad():
             fired = (latents > 0).sum(dim=0)
         loss = mse + penalty * l1
-        return Step(loss, reconstruction, fired, fired.sum() / len(rows.x), {"mse": mse, "l1": l1})
+        return Step(
+            loss,
+            reconstruction,
+            fired,
+            fired.sum() / len(rows.x),
+            {"mse": mse, "l1": l1},
+        )
 
     def before_update(self) -> None:
         """Between backward and the optimiser's step."""
@@ -97,12 +119,16 @@ class MlpEncoderSae(nn.Module):
         normalise_rows(self.W_dec)
 
     @torch.no_grad()
-    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
-        """Decoder bias, directions, thresholds and the encoder's length from rows (`start`)."""
+    def initialise(
+        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
+    ) -> None:
+        """Decoder bias, directions, thresholds and the encoder's length from rows
+        (`start`).
+        """
         _, fit = begin_at(rows, self.W_dec, None, self.b_dec, centre, from_data)
         self._linear_start()
 
-        def pre(part: Rows) -> Tensor:
+        def pre(part: ScaledRows) -> Tensor:
             return self.margins(part.x, part.layer)
 
         self.b_enc.sub_(limits(pre, fit, first_l0(self.spec)).threshold)

@@ -9,28 +9,31 @@ import torch
 from torch import Tensor
 
 from trainer.errors import SaeError
-from trainer.kernels.pattern import Chosen
+from trainer.kernels.nonzeros import Chosen
 
 Layer = int | Tensor | None
-Penalty = float | Tensor  # the weight of a kind's sparsity penalty; the TopK kinds have none
+# the weight of a kind's sparsity penalty; the TopK kinds have none
+Penalty = float | Tensor
 Centre = Callable[[Tensor], Tensor]  # rows [n, d] to [d]
 _BLOCK_ROWS = 256  # what is read twice should still be in cache
 
 
-class Rows(NamedTuple):
+class ScaledRows(NamedTuple):
     """A batch as an architecture sees it, after rescaling.
 
-    x: [B, d], for a crosscoder [B, n_sites, d]; layer: int64 [B], index of each row's site; norm: [n_sites], mean L2
-    norm of each layer's rows; target: [B, d_out], what a transcoder reconstructs; place: int64 [B] on the host,
-    ascending, where each row is in the whole batch, of which these may be a part; None for a whole one;
-    chosen: what a selection over the whole batch keeps of these rows, for kinds that have one; None: made of them.
+    x: [B, d], for a crosscoder [B, n_sites, d]; layer: int64 [B], index of each row's
+    site; norm: [n_sites], mean L2 norm of each layer's rows; target: [B, d_out], what a
+    transcoder reconstructs; batch_position: int64 [B] on the host, ascending, where
+    each row is in the whole batch, of which these may be a part; None for a whole one;
+    chosen: what a selection over the whole batch keeps of these rows, for kinds that
+    have one; None: made of them.
     """
 
     x: Tensor
     layer: Tensor | None = None
     norm: Tensor | None = None
     target: Tensor | None = None
-    place: Tensor | None = None
+    batch_position: Tensor | None = None
     chosen: Chosen | None = None
 
     @property
@@ -40,8 +43,10 @@ class Rows(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Sizes that the data gives. d: width of a row; d_out: of a transcoder's target; n_sites: layers of a mixture;
-    parts: a crosscoder's row is so many sites' vectors of d / parts side by side."""
+    """Sizes that the data gives. d: width of a row; d_out: of a transcoder's target;
+    n_sites: layers of a mixture; parts: a crosscoder's row is so many sites' vectors of
+    d / parts side by side.
+    """
 
     d: int
     d_out: int | None = None
@@ -61,8 +66,9 @@ class Shape(NamedTuple):
 class Step(NamedTuple):
     """What one forward in training gives.
 
-    loss: scalar; reconstruction: as the target; fired: int64 [m], rows on which each latent was above 0; l0: mean
-    latents above 0 per row; parts: the terms of the loss, by name.
+    loss: scalar; reconstruction: as the target; fired: int64 [m], rows on which each
+    latent was above 0; l0: mean latents above 0 per row; parts: the terms of the loss,
+    by name.
     """
 
     loss: Tensor
@@ -78,20 +84,26 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def unit_rows(weight: Tensor) -> Tensor:
-    """Rows at norm 1."""
-    unit: Tensor = weight / weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    """ScaledRows at norm 1."""
+    unit: Tensor = weight / weight.norm(dim=1, keepdim=True).clamp_min(
+        torch.finfo(weight.dtype).tiny
+    )
     return unit
 
 
 @torch.no_grad()
 def normalise_rows(weight: Tensor) -> None:
-    """Rows at norm 1, in place."""
-    weight.div_(weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny))
+    """ScaledRows at norm 1, in place."""
+    weight.div_(
+        weight.norm(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    )
 
 
 @torch.no_grad()
 def remove_parallel(weight: Tensor, gradient: Tensor | None) -> None:
-    """Take out of each row's gradient what only changes the row's norm (Towards Monosemanticity), in place."""
+    """Take out of each row's gradient what only changes the row's norm (Towards
+    Monosemanticity), in place.
+    """
     assert gradient is not None
     size = _BLOCK_ROWS if weight.device.type == "cpu" else len(weight)
     for w, g in zip(weight.split(size), gradient.split(size), strict=True):
@@ -100,14 +112,18 @@ def remove_parallel(weight: Tensor, gradient: Tensor | None) -> None:
 
 
 def of_layer(values: Tensor, layer: Layer) -> Tensor:
-    """The entry of each row's layer: values [n_sites, p] to [B, p] (or [p] for one layer); values [p] stay as they are.
+    """The entry of each row's layer: values [n_sites, p] to [B, p] (or [p] for one
+    layer); values [p] stay as they are.
 
     Raises SaeError where the values differ by layer and none is given.
     """
     if values.ndim == 1:
         return values
     if layer is None:
-        raise SaeError(f"this SAE has parts for each of {len(values)} layers: say with `layer` which one a row is from")
+        raise SaeError(
+            f"this SAE has parts for each of {len(values)} layers: say with `layer`"
+            " which one a row is from"
+        )
     return values[layer] if isinstance(layer, int) else values.index_select(0, layer)
 
 
@@ -117,11 +133,17 @@ def encoder_input(x: Tensor, b_dec: Tensor, layer: Layer, shape: Shape) -> Tenso
 
 
 def first_encoder(decoder: Tensor, shape: Shape, by_latent: bool = False) -> Tensor:
-    """An encoder [d, m] to begin with: the decoder transposed; for a transcoder, random columns of norm 1.
+    """An encoder [d, m] to begin with: the decoder transposed; for a transcoder, random
+    columns of norm 1.
 
-    by_latent: columns contiguous in memory, as the gradient of sparse codes comes; else rows, as a dense one does.
+    by_latent: columns contiguous in memory, as the gradient of sparse codes comes; else
+    rows, as a dense one does.
     """
-    rows = decoder.detach().clone() if shape.d_out is None else unit_rows(torch.randn(len(decoder), shape.d))
+    rows = (
+        decoder.detach().clone()
+        if shape.d_out is None
+        else unit_rows(torch.randn(len(decoder), shape.d))
+    )
     return rows.T if by_latent else rows.T.contiguous()
 
 
@@ -131,12 +153,18 @@ def mean(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def geometric_median(rows: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point [d] with the least sum of distances to rows [n, d], by Weiszfeld's iteration in float64."""
+def geometric_median(
+    rows: Tensor, iterations: int = 100, tolerance: float = 1e-6
+) -> Tensor:
+    """The point [d] with the least sum of distances to rows [n, d], by Weiszfeld's
+    iteration in float64.
+    """
     points = rows.double()
     at = points.mean(dim=0)
     for _ in range(iterations):
-        weights = 1 / (points - at).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+        weights = 1 / (points - at).norm(dim=1).clamp_min(
+            torch.finfo(torch.float64).tiny ** 0.5
+        )
         new = (weights[:, None] * points).sum(dim=0) / weights.sum()
         moved = (new - at).norm()
         at = new

@@ -1,7 +1,9 @@
-"""TopK (Gao et al. 2024): f = the k largest of ReLU((x - b_dec) W_enc + b_enc), x' = f W_dec + b_dec.
+"""TopK (Gao et al. 2024): f = the k largest of ReLU((x - b_dec) W_enc + b_enc), x' = f
+W_dec + b_dec.
 
-AuxK: the `aux_k` strongest latents among the dead try to explain the error e = x - x'; their own error |e - e'|^2,
-times `aux_coefficient`, is added to the loss. Decoder rows are kept at norm 1.
+AuxK: the `aux_k` strongest latents among the dead try to explain the error e = x - x';
+their own error |e - e'|^2, times `aux_coefficient`, is added to the loss. Decoder rows
+are kept at norm 1.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import TopK
-from trainer.kernels.sparse import decoded
-from trainer.saes.codes import Encoder, fired, top_k
+from trainer.kernels.sparse_products import decoded
+from trainer.saes.encoder_init import begin_at, fitted
 from trainer.saes.ops import (
     Centre,
     Layer,
     Penalty,
-    Rows,
+    ScaledRows,
     Shape,
     Step,
     encoder_input,
@@ -30,7 +32,7 @@ from trainer.saes.ops import (
     squared_error,
     unit_rows,
 )
-from trainer.saes.start import begin_at, fitted
+from trainer.saes.sparse_codes import Encoder, fired, top_k
 
 
 class TopKSae(nn.Module):
@@ -40,7 +42,12 @@ class TopKSae(nn.Module):
 
     def __init__(self, spec: TopK, shape: Shape) -> None:
         super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = spec, shape, shape.d, spec.size(shape.d)
+        self.spec, self.shape, self.d, self.n_latents = (
+            spec,
+            shape,
+            shape.d,
+            spec.size(shape.d),
+        )
         self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
         self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape, by_latent=True))
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
@@ -77,15 +84,19 @@ class TopKSae(nn.Module):
         """Reconstruction [B, d_out] of latents [B, m]."""
         return latents @ self.W_dec + of_layer(self.b_dec, layer)
 
-    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
+    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
         """Loss on rows; `dead` bool [m] are the latents AuxK may use."""
         encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
         values, pattern = encoder.top_k(self.spec.k)
-        reconstruction = decoded(values, self.W_dec, pattern, of_layer(self.b_dec, rows.layer))
+        reconstruction = decoded(
+            values, self.W_dec, pattern, of_layer(self.b_dec, rows.layer)
+        )
         parts = {"mse": squared_error(rows.wanted, reconstruction)}
         loss = parts["mse"]
         if self.spec.aux_coefficient:
-            aux = encoder.aux_k(rows.wanted - reconstruction, dead, self.spec.aux_k, self.W_dec)
+            aux = encoder.aux_k(
+                rows.wanted - reconstruction, dead, self.spec.aux_k, self.W_dec
+            )
             if aux is not None:
                 parts["aux"] = aux
                 loss = loss + self.spec.aux_coefficient * aux
@@ -102,12 +113,22 @@ class TopKSae(nn.Module):
         normalise_rows(self.W_dec)
 
     @torch.no_grad()
-    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+    def initialise(
+        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
+    ) -> None:
         """Decoder bias, directions and the encoder's length from rows (`start`)."""
-        middle, fit = begin_at(rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data)
+        middle, fit = begin_at(
+            rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data
+        )
         if rows.target is not None:
             self.b_enc.copy_(-middle @ self.W_enc)
         codes = partial(top_k, k=self.spec.k)
-        scale = fitted(lambda part: self.pre_activations(part.x, part.layer), codes, self.W_dec, fit, self.b_dec)
+        scale = fitted(
+            lambda part: self.pre_activations(part.x, part.layer),
+            codes,
+            self.W_dec,
+            fit,
+            self.b_dec,
+        )
         self.W_enc.mul_(scale)
         self.b_enc.mul_(scale)

@@ -1,7 +1,9 @@
-"""A transcoder: latents of one site that reconstruct another, y' = f(x) W_dec + b_dec (+ x W_skip).
+"""A transcoder: latents of one site that reconstruct another, y' = f(x) W_dec + b_dec
+(+ x W_skip).
 
-`inner` is any architecture built for another output than its input; it sees y - x W_skip as its target, so that its
-loss is |y - y'|^2 as it should be, with its own penalty. The skip starts at 0 (Paulo et al. 2025).
+`inner` is any architecture built for another output than its input; it sees y - x
+W_skip as its target, so that its loss is |y - y'|^2 as it should be, with its own
+penalty. The skip starts at 0 (Paulo et al. 2025).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from trainer.saes.batch_topk import BatchTopKSae
 from trainer.saes.gated import GatedSae
 from trainer.saes.jumprelu import JumpReluSae
 from trainer.saes.matryoshka import MatryoshkaSae
-from trainer.saes.ops import Centre, Layer, Penalty, Rows, Step, mean
+from trainer.saes.ops import Centre, Layer, Penalty, ScaledRows, Step, mean
 from trainer.saes.relu_l1 import ReluL1Sae
 from trainer.saes.topk import TopKSae
 
@@ -29,7 +31,9 @@ class TranscoderSae(nn.Module):
         super().__init__()
         self.spec, self.inner, self.shape = spec, inner, inner.shape
         self.d, self.n_latents = inner.d, inner.n_latents
-        self.W_skip = nn.Parameter(torch.zeros(self.d, self.shape.out)) if spec.skip else None
+        self.W_skip = (
+            nn.Parameter(torch.zeros(self.d, self.shape.out)) if spec.skip else None
+        )
 
     @property
     def unit_decoder(self) -> bool:
@@ -65,7 +69,9 @@ class TranscoderSae(nn.Module):
         return self.inner.encode(x, layer)
 
     def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
-        """Output [B, d_out] of latents [B, m], without the skip, which needs the input: see `predict`."""
+        """Output [B, d_out] of latents [B, m], without the skip, which needs the input:
+        see `predict`.
+        """
         return self.inner.decode(latents, layer)
 
     def predict(self, x: Tensor, layer: Layer = None) -> Tensor:
@@ -73,17 +79,21 @@ class TranscoderSae(nn.Module):
         out = self.decode(self.encode(x, layer), layer)
         return out if self.W_skip is None else out + x @ self.W_skip
 
-    def training_step(self, rows: Rows, penalty: Penalty, dead: Tensor) -> Step:
+    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:
         """Loss on rows with a target. Raises SaeError where they have none."""
         skipped = self.skipped(rows)
         step = self.inner.training_step(without(rows, skipped), penalty, dead)
-        return step if skipped is None else step._replace(reconstruction=step.reconstruction + skipped)
+        return (
+            step
+            if skipped is None
+            else step._replace(reconstruction=step.reconstruction + skipped)
+        )
 
-    def inner_rows(self, rows: Rows) -> Rows:
-        """Rows as `inner` sees them. Raises SaeError where they have no target."""
+    def inner_rows(self, rows: ScaledRows) -> ScaledRows:
+        """ScaledRows as `inner` sees them. Raises SaeError where they have no target."""
         return without(rows, self.skipped(rows))
 
-    def skipped(self, rows: Rows) -> Tensor | None:
+    def skipped(self, rows: ScaledRows) -> Tensor | None:
         """What the skip makes of the inputs [B, d_out]; None without one."""
         return None if self.W_skip is None else rows.x @ self.W_skip
 
@@ -95,13 +105,20 @@ class TranscoderSae(nn.Module):
         """Behind the optimiser's step."""
         self.inner.after_update()
 
-    def initialise(self, rows: Rows, centre: Centre = mean, from_data: bool = True) -> None:
+    def initialise(
+        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
+    ) -> None:
         """From pairs of rows: decoder from outputs, encoder from inputs."""
         self.inner.initialise(rows, centre, from_data)
 
 
-def without(rows: Rows, skipped: Tensor | None) -> Rows:
-    """Rows whose targets lack what the skip gives. Raises SaeError where they have no target."""
+def without(rows: ScaledRows, skipped: Tensor | None) -> ScaledRows:
+    """ScaledRows whose targets lack what the skip gives. Raises SaeError where they
+    have no target.
+    """
     if rows.target is None:
-        raise SaeError("a transcoder needs rows of two sites of the same tokens: Rows(x=inputs, target=outputs)")
+        raise SaeError(
+            "a transcoder needs rows of two sites of the same tokens:"
+            " ScaledRows(x=inputs, target=outputs)"
+        )
     return rows if skipped is None else rows._replace(target=rows.target - skipped)

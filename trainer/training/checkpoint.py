@@ -1,8 +1,9 @@
 """Checkpoints: a folder of safetensors and JSON at any fsspec URL; nothing is pickled.
 
-`state.json` is written last: a folder without it is no checkpoint. Weights (and their moving average), optimiser,
-latent ages, rows seen, running sums, random state and the stream's state are in it, so a resumed run goes on bit by
-bit on the same hardware. What is drawn (noise, resampling) is a function of the seed and the step, and needs no state.
+`state.json` is written last: a folder without it is no checkpoint. Weights (and their
+moving average), optimiser, latent ages, rows seen, running sums, random state and the
+stream's state are in it, so a resumed run goes on bit by bit on the same hardware. What
+is drawn (noise, resampling) is a function of the seed and the step, and needs no state.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from actstore.errors import FullError
-from actstore.format.records import parsed_json
-from actstore.format.sizes import SMALL_JSON
+from actstore.format.json_records import parsed_json
+from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.validation import validated
 from schemas.stream import StreamState
 from trainer.errors import RunError
+from trainer.runs.run_tensors import read_tensors
 from trainer.training.learner import Learner
-from trainer.weights import read_tensors
 
 FOLDER = "checkpoints"
 
@@ -52,25 +53,34 @@ def saying_how_to_resume(storages: Sequence[Storage]) -> Iterator[None]:
         yield
     except FullError as full:
         last = [f"{storage.url}: {_last(storage)}" for storage in storages]
-        raise FullError(f"{full}, then run the same command with --resume ({'; '.join(last)})") from full
+        raise FullError(
+            f"{full}, then run the same command with --resume ({'; '.join(last)})"
+        ) from full
 
 
 def _last(storage: Storage) -> str:
     found = steps(storage)
-    return f"it goes on from its checkpoint of step {found[-1]}" if found else "no checkpoint yet, it begins again"
+    return (
+        f"it goes on from its checkpoint of step {found[-1]}"
+        if found
+        else "no checkpoint yet, it begins again"
+    )
 
 
 def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> None:
-    """Write a checkpoint of the learner's step, then remove all but the last `keep`, and what killed processes left
-    half-written. Of several processes, all call it and the lead writes; what it writes does not tell how many there
-    were."""
+    """Write a checkpoint of the learner's step, then remove all but the last `keep`,
+    and what killed processes left half-written. Of several processes, all call it and
+    the lead writes; what it writes does not tell how many there were.
+    """
     at = key(learner.step)
     parts = {
         "weights": _contiguous(learner.sae.state_dict()),
         "optimiser": _optimiser_tensors(learner),
         "latents": {
             "silent_rows": learner.silent_rows,
-            "listed": torch.zeros_like(learner.silent_rows).index_fill_(0, learner.listed, 1),
+            "listed": (
+                torch.zeros_like(learner.silent_rows).index_fill_(0, learner.listed, 1)
+            ),
             "seen": learner.seen,
             "random_state": torch.get_rng_state(),
         },
@@ -81,12 +91,21 @@ def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> 
     if learner.average is not None:
         parts["average"] = learner.average.state_dict()
     if learner.parallel is not None:
-        parts = {name: learner.parallel.whole(tensors) for name, tensors in parts.items()}
+        parts = {
+            name: learner.parallel.whole(tensors) for name, tensors in parts.items()
+        }
         if not learner.parallel.world.lead:
             return
     for name, tensors in parts.items():
-        storage.put(f"{at}/{name}.safetensors", save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}))
-    state = {"step": learner.step, "stream": stream.model_dump(), "sums": list(learner.sums)}
+        storage.put(
+            f"{at}/{name}.safetensors",
+            save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}),
+        )
+    state = {
+        "step": learner.step,
+        "stream": stream.model_dump(),
+        "sums": list(learner.sums),
+    }
     storage.put(f"{at}/state.json", (json.dumps(state, indent=1) + "\n").encode())
     names = storage.list(FOLDER)
     kept = sorted(_steps_with(names, "state.json"))[-keep:]
@@ -110,9 +129,14 @@ def stream_state(storage: Storage, step: int) -> StreamState:
 def _state(storage: Storage, step: int) -> dict[str, Any]:
     """What `state.json` says. Raises RunError where it is damaged."""
     name = f"{key(step)}/state.json"
-    found = parsed_json(storage.read(name, SMALL_JSON), f"{storage.url}/{name}", RunError)
+    found = parsed_json(
+        storage.read(name, SMALL_JSON), f"{storage.url}/{name}", RunError
+    )
     if not isinstance(found, dict) or {*found} != {"step", "stream", "sums"}:
-        raise RunError(f"{storage.url}/{name}: it is no checkpoint's state; remove that checkpoint, or copy it again")
+        raise RunError(
+            f"{storage.url}/{name}: it is no checkpoint's state; remove that"
+            " checkpoint, or copy it again"
+        )
     return found
 
 
@@ -145,7 +169,9 @@ def restore(storage: Storage, learner: Learner, step: int) -> None:
 
 
 def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
-    """Adam's state by parameter name: `W_dec.exp_avg`, ...; empty before the first step."""
+    """Adam's state by parameter name: `W_dec.exp_avg`, ...; empty before the first
+    step.
+    """
     out = {}
     for name, parameter in learner.sae.named_parameters():
         for field, value in learner.optimiser.state[parameter].items():
@@ -155,10 +181,19 @@ def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
 
 def _restore_optimiser(learner: Learner, tensors: dict[str, Tensor]) -> None:
     for name, parameter in learner.sae.named_parameters():
-        fields = {k.rpartition(".")[2]: v for k, v in tensors.items() if k.rpartition(".")[0] == name}
+        fields = {
+            k.rpartition(".")[2]: v
+            for k, v in tensors.items()
+            if k.rpartition(".")[0] == name
+        }
         state = learner.optimiser.state[parameter]
-        for field, value in fields.items():  # in the parameter's own memory layout: the fused step goes by it
-            state[field] = torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device)
+        # in the parameter's own memory layout: the fused step goes by it
+        for field, value in fields.items():
+            state[field] = (
+                torch.empty_like(parameter).copy_(value)
+                if value.ndim
+                else value.to(parameter.device)
+            )
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,1 +1,3 @@
-"""Other packages that our benchmarks are measured against, each in an environment of its own."""
+"""Other packages that our benchmarks are measured against, each in an environment of
+its own.
+"""

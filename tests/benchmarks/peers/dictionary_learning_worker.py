@@ -1,4 +1,6 @@
-"""dictionary_learning: the trainers' `update`. Run by the Python of that package's environment."""
+"""dictionary_learning: the trainers' `update`. Run by the Python of that package's
+environment.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ GROUPS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
 def prepare(case: Case) -> Work:
-    """One whole `update`, under bfloat16 autocast where asked (on a CPU, `trainSAE` itself leaves autocast off)."""
+    """One whole `update`, under bfloat16 autocast where asked (on a CPU, `trainSAE`
+    itself leaves autocast off).
+    """
     import importlib
 
     import torch
@@ -38,9 +42,13 @@ def prepare(case: Case) -> Work:
         options["k"] = case["k"]
     if "matryoshka" in case["kind"]:
         options["group_fractions"] = list(GROUPS)
-    trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)(**options)
+    trainer = getattr(
+        importlib.import_module(f"dictionary_learning.trainers.{module}"), name
+    )(**options)
     low = case["precision"] == "bfloat16"
-    x = torch.randn(case["batch"], case["d"]).to(torch.bfloat16 if low else torch.float32)
+    x = torch.randn(case["batch"], case["d"]).to(
+        torch.bfloat16 if low else torch.float32
+    )
     steps = 0
 
     def work() -> int:

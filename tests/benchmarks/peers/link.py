@@ -1,4 +1,6 @@
-"""Our end of the link to a peer: a process with the peer's own Python, asked by lines of JSON (see `worker.py`)."""
+"""Our end of the link to a peer: a process with the peer's own Python, asked by lines
+of JSON (see `worker.py`).
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,20 @@ class Rate(NamedTuple):
 
 
 class Peer:
-    """A peer's process; it waits while it is not asked. Raises PeerError where it cannot be started."""
+    """A peer's process; it waits while it is not asked. Raises PeerError where it
+    cannot be started.
+    """
 
     def __init__(self, name: str, python: str) -> None:
         hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-        environment = {key: value for key, value in os.environ.items() if key not in hidden}
-        environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
+        environment = {
+            key: value for key, value in os.environ.items() if key not in hidden
+        }
+        environment |= {
+            "HF_HUB_OFFLINE": "1",
+            "WANDB_MODE": "disabled",
+            "TQDM_DISABLE": "1",
+        }
         self.name = name
         try:
             self._process = subprocess.Popen(
@@ -72,7 +82,12 @@ class Peer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +99,11 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended; stderr says why"}
+        answer: dict[str, Any] = (
+            json.loads(line)
+            if line
+            else {"error": "its process ended; stderr says why"}
+        )
         if "error" in answer:
             raise PeerError(f"{self.name}: {answer['error']}")
         return answer
@@ -95,7 +114,9 @@ def connect(name: str) -> Peer | None:
     variable = PYTHONS[name]
     python = os.environ.get(variable)
     if not python:
-        note(f"{name} is left out: set {variable} to the python of its environment (tests/benchmarks/README.md)")
+        note(
+            f"{name} is left out: set {variable} to the python of its environment (tests/benchmarks/README.md)"
+        )
         return None
     try:
         peer = Peer(name, python)

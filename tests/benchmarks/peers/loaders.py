@@ -1,7 +1,9 @@
-"""Our stream's order and windows, with other packages reading the chunks: what a careful user would write without us.
+"""Our stream's order and windows, with other packages reading the chunks: what a
+careful user would write without us.
 
-Two window buffers, a thread that loads the next window while batches are gathered from this one, and one `take` per
-batch. The order comes from `actstore.stream.order`, so every loader here delivers our stream's rows, batch by batch.
+Two window buffers, a thread that loads the next window while batches are gathered from
+this one, and one `take` per batch. The order comes from `actstore.stream.order`, so
+every loader here delivers our stream's rows, batch by batch.
 """
 
 from __future__ import annotations
@@ -17,26 +19,42 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.format.dtypes import to_torch
-from actstore.store import Store
+from actstore.store.store import Store
 from actstore.stream.order import Chunk, Order, Window
 
 Read = Callable[[list[Chunk], NDArray[Any]], None]
-TENSORSTORE_CACHE = 64 << 20  # keeps shard indexes; the store decoded in memory would be another benchmark
+# keeps shard indexes; the store decoded in memory would be another benchmark
+TENSORSTORE_CACHE = 64 << 20
 
 
 class WindowLoader:
-    """Endless batches [B, d] in our stream's order. `read(chunks, window)` fills a buffer [n_sites, rows, d]."""
+    """Endless batches [B, d] in our stream's order. `read(chunks, window)` fills a
+    buffer [n_sites, rows, d].
+    """
 
-    def __init__(self, store: Store, read: Read, window_chunks: int, batch: int, seed: int = 0) -> None:
+    def __init__(
+        self, store: Store, read: Read, window_chunks: int, batch: int, seed: int = 0
+    ) -> None:
         units = np.array(store.units("train"), np.int64)
         sites = tuple(range(len(store.sites)))
         rows = store.unit_rows[units].astype(np.int64)
-        self.order = Order(store.layout, units, rows, sites, window_chunks, lanes=8, batch=batch, seed=seed)
+        self.order = Order(
+            store.layout,
+            units,
+            rows,
+            sites,
+            window_chunks,
+            lanes=8,
+            batch=batch,
+            seed=seed,
+        )
         codec = store.codec(store.sites[0])
         shape = (len(sites), window_chunks * codec.chunk_rows, codec.d)
         self._read = read
         self._free: queue.Queue[NDArray[Any] | None] = queue.Queue()
-        self._ready: queue.Queue[tuple[Window, NDArray[Any]] | BaseException] = queue.Queue()
+        self._ready: queue.Queue[tuple[Window, NDArray[Any]] | BaseException] = (
+            queue.Queue()
+        )
         for _ in range(2):
             self._free.put(np.empty(shape, codec.dtype))
         self._thread = threading.Thread(target=self._load, daemon=True)
@@ -80,7 +98,11 @@ class WindowLoader:
                 yield torch.cat(left)  # an epoch's last batch may be smaller
                 left = []
             epoch = window.epoch
-            rows, source, first = buffer.reshape(-1, buffer.shape[-1]), window.source.reshape(-1), 0
+            rows, source, first = (
+                buffer.reshape(-1, buffer.shape[-1]),
+                window.source.reshape(-1),
+                0,
+            )
             while first < len(source):
                 here = source[first : first + self.order.batch - sum(map(len, left))]
                 left.append(gather(rows, here))
@@ -92,16 +114,20 @@ class WindowLoader:
 
 
 def gather(rows: NDArray[Any], index: NDArray[np.int64]) -> torch.Tensor:
-    """rows[index], in 8-byte words and unchecked as in our stream: faster than torch's beside threads that decode."""
+    """rows[index], in 8-byte words and unchecked as in our stream: faster than torch's
+    beside threads that decode.
+    """
     out = np.empty((len(index), rows.shape[1]), rows.dtype)
     np.take(rows.view("i8"), index, axis=0, out=out.view("i8"), mode="clip")
     return to_torch(out)
 
 
 def tensorstore_reader(store: Store, threads: int) -> Read:
-    """All chunks of a window asked for at once, each written into its place; `threads` decode.
+    """All chunks of a window asked for at once, each written into its place; `threads`
+    decode.
 
-    The fastest of the ways tried: fresh arrays, and one chunk at a time per thread, were slower; so was no cache pool.
+    The fastest of the ways tried: fresh arrays, and one chunk at a time per thread,
+    were slower; so was no cache pool.
     """
     import tensorstore
 
@@ -113,13 +139,20 @@ def tensorstore_reader(store: Store, threads: int) -> Read:
         }
     )
     once = {"recheck_cached_data": False, "recheck_cached_metadata": False}
-    specs = [{"driver": "zarr3", "kvstore": {"driver": "file", "path": path}} | once for path in _arrays(store)]
-    arrays = [tensorstore.open(spec, context=context, read=True).result() for spec in specs]
+    specs = [
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}} | once
+        for path in _arrays(store)
+    ]
+    arrays = [
+        tensorstore.open(spec, context=context, read=True).result() for spec in specs
+    ]
 
     def read(chunks: list[Chunk], window: NDArray[Any]) -> None:
         def begun(one: Chunk) -> Any:
             there, here = _places(store, one)
-            return tensorstore.array(window[one.column, here]).write(arrays[one.column][there])
+            return tensorstore.array(window[one.column, here]).write(
+                arrays[one.column][there]
+            )
 
         for future in [begun(one) for one in chunks]:
             future.result()
@@ -128,7 +161,9 @@ def tensorstore_reader(store: Store, threads: int) -> Read:
 
 
 def zarr_reader(store: Store, threads: int) -> Read:
-    """zarr-python, `threads` chunks at a time, each into its place (faster than its async API's gather)."""
+    """zarr-python, `threads` chunks at a time, each into its place (faster than its
+    async API's gather).
+    """
     import zarr
     from zarr.buffer.cpu import NDBuffer
 
@@ -140,7 +175,9 @@ def zarr_reader(store: Store, threads: int) -> Read:
     def read(chunks: list[Chunk], window: NDArray[Any]) -> None:
         def one(chunk: Chunk) -> None:
             there, here = _places(store, chunk)
-            arrays[chunk.column].get_basic_selection(there, out=NDBuffer(window[chunk.column, here]))
+            arrays[chunk.column].get_basic_selection(
+                there, out=NDBuffer(window[chunk.column, here])
+            )
 
         list(pool.map(one, chunks))
 
@@ -156,5 +193,5 @@ def _arrays(store: Store) -> list[str]:
 def _places(store: Store, one: Chunk) -> tuple[slice, slice]:
     """Rows of the site's array, and of the site's part of the window."""
     rows = store.layout.chunk_rows
-    first, place = one.unit * store.layout.capacity + one.chunk * rows, one.place * rows
+    first, place = one.unit * store.layout.capacity + one.chunk * rows, one.cell * rows
     return slice(first, first + rows), slice(place, place + rows)

@@ -1,9 +1,12 @@
-"""dictionary_learning trains one SAE on rows of a file: CASE.json OUT. Run by the Python of that package's environment.
+"""dictionary_learning trains one SAE on rows of a file: CASE.json OUT. Run by the
+Python of that package's environment.
 
-Its own `trainSAE` does all of it; what the case does not say is the trainer's default. Its warm-ups (1,000 and 2,000
-steps, and 1,000 before a threshold is kept) are refused by it for runs that are shorter: of those they take the
-shares WARM_UPS instead. `recipe` adds what its `training_demo` sets: rows normalised, a decay from 0.8 of the run on.
-OUT/trainer_0 gets the SAE, and OUT `seen.json`: what dictionary_learning says of the first rows.
+Its own `trainSAE` does all of it; what the case does not say is the trainer's default.
+Its warm-ups (1,000 and 2,000 steps, and 1,000 before a threshold is kept) are refused
+by it for runs that are shorter: of those they take the shares WARM_UPS instead.
+`recipe` adds what its `training_demo` sets: rows normalised, a decay from 0.8 of the
+run on. OUT/trainer_0 gets the SAE, and OUT `seen.json`: what dictionary_learning says
+of the first rows.
 """
 
 from __future__ import annotations
@@ -31,7 +34,11 @@ TRAINERS = {
     "jumprelu": ("jumprelu", "JumpReluTrainer"),
     "matryoshka_batch_top_k": ("matryoshka_batch_top_k", "MatryoshkaBatchTopKTrainer"),
 }
-WARM_UPS = {"warmup_steps": 0.05, "sparsity_warmup_steps": 0.1, "threshold_start_step": 0.5}
+WARM_UPS = {
+    "warmup_steps": 0.05,
+    "sparsity_warmup_steps": 0.1,
+    "threshold_start_step": 0.5,
+}
 PENALTY = {
     "standard": "l1_penalty",
     "standard_april": "l1_penalty",
@@ -48,14 +55,21 @@ class Batches:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for first in range(0, self.case["n_rows"], self.case["batch"]):
-            yield torch.from_numpy(np.array(self.rows[first : first + self.case["batch"]]))
+            yield torch.from_numpy(
+                np.array(self.rows[first : first + self.case["batch"]])
+            )
 
 
 def trainer_options(case: dict[str, Any], steps: int) -> dict[str, Any]:
     kind = case["kind"]
     module, name = TRAINERS[kind]
-    trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)
-    defaults = {key: value.default for key, value in inspect.signature(trainer.__init__).parameters.items()}
+    trainer = getattr(
+        importlib.import_module(f"dictionary_learning.trainers.{module}"), name
+    )
+    defaults = {
+        key: value.default
+        for key, value in inspect.signature(trainer.__init__).parameters.items()
+    }
     options: dict[str, Any] = {
         "trainer": trainer,
         "steps": steps,
@@ -73,7 +87,9 @@ def trainer_options(case: dict[str, Any], steps: int) -> dict[str, Any]:
         options["k"] = case["k"]
     if "matryoshka" in kind:
         nested = case["prefixes"]
-        options["group_fractions"] = [after - before for before, after in zip([0, *nested], nested, strict=False)]
+        options["group_fractions"] = [
+            after - before for before, after in zip([0, *nested], nested, strict=False)
+        ]
     if kind == "jumprelu":
         options["target_l0"] = float(case["k"])
     if case["penalty"] is not None:
@@ -103,9 +119,16 @@ def main() -> None:
     with torch.no_grad():
         latents = trained.encode(x)
         error = (trained.decode(latents) - x).square().sum()
-    seen = {"l0": float((latents > 0).sum() / len(x)), "error": float(error), "version": version("dictionary-learning")}
+    seen = {
+        "l0": float((latents > 0).sum() / len(x)),
+        "error": float(error),
+        "version": version("dictionary-learning"),
+    }
     used = config["trainer"]
-    seen |= {"lr": used["lr"], "penalty": used.get("l1_penalty", used.get("sparsity_penalty"))}
+    seen |= {
+        "lr": used["lr"],
+        "penalty": used.get("l1_penalty", used.get("sparsity_penalty")),
+    }
     (out / "seen.json").write_text(json.dumps(seen))
 
 

@@ -1,9 +1,12 @@
-"""SAELens trains one SAE on rows of a file: CASE.json OUT. Run by the Python of SAELens' environment.
+"""SAELens trains one SAE on rows of a file: CASE.json OUT. Run by the Python of
+SAELens' environment.
 
-Its own SAETrainer does all of it; what the case does not say is SAELens' default. `recipe` adds the schedule of
-SAELens' tutorials: the learning rate decays to 0 over the last fifth, the penalty warms up over the first twentieth;
-and for jumprelu Anthropic's setup as its documentation gives it, since its default threshold hardly moves in short runs.
-OUT gets the SAE as SAELens saves it for inference, and `seen.json`: what SAELens says of the first rows.
+Its own SAETrainer does all of it; what the case does not say is SAELens' default.
+`recipe` adds the schedule of SAELens' tutorials: the learning rate decays to 0 over the
+last fifth, the penalty warms up over the first twentieth; and for jumprelu Anthropic's
+setup as its documentation gives it, since its default threshold hardly moves in short
+runs. OUT gets the SAE as SAELens saves it for inference, and `seen.json`: what SAELens
+says of the first rows.
 """
 
 from __future__ import annotations
@@ -42,11 +45,17 @@ def batches(case: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 def sae_options(case: dict[str, Any], steps: int) -> dict[str, Any]:
     kind = case["kind"]
-    options: dict[str, Any] = {"d_in": case["d"], "d_sae": case["n_latents"], "device": "cpu"}
+    options: dict[str, Any] = {
+        "d_in": case["d"],
+        "d_sae": case["n_latents"],
+        "device": "cpu",
+    }
     if "topk" in kind:
         options["k"] = case["k"]
     if "matryoshka" in kind:
-        options["matryoshka_widths"] = [round(share * case["n_latents"]) for share in case["prefixes"]]
+        options["matryoshka_widths"] = [
+            round(share * case["n_latents"]) for share in case["prefixes"]
+        ]
     if kind in PENALTY:
         name = PENALTY[kind]
         if case["penalty"] is not None:
@@ -78,7 +87,8 @@ def main() -> None:
         **rates,
     )
     if config.lr_end is None:
-        config.lr_end = config.lr / 10  # as its runner sets it; a constant schedule ignores it
+        # as its runner sets it; a constant schedule ignores it
+        config.lr_end = config.lr / 10
     data = batches(case)
     if case["normalise"]:  # the estimate takes batches of its own away
         data = itertools.chain(itertools.islice(batches(case), NORM_BATCHES), data)
@@ -89,8 +99,17 @@ def main() -> None:
     with torch.no_grad():
         latents = trained.encode(x)
         error = (trained.decode(latents) - x).square().sum()
-    seen = {"l0": float((latents > 0).sum() / len(x)), "error": float(error), "version": version("sae-lens")}
-    seen |= {"lr": config.lr, "penalty": getattr(sae.cfg, f"{PENALTY.get(case['kind'], '')}_coefficient", None)}
+    seen = {
+        "l0": float((latents > 0).sum() / len(x)),
+        "error": float(error),
+        "version": version("sae-lens"),
+    }
+    seen |= {
+        "lr": config.lr,
+        "penalty": getattr(
+            sae.cfg, f"{PENALTY.get(case['kind'], '')}_coefficient", None
+        ),
+    }
     (out / "seen.json").write_text(json.dumps(seen))
 
 

@@ -1,4 +1,6 @@
-"""SAELens: its trainer's step, and its loader of cached activations. Run by the Python of SAELens' environment."""
+"""SAELens: its trainer's step, and its loader of cached activations. Run by the Python
+of SAELens' environment.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,18 @@ def step(case: Case) -> Work:
 
     kind = case["kind"]
     sae_class, config_class = get_sae_training_class(kind)
-    options: dict[str, Any] = {"d_in": case["d"], "d_sae": case["latents"], "dtype": "float32", "device": "cpu"}
+    options: dict[str, Any] = {
+        "d_in": case["d"],
+        "d_sae": case["latents"],
+        "dtype": "float32",
+        "device": "cpu",
+    }
     if "topk" in kind:
         options["k"] = case["k"]
     if "matryoshka" in kind:
-        options["matryoshka_widths"] = [round(share * case["latents"]) for share in PREFIXES]
+        options["matryoshka_widths"] = [
+            round(share * case["latents"]) for share in PREFIXES
+        ]
     config = SAETrainerConfig(
         total_training_samples=10**10,
         train_batch_size_samples=case["batch"],
@@ -51,7 +60,9 @@ def step(case: Case) -> Work:
 
 
 def loader(case: Case) -> Work:
-    """`batches` of `ActivationsStore` over its own cache; `buffer` rows are mixed, half of them kept back each time."""
+    """`batches` of `ActivationsStore` over its own cache; `buffer` rows are mixed, half
+    of them kept back each time.
+    """
     import torch
     from sae_lens.training.activations_store import ActivationsStore
 
@@ -66,7 +77,8 @@ def loader(case: Case) -> Work:
         hook_head_index=None,
         context_size=CONTEXT,
         d_in=case["d"],
-        n_batches_in_buffer=case["buffer"] // CONTEXT,  # in sequences, whatever its name says
+        # in sequences, whatever its name says
+        n_batches_in_buffer=case["buffer"] // CONTEXT,
         total_training_tokens=10**10,
         store_batch_size_prompts=case["batch"] // CONTEXT,
         train_batch_size_tokens=case["batch"],
@@ -80,18 +92,32 @@ def loader(case: Case) -> Work:
 
 
 def write_cache(rows: Path, folder: Path, d: int, dtype: str) -> None:
-    """Rows [n, d] of a .npy file as `CacheActivationsRunner` writes them: sequences, with token ids."""
+    """Rows [n, d] of a .npy file as `CacheActivationsRunner` writes them: sequences,
+    with token ids.
+    """
     import numpy as np
-    from datasets import Array2D, Dataset, Features, Sequence, Value, concatenate_datasets
+    from datasets import (
+        Array2D,
+        Dataset,
+        Features,
+        Sequence,
+        Value,
+        concatenate_datasets,
+    )
 
     x = np.load(rows, mmap_mode="r").reshape(-1, CONTEXT, d)
-    names = {HOOK: Array2D((CONTEXT, d), dtype), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
+    names = {
+        HOOK: Array2D((CONTEXT, d), dtype),
+        "token_ids": Sequence(Value("int32"), length=CONTEXT),
+    }
     size = max(1, PART_BYTES // (CONTEXT * d * x.itemsize))
     parts = []
     for first in range(0, len(x), size):
         part = np.array(x[first : first + size])
         tokens = np.zeros((len(part), CONTEXT), np.int32)
-        parts.append(Dataset.from_dict({HOOK: part, "token_ids": tokens}, Features(names)))
+        parts.append(
+            Dataset.from_dict({HOOK: part, "token_ids": tokens}, Features(names))
+        )
     concatenate_datasets(parts).save_to_disk(str(folder), num_shards=len(parts))
 
 

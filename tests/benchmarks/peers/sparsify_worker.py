@@ -1,8 +1,10 @@
-"""EleutherAI's sparsify: its coder with the step of its trainer. Run by the Python of that package's environment.
+"""EleutherAI's sparsify: its coder with the step of its trainer. Run by the Python of
+that package's environment.
 
-`Trainer.fit` needs a language model whose forward hooks train the coders; here the same calls come in the same order
-without one: decoder norms, forward, backward, the logged loss, parallel gradients removed, Adam, schedule, ages.
-Its default optimiser is Signum; Adam is its choice that the others use too.
+`Trainer.fit` needs a language model whose forward hooks train the coders; here the same
+calls come in the same order without one: decoder norms, forward, backward, the logged
+loss, parallel gradients removed, Adam, schedule, ages. Its default optimiser is Signum;
+Adam is its choice that the others use too.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ def prepare(case: Case) -> Work:
     from sparsify import SparseCoder, SparseCoderConfig
     from transformers import get_linear_schedule_with_warmup
 
-    config = SparseCoderConfig(activation=case["kind"], num_latents=case["latents"], k=case["k"])
+    config = SparseCoderConfig(
+        activation=case["kind"], num_latents=case["latents"], k=case["k"]
+    )
     coder = SparseCoder(case["d"], config, "cpu", torch.float32)
-    optimiser = torch.optim.Adam(coder.parameters(), LR / (coder.num_latents / 2**14) ** 0.5)
+    optimiser = torch.optim.Adam(
+        coder.parameters(), LR / (coder.num_latents / 2**14) ** 0.5
+    )
     schedule = get_linear_schedule_with_warmup(optimiser, WARM_UP_STEPS, 10**6)
     silent = torch.zeros(coder.num_latents, dtype=torch.long)
     fired = torch.zeros(coder.num_latents, dtype=torch.bool)

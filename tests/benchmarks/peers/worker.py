@@ -1,9 +1,13 @@
-"""The peer's end of the link: runs in the peer's own Python, so it imports nothing of ours and needs only torch.
+"""The peer's end of the link: runs in the peer's own Python, so it imports nothing of
+ours and needs only torch.
 
-One JSON object per line each way. On start: `{"ready", "version", "torch", "threads"}` or `{"error"}`. Then, per request:
+One JSON object per line each way. On start: `{"ready", "version", "torch", "threads"}`
+or `{"error"}`. Then, per request:
 
-- `{"do": "prepare", "case": {...}}` builds the work of a case and warms it up: `{"ok"}`;
-- `{"do": "run", "seconds": s, "calls": n}` repeats it for at least so long and so often: `{"rows", "seconds", "cpu"}`.
+- `{"do": "prepare", "case": {...}}` builds the work of a case and warms it up:
+`{"ok"}`;
+- `{"do": "run", "seconds": s, "calls": n}` repeats it for at least so long and so
+often: `{"rows", "seconds", "cpu"}`.
 
 The worker ends when its input does.
 """
@@ -32,7 +36,9 @@ WARM_UP_CALLS = 2
 
 
 def serve(module: str, distribution: str, prepare: Callable[[Case], Work]) -> None:
-    """Answer requests. `prepare(case)` gives what is timed: a call that returns the rows it consumed."""
+    """Answer requests. `prepare(case)` gives what is timed: a call that returns the
+    rows it consumed.
+    """
     link = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the peer prints goes to stderr
     warnings.simplefilter("ignore")
@@ -65,7 +71,12 @@ def loaded(module: str, distribution: str) -> dict[str, Any]:
 
     importlib.import_module(module)
     version = importlib.metadata.version(distribution)
-    return {"ready": True, "version": version, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {
+        "ready": True,
+        "version": version,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def prepared(prepare: Callable[[Case], Work], case: Case) -> Work:
@@ -86,7 +97,11 @@ def timed(work: Work, seconds: float, calls: int) -> dict[str, float]:
     while done < calls or time.perf_counter() - began < seconds:
         rows += work()
         done += 1
-    return {"rows": rows, "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    return {
+        "rows": rows,
+        "seconds": time.perf_counter() - began,
+        "cpu": time.process_time() - cpu,
+    }
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,6 @@
-"""Which cases there are, one after the other; each is trained and evaluated unless its result is there."""
+"""Which cases there are, one after the other; each is trained and evaluated unless its
+result is there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from actstore.store import Store
+from actstore.store.store import Store
 from tests.benchmarks.peers.link import PeerError, note
 from tests.benchmarks.quality.evaluate import Figures, calibrated, figures
 from tests.benchmarks.quality.known_features import KnownFeatures
@@ -19,18 +21,26 @@ from tests.benchmarks.quality.rows import Setting, rows_file
 from tests.benchmarks.quality.search import Point, at_l0, next_penalty
 
 TRIES = 3  # penalties for each learning rate
-# Multiples of the library's own learning rate to begin with, and the factor to one more where the best is at an end.
-# Runs are short, so that peers' own rates are far too low: theirs is reached from 4 times that if that is better.
-FACTORS = {"ours": (1.0, 2.0), "saelens": (4.0, 16.0), "dictionary_learning": (4.0, 16.0)}
+# Multiples of the library's own learning rate to begin with, and the factor to one more
+# where the best is at an end. Runs are short, so that peers' own rates are far too low:
+# theirs is reached from 4 times that if that is better.
+FACTORS = {
+    "ours": (1.0, 2.0),
+    "saelens": (4.0, 16.0),
+    "dictionary_learning": (4.0, 16.0),
+}
 EDGE = {"ours": 2.0, "saelens": 4.0, "dictionary_learning": 4.0}
 RATES = 5  # at most
-# The first penalty to try, where a recipe differs so much from the default that the default's L0 says nothing.
+# The first penalty to try, where a recipe differs so much from the default that the
+# default's L0 says nothing.
 FIRST = {("saelens", "jumprelu"): 0.3}
 
 
 @dataclasses.dataclass
 class Bench:
-    """A store, what is trained from it, and where results go. `work` holds rows and the SAE that is being trained."""
+    """A store, what is trained from it, and where results go. `work` holds rows and the
+    SAE that is being trained.
+    """
 
     name: str
     store: Store
@@ -41,32 +51,41 @@ class Bench:
     threads: int = 1
 
     def result(self, case: Case) -> Result | None:
-        """Of the case, from the file or by running it; None, and a note, where the library fails at it."""
+        """Of the case, from the file or by running it; None, and a note, where the
+        library fails at it.
+        """
         found = self.results.get(case)
         if found is not None:
             return found
-        note(f"{case.store} {case.library} {case.kind} {case.setting} seed {case.seed} lr {case.lr} {case.penalty}")
+        note(
+            f"{case.store} {case.library} {case.kind} {case.setting} seed {case.seed} lr {case.lr} {case.penalty}"
+        )
         try:
             made = self._run(case)
         except PeerError as error:
             note(f"left out: {error}")
             return None
         self.results.add(made)
-        note(f"  FVU {made.fvu:.4f} at L0 {made.l0:.1f}, reset {made.fvu_reset}, {made.seconds:.0f} s")
+        note(
+            f"  FVU {made.fvu:.4f} at L0 {made.l0:.1f}, reset {made.fvu_reset}, {made.seconds:.0f} s"
+        )
         return made
 
     def _run(self, case: Case) -> Result:
         rows = None  # ours reads the store
         if case.library != "ours":
             rows = rows_file(self.store, self.name, self.setting, case.seed, self.work)
-        out = self.work / "sae" / case.library  # so that a process of each library can run
+        # so that a process of each library can run
+        out = self.work / "sae" / case.library
         began = time.perf_counter()
         trained = train(case, self.store, self.setting.batch, rows, out, self.threads)
         seconds = time.perf_counter() - began
         of_all = figures(trained.model, self.store, self.known)
         reset: Figures | None = None
         if case.kind in WITH_THRESHOLD:
-            reset = figures(calibrated(trained.model, self.store, case.l0), self.store, self.known)
+            reset = figures(
+                calibrated(trained.model, self.store, case.l0), self.store, self.known
+            )
         best = reset or of_all
         return Result(
             case=case,
@@ -83,7 +102,9 @@ class Bench:
             date=f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}",
         )
 
-    def case(self, library: str, kind: str, setting: str, seed: int = 0, **more: object) -> Case:
+    def case(
+        self, library: str, kind: str, setting: str, seed: int = 0, **more: object
+    ) -> Case:
         """A case of this store; l0 is the setting's k."""
         values = {"l0": float(self.setting.k), **more}
         return Case(
@@ -103,23 +124,43 @@ class Bench:
         return [made for case in cases if (made := self.result(case)) is not None]
 
     def at_peers(self, kind: str, seeds: int) -> None:
-        """Ours steered to the L0 that a peer's default has, as far as there are results of it."""
+        """Ours steered to the L0 that a peer's default has, as far as there are results
+        of it.
+        """
         if kind in OF_K:
             return
         for peer in NAMES:
             cases = [self.case(peer, kind, "default", seed) for seed in range(seeds)]
-            theirs = [made.l0 for case in cases if (made := self.results.get(case)) is not None]
+            theirs = [
+                made.l0
+                for case in cases
+                if (made := self.results.get(case)) is not None
+            ]
             if theirs:
                 for seed in range(seeds):
-                    self.result(self.case("ours", kind, "at_l0", seed, l0=round(statistics.mean(theirs), 1)))
+                    self.result(
+                        self.case(
+                            "ours",
+                            kind,
+                            "at_l0",
+                            seed,
+                            l0=round(statistics.mean(theirs), 1),
+                        )
+                    )
 
     def grid(self, library: str, kind: str) -> dict[float, list[Result]]:
-        """By learning rate: the library's own and multiples of it, and more of them while the best is at the edge."""
+        """By learning rate: the library's own and multiples of it, and more of them
+        while the best is at the edge.
+        """
         own = self.default(library, kind, 1)
         if not own or own[0].used_lr is None:
             return {}
         base, found = own[0].used_lr, {}
-        start = None if own[0].used_penalty is None else Point(own[0].used_penalty, own[0].l0, own[0].fvu)
+        start = (
+            None
+            if own[0].used_penalty is None
+            else Point(own[0].used_penalty, own[0].l0, own[0].fvu)
+        )
         if (library, kind) in FIRST:
             start = Point(FIRST[library, kind], self.setting.k, own[0].fvu)
         for factor in FACTORS[library]:
@@ -136,20 +177,40 @@ class Bench:
         if lr is None:
             return []
         result = min(found[lr], key=lambda one: abs(one.l0 - self.setting.k))
-        cases = [result.case.model_copy(update={"setting": "best", "seed": seed}) for seed in range(1, seeds)]
-        return [result, *(made for case in cases if (made := self.result(case)) is not None)]
+        cases = [
+            result.case.model_copy(update={"setting": "best", "seed": seed})
+            for seed in range(1, seeds)
+        ]
+        return [
+            result,
+            *(made for case in cases if (made := self.result(case)) is not None),
+        ]
 
-    def _at_rate(self, library: str, kind: str, lr: float, start: Point | None) -> list[Result]:
-        """One SAE; or, of a kind whose peer takes a penalty, one for each penalty on the way to the wanted L0."""
-        scaled = library == "saelens" or (library == "dictionary_learning" and kind == "jumprelu")
-        more = {"lr": float(f"{lr:.4g}"), "recipe": library != "ours", "normalise": scaled}
+    def _at_rate(
+        self, library: str, kind: str, lr: float, start: Point | None
+    ) -> list[Result]:
+        """One SAE; or, of a kind whose peer takes a penalty, one for each penalty on
+        the way to the wanted L0.
+        """
+        scaled = library == "saelens" or (
+            library == "dictionary_learning" and kind == "jumprelu"
+        )
+        more = {
+            "lr": float(f"{lr:.4g}"),
+            "recipe": library != "ours",
+            "normalise": scaled,
+        }
         if kind in OF_K or library == "ours" or start is None:
             made = self.result(self.case(library, kind, "grid", **more))
             return [] if made is None else [made]
         found: list[Result] = []
         penalty: float | None = next_penalty([start], self.setting.k) or start.penalty
         while penalty is not None and len(found) < TRIES:
-            made = self.result(self.case(library, kind, "grid", penalty=float(f"{penalty:.3g}"), **more))
+            made = self.result(
+                self.case(
+                    library, kind, "grid", penalty=float(f"{penalty:.3g}"), **more
+                )
+            )
             if made is None:
                 break
             found.append(made)
@@ -157,7 +218,11 @@ class Bench:
         return found
 
     def _nearest(self, found: list[Result]) -> Point | None:
-        return min(points(found), key=lambda point: abs(point.l0 - self.setting.k), default=None)
+        return min(
+            points(found),
+            key=lambda point: abs(point.l0 - self.setting.k),
+            default=None,
+        )
 
     def _beyond(self, library: str, found: dict[float, list[Result]]) -> float | None:
         """The next rate, where the best of those so far is the largest or the smallest."""
@@ -170,7 +235,11 @@ class Bench:
 
 def points(found: list[Result]) -> list[Point]:
     """Those with a penalty, for the search."""
-    return [Point(one.case.penalty, one.l0, one.fvu) for one in found if one.case.penalty is not None]
+    return [
+        Point(one.case.penalty, one.l0, one.fvu)
+        for one in found
+        if one.case.penalty is not None
+    ]
 
 
 def reached(found: list[Result], k: float) -> float | None:
@@ -187,11 +256,21 @@ def reached(found: list[Result], k: float) -> float | None:
 
 def best_rate(found: dict[float, list[Result]], k: float) -> float | None:
     """The learning rate whose FVU at the wanted L0 is the least."""
-    values = {lr: value for lr, some in found.items() if (value := reached(some, k)) is not None}
+    values = {
+        lr: value
+        for lr, some in found.items()
+        if (value := reached(some, k)) is not None
+    }
     return min(values, key=values.__getitem__, default=None)
 
 
-def run(bench: Bench, libraries: list[str], kinds: list[str], settings: list[str], seeds: int) -> None:
+def run(
+    bench: Bench,
+    libraries: list[str],
+    kinds: list[str],
+    settings: list[str],
+    seeds: int,
+) -> None:
     """All of it, defaults first."""
     for library, kind in _each(libraries, kinds):
         if "default" in settings:

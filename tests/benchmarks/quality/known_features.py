@@ -1,14 +1,20 @@
-"""Rows whose features are known: sparse sums of many more unit directions than there are dimensions.
+"""Rows whose features are known: sparse sums of many more unit directions than there
+are dimensions.
 
-In the manner of SynthSAEBench (Chanin and Garriga-Alonso 2026, arXiv:2602.14687), with code of our own:
+In the manner of SynthSAEBench (Chanin and Garriga-Alonso 2026, arXiv:2602.14687), with
+code of our own:
 
 - superposed: 16,384 random directions in 768 dimensions;
 - power law: a feature's share of rows falls with its rank as rank^-exponent;
-- hierarchical: some features are roots of trees; a child fires only if its parent does, and at most one of siblings;
-- correlated: each row has a topic, and each feature a home topic in whose rows it fires `boost` times as often;
-- a firing feature adds its direction times a log-normal magnitude; then come a constant bias and a little noise.
+- hierarchical: some features are roots of trees; a child fires only if its parent does,
+and at most one of siblings;
+- correlated: each row has a topic, and each feature a home topic in whose rows it fires
+`boost` times as often;
+- a firing feature adds its direction times a log-normal magnitude; then come a constant
+bias and a little noise.
 
-A block of rows is a function of (spec, block), so that the features of held-out rows can be made again.
+A block of rows is a function of (spec, block), so that the features of held-out rows
+can be made again.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.base import Schema
 from tests.support import make_store
 
@@ -46,7 +52,8 @@ class FeatureSpec(Schema):
     child_share: float = 0.8  # of a node's firings that have a child
     n_topics: int = 32
     boost: float = 8.0
-    magnitudes: tuple[float, float] = (5.0, 4.0)  # mean, of the most and of the least frequent feature
+    # mean, of the most and of the least frequent feature
+    magnitudes: tuple[float, float] = (5.0, 4.0)
     spread: float = 0.4  # standard deviation of a magnitude's logarithm
     bias: float = 5.0  # norm
     noise: float = 0.02  # standard deviation per dimension
@@ -54,7 +61,9 @@ class FeatureSpec(Schema):
 
 
 class Firings(NamedTuple):
-    """Which features fire on which rows, sorted by row: row, feature int64 [n], magnitude float32 [n]."""
+    """Which features fire on which rows, sorted by row: row, feature int64 [n],
+    magnitude float32 [n].
+    """
 
     row: NDArray[np.int64]
     feature: NDArray[np.int64]
@@ -62,26 +71,32 @@ class Firings(NamedTuple):
 
 
 class KnownFeatures:
-    """The features, and rows made of them. directions: float32 [n_features, d], unit rows; rates: float64
-    [n_features], the share of rows on which each fires.
+    """The features, and rows made of them. directions: float32 [n_features, d], unit
+    rows; rates: float64 [n_features], the share of rows on which each fires.
 
-    Features that may fire by themselves come first, by rank; every second of the first of them is a root. Children
-    follow, generation by generation: node i of one has the children `branching * i + j` of the next.
+    Features that may fire by themselves come first, by rank; every second of the first
+    of them is a root. Children follow, generation by generation: node i of one has the
+    children `branching * i + j` of the next.
     """
 
     def __init__(self, spec: FeatureSpec | None = None) -> None:
         self.spec = spec = spec or FeatureSpec()
         rng = np.random.default_rng([spec.seed, WEIGHTS])
-        self.generations = [spec.n_roots * spec.branching**i for i in range(1, spec.depth + 1)]
+        self.generations = [
+            spec.n_roots * spec.branching**i for i in range(1, spec.depth + 1)
+        ]
         self.n_free = spec.n_features - sum(self.generations)
         assert self.n_free >= 2 * spec.n_roots, "too few features for so many trees"
         self.directions = _unit(rng.standard_normal((spec.n_features, spec.d)))
         self.bias = spec.bias * _unit(rng.standard_normal((1, spec.d)))[0]
         self._topic_of = rng.integers(spec.n_topics, size=self.n_free)
         weights = 1 / np.arange(1, spec.branching + 1)
-        self._children = np.cumsum(spec.child_share * weights / weights.sum())  # cumulated shares of siblings
+        # cumulated shares of siblings
+        self._children = np.cumsum(spec.child_share * weights / weights.sum())
         self.rates = self._rates()
-        order = np.argsort(np.argsort(-self.rates, kind="stable"), kind="stable") / max(1, spec.n_features - 1)
+        order = np.argsort(np.argsort(-self.rates, kind="stable"), kind="stable") / max(
+            1, spec.n_features - 1
+        )
         first, last = spec.magnitudes
         self._mean_magnitude = first + (last - first) * order
         self._totals, self._cumulated = self._topics()
@@ -102,7 +117,9 @@ class KnownFeatures:
             mode="sum",
             per_sample_weights=torch.from_numpy(fired.magnitude),
         ).numpy()
-        noise = rng.standard_normal(summed.shape, np.float32) * np.float32(self.spec.noise)
+        noise = rng.standard_normal(summed.shape, np.float32) * np.float32(
+            self.spec.noise
+        )
         return summed + self.bias + noise
 
     def _rng(self, block: int) -> np.random.Generator:
@@ -125,20 +142,27 @@ class KnownFeatures:
         row, feature = row[order], feature[order]
         spread = self.spec.spread
         relative = np.exp(spread * rng.standard_normal(len(row)) - spread**2 / 2)
-        return Firings(row, feature, (self._mean_magnitude[feature] * relative).astype(np.float32))
+        return Firings(
+            row, feature, (self._mean_magnitude[feature] * relative).astype(np.float32)
+        )
 
-    def _free(self, rng: np.random.Generator, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _free(
+        self, rng: np.random.Generator, n_rows: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Firings of features that have no parent.
 
-        A feature that fires independently with probability p fires at least once in a Poisson process of rate
-        -log(1 - p); the sum of all features' processes is drawn at once, and doubles are dropped.
+        A feature that fires independently with probability p fires at least once in a
+        Poisson process of rate -log(1 - p); the sum of all features' processes is drawn
+        at once, and doubles are dropped.
         """
         topic = rng.integers(self.spec.n_topics, size=n_rows)
         row = np.repeat(np.arange(n_rows), rng.poisson(self._totals[topic]))
         at = topic[row]
         ends = np.cumsum(self._totals)
         drawn = ends[at] - self._totals[at] * (1 - rng.random(len(row)))
-        feature = np.searchsorted(self._cumulated, drawn, side="right") - at * self.n_free
+        feature = (
+            np.searchsorted(self._cumulated, drawn, side="right") - at * self.n_free
+        )
         key = np.unique(row * self.n_free + feature.clip(0, self.n_free - 1))
         return key // self.n_free, key % self.n_free
 
@@ -157,7 +181,9 @@ class KnownFeatures:
         return rates
 
     def _topics(self) -> tuple[Floats, Floats]:
-        """Rates of each topic's Poisson process [n_topics], and cumulated ones of all (topic, feature) pairs."""
+        """Rates of each topic's Poisson process [n_topics], and cumulated ones of all
+        (topic, feature) pairs.
+        """
         n, rates = self.spec.n_topics, self.rates[: self.n_free]
         home = np.minimum(MOST, self.spec.boost * rates)
         home = np.minimum(home, n * rates)  # elsewhere it is at least 0
@@ -173,7 +199,9 @@ def make_known_store(folder: Path, known: KnownFeatures, rows: int) -> Store:
     return make_store(
         folder,
         {SITE: known.spec.d},
-        lambda _site, sequence, _position: known.rows(int(sequence[0]) // UNIT_SEQUENCES, len(sequence)),
+        lambda _site, sequence, _position: known.rows(
+            int(sequence[0]) // UNIT_SEQUENCES, len(sequence)
+        ),
         n_units=max(20, round(rows / UNIT_ROWS)),
         unit_sequences=UNIT_SEQUENCES,
         context=CONTEXT,
@@ -182,7 +210,9 @@ def make_known_store(folder: Path, known: KnownFeatures, rows: int) -> Store:
 
 
 def firings_of_unit(known: KnownFeatures, store: Store, unit: int) -> Firings:
-    """Firings on a unit's rows as they lie in such a store, which is not the order in which they were made."""
+    """Firings on a unit's rows as they lie in such a store, which is not the order in
+    which they were made.
+    """
     n = int(store.unit_rows[unit])
     where = store.provenance(np.arange(n) + unit * store.layout.capacity)
     made = (where.sequence - unit * UNIT_SEQUENCES) * CONTEXT + where.position

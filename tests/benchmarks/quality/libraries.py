@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.benchmarks.peers.link import HERE, PYTHONS, PeerError
 from tests.benchmarks.quality.evaluate import Model, load
 from tests.benchmarks.quality.records import Case
 from tests.benchmarks.quality.rows import first_rows, stream_spec
-from trainer.training.loop import train_group
+from trainer.training.train_group import train_group
 
-# Our kinds and what others call them. SAELens' standard and dictionary_learning's *_april weigh latents by decoder norms.
+# Our kinds and what others call them. SAELens' standard and dictionary_learning's
+# *_april weigh latents by decoder norms.
 NAMES = {
     "saelens": {
         "relu_l1": "standard",
@@ -56,8 +57,12 @@ class Trained(NamedTuple):
     used_penalty: float | None
 
 
-def train(case: Case, store: Store, batch: int, rows: Path | None, out: Path, threads: int) -> Trained:
-    """Train the case into the folder `out`, which is emptied. rows: the file that peers read. Raises PeerError where a peer fails or its SAE is read wrongly."""
+def train(
+    case: Case, store: Store, batch: int, rows: Path | None, out: Path, threads: int
+) -> Trained:
+    """Train the case into the folder `out`, which is emptied. rows: the file that peers
+    read. Raises PeerError where a peer fails or its SAE is read wrongly.
+    """
     shutil.rmtree(out, ignore_errors=True)
     if case.library == "ours":
         return _ours(case, store, batch, out)
@@ -85,7 +90,12 @@ def _ours(case: Case, store: Store, batch: int, out: Path) -> Trained:
     if case.lr is not None:
         spec["optimiser"] = {"lr": case.lr}
     train_group(store, {str(out): TrainSpec.model_validate(spec)})
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lr = max((step["lr"] for step in _journal(out)), default=None)
     return Trained(load(str(out), ours=True), done.stdout.strip() or "?", lr, None)
 
@@ -96,10 +106,14 @@ def _journal(out: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "lr" in line]
 
 
-def _peer(case: Case, store: Store, batch: int, rows: Path, out: Path, threads: int) -> Trained:
+def _peer(
+    case: Case, store: Store, batch: int, rows: Path, out: Path, threads: int
+) -> Trained:
     python = os.environ.get(PYTHONS[case.library])
     if not python:
-        raise PeerError(f"{case.library}: set {PYTHONS[case.library]} to the python of its environment")
+        raise PeerError(
+            f"{case.library}: set {PYTHONS[case.library]} to the python of its environment"
+        )
     out.mkdir(parents=True)
     asked = {
         **case.model_dump(),
@@ -114,10 +128,20 @@ def _peer(case: Case, store: Store, batch: int, rows: Path, out: Path, threads: 
     }
     (out / "case.json").write_text(json.dumps(asked))
     worker = HERE / f"quality_{case.library}_worker.py"
-    environment = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME"}}
-    environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TQDM_DISABLE": "1"}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in {"PYTHONPATH", "PYTHONHOME"}
+    }
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "TQDM_DISABLE": "1",
+    }
     words = [python, "-W", "ignore", str(worker), str(out / "case.json"), str(out)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise PeerError(f"{case.library} {case.kind}: {done.stderr[-2000:]}")
     seen = json.loads((out / "seen.json").read_text())
@@ -128,7 +152,9 @@ def _peer(case: Case, store: Store, batch: int, rows: Path, out: Path, threads: 
 
 
 @torch.no_grad()
-def _check(model: Model, seen: dict[str, Any], rows: Path, batch: int, case: Case) -> None:
+def _check(
+    model: Model, seen: dict[str, Any], rows: Path, batch: int, case: Case
+) -> None:
     """That we compute what the peer computes with its own SAE."""
     x = torch.from_numpy(first_rows(rows, batch)[0])
     latents = model.encode(x, 0)

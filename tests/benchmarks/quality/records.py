@@ -1,4 +1,6 @@
-"""One line of results for each SAE that was trained and evaluated; a file of them is what makes runs resumable."""
+"""One line of results for each SAE that was trained and evaluated; a file of them is
+what makes runs resumable.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ from schemas.base import Schema
 
 
 class Case(Schema):
-    """What is trained. lr and penalty: None for the library's own; l0: the mean L0 that ours is steered to, the k of
-    kinds that have one. recipe, normalise: what a peer's own examples add to its defaults (see its worker)."""
+    """What is trained. lr and penalty: None for the library's own; l0: the mean L0 that
+    ours is steered to, the k of kinds that have one. recipe, normalise: what a peer's
+    own examples add to its defaults (see its worker).
+    """
 
     store: str
     library: str
@@ -26,8 +30,10 @@ class Case(Schema):
 
 
 class Result(Schema):
-    """A case and what came of it. fvu_reset, l0_reset: with the one threshold that gives the wanted L0, for
-    kinds that learn one for a batch's selection. used_lr, used_penalty: what the library's own were."""
+    """A case and what came of it. fvu_reset, l0_reset: with the one threshold that
+    gives the wanted L0, for kinds that learn one for a batch's selection. used_lr,
+    used_penalty: what the library's own were.
+    """
 
     case: Case
     version: str
@@ -56,10 +62,14 @@ class Results:
         for file in (path, *others):
             if file.exists():
                 lines = file.read_text().splitlines()
-                self.all += [Result.model_validate_json(line) for line in lines if line.strip()]
+                self.all += [
+                    Result.model_validate_json(line) for line in lines if line.strip()
+                ]
 
     def get(self, case: Case) -> Result | None:
-        """What came of the case before. A default, or a run of a grid, is that whatever setting it was run for."""
+        """What came of the case before. A default, or a run of a grid, is that whatever
+        setting it was run for.
+        """
         asked = _what(case)
         return next((one for one in self.all if _what(one.case) == asked), None)
 

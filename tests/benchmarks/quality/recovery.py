@@ -1,11 +1,15 @@
 """How much of known features an SAE has found. Pure.
 
-With cos the cosines of feature directions and decoder rows, over the latents that fire at all:
+With cos the cosines of feature directions and decoder rows, over the latents that fire
+at all:
 
-- mmcs: mean over features of their largest cosine; weighted: by the share of rows on which a feature fires
-- f1 of a (feature, latent) pair: 2 * both / (feature + latent), counts of rows; a feature's F1 is that of its best
-  latent, and `f1` the mean over the n_latents most frequent features, as many as the SAE could hold
-- f1_latents: mean over latents of their F1 with the feature of largest cosine, as SynthSAEBench has it
+- mmcs: mean over features of their largest cosine; weighted: by the share of rows on
+which a feature fires
+- f1 of a (feature, latent) pair: 2 * both / (feature + latent), counts of rows; a
+  feature's F1 is that of its best latent, and `f1` the mean over the n_latents most
+  frequent features, as many as the SAE could hold
+- f1_latents: mean over latents of their F1 with the feature of largest cosine, as
+SynthSAEBench has it
 - uniqueness: distinct ones of these features, over the latents
 """
 
@@ -30,19 +34,27 @@ class Recovery(NamedTuple):
 
 
 class Counts:
-    """Rows on which features and latents fire, together and alone; filled block by block."""
+    """Rows on which features and latents fire, together and alone; filled block by
+    block.
+    """
 
     def __init__(self, n_features: int, n_latents: int) -> None:
-        self.both = torch.zeros(n_features, n_latents)  # float32 counts exactly up to 2^24 rows
+        # float32 counts exactly up to 2^24 rows
+        self.both = torch.zeros(n_features, n_latents)
         self.feature = torch.zeros(n_features)
         self.latent = torch.zeros(n_latents)
 
     def add(self, row: Tensor, feature: Tensor, latents: Tensor) -> None:
-        """Firings (row, feature), int64 [n] each, and the latents [B, m] of the same rows 0 to B - 1."""
+        """Firings (row, feature), int64 [n] each, and the latents [B, m] of the same
+        rows 0 to B - 1.
+        """
         fires = (latents > 0).float()
         present, place = torch.unique(feature, return_inverse=True)
         pairs = torch.sparse_coo_tensor(
-            torch.stack([place, row]), torch.ones(len(row)), (len(present), len(latents)), check_invariants=True
+            torch.stack([place, row]),
+            torch.ones(len(row)),
+            (len(present), len(latents)),
+            check_invariants=True,
         )
         self.both[present] += torch.sparse.mm(pairs, fires)
         self.feature += torch.bincount(feature, minlength=len(self.feature))
@@ -50,7 +62,9 @@ class Counts:
 
 
 def recovery(directions: Tensor, decoder: Tensor, counts: Counts) -> Recovery:
-    """directions: [n, d] of the features; decoder: [m, d]. NaN throughout where no latent fires."""
+    """directions: [n, d] of the features; decoder: [m, d]. NaN throughout where no
+    latent fires.
+    """
     alive = counts.latent > 0
     n_alive = int(alive.sum())
     if not n_alive:
@@ -59,12 +73,17 @@ def recovery(directions: Tensor, decoder: Tensor, counts: Counts) -> Recovery:
     found = torch.nn.functional.normalize(decoder[alive].float(), dim=1)
     known = torch.nn.functional.normalize(directions.float(), dim=1)
     best_cos, best_f1 = torch.empty(len(known)), torch.empty(len(known))
-    nearest, nearest_cos = torch.zeros(n_alive, dtype=torch.int64), torch.full((n_alive,), -torch.inf)
+    nearest, nearest_cos = (
+        torch.zeros(n_alive, dtype=torch.int64),
+        torch.full((n_alive,), -torch.inf),
+    )
     for first in range(0, len(known), _BLOCK):
         part = slice(first, first + _BLOCK)
         cos = known[part] @ found.T
         best_cos[part] = cos.max(dim=1).values
-        best_f1[part] = _f1(both[part], counts.feature[part, None], latent).max(dim=1).values
+        best_f1[part] = (
+            _f1(both[part], counts.feature[part, None], latent).max(dim=1).values
+        )
         top = cos.max(dim=0)
         nearest = torch.where(top.values > nearest_cos, top.indices + first, nearest)
         nearest_cos = torch.maximum(top.values, nearest_cos)

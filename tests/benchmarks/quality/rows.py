@@ -1,4 +1,6 @@
-"""The stores, and the rows that all packages train on: our stream's batches, in its order, in a file."""
+"""The stores, and the rows that all packages train on: our stream's batches, in its
+order, in a file.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import actstore
-from actstore.store import Store
+from actstore.store.store import Store
 from schemas.stream import StreamSpec
-from tests.benchmarks.quality.known_features import FeatureSpec, KnownFeatures, make_known_store
+from tests.benchmarks.quality.known_features import (
+    FeatureSpec,
+    KnownFeatures,
+    make_known_store,
+)
 
 CLI = "from actstore.cli import main; main()"
 HARVEST = (
@@ -29,7 +35,9 @@ HARVEST = (
 
 
 class Setting(NamedTuple):
-    """What is trained from a store. k: latents per row of all kinds, as a number or as the wanted mean."""
+    """What is trained from a store. k: latents per row of all kinds, as a number or as
+    the wanted mean.
+    """
 
     n_latents: int
     batch: int
@@ -37,26 +45,39 @@ class Setting(NamedTuple):
     k: int
 
 
-SETTINGS = {"builtin": Setting(1024, 4096, 999_424, 32), "known": Setting(2048, 1024, 524_288, 25)}
+SETTINGS = {
+    "builtin": Setting(1024, 4096, 999_424, 32),
+    "known": Setting(2048, 1024, 524_288, 25),
+}
 KNOWN_ROWS = 1 << 20
 
 
-def open_store(name: str, work: Path, url: str | None, rows: int = KNOWN_ROWS) -> tuple[Store, KnownFeatures | None]:
-    """The store, made in `work` where it is not there yet, and its features if they are known.
+def open_store(
+    name: str, work: Path, url: str | None, rows: int = KNOWN_ROWS
+) -> tuple[Store, KnownFeatures | None]:
+    """The store, made in `work` where it is not there yet, and its features if they are
+    known.
 
-    url: where a store of that kind lies already. Features are kept in a file beside the store.
+    url: where a store of that kind lies already. Features are kept in a file beside the
+    store.
     """
     path = Path(url or work / f"{name}_store")
     if name == "builtin":
         if not path.exists():
-            subprocess.run([sys.executable, "-c", CLI, "harvest", *HARVEST, "--out", str(path)], check=True)
+            subprocess.run(
+                [sys.executable, "-c", CLI, "harvest", *HARVEST, "--out", str(path)],
+                check=True,
+            )
         return actstore.open(path), None
     beside = path.with_suffix(".features.json")
     if not beside.exists():
         known = KnownFeatures()
         make_known_store(path, known, rows)
-        beside.write_text(known.spec.model_dump_json() + "\n")  # last: it says that the store is whole
-    return actstore.open(path), KnownFeatures(FeatureSpec.model_validate_json(beside.read_text()))
+        # last: it says that the store is whole
+        beside.write_text(known.spec.model_dump_json() + "\n")
+    return actstore.open(path), KnownFeatures(
+        FeatureSpec.model_validate_json(beside.read_text())
+    )
 
 
 def stream_spec(batch: int, seed: int) -> StreamSpec:
@@ -65,7 +86,9 @@ def stream_spec(batch: int, seed: int) -> StreamSpec:
 
 
 def rows_file(store: Store, name: str, setting: Setting, seed: int, work: Path) -> Path:
-    """float32 [rows, d] in the order of the seed's stream, with the rows' layers beside it (`.layers.npy`)."""
+    """float32 [rows, d] in the order of the seed's stream, with the rows' layers beside
+    it (`.layers.npy`).
+    """
     path = work / f"rows_{name}_{seed}.npy"
     if path.exists() and len(np.load(path, mmap_mode="r")) >= setting.rows:
         return path
@@ -77,7 +100,10 @@ def rows_file(store: Store, name: str, setting: Setting, seed: int, work: Path) 
         while done < setting.rows:
             batch = next(stream)
             n = min(len(batch.x), setting.rows - done)
-            out[done : done + n], layers[done : done + n] = batch.x[:n].numpy(), batch.layer[:n].numpy()
+            out[done : done + n], layers[done : done + n] = (
+                batch.x[:n].numpy(),
+                batch.layer[:n].numpy(),
+            )
             done += n
     out.flush()
     np.save(path.with_suffix(".layers.npy"), layers)
@@ -87,5 +113,7 @@ def rows_file(store: Store, name: str, setting: Setting, seed: int, work: Path) 
 
 def first_rows(path: Path, n: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The first n rows, and their layers."""
-    layers = np.load(path.with_suffix(".layers.npy"), mmap_mode="r")[:n].astype(np.int64)
+    layers = np.load(path.with_suffix(".layers.npy"), mmap_mode="r")[:n].astype(
+        np.int64
+    )
     return np.array(np.load(path, mmap_mode="r")[:n]), layers

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-CLOSE = 0.03  # of the logarithm of L0: near enough to go on from with another point's slope
+# of the logarithm of L0: near enough to go on from with another point's slope
+CLOSE = 0.03
 EXACT = 0.003  # near enough without
 FARTHEST = 8.0  # factor from one try to the next
 
@@ -22,7 +23,8 @@ class Point(NamedTuple):
 def next_penalty(points: Sequence[Point], l0: float) -> float | None:
     """The penalty to try next, or None where one of the points is near enough.
 
-    L0 is taken for a power of the penalty: between the nearest points on either side, or on from the nearest two.
+    L0 is taken for a power of the penalty: between the nearest points on either side,
+    or on from the nearest two.
     """
     nearest = min(points, key=lambda point: abs(_distance(point, l0)))
     if abs(_distance(nearest, l0)) < (CLOSE if len(points) > 1 else EXACT):
@@ -38,7 +40,10 @@ def next_penalty(points: Sequence[Point], l0: float) -> float | None:
         return one.penalty * (other.penalty / one.penalty) ** min(0.9, max(0.1, share))
     power = 1.0
     if len(points) > 1:
-        second = min((p for p in points if p is not nearest), key=lambda point: abs(_distance(point, l0)))
+        second = min(
+            (p for p in points if p is not nearest),
+            key=lambda point: abs(_distance(point, l0)),
+        )
         slope = _distance(nearest, l0) - _distance(second, l0)
         moved = math.log(nearest.penalty / second.penalty)
         power = -slope / moved if slope * moved < 0 else 0.25
@@ -47,19 +52,24 @@ def next_penalty(points: Sequence[Point], l0: float) -> float | None:
 
 
 def at_l0(points: Sequence[Point], l0: float) -> float | None:
-    """FVU at an L0: log FVU over log L0, between the nearest points on either side, or on from the nearest two where
-    one of them is near; None where it would be a guess."""
+    """FVU at an L0: log FVU over log L0, between the nearest points on either side, or
+    on from the nearest two where one of them is near; None where it would be a guess.
+    """
     ordered = sorted(points, key=lambda point: abs(_distance(point, l0)))
     if len(ordered) == 1:
         return ordered[0].fvu if abs(_distance(ordered[0], l0)) < EXACT else None
-    if not ordered or (_around(ordered, l0) is None and abs(_distance(ordered[0], l0)) >= 3 * CLOSE):
+    if not ordered or (
+        _around(ordered, l0) is None and abs(_distance(ordered[0], l0)) >= 3 * CLOSE
+    ):
         return None
     return adjusted(ordered[0], ordered, l0)
 
 
 def adjusted(point: Point, others: Sequence[Point], l0: float) -> float:
-    """The FVU that a point would have at an L0, with the slope of the nearest two others; as it is without these, and
-    where it is there already: between seeds, whose L0 is nearly the same, a slope would be noise."""
+    """The FVU that a point would have at an L0, with the slope of the nearest two
+    others; as it is without these, and where it is there already: between seeds, whose
+    L0 is nearly the same, a slope would be noise.
+    """
     if abs(_distance(point, l0)) < EXACT:
         return point.fvu
     usable = (other for other in others if other.l0 > 0)
@@ -72,7 +82,9 @@ def adjusted(point: Point, others: Sequence[Point], l0: float) -> float:
 
 
 def _around(ordered: Sequence[Point], l0: float) -> tuple[Point, Point] | None:
-    """Of points sorted by their distance, the nearest at or above an L0 and the nearest below it, if there are both."""
+    """Of points sorted by their distance, the nearest at or above an L0 and the nearest
+    below it, if there are both.
+    """
     above = next((point for point in ordered if point.l0 >= l0), None)
     below = next((point for point in ordered if point.l0 < l0), None)
     return (above, below) if above is not None and below is not None else None

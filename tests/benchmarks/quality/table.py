@@ -1,4 +1,6 @@
-"""Markdown tables of results, for the README: what each library gives by default, and the best of its grid."""
+"""Markdown tables of results, for the README: what each library gives by default, and
+the best of its grid.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,25 @@ from tests.benchmarks.quality.search import Point, adjusted, at_l0
 
 LIBRARIES = ("ours", "saelens", "dictionary_learning")
 HEAD = "| kind | library | default | L0 | at L0 {k} | ours at that L0 | best lr | best at L0 {k} | dead |"
-RECOVERY_HEAD = "| kind | library | | MMCS | by frequency | F1 | F1 of latents | uniqueness |"
+RECOVERY_HEAD = (
+    "| kind | library | | MMCS | by frequency | F1 | F1 of latents | uniqueness |"
+)
 Rows = list[list[str]]
 Way = tuple[float | None, bool, bool]  # learning rate, recipe, normalise
 
 
 def tables(results: Sequence[Result]) -> str:
     """Of every store, number of rows and dictionary size that there are results of."""
-    sizes = sorted({(one.case.store, one.case.rows, one.case.n_latents) for one in results})
+    sizes = sorted(
+        {(one.case.store, one.case.rows, one.case.n_latents) for one in results}
+    )
     parts = []
     for store, rows, n_latents in sizes:
         some = [
-            one for one in results if (one.case.store, one.case.rows, one.case.n_latents) == (store, rows, n_latents)
+            one
+            for one in results
+            if (one.case.store, one.case.rows, one.case.n_latents)
+            == (store, rows, n_latents)
         ]
         parts += [_about(store, rows, n_latents, some), _fvus(some)]
         if any(one.mmcs is not None for one in some):
@@ -32,16 +41,23 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def value(result: Result, others: Sequence[Result], k: float) -> float:
-    """FVU at the wanted L0: of a kind with a k as it is or with its threshold reset; of others moved there along the
-    FVUs of the same library's other SAEs."""
+    """FVU at the wanted L0: of a kind with a k as it is or with its threshold reset; of
+    others moved there along the FVUs of the same library's other SAEs.
+    """
     if result.case.kind in OF_K:
         return result.fvu if result.fvu_reset is None else result.fvu_reset
     return adjusted(_point(result), [_point(one) for one in others], k)
 
 
 def best(results: Sequence[Result], kind: str, library: str, k: float) -> list[Result]:
-    """The runs, one for each seed, of the learning rate whose FVU at the wanted L0 is the least."""
-    tuned = [one for one in _of(results, kind, library) if one.case.lr is not None and one.case.l0 == k]
+    """The runs, one for each seed, of the learning rate whose FVU at the wanted L0 is
+    the least.
+    """
+    tuned = [
+        one
+        for one in _of(results, kind, library)
+        if one.case.lr is not None and one.case.l0 == k
+    ]
     found: dict[Way, float] = {}
     for way in {_way(one) for one in tuned}:
         at = _at(_first_seed(_of_way(tuned, way)), k)
@@ -89,7 +105,13 @@ def _fvus(results: Sequence[Result]) -> str:
     return _markdown(HEAD.format(k=f"{k:g}"), lines)
 
 
-def _at_k(results: Sequence[Result], kind: str, library: str, default: Sequence[Result], k: float) -> str:
+def _at_k(
+    results: Sequence[Result],
+    kind: str,
+    library: str,
+    default: Sequence[Result],
+    k: float,
+) -> str:
     """Defaults at the wanted L0, for those that can be asked for one."""
     if kind not in OF_K and library != "ours":
         return ""
@@ -97,12 +119,18 @@ def _at_k(results: Sequence[Result], kind: str, library: str, default: Sequence[
     return _spread(default, lambda one: value(one, others, k))
 
 
-def _ours_there(results: Sequence[Result], kind: str, theirs: Sequence[Result], k: float) -> str:
-    """Ours by default at the L0 of their default: steered to it; of a kind with a k, both at that k."""
+def _ours_there(
+    results: Sequence[Result], kind: str, theirs: Sequence[Result], k: float
+) -> str:
+    """Ours by default at the L0 of their default: steered to it; of a kind with a k,
+    both at that k.
+    """
     if not theirs:
         return ""
     if kind in OF_K:
-        return _spread(_default(results, kind, "ours"), lambda one: value(one, [one], k))
+        return _spread(
+            _default(results, kind, "ours"), lambda one: value(one, [one], k)
+        )
     ours = [one for one in _of(results, kind, "ours") if one.case.lr is None]
     wanted = statistics.mean(one.l0 for one in theirs)
     there = [one for one in ours if abs(one.case.l0 - wanted) < 0.02 * wanted]
@@ -119,14 +147,19 @@ def _recoveries(results: Sequence[Result]) -> str:
                 ("best", best(results, kind, library, k)),
             ):
                 if some:
-                    figures = [_spread(some, lambda one, name=name: getattr(one, name), 3) for name in names]
+                    figures = [
+                        _spread(some, lambda one, name=name: getattr(one, name), 3)
+                        for name in names
+                    ]
                     lines.append([kind, library.replace("_", " "), what, *figures])
     return _markdown(RECOVERY_HEAD, lines)
 
 
 def _about(store: str, rows: int, n_latents: int, results: Sequence[Result]) -> str:
     versions = sorted({(one.case.library, one.version) for one in results})
-    named = ", ".join(f"{library.replace('_', ' ')} {version}" for library, version in versions)
+    named = ", ".join(
+        f"{library.replace('_', ' ')} {version}" for library, version in versions
+    )
     seeds = len({one.case.seed for one in results})
     return (
         f"FVU on held-out rows of the `{store}` store: {rows:,} rows, {n_latents:,} latents; up to {seeds} seeds, mean "
@@ -140,7 +173,9 @@ def _k(results: Sequence[Result]) -> float:
 
 
 def _of(results: Iterable[Result], kind: str, library: str) -> list[Result]:
-    return [one for one in results if (one.case.kind, one.case.library) == (kind, library)]
+    return [
+        one for one in results if (one.case.kind, one.case.library) == (kind, library)
+    ]
 
 
 def _default(results: Sequence[Result], kind: str, library: str) -> list[Result]:
@@ -148,7 +183,10 @@ def _default(results: Sequence[Result], kind: str, library: str) -> list[Result]
     return [
         one
         for one in _of(results, kind, library)
-        if one.case.lr is None and one.case.penalty is None and one.case.l0 == k and not one.case.recipe
+        if one.case.lr is None
+        and one.case.penalty is None
+        and one.case.l0 == k
+        and not one.case.recipe
     ]
 
 
@@ -169,7 +207,9 @@ def _point(result: Result) -> Point:
     return Point(result.case.penalty or 0.0, result.l0, result.fvu)
 
 
-def _spread(some: Sequence[Result], figure: Callable[[Result], float | None], digits: int = 4) -> str:
+def _spread(
+    some: Sequence[Result], figure: Callable[[Result], float | None], digits: int = 4
+) -> str:
     values = [number for one in some if (number := figure(one)) is not None]
     if not values:
         return ""
@@ -180,4 +220,10 @@ def _spread(some: Sequence[Result], figure: Callable[[Result], float | None], di
 
 def _markdown(head: str, lines: Rows) -> str:
     columns = head.count("|") - 1
-    return "\n".join([head, "|---" * columns + "|", *("| " + " | ".join(line) + " |" for line in lines)])
+    return "\n".join(
+        [
+            head,
+            "|---" * columns + "|",
+            *("| " + " | ".join(line) + " |" for line in lines),
+        ]
+    )

@@ -1,1 +1,3 @@
-"""A writer and a reader of stores, made from `actstore/FORMAT.md` and nothing else: no import of the project."""
+"""A writer and a reader of stores, made from `docs/FORMAT.md` and nothing else: no
+import of the project.
+"""

@@ -17,8 +17,14 @@ def named(name: str, configuration: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "configuration": configuration}
 
 
-def array(shape: Any, chunk: Any, dtype: str, fill: float, dimensions: str, what: str = "") -> dict[str, Any]:
-    first = {"name": "bytes"} if dtype in {"int8", "uint8"} else named("bytes", {"endian": "little"})
+def array(
+    shape: Any, chunk: Any, dtype: str, fill: float, dimensions: str, what: str = ""
+) -> dict[str, Any]:
+    first = (
+        {"name": "bytes"}
+        if dtype in {"int8", "uint8"}
+        else named("bytes", {"endian": "little"})
+    )
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -35,6 +41,13 @@ def array(shape: Any, chunk: Any, dtype: str, fill: float, dimensions: str, what
 
 
 def group(attributes: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
-    ordered = {key: below[key] for key in sorted(below, key=lambda key: (key.count("/"), key))}
+    ordered = {
+        key: below[key] for key in sorted(below, key=lambda key: (key.count("/"), key))
+    }
     listing = {"kind": "inline", "must_understand": False, "metadata": ordered}
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes, "consolidated_metadata": listing}
+    return {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": attributes,
+        "consolidated_metadata": listing,
+    }

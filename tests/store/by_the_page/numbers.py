@@ -33,7 +33,9 @@ def permutation(n: int, *parts: int) -> list[int]:
     for part in parts:
         key = mix(key + 0x9E3779B97F4A7C15 + mix(part & WORD) & WORD)
     low = (1 << max(1, (n - 1).bit_length())) - 1
-    draws = sorted(mix(i * 0x9E3779B97F4A7C15 + key & WORD) & ~low | i for i in range(n))
+    draws = sorted(
+        mix(i * 0x9E3779B97F4A7C15 + key & WORD) & ~low | i for i in range(n)
+    )
     return [draw & low for draw in draws]
 
 
@@ -46,23 +48,39 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     finite = np.isfinite(x).all(axis=1)
     good = x[finite].astype("<f8")
-    mean = good.mean(axis=0).astype("<f4") if finite.any() else np.zeros(x.shape[1], "<f4")
-    step = good.std(axis=0).astype("<f4") if finite.any() else np.ones(x.shape[1], "<f4")
+    mean = (
+        good.mean(axis=0).astype("<f4") if finite.any() else np.zeros(x.shape[1], "<f4")
+    )
+    step = (
+        good.std(axis=0).astype("<f4") if finite.any() else np.ones(x.shape[1], "<f4")
+    )
     step[step == 0] = 1
     y = (np.where(finite[:, None], x, np.float32(0)) - mean) / step
     exact = np.abs(y).max(axis=1) / np.float32(127)
     scale = exact.astype("<f2")
-    scale[scale.astype("<f4") < exact] = np.nextafter(scale, np.float16(np.inf))[scale.astype("<f4") < exact]
+    scale[scale.astype("<f4") < exact] = np.nextafter(scale, np.float16(np.inf))[
+        scale.astype("<f4") < exact
+    ]
     scale[scale == 0] = 1
     q = np.clip(np.rint(y / scale.astype("<f4")[:, None]), -127, 127).astype("i1")
     q[~finite], scale[~finite] = 0, np.nan
     return q, scale, np.stack([mean, step])
 
 
-def statistics(x: np.ndarray, norm: np.ndarray, special: np.ndarray) -> list[np.ndarray]:
+def statistics(
+    x: np.ndarray, norm: np.ndarray, special: np.ndarray
+) -> list[np.ndarray]:
     finite, d = np.isfinite(norm), x.shape[1]
-    out = [np.zeros(2, "<i8"), np.zeros(2, "<i8"), *(np.zeros(2, "<f8") for _ in range(3))]
-    out += [np.zeros((2, d), "<f8"), np.zeros((2, d), "<f8"), np.zeros((2, 2048), "<i8")]
+    out = [
+        np.zeros(2, "<i8"),
+        np.zeros(2, "<i8"),
+        *(np.zeros(2, "<f8") for _ in range(3)),
+    ]
+    out += [
+        np.zeros((2, d), "<f8"),
+        np.zeros((2, d), "<f8"),
+        np.zeros((2, 2048), "<i8"),
+    ]
     for stratum in (0, 1):
         here = special == (stratum == 0)
         values, rows = norm[here & finite].astype("<f8"), x[here & finite].astype("<f8")
@@ -94,13 +112,20 @@ def figures(one: list[np.ndarray], strata: list[int]) -> dict[str, Any]:
     n, histogram = int(one[0][strata].sum()), one[7][strata].sum(axis=0)
     about = {"count": n, "non_finite": int(one[1][strata].sum())}
     if not n:
-        nothing = {"mean_norm": "NaN", "mean_sq_norm": "NaN", "max_norm": "NaN", "quantiles": ["NaN"] * 9}
+        nothing = {
+            "mean_norm": "NaN",
+            "mean_sq_norm": "NaN",
+            "max_norm": "NaN",
+            "quantiles": ["NaN"] * 9,
+        }
         return {**about, **nothing, "outliers": 0}
     below = np.cumsum(histogram)
 
     def quantile(q: float) -> float:
         b = int(np.argmax(below >= q * n))
-        return float(2.0 ** (-24 + (b + (q * n - (below[b] - histogram[b])) / histogram[b]) / 32))
+        return float(
+            2.0 ** (-24 + (b + (q * n - (below[b] - histogram[b])) / histogram[b]) / 32)
+        )
 
     limit = min(max(int(np.floor(32 * (np.log2(10 * quantile(0.5)) + 24))), 0), 2047)
     return {

@@ -27,14 +27,27 @@ SIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
 class PageWriter:
-    """Writes one finished store. values: by site [sequences, context, d] float32; tokens: [sequences, context]."""
+    """Writes one finished store. values: by site [sequences, context, d] float32;
+    tokens: [sequences, context].
+    """
 
     def __init__(
         self, folder: Path, values: dict[str, np.ndarray], tokens: np.ndarray, *, dtype: str, codec: str,
         unit_sequences: int, chunk_rows: int, seed: int, special: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
-        self.folder, self.values, self.tokens, self.dtype, self.codec = folder, values, tokens, dtype, codec
-        self.s, self.c, self.seed, self.special = unit_sequences, chunk_rows, seed, special
+        self.folder, self.values, self.tokens, self.dtype, self.codec = (
+            folder,
+            values,
+            tokens,
+            dtype,
+            codec,
+        )
+        self.s, self.c, self.seed, self.special = (
+            unit_sequences,
+            chunk_rows,
+            seed,
+            special,
+        )
         self.n, self.context = tokens.shape
         self.capacity = -(-unit_sequences * self.context // chunk_rows) * chunk_rows
         self.n_units = -(-self.n // unit_sequences)
@@ -58,9 +71,15 @@ class PageWriter:
             self.put(f"{key}/zarr.json", one)
         for k in range(self.n_units):
             self.unit(k)
-        files = {"plan.json": plan, "README.md": self.put("README.md", b"A store."), **self.columns()}
+        files = {
+            "plan.json": plan,
+            "README.md": self.put("README.md", b"A store."),
+            **self.columns(),
+        }
         merged = [self.merged(j) for j in range(len(self.sites))]
-        files["norms.stats"] = self.put("norms.stats", b"".join(part.tobytes() for one in merged for part in one))
+        files["norms.stats"] = self.put(
+            "norms.stats", b"".join(part.tobytes() for one in merged for part in one)
+        )
         for key, one in self.groups(arrays).items():
             self.put(f"{key}/zarr.json".lstrip("/"), one)
         self.put("manifest.json", self.manifest(files, merged))
@@ -72,7 +91,9 @@ class PageWriter:
         special = (position == 0) | np.isin(tokens[sequence, position], self.special)
         grown = np.full((self.s, self.context), -1, "<i4")
         grown[: len(tokens)] = tokens
-        objects = {f"tokens/c/{k}/0": self.put(f"tokens/c/{k}/0", checked(grown.tobytes()))}
+        objects = {
+            f"tokens/c/{k}/0": self.put(f"tokens/c/{k}/0", checked(grown.tobytes()))
+        }
         block = {
             "unit": k, "n_sequences": len(tokens), "n_tokens": len(sequence), "tokens": objects[f"tokens/c/{k}/0"],
             "cursor": {"sequence": k * self.s + len(tokens)}, "last": k == self.n_units - 1, "skipped_documents": 0,
@@ -83,17 +104,27 @@ class PageWriter:
         objects[f"rows/c/{k}/0"] = self.put(f"rows/c/{k}/0", checked(pairs.tobytes()))
         self.stats.append([])
         for site in self.sites:
-            x = self.values[site["name"]][k * self.s : (k + 1) * self.s][sequence, position]
+            x = self.values[site["name"]][k * self.s : (k + 1) * self.s][
+                sequence, position
+            ]
             objects |= self.site(k, site["name"], x, order, special)
         data = b"".join(part.tobytes() for one in self.stats[k] for part in one)
         objects[f"units/{k:05d}.stats"] = self.put(f"units/{k:05d}.stats", data)
-        record = {"unit": k, "n_sequences": len(tokens), "n_rows": len(order), "objects": objects, "batch": None}
+        record = {
+            "unit": k,
+            "n_sequences": len(tokens),
+            "n_rows": len(order),
+            "objects": objects,
+            "batch": None,
+        }
         self.put(f"units/{k:05d}.json", record)
         self.records.append(json.dumps(record).encode())
         self.rows.append(len(order))
         self.bytes.append(sum(one["bytes"] for one in objects.values()))
 
-    def site(self, k: int, name: str, x: np.ndarray, order: list[int], special: np.ndarray) -> dict[str, Any]:
+    def site(
+        self, k: int, name: str, x: np.ndarray, order: list[int], special: np.ndarray
+    ) -> dict[str, Any]:
         parts: dict[str, bytes] = {}
         if self.dtype == "int8":
             stored, scale, step = quantised(x)
@@ -124,7 +155,13 @@ class PageWriter:
             chunk[: len(part)] = part
             raw = chunk.tobytes()
             if self.codec != "raw":
-                raw = blosc.compress(np.frombuffer(raw, x.dtype), self.codec.encode(), 5, blosc.BITSHUFFLE, 0)
+                raw = blosc.compress(
+                    np.frombuffer(raw, x.dtype),
+                    self.codec.encode(),
+                    5,
+                    blosc.BITSHUFFLE,
+                    0,
+                )
             index[i] = len(out), len(raw) + 4
             out += checked(raw)
         return out + checked(index.tobytes())
@@ -139,22 +176,48 @@ class PageWriter:
         }  # fmt: skip
         for site in self.sites:
             name, d = site["name"], site["d"]
-            acts = array((slots, d), (self.capacity, d), self.dtype, 0 if self.dtype == "int8" else 0.0, f"row d_{d}")
+            acts = array(
+                (slots, d),
+                (self.capacity, d),
+                self.dtype,
+                0 if self.dtype == "int8" else 0.0,
+                f"row d_{d}",
+            )
             inner = [one for one in acts["codecs"] if one["name"] == "bytes"]
             if self.codec != "raw":
-                settings = {"typesize": SIZES[self.dtype], "cname": self.codec, "clevel": 5}
-                inner.append(named("blosc", {**settings, "shuffle": "bitshuffle", "blocksize": 0}))
+                settings = {
+                    "typesize": SIZES[self.dtype],
+                    "cname": self.codec,
+                    "clevel": 5,
+                }
+                inner.append(
+                    named(
+                        "blosc", {**settings, "shuffle": "bitshuffle", "blocksize": 0}
+                    )
+                )
             sharding = {
                 "chunk_shape": [self.c, d],
                 "codecs": [*inner, {"name": "crc32c"}],
-                "index_codecs": [named("bytes", {"endian": "little"}), {"name": "crc32c"}],
+                "index_codecs": [
+                    named("bytes", {"endian": "little"}),
+                    {"name": "crc32c"},
+                ],
                 "index_location": "end",
             }
-            found[f"acts/{name}"] = {**acts, "codecs": [named("sharding_indexed", sharding)]}
-            found[f"norm/{name}"] = array((slots,), (self.capacity,), "float32", 0.0, "row")
+            found[f"acts/{name}"] = {
+                **acts,
+                "codecs": [named("sharding_indexed", sharding)],
+            }
+            found[f"norm/{name}"] = array(
+                (slots,), (self.capacity,), "float32", 0.0, "row"
+            )
             if self.dtype == "int8":
-                found[f"scale/{name}"] = array((slots,), (self.capacity,), "float16", 0.0, "row")
-                found[f"step/{name}"] = array((units, 2, d), (1, 2, d), "float32", 0.0, f"unit moment d_{d}")
+                found[f"scale/{name}"] = array(
+                    (slots,), (self.capacity,), "float16", 0.0, "row"
+                )
+                found[f"step/{name}"] = array(
+                    (units, 2, d), (1, 2, d), "float32", 0.0, f"unit moment d_{d}"
+                )
         return found
 
     def column_arrays(self) -> dict[str, dict[str, Any]]:
@@ -171,16 +234,25 @@ class PageWriter:
         """With lists of what is below them."""
         about = {"format": "actstore", "format_version": 1, "format_minor": 1}
         names = {key.split("/")[0] for key in arrays if "/" in key}
-        listed = {**{name: group({"description": GROUPS[name]}, {}) for name in names}, "columns": group({}, {})}
+        listed = {
+            **{name: group({"description": GROUPS[name]}, {}) for name in names},
+            "columns": group({}, {}),
+        }
         made = {"": group(about, {**listed, **arrays, **self.column_arrays()})}
         for name in names:
-            below = {key.split("/", 1)[1]: one for key, one in arrays.items() if key.startswith(f"{name}/")}
+            below = {
+                key.split("/", 1)[1]: one
+                for key, one in arrays.items()
+                if key.startswith(f"{name}/")
+            }
             made[name] = group({"description": GROUPS[name]}, below)
         return made
 
     def columns(self) -> dict[str, Any]:
         digests = b"".join(blake3(record).digest() for record in self.records)
-        sums = np.array([[np.stack(one[:5], axis=1) for one in unit] for unit in self.stats], "<f8")
+        sums = np.array(
+            [[np.stack(one[:5], axis=1) for one in unit] for unit in self.stats], "<f8"
+        )
         chunks = {
             "rows/c/0": np.array(self.rows, "<i4").tobytes(),
             "bytes/c/0": np.array(self.bytes, "<i8").tobytes(),
@@ -191,15 +263,29 @@ class PageWriter:
         below = {key.split("/", 1)[1]: one for key, one in arrays.items()}
         return {
             "columns/zarr.json": self.put("columns/zarr.json", group({}, below)),
-            **{f"{key}/zarr.json": self.put(f"{key}/zarr.json", one) for key, one in arrays.items()},
-            **{f"columns/{key}": self.put(f"columns/{key}", checked(data)) for key, data in chunks.items()},
+            **{
+                f"{key}/zarr.json": self.put(f"{key}/zarr.json", one)
+                for key, one in arrays.items()
+            },
+            **{
+                f"columns/{key}": self.put(f"columns/{key}", checked(data))
+                for key, data in chunks.items()
+            },
         }
 
     def merged(self, j: int) -> list[np.ndarray]:
         """A site's statistics over the units that are not held out."""
         d = self.sites[j]["d"]
-        total = [np.zeros(2, "<i8"), np.zeros(2, "<i8"), *(np.zeros(2, "<f8") for _ in range(3))]
-        total += [np.zeros((2, d), "<f8"), np.zeros((2, d), "<f8"), np.zeros((2, 2048), "<i8")]
+        total = [
+            np.zeros(2, "<i8"),
+            np.zeros(2, "<i8"),
+            *(np.zeros(2, "<f8") for _ in range(3)),
+        ]
+        total += [
+            np.zeros((2, d), "<f8"),
+            np.zeros((2, d), "<f8"),
+            np.zeros((2, 2048), "<i8"),
+        ]
         for k in range(self.n_units):
             if k % 20 != 19:
                 merge(total, self.stats[k][j])
@@ -214,7 +300,13 @@ class PageWriter:
     def about(self) -> dict[str, Any]:
         """What a plan and a manifest both say."""
         source = {"name": "by the page", "revision": None}
-        corpus = {"kind": "memory", "split": "train", "config": None, "text_column": "text", "token_column": None}
+        corpus = {
+            "kind": "memory",
+            "split": "train",
+            "config": None,
+            "text_column": "text",
+            "token_column": None,
+        }
         spec = {
             "model": {**source, "dtype": "float32"}, "corpus": {**source, **corpus},
             "sites": [site["name"] for site in self.sites], "tokens": self.n * self.context, "context": self.context,
@@ -230,16 +322,36 @@ class PageWriter:
             "architecture": "none", "n_layers": 0, "d_model": 0, "vocabulary": 0, "weights_digest": "none",
             "tokenizer_digest": None, "bos_token": None, "special_tokens": list(self.special), "processed": False,
         }  # fmt: skip
-        numerics = {"device": "cpu", "torch": "none", "dtype": "float32", "batch": 1, "threads": 1}
-        return {"spec": spec, "sites": self.sites, "layout": layout, "model": model, "numerics": numerics}
+        numerics = {
+            "device": "cpu",
+            "torch": "none",
+            "dtype": "float32",
+            "batch": 1,
+            "threads": 1,
+        }
+        return {
+            "spec": spec,
+            "sites": self.sites,
+            "layout": layout,
+            "model": model,
+            "numerics": numerics,
+        }
 
-    def manifest(self, files: dict[str, Any], merged: list[list[np.ndarray]]) -> dict[str, Any]:
-        counts = {"n_units": self.n_units, "n_sequences": self.n, "n_rows": sum(self.rows)}
+    def manifest(
+        self, files: dict[str, Any], merged: list[list[np.ndarray]]
+    ) -> dict[str, Any]:
+        counts = {
+            "n_units": self.n_units,
+            "n_sequences": self.n,
+            "n_rows": sum(self.rows),
+        }
         generation = {
             "plan": "plan.json", "units": "units/", "sites": self.sites, "first_unit": 0, **counts,
             "plan_digest": files["plan.json"]["digest"], "units_digest": digest(b"".join(self.records)),
         }  # fmt: skip
-        content = digest((generation["plan_digest"] + generation["units_digest"]).encode())
+        content = digest(
+            (generation["plan_digest"] + generation["units_digest"]).encode()
+        )
         norms = [
             {"site": site["name"], "d": site["d"], "all": figures(one, [0, 1]), "special": figures(one, [0]), "rest": figures(one, [1])}
             for site, one in zip(self.sites, merged, strict=True)

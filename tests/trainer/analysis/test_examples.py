@@ -15,15 +15,15 @@ from schemas.records import LayerMetrics, ModelMetrics
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.analysis import figures
-from trainer.analysis.examples import layer_variance, widest
-from trainer.analysis.run import read_run, shown
-from trainer.evaluate.command import tables
+from trainer.analysis.latent_examples import layer_variance, widest
+from trainer.evaluate.eval_command import tables
 from trainer.evaluate.metrics import LayerSums, layer_sums, recovered
-from trainer.evaluate.rows import evaluate, with_model, write
+from trainer.evaluate.row_metrics import evaluate, with_model, write
 from trainer.report.report import _pooled_fvu
 from trainer.report.tables import model_table
-from trainer.trained import load
-from trainer.training.loop import train_group
+from trainer.runs.run_data import read_run, shown
+from trainer.runs.trained_sae import load
+from trainer.training.train_group import train_group
 
 ROWS = torch.tensor([1000, 1000])
 
@@ -41,7 +41,9 @@ def test_where_none_is_of_middling_frequency_all_that_fire_count() -> None:
 
 
 def test_variance_is_over_the_layers_of_a_token() -> None:
-    assert layer_variance(torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0]])) == pytest.approx(1 / 3)
+    assert layer_variance(
+        torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0]])
+    ) == pytest.approx(1 / 3)
     assert layer_variance(torch.full((4, 7), 2.5)) == 0
 
 
@@ -56,25 +58,45 @@ def test_sums_do_not_depend_on_the_batches_they_came_in() -> None:
         at = slice(i, i + 7)
         parts += layer_sums(x[at], again[at], latents[at], mean, 0.5, norms)
     one, other = whole.metrics("s", 5), parts.metrics("s", 5)
-    for name in ("fvu", "mse", "mse_per_element", "l0", "l1", "l1_decoder", "suppression"):
+    for name in (
+        "fvu",
+        "mse",
+        "mse_per_element",
+        "l0",
+        "l1",
+        "l1_decoder",
+        "suppression",
+    ):
         assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9), name
     assert torch.equal(whole.firings, parts.firings)
-    assert one.l1_decoder == pytest.approx(float((latents.double() / 0.5 * norms.double()).sum(1).mean()), rel=1e-6)
+    assert one.l1_decoder == pytest.approx(
+        float((latents.double() / 0.5 * norms.double()).sum(1).mean()), rel=1e-6
+    )
 
 
 def test_known_values() -> None:
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    one = layer_sums(x, x / 2, torch.tensor([[1.0, 0.0], [2.0, 3.0]]), torch.zeros(2), 1.0, torch.ones(2))
+    one = layer_sums(
+        x,
+        x / 2,
+        torch.tensor([[1.0, 0.0], [2.0, 3.0]]),
+        torch.zeros(2),
+        1.0,
+        torch.ones(2),
+    )
     found = one.metrics("s", 2)
     assert (found.fvu, found.mse, found.mse_per_element) == (0.25, 3.125, 1.5625)
     assert (found.l0, found.l1) == (1.5, 3.0)
-    assert found.suppression == 0.5  # the row of norm 0 has no ratio, and does not count
+    # the row of norm 0 has no ratio, and does not count
+    assert found.suppression == 0.5
     assert one.density.tolist() == [1.0, 0.5]
     assert recovered(6.0, 4.0, 3.0) == pytest.approx(2 / 3)
 
 
 def test_nothing_to_divide_by_is_no_figure() -> None:
-    """Rows that are all their mean, and zero; an ablation that changes nothing: NaN, null in JSON, a dash in tables."""
+    """Rows that are all their mean, and zero; an ablation that changes nothing: NaN,
+    null in JSON, a dash in tables.
+    """
     x = torch.zeros(3, 2)
     one = layer_sums(x, x, torch.zeros(3, 4), torch.zeros(2), 1.0, torch.ones(4))
     found = (one + one).metrics("s", 2)
@@ -86,27 +108,50 @@ def test_nothing_to_divide_by_is_no_figure() -> None:
     assert math.isnan(again.fvu)
     assert again.mse == 0
     assert math.isnan(recovered(3.0, 3.0, 3.0))
-    assert (shown(found.fvu), shown(0.123456), shown(2.0, ".4f")) == ("–", "0.1235", "2.0000")
+    assert (shown(found.fvu), shown(0.123456), shown(2.0, ".4f")) == (
+        "–",
+        "0.1235",
+        "2.0000",
+    )
 
 
 def test_tables_show_a_dash_and_the_best_run_has_a_figure(memory_url: str) -> None:
     store = make_store(f"{memory_url}/store", n_units=24, values=constant_first)
-    spec = {"store": store.url, "sae": {"kind": "topk", "k": 2, "expansion": 2}, "stream": {"batch": 128}, "rows": 256}
+    spec = {
+        "store": store.url,
+        "sae": {"kind": "topk", "k": 2, "expansion": 2},
+        "stream": {"batch": 128},
+        "rows": 256,
+    }
     train_group(store, {f"{memory_url}/run": TrainSpec.model_validate(spec)})
     record, firings = evaluate(load(f"{memory_url}/run"), store)
     assert [math.isnan(layer.fvu) for layer in record.layers] == [True, False, False]
-    assert record.fvu_layer_mean == pytest.approx(sum(layer.fvu for layer in record.layers[1:]) / 2)
+    assert record.fvu_layer_mean == pytest.approx(
+        sum(layer.fvu for layer in record.layers[1:]) / 2
+    )
     assert math.isfinite(record.pooled.fvu)
-    effect = {"ce_clean": 2, "ce_sae": 2, "ce_zero": 2, "ce_mean": 3, "kl": 0.1, "tokens": 9}
-    one = ModelMetrics.model_validate({"site": "s", "recovered_zero": None, "recovered_mean": 1.0, **effect})
+    effect = {
+        "ce_clean": 2,
+        "ce_sae": 2,
+        "ce_zero": 2,
+        "ce_mean": 3,
+        "kl": 0.1,
+        "tokens": 9,
+    }
+    one = ModelMetrics.model_validate(
+        {"site": "s", "recovered_zero": None, "recovered_mean": 1.0, **effect}
+    )
     write(f"{memory_url}/run", with_model(record, (one,)), firings)
     run = read_run(f"{memory_url}/run")
     assert math.isnan(run.evaluation.layers[0].fvu)
-    assert "<td>2.0000</td><td>3.0000</td><td>–</td><td>1.0000</td>" in model_table([run])
+    assert "<td>2.0000</td><td>3.0000</td><td>–</td><td>1.0000</td>" in model_table(
+        [run]
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     for made in tables(run.evaluation):
         console.print(made)
-    assert console.export_text().count("–") == 4  # its pooled row has no more to divide by
+    # its pooled row has no more to divide by
+    assert console.export_text().count("–") == 4
     nothing = record.model_copy(update={"pooled": record.layers[0]})
     worst = run._replace(evaluation=nothing)
     assert min([worst, run], key=_pooled_fvu) is run

@@ -1,7 +1,8 @@
 """Run by a Python that has sae-lens: ROWS MADE FOLDER...; see the test beside it.
 
-Loads each folder, and makes SAEs of SAELens' own in MADE, saved by SAELens. Encode and decode of the rows are written
-beside each one's weights as `seen.safetensors`; the version of sae-lens is printed.
+Loads each folder, and makes SAEs of SAELens' own in MADE, saved by SAELens. Encode and
+decode of the rows are written beside each one's weights as `seen.safetensors`; the
+version of sae-lens is printed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ VARIANTS = {
     "standard": (StandardSAE, StandardSAEConfig, {}),
     "standard_other": (StandardSAE, StandardSAEConfig, {"apply_b_dec_to_input": False}),
     "topk": (TopKSAE, TopKSAEConfig, {"k": 4}),
-    "topk_other": (TopKSAE, TopKSAEConfig, {"k": 4, "rescale_acts_by_decoder_norm": True}),
+    "topk_other": (
+        TopKSAE,
+        TopKSAEConfig,
+        {"k": 4, "rescale_acts_by_decoder_norm": True},
+    ),
     "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {}),
     "jumprelu_other": (JumpReLUSAE, JumpReLUSAEConfig, {"apply_b_dec_to_input": False}),
     "gated": (GatedSAE, GatedSAEConfig, {}),
@@ -35,7 +40,10 @@ VARIANTS = {
 @torch.no_grad()
 def seen(sae: SAE, folder: Path, x: torch.Tensor) -> None:
     latents = sae.encode(x)
-    save_file({"latents": latents.contiguous(), "again": sae.decode(latents).contiguous()}, folder / "seen.safetensors")
+    save_file(
+        {"latents": latents.contiguous(), "again": sae.decode(latents).contiguous()},
+        folder / "seen.safetensors",
+    )
 
 
 @torch.no_grad()
@@ -58,8 +66,14 @@ if __name__ == "__main__":
     make(Path(made), given)
     for one in folders:
         loaded = SAE.load_from_disk(one)
-        x = given.unflatten(-1, (4, -1)) if loaded.cfg.reshape_activations == "hook_z" else given
+        x = (
+            given.unflatten(-1, (4, -1))
+            if loaded.cfg.reshape_activations == "hook_z"
+            else given
+        )
         seen(loaded, Path(one), x)
-        assert loaded.cfg.metadata.sae_lens_version == "6.18.0", "its metadata was migrated away"
+        assert loaded.cfg.metadata.sae_lens_version == "6.18.0", (
+            "its metadata was migrated away"
+        )
         assert loaded.cfg.metadata.actstore_run_id == "r", loaded.cfg.metadata
     print(version("sae-lens"))

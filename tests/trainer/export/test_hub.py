@@ -41,20 +41,30 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply({"error": "no, thank you"}, self.server.status)
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
-            return self.reply({"url": f"{self.server.url}/me/sae", "name": "me/sae", "id": "1"})
+            return self.reply(
+                {"url": f"{self.server.url}/me/sae", "name": "me/sae", "id": "1"}
+            )
         if self.path == "/api/validate-yaml":  # of a README.md at the root
             return self.reply({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
             ]
             return self.reply({"files": files})
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
-                self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                self.server.files[line["value"]["path"]] = base64.b64decode(
+                    line["value"]["content"]
+                )
         self.server.commits.append(self.path)
         return self.reply(
-            {"success": True, "commitOid": "abc", "commitUrl": f"{self.server.url}/me/sae/commit/abc", "hookOutput": ""}
+            {
+                "success": True,
+                "commitOid": "abc",
+                "commitUrl": f"{self.server.url}/me/sae/commit/abc",
+                "hookOutput": "",
+            }
         )
 
     def reply(self, what: dict[str, Any], status: int = 200) -> None:
@@ -84,14 +94,23 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def test_an_export_is_one_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
     run = make_run(str(tmp_path / "run"), {"kind": "topk", "k": 5})
-    assert export_run(run, "hf://me/sae/k5", "saelens", private=True) == f"{fake_hub.url}/me/sae/commit/abc"
+    assert (
+        export_run(run, "hf://me/sae/k5", "saelens", private=True)
+        == f"{fake_hub.url}/me/sae/commit/abc"
+    )
     assert fake_hub.commits == ["/api/models/me/sae/commit/main"]
     assert fake_hub.tokens == {"Bearer hf_secret"}
     assert [(r["organization"], r["name"]) for r in fake_hub.created] == [("me", "sae")]
     assert "private" in json.dumps(fake_hub.created)
     export_run(run, str(tmp_path / "out"), "saelens")
-    local = {str(path.relative_to(tmp_path / "out")): path for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {f"k5/{name}": path.read_bytes() for name, path in local.items()} == fake_hub.files
+    local = {
+        str(path.relative_to(tmp_path / "out")): path
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert {
+        f"k5/{name}": path.read_bytes() for name, path in local.items()
+    } == fake_hub.files
     assert f"k5/{SITES[2]}/cfg.json" in fake_hub.files
     assert not any(b"hf_secret" in data for data in fake_hub.files.values())
 
@@ -105,16 +124,26 @@ def test_what_was_pushed_loads_again(fake_hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(401, "not valid"), (403, "may not write"), (404, "no such repository"), (418, "try again")]
+    ("status", "text"),
+    [
+        (401, "not valid"),
+        (403, "may not write"),
+        (404, "no such repository"),
+        (418, "try again"),
+    ],
 )
 def test_refusals_say_what_to_do(fake_hub: FakeHub, status: int, text: str) -> None:
     fake_hub.status = status
-    with pytest.raises(HubError, match=f"(?s)hf://me/sae: the hub answered {status}: .*{text}") as caught:
+    with pytest.raises(
+        HubError, match=f"(?s)hf://me/sae: the hub answered {status}: .*{text}"
+    ) as caught:
         hub.push({"a": b"1"}, "hf://me/sae", "m")
     assert "hf_secret" not in str(caught.value)
 
 
-def test_no_token_no_network_no_repository(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_no_network_no_repository(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for url in ("hf://me", "hf://datasets/me/sae", "hf://me/sae@/x", "hf://"):
         with pytest.raises(HubError, match="wanted hf://user/name"):
             hub.push({}, url, "m")

@@ -10,7 +10,7 @@ from tests.support import make_store
 from trainer.errors import RunError
 from trainer.report.report import _split, write_report
 from trainer.report.tables import table
-from trainer.training.loop import train_group
+from trainer.training.train_group import train_group
 
 
 def test_cells_are_escaped() -> None:
@@ -32,7 +32,9 @@ def test_where_the_page_goes(url: str, folder: str, name: str) -> None:
     assert _split(url) == (folder, name)
 
 
-@pytest.mark.parametrize("url", ["", "folder/", "memory://page.html", "s3://bucket/", "file:///page.html"])
+@pytest.mark.parametrize(
+    "url", ["", "folder/", "memory://page.html", "s3://bucket/", "file:///page.html"]
+)
 def test_a_page_without_a_place_is_refused(url: str) -> None:
     with pytest.raises(RunError, match="wanted a file"):
         _split(url)

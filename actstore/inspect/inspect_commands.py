@@ -1,0 +1,192 @@
+"""`actstore info`, `norms`, `verify`, `ls` and `doctor`. Importing this loads typer
+only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Url = Annotated[
+    str, typer.Argument(metavar="URL", help="A store: a folder or any fsspec URL.")
+]
+WIDTH = 120
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+
+def info_command(
+    url: Url,
+    as_json: AsJson = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option("--shuffle", help="How well its streams mix, at several budgets."),
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With --shuffle: rows per batch.",
+            show_default="4096",
+        ),
+    ] = None,
+) -> None:
+    """What a store holds: model, corpus, sites, rows, bytes, content id."""
+    from actstore.errors import SpecError
+    from actstore.inspect.store_info import shuffle_table
+    from actstore.store.description import describe
+    from actstore.store.open_store import open as open_store
+
+    if batch is not None and not shuffle:
+        raise SpecError("--batch is of --shuffle; give that too, or leave it out")
+    if as_json and shuffle:
+        raise SpecError(
+            "--shuffle prints a table, and --json the manifest; give one of them"
+        )
+    store = open_store(url)
+    if shuffle:
+        print_table(shuffle_table(store, 4096 if batch is None else batch))
+        return
+    if as_json:
+        typer.echo(store.manifest.to_json(), nl=False)
+        return
+    for name, value in describe(store):
+        typer.echo(f"{name:<12} {value}")
+
+
+def norms_command(
+    url: Url,
+    as_json: AsJson = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the plot of mean norm by layer to this HTML file.",
+            show_default="none",
+        ),
+    ] = None,
+) -> None:
+    """Norms of every site: mean, quantiles, outliers and non-finite rows."""
+    from actstore.inspect.store_info import norm_table, plot_norms
+    from actstore.store.open_store import open as open_store
+
+    store = open_store(url)
+    if as_json:
+        import json
+
+        # NaN is no JSON: it is a string there
+        every = [json.loads(norms.to_json()) for norms in store.manifest.norms]
+        typer.echo(json.dumps(every, indent=1))
+    else:
+        print_table(norm_table(store))
+    if plot is not None:
+        plot_norms(store, plot)
+        typer.echo(f"plot: {plot}", err=True)
+
+
+def print_table(table: Table) -> None:
+    """A table on the terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        # a pipe or a file has no width of its own, and 80 columns cut numbers off
+        console.width = WIDTH
+    console.print(table)
+
+
+def verify_command(
+    url: Url,
+    as_json: AsJson = False,
+    threads: Annotated[int, typer.Option(min=1, help="Objects read at a time.")] = 4,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Write bad zarr.json files anew, from the manifest."
+        ),
+    ] = False,
+) -> None:
+    """Read every object and compare it with its digest, or with what it follows from;
+    names each bad one.
+
+    Exit code 1 if there is any (that is not repaired).
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from actstore.inspect.verify import verify
+    from actstore.store.open_store import open as open_store
+
+    store = open_store(url)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=None)
+        result = verify(
+            store,
+            threads,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            repair=repair,
+        )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result._asdict()))
+    else:
+        for problem in result.problems:
+            typer.echo(problem)
+        for key in result.repaired:
+            typer.echo(f"repaired {store.url}/{key}")
+        typer.echo(
+            f"{result.objects} objects, {result.bytes:,} bytes:"
+            f" {len(result.problems)} bad"
+        )
+    if result.problems:
+        raise typer.Exit(1)
+
+
+def ls_command(url: Url, as_json: AsJson = False) -> None:
+    """The stores at a URL and directly below it, one line each."""
+    from actstore.inspect.list_stores import stores
+
+    found = stores(url)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([one._asdict() for one in found], indent=1))
+        return
+    for one in found:
+        typer.echo(f"{one.url}  {one.text}")
+    if not found:
+        typer.echo(f"no stores at {url} or directly below it", err=True)
+
+
+def doctor_command(
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="URL",
+            help="Where a store shall lie: it is written to and cleaned up.",
+            show_default="no place is tried",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions, GPU, memory; with a URL, free space and a round trip with throughput.
+    Exit code 1 if a check fails.
+    """
+    from actstore.inspect.doctor import examine
+
+    found = []
+    for check in examine(url):
+        found.append(check)
+        if not as_json:
+            typer.echo(f"{check.status:<5} {check.name:<18} {check.text}")
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([check._asdict() for check in found], indent=1))
+    if any(check.status == "fail" for check in found):
+        raise typer.Exit(1)

@@ -1,0 +1,146 @@
+"""Each folder imports only folders below it, and no module imports itself by way of
+others, lazily or not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("schemas", "actstore", "trainer")
+
+# What each folder (or module that lies beside the folders) may import, from the ground
+# up.
+GROUND = {
+    "schemas",
+    "actstore.errors",
+    "actstore.validation",
+    "actstore.machine",
+    "actstore.console",
+}
+STORED = GROUND | {"actstore.format", "actstore.store"}
+HARVESTED = STORED | {
+    "actstore.builtin",
+    "actstore.text",
+    "actstore.model",
+    "actstore.harvesting",
+}
+MAY_IMPORT: dict[str, set[str]] = {
+    "schemas": {"schemas"},
+    "actstore.errors": set(),
+    "actstore.validation": {"schemas", "actstore.errors"},
+    "actstore.machine": set(),
+    "actstore.console": GROUND | {"actstore"},
+    "actstore.format": GROUND,
+    "actstore.store": STORED,
+    "actstore.builtin": {"actstore.builtin"},
+    "actstore.text": STORED | {"actstore.builtin"},
+    "actstore.model": STORED,
+    "actstore.harvesting": HARVESTED,
+    "actstore.importing": HARVESTED,
+    "actstore.stream": STORED,
+    "actstore.inspect": STORED | {"actstore.stream"},
+}
+# `Store.stream` is for users: the one step from a lower folder to a higher one.
+EXCEPTIONS = {("actstore.store.store", "actstore.stream")}
+
+
+class Import(NamedTuple):
+    """One module imports another, anywhere in it but for type checkers."""
+
+    module: str
+    imported: str
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours, by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            found[
+                ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+                    ".__init__"
+                )
+            ] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports() -> Iterator[Import]:
+    """Imports between our own modules."""
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        for node in set(ast.walk(tree)) - for_types_only(tree):
+            for imported in names_in(node):
+                if imported in MODULES and imported != name:
+                    yield Import(name, imported)
+
+
+def for_types_only(tree: ast.Module) -> set[ast.AST]:
+    """Nodes below `if TYPE_CHECKING`."""
+    guards = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    ]
+    return {node for guard in guards for node in ast.walk(guard)}
+
+
+def names_in(node: ast.AST) -> list[str]:
+    """Modules that an import statement names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom) or node.module is None:
+        return []
+    whole = [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name if name in MODULES else node.module for name in whole]
+
+
+def room_of(module: str) -> str:
+    """The folder that a module lies in; its own name where it lies beside the folders.
+    `schemas` is one room.
+    """
+    parts = module.split(".")
+    return "schemas" if parts[0] == "schemas" else ".".join(parts[:2])
+
+
+def is_excepted(one: Import) -> bool:
+    return any(
+        one.module == module and room_of(one.imported) == room
+        for module, room in EXCEPTIONS
+    )
+
+
+def test_folders_import_only_what_is_below_them() -> None:
+    found = list(imports())
+    assert found
+    for one in found:
+        here, there = room_of(one.module), room_of(one.imported)
+        if here in MAY_IMPORT and here != there and not is_excepted(one):
+            assert there in MAY_IMPORT[here], f"{one.module} imports {one.imported}"
+
+
+def test_each_exception_is_needed() -> None:
+    found = list(imports())
+    for module, room in EXCEPTIONS:
+        assert any(
+            one.module == module and room_of(one.imported) == room for one in found
+        ), (module, room)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    below: dict[str, set[str]] = {name: set() for name in MODULES}
+    for one in imports():
+        if not is_excepted(one):
+            below[one.module].add(one.imported)
+    # Modules that import nothing that is left are taken away until none is: what stays
+    # lies on a circle, or above one.
+    while free := [name for name, others in below.items() if not others & below.keys()]:
+        for name in free:
+            del below[name]
+    assert not below, f"a circle among {sorted(below)}"

@@ -1,0 +1,236 @@
+"""The loop over a stream's batches: each run of a group takes its steps, is logged,
+saved, and ends in good order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from actstore.format.storage import Storage
+from actstore.machine.stop_signals import Stop, Stopped
+from actstore.stream.stream import Batch, Stream
+from schemas.records import StepRecord
+from schemas.stream import StreamState
+from schemas.train import TrainSpec
+from trainer.errors import DivergedError
+from trainer.runs.journal import Journal
+from trainer.training import checkpoint
+from trainer.training.learner import Interval, Learner
+from trainer.training.resample_dead import resample
+from trainer.training.run_stream import next_batch
+from trainer.training.save_times import Timetable
+
+
+@dataclass
+class Run:
+    """One SAE of a group: where it is written, and what trains it."""
+
+    spec: TrainSpec
+    storage: Storage
+    learner: Learner
+    journal: Journal
+    sites: tuple[str, ...]
+    saved: int = 0  # the step of the last checkpoint
+    end: StreamState | None = None  # where the stream was then
+
+    @property
+    def lead(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.learner.parallel is None or self.learner.parallel.world.lead
+
+
+@dataclass
+class Progress:
+    """What a progress display shows."""
+
+    step: int
+    steps: int
+    rows_per_s: float
+    stall: float
+    last: dict[str, Interval] = field(default_factory=dict)
+    # since the first step of this process, as of the last interval, like the next
+    seconds: float = 0.0
+    rows: int = 0  # trained on meanwhile
+    stall_s: float = 0.0
+
+
+Report = Callable[[Progress], None]
+
+
+def take_steps(
+    stream: Stream, runs: Sequence[Run], report: Report | None, stop: Stop
+) -> None:
+    """Train runs from where they are to their ends, or to a signal (raises Stopped).
+    Call it inside `stop.held()`.
+    """
+    n_steps = max(run.learner.steps for run in runs)
+    step = min(run.learner.step for run in runs)
+    clock, progress = _Clock(stream, step), Progress(step, n_steps, 0.0, 0.0)
+    timetable = _timetable(runs, stop, step, n_steps)
+    while (
+        step < n_steps
+        and (batch := _next_batch(stream, runs, stop, progress)) is not None
+    ):
+        # others are ahead, or done
+        active = [run for run in runs if run.learner.step == step < run.learner.steps]
+        for run in active:
+            run.learner.update(batch.x, batch.layer, batch.target, batch.batch_position)
+        resample(stream, [run.learner for run in active])
+        progress.step = step = step + 1
+        logged = (
+            active
+            if step % runs[0].spec.log_every == 0
+            else [run for run in active if step == run.learner.steps]
+        )
+        if logged:
+            clock.measure(progress, step)
+            for run in logged:
+                progress.last[run.storage.url] = _log(run, progress)
+        if report is not None:
+            report(progress)
+        due = timetable.due(step)
+        for run in active:
+            if (
+                due.save
+                or step % run.spec.checkpoint_every == 0
+                or run.learner.step == run.learner.steps
+            ):
+                _save(run, stream.state())
+        if all(run.saved == step for run in active):
+            timetable.saved()
+        if due.stop:
+            _stop(runs, stream.state(), due.stop, progress)
+    _end_early(
+        stream, [run for run in runs if run.learner.step < run.learner.steps], progress
+    )
+
+
+def _timetable(runs: Sequence[Run], stop: Stop, step: int, n_steps: int) -> Timetable:
+    parallel = runs[0].learner.parallel
+    minutes = min(run.spec.checkpoint_minutes for run in runs)
+    return Timetable(
+        minutes, stop, step, n_steps, None if parallel is None else parallel.world
+    )
+
+
+class _Clock:
+    """Speeds since the last interval, and since the first step."""
+
+    def __init__(self, stream: Stream, step: int) -> None:
+        self._stream, self._start = (
+            stream,
+            (
+                time.perf_counter(),
+                stream.stall_s,
+                stream.rows_in(step),
+            ),
+        )
+        self._last = self._start
+
+    def measure(self, progress: Progress, step: int) -> None:
+        """Write them into the progress; begin a new interval."""
+        now = (time.perf_counter(), self._stream.stall_s, self._stream.rows_in(step))
+        seconds, stall_s, rows = (
+            new - old for new, old in zip(now, self._last, strict=True)
+        )
+        progress.rows_per_s = rows / max(seconds, 1e-9)
+        progress.stall = stall_s / max(seconds, 1e-9)
+        progress.seconds, progress.stall_s, rows = (
+            new - old for new, old in zip(now, self._start, strict=True)
+        )
+        progress.rows, self._last = int(rows), now
+
+
+def _next_batch(
+    stream: Stream, runs: Sequence[Run], stop: Stop, progress: Progress
+) -> Batch | None:
+    """Of a process alone, a signal also ends the wait for data, which may be long where
+    a harvest is followed.
+    """
+    parallel = runs[0].learner.parallel
+    if parallel is not None:
+        return next_batch(stream, parallel)
+    # as all runs have it: the signal may come when the stream has already gone on
+    here = stream.state()
+    try:
+        with stop.released():
+            return next_batch(stream)
+    except Stopped as stopped:
+        _stop(runs, here, stopped.number, progress)
+
+
+def _stop(
+    runs: Sequence[Run], stream: StreamState, number: int, progress: Progress
+) -> NoReturn:
+    """Save what has not been saved at its step yet, and raise Stopped."""
+    for run in runs:
+        if run.learner.step not in {0, run.saved}:
+            _save(run, stream)
+    raise Stopped(
+        number, f"stopped and saved at step {progress.step:,} of {progress.steps:,}"
+    )
+
+
+def _end_early(stream: Stream, runs: Sequence[Run], progress: Progress) -> None:
+    """A harvest that was followed had fewer rows than planned."""
+    for run in runs:
+        if run.learner.sums["steps"]:
+            progress.last[run.storage.url] = _log(run, progress)
+        _save(run, stream.state())
+
+
+def _save(run: Run, stream: StreamState) -> None:
+    if not run.learner.finite():  # a checkpoint that is there is a good one
+        raise _diverged(run, "the loss or the weights are no numbers any more")
+    if run.lead:
+        # first: resuming reads no more of it than up to its checkpoint, and needs all
+        # of that
+        run.journal.write()
+    checkpoint.save(run.storage, run.learner, stream, run.spec.keep)
+    run.saved, run.end = run.learner.step, stream
+
+
+def _log(run: Run, progress: Progress) -> Interval:
+    interval, learner = run.learner.interval(), run.learner
+    if not math.isfinite(interval.loss):
+        raise _diverged(run, f"the loss is {interval.loss}")
+    run.journal.add(
+        StepRecord(
+            step=learner.step,
+            rows=interval.rows,
+            loss=interval.loss,
+            mse=interval.mse,
+            l0=interval.l0,
+            fvu=interval.fvu,
+            dead=interval.dead,
+            lr=learner.optimiser.param_groups[0]["lr"],
+            rows_per_s=progress.rows_per_s,
+            stall=progress.stall,
+            layers=(
+                dict(zip(run.sites, interval.layers, strict=True))
+                if len(run.sites) > 1
+                else {}
+            ),
+            parts=interval.parts,
+        )
+    )
+    if run.lead:
+        run.journal.flush()
+    return interval
+
+
+def _diverged(run: Run, what: str) -> DivergedError:
+    good = checkpoint.steps(run.storage)
+    last = (
+        f"the last good checkpoint is step {good[-1]}"
+        if good
+        else "there is no checkpoint yet"
+    )
+    return DivergedError(
+        f"{run.storage.url}: {what} at step {run.learner.step}; {last}; "
+        "lower the learning rate, or look for non-finite rows with `actstore norms`"
+    )
