@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 NEWEST = blake3 fsspec google-crc32c hypothesis ml_dtypes numcodecs numpy pydantic pytest pytest-timeout tensorstore xarray zarr zarrs
 
-.PHONY: demo test test-slow test-newest fuzz readme lint bench recipes clean
+.PHONY: demo test test-slow test-kernels test-newest fuzz readme examples docs wheel coverage mutants lint bench recipes clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -17,6 +17,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# The Triton kernels on a CPU: triton's interpreter is chosen when it is imported, so they have a process of their own.
+test-kernels: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/trainer/test_kernels.py
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 100000
@@ -31,6 +35,27 @@ test-newest:
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m tests.readme
+
+examples: $(VENV)/.runtime
+	PYTHON=$(BIN)/python bash examples/run.sh
+
+# The site, into site/. It needs no network: no fonts and no scripts from elsewhere.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Wheel and sdist, into dist/; then the demo's steps from the wheel, in an environment and a folder of their own.
+wheel: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	PYTHON=$(PYTHON) bash .ci/wheel dist
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile
+
+# All of it takes hours: MUTANTS='actstore.format.layout*' names some.
+MUTANTS ?=
+mutants: $(VENV)/.mutants
+	PATH="$(abspath $(BIN)):$$PATH" mutmut run $(MUTANTS) && PATH="$(abspath $(BIN)):$$PATH" mutmut results
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -53,5 +78,13 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+$(VENV)/.mutants: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest demo recipes build *.egg-info
+	rm -rf $(VENV) $(VENV)-newest demo recipes build dist site coverage mutants *.egg-info

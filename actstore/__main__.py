@@ -1,4 +1,4 @@
-"""`python -m actstore`."""
+"""`python -m actstore` is the command line `actstore`."""
 
 from actstore.cli import main
 

@@ -1,5 +1,7 @@
-"""`actstore`: harvest or import a store, look at it, check it. Heavy imports are inside
-the commands.
+"""The command line `actstore`: harvest or import a store, look at it, check it.
+
+Importing this loads nothing heavy, so that `--help` comes at once; the commands import
+what they need when they run.
 """
 
 from __future__ import annotations
@@ -8,12 +10,9 @@ import typer
 
 from actstore.console import cli_errors
 from actstore.console.cli_options import Command, command_for, with_version
+from actstore.harvesting import harvest_options, sites_command
 from actstore.harvesting.harvest_command import extend_command, harvest_command
-from actstore.harvesting.harvest_options import FIELDS, SCHEMA
 from actstore.harvesting.plan_command import plan_command
-from actstore.harvesting.sites_command import FIELDS as SITES_FIELDS
-from actstore.harvesting.sites_command import SCHEMA as SITES_SCHEMA
-from actstore.harvesting.sites_command import sites_command
 from actstore.importing.import_command import import_command
 from actstore.inspect.inspect_commands import (
     doctor_command,
@@ -30,10 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.callback()(with_version)
-Harvest = command_for(SCHEMA, FIELDS)
-app.command("harvest", cls=Harvest)(harvest_command)
-app.command("plan", cls=Harvest)(plan_command)
-app.command("sites", cls=command_for(SITES_SCHEMA, SITES_FIELDS))(sites_command)
+
+# The help of these tells the defaults of their spec's fields.
+HarvestCommand = command_for(harvest_options.SCHEMA, harvest_options.FIELDS)
+SitesCommand = command_for(sites_command.SCHEMA, sites_command.FIELDS)
+
+# In the order in which `--help` lists them.
+app.command("harvest", cls=HarvestCommand)(harvest_command)
+app.command("plan", cls=HarvestCommand)(plan_command)
+app.command("sites", cls=SitesCommand)(sites_command.sites_command)
 app.command("extend", cls=Command)(extend_command)
 app.command("import", cls=Command)(import_command)
 app.command("info", cls=Command)(info_command)
@@ -44,5 +48,5 @@ app.command("doctor", cls=Command)(doctor_command)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line; errors become messages and exit codes."""
     cli_errors.run(app)

@@ -1,41 +1,47 @@
-"""Every error a user can cause. Each says what was wanted, what came, where, and what
-to do.
+"""Every error that a user can cause.
 
-ActstoreError ├── SpecError            a value or key of a spec that cannot be used │
-├── NoRowsError      a filter that leaves no row │   └── SiteError        a site that
-does not exist, or has no vector per token ├── ModelError           the model cannot be
-loaded or hooked ├── CorpusError          the corpus cannot be read ├── SourceError
-activations that cannot be imported ├── NumericsError        values that the storage
-dtype cannot hold, a site without a finite row └── StoreError           something about
-a store
-    ├── NotAStoreError       there is no store at the URL ├── FormatVersionError   the
-    store is of a newer format ├── UnfinishedError      a harvest that has not ended │
-    └── OthersUnfinishedError  this worker's share of it has ├── ExistsError
-    the output is already there ├── ObjectError          an object that is missing │
-    └── CorruptError     an object whose bytes are not those recorded └── StorageError
-    the medium refuses: no permission, no network
-        └── FullError            no space is left, or a quota is used up
+Each says what was wanted, what came, where, and what to do.
+
+    ActstoreError
+    ├── SpecError            a value or key of a spec cannot be used
+    │   ├── NoRowsError      a filter leaves no row
+    │   └── SiteError        a site does not exist, or has no vector per token
+    ├── ModelError           the model cannot be loaded or hooked
+    ├── CorpusError          the corpus cannot be read
+    ├── SourceError          activations cannot be imported
+    ├── NumericsError        the storage dtype cannot hold values, or none is finite
+    └── StoreError           something is wrong with a store
+        ├── NotAStoreError       there is no store at the URL
+        ├── FormatVersionError   the store has a newer format
+        ├── UnfinishedError      the harvest has not ended
+        │   └── OthersUnfinishedError  this worker's share of it has
+        ├── ExistsError          the output is already there
+        ├── ObjectError          an object is missing
+        │   └── CorruptError     an object's bytes are not those recorded
+        └── StorageError         the medium refuses: no permission, no network
+            └── FullError        no space is left, or a quota is used up
 """
 
 from __future__ import annotations
 
 
 class ActstoreError(Exception):
-    """The base: its message is for the user, and a command line prints it without a
-    traceback.
+    """The base of all errors that a user can cause.
+
+    Its message is for the user; a command line prints it without a traceback.
     """
 
 
 class SpecError(ActstoreError):
-    """A value or key of a spec that cannot be used."""
+    """A value or key of a spec cannot be used."""
 
 
 class NoRowsError(SpecError):
-    """A filter that leaves no row."""
+    """A filter leaves no row."""
 
 
 class SiteError(SpecError):
-    """A site that does not exist, or that has no single vector per token."""
+    """A site does not exist, or has no single vector per token."""
 
 
 class ModelError(ActstoreError):
@@ -47,15 +53,15 @@ class CorpusError(ActstoreError):
 
 
 class SourceError(ActstoreError):
-    """A file or array of activations (or of their tokens) that cannot be imported."""
+    """A file or array of activations, or of their tokens, cannot be imported."""
 
 
 class NumericsError(ActstoreError):
-    """Values that the storage dtype cannot hold, or a site of which no row is finite."""
+    """The storage dtype cannot hold values, or no row of a site is finite."""
 
 
 class StoreError(ActstoreError):
-    """Something about a store."""
+    """Something is wrong with a store."""
 
 
 class NotAStoreError(StoreError):
@@ -63,7 +69,7 @@ class NotAStoreError(StoreError):
 
 
 class FormatVersionError(StoreError):
-    """The store is of a format this version does not know."""
+    """The store has a format that this version does not know."""
 
 
 class UnfinishedError(StoreError):
@@ -83,7 +89,7 @@ class ObjectError(StoreError):
 
 
 class CorruptError(ObjectError):
-    """An object whose bytes are not those recorded."""
+    """An object's bytes are not those recorded."""
 
 
 class StorageError(StoreError):
@@ -91,18 +97,20 @@ class StorageError(StoreError):
 
 
 class FullError(StorageError):
-    """No space is left, or a quota is used up; its message ends so that what to do then
-    can be added.
+    """No space is left, or a quota is used up.
+
+    Its message is open at the end, so that a command can add what to do then.
     """
 
 
 def first_line(error: Exception) -> str:
-    """An error of a library in one line."""
+    """Return the first line of a library's error, or the name of its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 class HarvestWarning(UserWarning):
-    """Something about a harvest that is no error: a corpus that ends early, documents
-    or files left out.
+    """Something about a harvest that is no error.
+
+    Such as a corpus that ends early, or documents and files that are left out.
     """

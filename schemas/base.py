@@ -1,5 +1,6 @@
-"""The base of everything that crosses a process or a disk: frozen, and strict about
-unknown keys.
+"""The base of all schemas: frozen records that refuse keys they do not know.
+
+Whatever crosses from one process to another, or goes to a disk, is a schema.
 
 Counts (`1M`), sizes (`20GB`) and names (one, or a list) are read here, so that YAML,
 options and Python mean the same. What is written is always a plain number.
@@ -20,55 +21,67 @@ _COUNT = re.compile(
 _SIZE = re.compile(
     r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(?:([kmgt])(i?)b?|b?)\s*", re.IGNORECASE
 )
+# Powers of 1000, or of 1024 in a size. 10^9 tokens are `1B`, 10^9 bytes `1GB`.
 _THOUSANDS = {"": 0, "k": 1, "m": 2, "b": 3, "g": 3, "t": 4}
 
 
 class Schema(BaseModel):
-    """Frozen; an unknown key is an error; NaN and infinity are written as JSON strings,
-    never as invalid JSON.
+    """The base of all schemas: frozen, and an unknown key is an error.
+
+    NaN and infinity are written as JSON strings, never as invalid JSON.
     """
 
+    # Forbidden extras catch a misspelt key, which would otherwise leave a default in
+    # force unseen. `model_pooled` is a field of ours, in a namespace that pydantic
+    # would otherwise warn of.
     model_config = ConfigDict(
         frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=()
     )
 
     def to_json(self) -> str:
-        """Indented JSON with a final newline, the same bytes for the same values."""
+        """Return indented JSON with a final newline: equal values give equal bytes."""
         return self.model_dump_json(indent=1) + "\n"
 
 
 def differences(wanted: Schema, found: Schema) -> list[str]:
-    """Fields in which two values of one schema differ, as `a.b: wanted x, there is y`."""
+    """Return the fields in which two values of a schema differ, a line for each.
 
-    def walk(a: Any, b: Any, path: str) -> list[str]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = sorted({*a, *b})
-            return [
-                line
-                for key in keys
-                for line in walk(
-                    a.get(key), b.get(key), f"{path}.{key}" if path else key
-                )
-            ]
-        return [] if a == b else [f"{path}: wanted {a!r}, there is {b!r}"]
+    A line is `a.b: wanted x, there is y`.
+    """
 
-    return walk(wanted.model_dump(mode="json"), found.model_dump(mode="json"), "")
+    def differences_at(path: str, wanted: Any, found: Any) -> list[str]:
+        if not (isinstance(wanted, dict) and isinstance(found, dict)):
+            if wanted == found:
+                return []
+            return [f"{path}: wanted {wanted!r}, there is {found!r}"]
+        lines: list[str] = []
+        for key in sorted({*wanted, *found}):
+            inner_path = f"{path}.{key}" if path else key
+            lines += differences_at(inner_path, wanted.get(key), found.get(key))
+        return lines
+
+    return differences_at(
+        "", wanted.model_dump(mode="json"), found.model_dump(mode="json")
+    )
 
 
 def parse_count(text: str) -> int:
-    """A number of tokens, rows or steps: `300k`, `1M`, `2.5B`, `1e6`, `100_000`. Raises
-    ValueError.
+    """Return a number of tokens, rows or steps from text.
+
+    It may be written `300k`, `1M`, `2.5B`, `1e6` or `100_000`.
+
+    Raises:
+        ValueError: It is no whole number.
     """
-    found = _COUNT.fullmatch(text)
-    if found is None:
+    match = _COUNT.fullmatch(text)
+    if match is None:
         raise ValueError(
             f"{text!r} is not a count; write 300k, 1M, 2.5B or plain digits"
         )
-    digits, power, unit = found.groups()
-    count = (
-        Decimal(digits.replace("_", "") + (power or ""))
-        * 1000 ** _THOUSANDS[unit.lower()]
-    )
+    digits, power, unit = match.groups()
+    number = digits.replace("_", "") + (power or "")
+    # Decimal, for a float is not exact: 0.29 * 100 is below 29.
+    count = Decimal(number) * 1000 ** _THOUSANDS[unit.lower()]
     if count != int(count):
         raise ValueError(
             f"{text!r} is not a whole count; write 300k, 1M, 2.5B or plain digits"
@@ -77,22 +90,26 @@ def parse_count(text: str) -> int:
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes: `4GiB`, `500MB`, `1.5g` (binary without the B), plain digits.
-    Raises ValueError.
+    """Return a number of bytes from text.
+
+    `4GiB` is 4 * 1024^3 and `500MB` is 500 * 1000^2. Without the B units are binary, as
+    in `free` and `dd`: `1.5g` is 1.5 GiB. Plain digits are bytes.
+
+    Raises:
+        ValueError: It is no size.
     """
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    match = _SIZE.fullmatch(text)
+    if match is None:
         raise ValueError(
             f"{text!r} is not a size; write 4GiB, 500MB or a number of bytes"
         )
-    unit, binary = (
-        (found.group(2) or "").lower(),
-        found.group(3) or not text.strip().lower().endswith("b"),
-    )
-    return round(
-        float(found.group(1).replace("_", ""))
-        * (1024.0 if binary else 1000.0) ** _THOUSANDS[unit]
-    )
+    digits, prefix, i_of_gib = match.groups()
+    ends_with_b = text.strip().lower().endswith("b")
+    # GiB has the i, G has no B: both are binary. Only GB is decimal.
+    is_binary = bool(i_of_gib) or not ends_with_b
+    base = 1024.0 if is_binary else 1000.0
+    power = _THOUSANDS[(prefix or "").lower()]
+    return round(float(digits.replace("_", "")) * base**power)
 
 
 def _count(value: Any) -> Any:
@@ -110,6 +127,7 @@ def _number(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
+    # A str is a sequence too: as a tuple it would be its letters.
     return (value,) if isinstance(value, str) else value
 
 
@@ -127,6 +145,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Names or patterns; also read from a single one."""
 
 Digest = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-f]{64}$"})]
-"""blake3, 256 bit, in hexadecimal. The pattern is of files: in memory, a store that is
-followed has another id.
+"""A blake3 digest of 256 bits, in hexadecimal.
+
+The pattern is that of files only: in memory, a store that is followed has another id.
 """

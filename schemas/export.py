@@ -1,5 +1,6 @@
-"""JSON Schemas of the files that a store and a run have: `python -m schemas.export`
-writes them to `schemas/json/`.
+"""The JSON Schemas of the files in a store and in a run.
+
+`python -m schemas.export` writes them to `schemas/json/`.
 
 They describe what is written: a key is required iff it is always there.
 """
@@ -31,61 +32,78 @@ FILES: dict[str, type[Schema]] = {
     "eval": EvalRecord,
     "store": StoreOrigin,
 }
-"""By name of the schema; `sae`, `eval` and `store` are the files of these names of a
-run.
+"""The schemas by name; `sae`, `eval` and `store` are the files of these names in a
+run's folder.
 """
 
 
 class _Written(GenerateJsonSchema):
-    """Of JSON as it is written: defaults are there, NaN and infinity are strings, and
-    fields have no titles.
+    """Describes JSON as it is written, not as it may be read.
+
+    Fields with a default are there, NaN and infinity are strings, and fields have no
+    titles.
     """
 
+    # A default is written like any other value, so a reader may rely on the key; only
+    # what `exclude_if` may leave out is optional.
     def field_is_required(self, field: Any, total: bool) -> bool:  # noqa: ARG002
         return field.get("serialization_exclude_if") is None
 
+    # A title would be the field's name once more, with capitals.
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 
     def float_schema(self, schema: Any) -> JsonSchemaValue:
         number = super().float_schema(schema)
-        above, below = {"ge", "gt"} & schema.keys(), {"le", "lt"} & schema.keys()
-        names = [] if above else ["-Infinity"]
-        names += [] if below else ["Infinity"]
-        names += [] if above or below else ["NaN"]
-        if not names or schema.get("allow_inf_nan") is False:
+        has_lower_bound = "ge" in schema or "gt" in schema
+        has_upper_bound = "le" in schema or "lt" in schema
+        # What is not below any number may be infinite; NaN fits no bound.
+        not_finite = []
+        if not has_lower_bound:
+            not_finite.append("-Infinity")
+        if not has_upper_bound:
+            not_finite.append("Infinity")
+        if not has_lower_bound and not has_upper_bound:
+            not_finite.append("NaN")
+        if not not_finite or schema.get("allow_inf_nan") is False:
             return number
-        return {"anyOf": [number, {"enum": names}]}
+        return {"anyOf": [number, {"enum": not_finite}]}
 
 
 def export() -> dict[str, str]:
-    """The schemas' text by file name."""
+    """Return the text of every JSON Schema, by file name."""
     return {
-        f"{name}.json": json.dumps(_of(one), indent=1) + "\n"
-        for name, one in FILES.items()
+        f"{name}.json": json.dumps(_json_schema(schema), indent=1) + "\n"
+        for name, schema in FILES.items()
     }
 
 
-def _of(schema: type[Schema]) -> dict[str, Any]:
-    made = schema.model_json_schema(mode="serialization", schema_generator=_Written)
-    return {"$schema": GenerateJsonSchema.schema_dialect, **_plain(made)}
+def _json_schema(schema: type[Schema]) -> dict[str, Any]:
+    generated = schema.model_json_schema(
+        mode="serialization", schema_generator=_Written
+    )
+    dialect = GenerateJsonSchema.schema_dialect
+    return {"$schema": dialect, **_without_our_formats(generated)}
 
 
-def _plain(value: Any) -> Any:
-    """Without what only options and error messages use."""
+def _without_our_formats(value: Any) -> Any:
+    """Return a JSON schema without the formats that only options and messages use."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {
-            key: _plain(one) for key, one in value.items() if (key, one) not in _OURS
-        }
-    return value
+        return [_without_our_formats(element) for element in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_our_formats(inner)
+        for key, inner in value.items()
+        if not (key == "format" and inner in OUR_FORMATS)
+    }
 
 
-_OURS = [("format", "count"), ("format", "size")]
+OUR_FORMATS = ("count", "size")
 
 
 def main() -> int:
+    """Write the JSON Schemas to their folder."""
     FOLDER.mkdir(exist_ok=True)
     for name, text in export().items():
         (FOLDER / name).write_text(text, encoding="utf-8")

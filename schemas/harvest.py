@@ -18,6 +18,7 @@ from schemas.source import (
 )
 
 Codec = Literal["lz4", "zstd", "raw"]
+# Strict, since `true` would otherwise be token 1.
 Separator = (
     Literal["auto", "bos", "eos", "sep", "none", "bos_if_any"]
     | Annotated[int, Strict(), Field(ge=0)]
@@ -27,49 +28,70 @@ Minor = Annotated[
     Field(
         ge=0,
         exclude_if=lambda value: value == 0,
-        description="of the format; a store of 1.0 has no such key",
+        description="minor version of the format; absent in a store of format 1.0",
     ),
 ]
 
 
 class HarvestSpec(Schema):
-    """One harvest, as the user asked for it. Two harvests of equal specs give the same
-    bytes on the same numerics.
+    """One harvest, as the user asked for it.
+
+    Two harvests of equal specs give the same bytes where their numerics are the same.
     """
 
-    model: ModelSource
-    corpus: CorpusSource
+    model: ModelSource = Field(description="the language model")
+    corpus: CorpusSource = Field(description="what it reads")
     sites: Names = Field(
-        min_length=1, description="hook names or modules; `*` and `{0..5}` are patterns"
+        min_length=1,
+        description=(
+            "hook names or names of modules; `*` and `{0..5}` stand for several"
+        ),
     )
     tokens: Count = Field(
         gt=0,
-        description="token positions to run (sequences = tokens / context, rounded up)",
+        description="tokens to run, rounded up to whole sequences",
     )
     context: int = Field(default=128, gt=0, description="tokens per sequence")
     pack: bool = Field(
         default=True,
-        description="fill contexts from consecutive documents, else one document each",
+        description=(
+            "fill each sequence from consecutive documents; if not, one document each"
+        ),
     )
     prepend_bos: bool | None = Field(
-        default=None, description="None: as the model's tokenizer does"
+        default=None,
+        description=(
+            "begin each sequence with the BOS token; None: as the model's tokenizer"
+            " does"
+        ),
     )
     separator: Separator = Field(
         default="auto",
+        # In a file without the key documents are separated as format 1.0 did it.
         exclude_if=lambda value: value == "bos_if_any",
         description=(
-            "between documents: BOS before each; EOS, SEP or a token id after each;"
-            " none; bos_if_any: BOS if the tokenizer has one, else none (in a file the"
-            " key is absent then); auto: BOS, else EOS, else SEP"
+            "what stands between documents: BOS before each; EOS, SEP or a token id"
+            " after each; none; bos_if_any: BOS if the tokenizer has one, else none (in"
+            " a file the key is absent then); auto: BOS, else EOS, else SEP"
         ),
     )
     batch: int = Field(default=32, gt=0, description="sequences per forward pass")
-    dtype: StorageDtype = "bfloat16"
-    codec: Codec = "lz4"
-    seed: int = Field(default=0, ge=0)
-    memory: Size = Field(
-        default=4 << 30, gt=0, description="bytes that units in flight may take"
+    dtype: StorageDtype = Field(
+        default="bfloat16", description="dtype that values are stored in"
     )
+    codec: Codec = Field(default="lz4", description="how chunks are compressed")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="seed of the order in which a unit's rows are stored",
+    )
+    memory: Size = Field(
+        default=4 << 30,
+        gt=0,
+        description="bytes of memory for units on their way to the store",
+    )
+    # The next two decide which bytes lie together, and so the order of every stream.
+    # They are planned once, and a resume takes them from the plan.
     unit_sequences: int | None = Field(
         default=None,
         gt=0,
@@ -81,79 +103,104 @@ class HarvestSpec(Schema):
         description="rows per chunk; None: planned, from the width of a row",
     )
     exclude_special_tokens: bool = Field(
-        default=False, description="keep no rows of BOS, EOS and the like"
+        default=False,
+        description="keep no rows of special tokens: BOS, EOS and the like",
     )
     skip_first: int = Field(
-        default=0, ge=0, description="keep no rows of the first positions of a context"
+        default=0,
+        ge=0,
+        description="keep no rows of so many first tokens of a sequence",
     )
     exclude_tokens: tuple[int, ...] = Field(
         default=(), description="keep no rows of these token ids"
     )
     autocast: ModelDtype | None = Field(
         default=None,
-        description="run the forward under torch.autocast; None: no autocast",
+        description="run the model under torch.autocast in this dtype; None: do not",
     )
     compile: bool = Field(
-        default=False, description="run the forward through torch.compile"
+        default=False, description="compile the model with torch.compile"
     )
 
 
 class Layout(Schema):
     """How rows fall into units, chunks and objects. Row id = unit * capacity + slot."""
 
-    context: int = Field(gt=0)
+    context: int = Field(gt=0, description="tokens per sequence")
     n_sequences: int = Field(
         gt=0,
-        description="planned; a corpus that ends early leaves the last units absent",
+        description=(
+            "sequences as planned; a corpus that ends early leaves the last units"
+            " absent"
+        ),
     )
-    unit_sequences: int = Field(gt=0, description="sequences per unit (S)")
+    unit_sequences: int = Field(gt=0, description="sequences per unit")
     capacity: int = Field(
-        gt=0, description="row slots per unit: S * context rounded up to whole chunks"
+        gt=0,
+        description=(
+            "slots for rows per unit: unit_sequences * context, rounded up to whole"
+            " chunks"
+        ),
     )
-    chunk_rows: int = Field(gt=0)
-    n_units: int = Field(gt=0)
+    chunk_rows: int = Field(gt=0, description="rows per chunk")
+    n_units: int = Field(gt=0, description="units as planned")
 
     @property
     def n_slots(self) -> int:
+        """Slots of all units together."""
+        # Not the rows: padding and left-out tokens leave slots empty.
         return self.n_units * self.capacity
 
     @property
     def unit_chunks(self) -> int:
+        """Chunks of a site in one unit."""
         return self.capacity // self.chunk_rows
 
 
 class ModelInfo(Schema):
-    """What was actually loaded."""
+    """The language model that was loaded."""
 
-    architecture: str
-    n_layers: int
-    d_model: int
-    vocabulary: int
+    architecture: str = Field(description="name of its architecture")
+    n_layers: int = Field(description="number of its layers")
+    d_model: int = Field(description="width of its residual stream")
+    vocabulary: int = Field(description="number of token ids")
     weights_digest: str = Field(
-        description="blake3 over parameter names and values, or of the module given"
+        description=("blake3 over the names and values of its parameters")
     )
-    tokenizer_digest: Digest | None = None
-    bos_token: int | None = None
-    special_tokens: tuple[int, ...] = ()
+    tokenizer_digest: Digest | None = Field(
+        default=None, description="blake3 of the tokenizer; None: there is none"
+    )
+    bos_token: int | None = Field(
+        default=None, description="id of the BOS token; None: there is none"
+    )
+    special_tokens: tuple[int, ...] = Field(
+        default=(), description="ids of special tokens: BOS, EOS and the like"
+    )
+    # Folded weights would give other activations at the same hook names.
     processed: Literal[False] = Field(
-        default=False, description="TransformerLens' unprocessed activations"
+        default=False,
+        description="always false: weights are not folded as TransformerLens can do",
     )
 
 
 class Numerics(Schema):
-    """What must agree between workers for a unit done twice to be the same bytes."""
+    """What must agree between workers, so that a unit done twice has the same bytes."""
 
-    device: str
-    torch: str
-    dtype: str
-    batch: int
-    threads: int
+    # Each of these changes how products are rounded and in which order they are added
+    # up, and so the last bits of an activation.
+    device: str = Field(description="kind of device, or name of the GPU")
+    torch: str = Field(description="version of torch")
+    dtype: str = Field(description="dtype that the model computes in")
+    batch: int = Field(description="sequences per forward pass")
+    threads: int = Field(description="threads of torch on a CPU")
 
 
 def as_before(values: Any) -> Any:
-    """A plan or manifest of format 1.0, as it was meant: `train` and `text` stood there
-    without being asked for, and documents of a tokenizer without BOS followed each
-    other.
+    """Return a plan or manifest of format 1.0 as it was meant.
+
+    In 1.0 `split: train` and `text_column: text` stood there without being asked for,
+    and documents followed each other without a separator where the tokenizer has no
+    BOS.
     """
     spec = values.get("spec") if isinstance(values, Mapping) else None
     if (
@@ -171,47 +218,51 @@ def as_before(values: Any) -> Any:
 
 
 class Plan(Schema):
-    """`plan.json`, written first with a conditional create: what a resume or a second
-    worker joins.
+    """`plan.json`: what a harvest is going to do.
 
-    `extend` adds `plan-1.json` and so on: a generation that holds more sites on the
+    It is written before anything else, and only where there is none yet: a resume or a
+    second worker joins the plan that it finds.
+
+    `extend` adds `plan-1.json` and so on: a generation that holds more sites in the
     units there are, or more units.
     """
 
     format: Literal["actstore"] = "actstore"
-    format_version: int
+    format_version: int = Field(description="major version of the format")
     format_minor: Minor = 0
-    spec: HarvestSpec
-    sites: tuple[Site, ...]
-    layout: Layout
-    model: ModelInfo
+    spec: HarvestSpec = Field(description="what was asked for")
+    sites: tuple[Site, ...] = Field(description="the sites, and their widths")
+    layout: Layout = Field(description="how rows fall into units")
+    model: ModelInfo = Field(description="the language model that was loaded")
     corpus_digest: str | None = Field(
         default=None, description="what identifies the corpus' contents, if known"
     )
-    numerics: Numerics
-    generation: int = Field(default=0, ge=0)
+    numerics: Numerics = Field(description="what it was computed with")
+    generation: int = Field(
+        default=0, ge=0, description="0 for a harvest, then one more for each extend"
+    )
     parent: Digest | None = Field(
         default=None, description="content id of the store that this generation extends"
     )
     first_unit: int = Field(
         default=0, ge=0, description="units before it belong to earlier generations"
     )
+    # Keys that format 1.0 did not have are absent where they say nothing new: a plan of
+    # then and the same plan of today have the same bytes, and the same digest.
     separator_token: int | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="what each document ends with; absent: nothing",
+        description="token id that each document ends with; absent: none",
     )
     imported: Imported | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="of an import; else the key is absent",
+        description="where the activations come from; absent in a harvest",
     )
 
     _before = model_validator(mode="before")(as_before)
 
     @property
     def adds_sites(self) -> bool:
-        """Whether this generation holds more sites of the units there are (else: more
-        units).
-        """
+        """Whether this generation adds sites to the units there are, not more units."""
         return self.generation > 0 and self.first_unit == 0

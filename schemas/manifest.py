@@ -1,4 +1,5 @@
-"""The records of a store: blocks, units, norm statistics, manifest.
+"""The records of a store: blocks, units, norm statistics, and the manifest.
+
 `docs/FORMAT.md` is the normative text.
 """
 
@@ -15,35 +16,41 @@ from schemas.source import Imported, Site
 
 FORMAT_VERSION = 1
 FORMAT_MINOR = 1
+# Of so many units, one is held out: 5 % of the rows suffice for evaluation, and a store
+# of 20 units has some. Stores rely on it, so it never changes.
 HELD_OUT_EVERY = 20
+# Dense at both ends, which is where outliers show.
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 Stratum = Literal["special", "rest"]
 
 
 class ObjectRecord(Schema):
-    """One object of the store: its size and the blake3 digest of its bytes (hex, 256
-    bit).
-    """
+    """One object of the store: its size and the blake3 digest of its bytes."""
 
-    bytes: int = Field(ge=0)
-    digest: Digest
+    bytes: int = Field(ge=0, description="size in bytes")
+    digest: Digest = Field(description="blake3 of its bytes")
 
 
 class BlockRecord(Schema):
-    """`blocks/00042.json`: the token block of one unit, and where in the corpus the
-    next one starts.
-    """
+    """`blocks/00042.json`: one unit's token block, and where the next block starts."""
 
-    unit: int = Field(ge=0)
-    n_sequences: int = Field(ge=0)
-    n_tokens: int = Field(ge=0, description="token positions that are not padding")
-    tokens: ObjectRecord
+    unit: int = Field(ge=0, description="number of the unit")
+    n_sequences: int = Field(ge=0, description="sequences of the block")
+    n_tokens: int = Field(ge=0, description="tokens that are not padding")
+    tokens: ObjectRecord = Field(description="the object that holds the tokens")
+    # Each kind of corpus counts in its own way: by file and byte, by row, by sequence.
     cursor: dict[str, Any] = Field(
-        description="the corpus' own position where the next block starts"
+        description="where in the corpus the next block starts, as the corpus counts"
     )
-    last: bool = Field(description="the corpus or the budget ends with this block")
-    skipped_documents: int = Field(default=0, ge=0)
+    last: bool = Field(
+        description="whether the corpus, or what was asked of it, ends with this block"
+    )
+    skipped_documents: int = Field(
+        default=0, ge=0, description="documents that could not be used"
+    )
 
+    # The end of the corpus is told by `last` alone: without it the store could never be
+    # finished.
     @model_validator(mode="after")
     def _ends(self) -> BlockRecord:
         if self.cursor == {"end": True} and not self.last:
@@ -54,73 +61,88 @@ class BlockRecord(Schema):
 
 
 class Claim(Schema):
-    """`claims/00042.json`, only while harvesting: sequences per forward where the
-    planned batch had no room.
+    """`claims/00042.json`: a smaller batch for a unit, where memory was too small.
+
+    It is there only while harvesting. Whoever does the unit again takes the batch that
+    it says, so that the unit's bytes are the same.
     """
 
-    batch: int = Field(gt=0)
+    batch: int = Field(gt=0, description="sequences per forward pass")
 
 
 class UnitRecord(Schema):
     """`units/00042.json`: its presence is the commit of the unit."""
 
-    unit: int = Field(ge=0)
-    n_sequences: int = Field(ge=0)
-    n_rows: int = Field(ge=0, description="valid rows; they come first")
-    objects: dict[str, ObjectRecord] = Field(description="by key relative to the store")
+    unit: int = Field(ge=0, description="number of the unit")
+    n_sequences: int = Field(ge=0, description="sequences of the unit")
+    n_rows: int = Field(
+        ge=0, description="rows of each site; they fill the unit's first slots"
+    )
+    objects: dict[str, ObjectRecord] = Field(
+        description="the unit's objects, by key relative to the store"
+    )
     batch: int | None = Field(
-        default=None, description="sequences per forward where it had to be halved"
+        default=None,
+        description=(
+            "sequences per forward pass where the planned ones did not fit into"
+            " memory; null: as planned"
+        ),
     )
 
 
 class StratumNorms(Schema):
-    """Norm statistics of one site over one stratum of the training rows.
+    """Norm statistics of one site over some of the training rows.
 
-    Of no rows (count 0) all figures are NaN, whatever is given: older stores say 0.
+    Without rows (count 0) all figures are NaN, whatever is given: older stores say 0.
     """
 
-    count: int = Field(description="finite rows")
+    count: int = Field(description="rows with finite values only")
     non_finite: int = Field(
         description="rows with a NaN or an infinity; they are in no other figure"
     )
-    mean_norm: float
-    mean_sq_norm: float
-    max_norm: float
+    mean_norm: float = Field(description="mean L2 norm")
+    mean_sq_norm: float = Field(description="mean squared L2 norm")
+    max_norm: float = Field(description="largest L2 norm")
     quantiles: tuple[float, ...] = Field(
         json_schema_extra={"minItems": len(QUANTILES), "maxItems": len(QUANTILES)},
         description=(
-            f"of the norm, at {', '.join(f'{q:g}' for q in QUANTILES)}, from fixed log"
-            " bins"
+            "quantiles of the L2 norm, at"
+            f" {', '.join(f'{quantile:g}' for quantile in QUANTILES)}, read from a"
+            " histogram with logarithmic bins"
         ),
     )
+    # A default, since manifests before it have none.
     outliers: int = Field(
         default=0, description="rows whose norm is above 10 times the median"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _of_nothing(cls, values: Any) -> Any:
+    def _nan_without_rows(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("count") != 0:
             return values
-        nan: dict[str, Any] = {
-            one: math.nan
-            for one in ("mean_norm", "mean_sq_norm", "max_norm")
-            if one in values
-        }
-        if isinstance(values.get("quantiles"), list | tuple):
-            # one object, so that records stay comparable
-            nan["quantiles"] = (math.nan,) * len(values["quantiles"])
-        return {**values, **nan}
+        replaced = dict(values)
+        for name in ("mean_norm", "mean_sq_norm", "max_norm"):
+            if name in values:
+                replaced[name] = math.nan
+        quantiles = values.get("quantiles")
+        if isinstance(quantiles, list | tuple):
+            # NaN is not equal to NaN, but an object is equal to itself in a tuple: with
+            # the one object that math.nan is, two such records are equal.
+            replaced["quantiles"] = (math.nan,) * len(quantiles)
+        return replaced
 
 
 class NormStats(Schema):
-    """Norm statistics of one site: all training rows, and its two strata."""
+    """Norm statistics of one site: of all training rows, and of two parts of them."""
 
-    site: str
-    d: int
-    all: StratumNorms
-    special: StratumNorms = Field(description="position 0 and special tokens")
-    rest: StratumNorms
+    site: str = Field(description="name of the site")
+    d: int = Field(description="width of its activations")
+    all: StratumNorms = Field(description="all training rows")
+    special: StratumNorms = Field(
+        description="rows at the first position of a sequence, or of special tokens"
+    )
+    rest: StratumNorms = Field(description="all other rows")
 
 
 class Generation(Schema):
@@ -130,13 +152,13 @@ class Generation(Schema):
     """
 
     plan: str = Field(description="key of the plan")
-    units: str = Field(description="key prefix of the unit records")
-    sites: tuple[Site, ...]
-    first_unit: int = 0
-    n_units: int
-    n_sequences: int
-    n_rows: int
-    plan_digest: Digest
+    units: str = Field(description="what the keys of its unit records begin with")
+    sites: tuple[Site, ...] = Field(description="sites that it holds")
+    first_unit: int = Field(default=0, description="number of its first unit")
+    n_units: int = Field(description="units that it holds")
+    n_sequences: int = Field(description="sequences of these units")
+    n_rows: int = Field(description="rows of each site in these units")
+    plan_digest: Digest = Field(description="blake3 of the plan's bytes")
     units_digest: Digest = Field(
         description="blake3 over the unit records' bytes in unit order"
     )
@@ -146,29 +168,36 @@ class StoreManifest(Schema):
     """`manifest.json`: absent while harvesting; a store without it is unfinished."""
 
     format: Literal["actstore"] = "actstore"
-    format_version: int = FORMAT_VERSION
+    # A reader refuses a newer one of either: it would have keys that are unknown here.
+    format_version: int = Field(
+        default=FORMAT_VERSION, description="major version of the format"
+    )
     format_minor: Minor = 0
-    content_id: Digest
-    parent: Digest | None = None
-    spec: HarvestSpec
-    sites: tuple[Site, ...]
-    layout: Layout
-    model: ModelInfo
-    numerics: Numerics
-    generations: tuple[Generation, ...]
-    n_units: int
-    n_sequences: int
-    n_rows: int = Field(description="valid rows per site, training and held out")
-    n_train_rows: int
-    n_bytes: int = Field(description="stored bytes of all units' objects")
-    norms: tuple[NormStats, ...]
+    content_id: Digest = Field(description="digest of all that the store holds")
+    parent: Digest | None = Field(
+        default=None, description="content id of the store before the last extend"
+    )
+    spec: HarvestSpec = Field(description="what was asked for")
+    sites: tuple[Site, ...] = Field(description="all sites, and their widths")
+    layout: Layout = Field(description="how rows fall into units")
+    model: ModelInfo = Field(description="the language model that was loaded")
+    numerics: Numerics = Field(description="what it was computed with")
+    generations: tuple[Generation, ...] = Field(
+        description="the harvest, then each extend"
+    )
+    n_units: int = Field(description="units of the store")
+    n_sequences: int = Field(description="sequences of all units")
+    n_rows: int = Field(description="rows of each site, training and held out")
+    n_train_rows: int = Field(description="rows of each site that are not held out")
+    n_bytes: int = Field(description="bytes that all units' objects take")
+    norms: tuple[NormStats, ...] = Field(description="norm statistics of each site")
     files: dict[str, ObjectRecord] = Field(
-        description="columns, merged statistics, tokenizer: everything else"
+        description="every other object, by key: columns, statistics, tokenizer"
     )
     imported: Imported | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="of an imported store; else the key is absent",
+        description="where the activations come from; absent in a harvested store",
     )
 
     _before = model_validator(mode="before")(as_before)
@@ -180,7 +209,5 @@ class StoreManifest(Schema):
 
     @property
     def has_contexts(self) -> bool:
-        """Whether a row's position in its sequence is known; an import may come
-        without.
-        """
+        """Whether rows' positions in sequences are known; an import may lack them."""
         return self.imported is None or self.imported.contexts

@@ -1,4 +1,4 @@
-"""What runs and benchmarks write down."""
+"""What runs, evaluations, estimates and benchmarks write down."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def _from_null(value: object) -> object:
     return math.nan if value is None else value
 
 
+# JSON has no NaN: as a bare word it would make `eval.json` unreadable to others.
 def _to_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -25,194 +26,233 @@ def _to_null(value: float) -> float | None:
 Ratio = Annotated[
     float, BeforeValidator(_from_null), PlainSerializer(_to_null, when_used="json")
 ]
-"""NaN where the denominator is 0, and null in JSON: nothing to divide by is no perfect
-score.
+"""A number that is NaN where its denominator is 0; in JSON it is null then.
+
+Where there is nothing to divide by there is no score, and none that looks perfect.
 """
 
 
 class StepRecord(Schema):
-    """One line of `journal.jsonl`. rows: trained on so far; means over the steps since
-    the last line. layers: FVU of each site where there are several, null where no row
-    was of it.
+    """One line of `journal.jsonl`: means over the steps since the line before.
+
+    `docs/metrics.md` defines loss, MSE, L0 and FVU.
     """
 
-    step: int
-    rows: int
-    loss: float
-    mse: float
-    l0: float
-    fvu: float
-    dead: int
-    lr: float
-    rows_per_s: float
-    stall: float
-    layers: dict[str, float | None] = {}
-    parts: dict[str, float] = {}
+    step: int = Field(description="steps so far")
+    rows: int = Field(description="rows trained on so far")
+    loss: float = Field(description="the whole loss")
+    mse: float = Field(description="squared error of the reconstruction")
+    l0: float = Field(description="latents that fired in a row")
+    fvu: float = Field(description="fraction of variance unexplained")
+    dead: int = Field(description="dead latents at this step")
+    lr: float = Field(description="learning rate at this step")
+    rows_per_s: float = Field(description="rows trained on per second")
+    stall: float = Field(description="share of the time spent waiting for rows")
+    layers: dict[str, float | None] = Field(
+        default={},
+        description=(
+            "FVU of each site, where there are several; null where no row was of it"
+        ),
+    )
+    parts: dict[str, float] = Field(default={}, description="terms of the loss")
 
 
 class LayerMetrics(Schema):
-    """Metrics of one layer (or pooled), in original activation units. Definitions:
-    `trainer/evaluate/metrics.py`.
+    """Metrics of one layer, or pooled over layers, in the activations' own units.
+
+    `docs/metrics.md` defines each.
     """
 
-    site: str
-    rows: int
-    fvu: Ratio
-    mse: Ratio
-    mse_per_element: Ratio
-    l0: Ratio
-    l1: Ratio
-    l1_decoder: Ratio
-    suppression: Ratio
+    site: str = Field(description="name of the site, or of what is pooled")
+    rows: int = Field(description="rows that were evaluated")
+    fvu: Ratio = Field(description="fraction of variance unexplained")
+    mse: Ratio = Field(description="squared error of a row")
+    mse_per_element: Ratio = Field(description="squared error of an element of a row")
+    l0: Ratio = Field(description="latents that fire in a row")
+    l1: Ratio = Field(description="sum of a row's latents")
+    l1_decoder: Ratio = Field(
+        description="sum of a row's latents, each times its decoder norm"
+    )
+    suppression: Ratio = Field(
+        description="norm of the reconstruction, relative to that of the row"
+    )
 
 
 class ModelMetrics(Schema):
-    """Effect on the language model of replacing a site by its reconstruction; nats."""
+    """What the language model loses where a site is replaced by its reconstruction.
 
-    site: str
-    tokens: int
-    ce_clean: Ratio
-    ce_sae: Ratio
-    ce_zero: Ratio
-    ce_mean: Ratio
-    recovered_zero: Ratio
-    recovered_mean: Ratio
-    kl: Ratio
+    CE (cross-entropy) and KL are in nats per token. `docs/metrics.md` defines each.
+    """
+
+    site: str = Field(description="name of the site")
+    tokens: int = Field(description="tokens that were predicted")
+    ce_clean: Ratio = Field(description="CE of the model as it is")
+    ce_sae: Ratio = Field(description="CE with the reconstruction")
+    ce_zero: Ratio = Field(description="CE with zeros in its place")
+    ce_mean: Ratio = Field(description="CE with the mean activation in its place")
+    recovered_zero: Ratio = Field(
+        description="share of the loss against zeros that is recovered"
+    )
+    recovered_mean: Ratio = Field(
+        description="share of the loss against the mean that is recovered"
+    )
+    kl: Ratio = Field(description="KL of the predictions from those of the clean model")
 
 
 class EvalRecord(Schema):
-    """`eval.json` of a run. run: its folder; name: what it is called, if it has a name
-    of its own.
-    """
+    """`eval.json` of a run: how good its SAE is."""
 
-    run: str
-    name: str | None = None
-    store: str = Field(description="URL of the store it was evaluated on, absolute")
-    content_id: str
-    split: str
-    filter: RowFilter | None = Field(
-        default=None, description="of the rows, as in training; None: all rows"
+    run: str = Field(description="the run's folder")
+    name: str | None = Field(
+        default=None, description="its own name; null: it has none"
     )
-    rows: int
-    pooled: LayerMetrics
-    fvu_layer_mean: Ratio = Field(description="over the layers that have an FVU")
-    layers: tuple[LayerMetrics, ...]
-    dead: int
-    dead_rows: int
-    alive_share: float
-    model: tuple[ModelMetrics, ...] = ()
+    store: str = Field(description="absolute URL of the store it was evaluated on")
+    content_id: str = Field(description="content id of that store")
+    split: str = Field(description="train or held_out: the rows it was evaluated on")
+    filter: RowFilter | None = Field(
+        default=None, description="which rows, as in training; null: all rows"
+    )
+    rows: int = Field(description="rows that were evaluated")
+    pooled: LayerMetrics = Field(description="metrics over the rows of all layers")
+    fvu_layer_mean: Ratio = Field(description="mean FVU of the layers that have one")
+    layers: tuple[LayerMetrics, ...] = Field(description="metrics of each layer")
+    dead: int = Field(description="latents that never fired")
+    dead_rows: int = Field(description="rows on which they never did")
+    alive_share: float = Field(description="share of latents that fired")
+    model: tuple[ModelMetrics, ...] = Field(
+        default=(), description="effect on the language model, by site"
+    )
     model_pooled: ModelMetrics | None = Field(
-        default=None, description="over all sites' tokens"
+        default=None, description="effect over the tokens of all sites"
     )
 
 
 class BenchRecord(Schema):
-    """One measurement: `floor` is the physical reference of the same run, `ratio` =
-    value / floor.
-    """
+    """One measurement of a benchmark, beside what the hardware could do at best."""
 
-    bench: str
-    case: str
-    value: float
-    unit: str
-    floor: float
-    ratio: float
+    # Beside the floor of the same run: a slow or busy machine slows both.
+    bench: str = Field(description="name of the benchmark")
+    case: str = Field(description="what was measured")
+    value: float = Field(description="what was found")
+    unit: str = Field(description="unit of value and floor")
+    floor: float = Field(description="the best possible, measured in the same run")
+    ratio: float = Field(description="value / floor")
 
 
 class StoreOrigin(Schema):
-    """`store.json` of a run: which store it is of, and where that lay. Training writes
-    it when it begins.
+    """`store.json` of a run: the store that it is trained from, and where that lay.
+
+    Training writes it when it begins.
     """
 
-    store: str = Field(description="its URL, absolute")
+    store: str = Field(description="absolute URL of the store")
     store_path: str | None = Field(
-        default=None, description="from the run's folder, where both are local"
+        default=None,
+        description="path from the run's folder to the store, where both are local",
     )
-    content_id: str
+    content_id: str = Field(description="content id of the store")
 
 
 class RunRecord(Schema):
     """`sae.json` of a run: what its weights are, and what they were trained on.
 
     A transcoder reconstructs `targets[i]`, of width d_out, from `sites[i]`; other kinds
-    have neither.
+    have neither targets nor d_out.
     """
 
-    format_version: int = 1
-    sae: SaeSpec
-    d: int
-    n_latents: int
-    sites: tuple[str, ...]
-    targets: tuple[str, ...] = ()
-    d_out: int | None = None
-    rescale: Rescale
-    center: bool
-    filter: RowFilter | None = Field(
-        default=None, description="of the rows it was trained on; None: all rows"
+    format_version: int = Field(default=1, description="version of this record")
+    sae: SaeSpec = Field(description="the architecture")
+    d: int = Field(description="width of an activation")
+    n_latents: int = Field(description="dictionary size")
+    sites: tuple[str, ...] = Field(description="sites whose activations it sees")
+    targets: tuple[str, ...] = Field(
+        default=(), description="sites that a transcoder reconstructs"
     )
-    store: str = Field(description="its URL, absolute; empty: imported without one")
+    d_out: int | None = Field(
+        default=None, description="width of what a transcoder reconstructs"
+    )
+    rescale: Rescale = Field(
+        description="function of a site's mean norm that its rows are divided by"
+    )
+    center: bool = Field(description="whether each site's mean is subtracted before")
+    filter: RowFilter | None = Field(
+        default=None, description="which rows it was trained on; null: all rows"
+    )
+    store: str = Field(
+        description="absolute URL of the store; empty: imported without one"
+    )
+    # For when both are moved together, and the absolute URL no longer leads there.
     store_path: str | None = Field(
         default=None,
-        description="of the store from the run's folder, where both are local",
+        description="path from the run's folder to the store, where both are local",
     )
-    content_id: str
-    model: str
+    content_id: str = Field(description="content id of the store")
+    model: str = Field(description="name of the language model")
     name: str | None = Field(
         default=None,
-        description="what tables and reports call it; None: the name of its folder",
+        description="what tables and reports call it; null: the name of its folder",
     )
-    steps: int
-    rows: int
-    seed: int
-    ema: float | None = None
+    steps: int = Field(description="steps of training")
+    rows: int = Field(description="rows trained on")
+    seed: int = Field(description="seed of all that training draws by chance")
+    ema: float | None = Field(
+        default=None,
+        description=(
+            "decay of the running mean of weights that these are; null: they are the"
+            " last ones"
+        ),
+    )
     lr: float | None = Field(
-        default=None, description="the peak learning rate; None: imported"
+        default=None, description="peak learning rate; null: imported"
     )
-    dead_rows: int | None = None
+    dead_rows: int | None = Field(
+        default=None, description="rows without firing that made a latent dead"
+    )
     penalty: float | None = Field(
-        default=None, description="weight of the sparsity penalty at the end"
+        default=None, description="sparsity penalty at the end of training"
     )
     calibrated_l0: float | None = Field(
-        default=None, description="what `trainer calibrate` set the thresholds for"
+        default=None, description="L0 to which `trainer calibrate` set the thresholds"
     )
 
 
 class CodecEstimate(Schema):
-    """What a codec makes of a few calibration batches."""
+    """What a codec makes of the rows of a few calibration batches."""
 
-    ratio: float = Field(description="stored bytes over the bytes of the values")
-    bytes: int = Field(description="of all units' objects")
+    ratio: float = Field(description="stored bytes divided by the values' bytes")
+    bytes: int = Field(description="bytes that all units' objects will take")
     encode_gb_s: float = Field(
-        description="values encoded per second by all threads, GB"
+        description="GB of values that all threads encode in a second"
     )
-    decode_gb_s: float
+    decode_gb_s: float = Field(
+        description="GB of values that all threads decode in a second"
+    )
 
 
 class MemoryEstimate(Schema):
-    """Peak memory of a harvest by part, bytes."""
+    """Peak memory of a harvest, in bytes, by what takes it."""
 
     process: int = Field(
         description="libraries and the loaded model, before the first unit"
     )
-    units: int = Field(description="units in flight times unit bytes")
+    units: int = Field(description="units on their way to the store")
     encoding: int = Field(description="encoded shards on their way to the storage")
-    forward: int = Field(description="a forward's own tensors, as measured")
-    device: int = Field(default=0, description="staging on the GPU")
+    forward: int = Field(description="tensors of one forward pass, as measured")
+    device: int = Field(default=0, description="buffers on the GPU")
 
     @property
     def total(self) -> int:
-        """On the host."""
+        """The sum of what the host has to hold, in bytes."""
+        # `device` is the GPU's own memory.
         return self.process + self.units + self.encoding + self.forward
 
 
 class CorpusEstimate(Schema):
-    """How many tokens a corpus holds, known without reading more of it than calibration
-    does.
-    """
+    """How many tokens a corpus holds, as far as calibration's first documents tell."""
 
     asked: int = Field(description="tokens that the harvest is to run")
     tokens: int | None = Field(
-        description="positions of whole contexts in the corpus; None: not known"
+        description="tokens of whole sequences in the corpus; null: not known"
     )
     how: Literal["counted", "estimated", "unknown"] = Field(
         description=(
@@ -220,45 +260,53 @@ class CorpusEstimate(Schema):
             " per row of what it read"
         )
     )
-    documents: int = Field(description="that were read")
+    documents: int = Field(description="documents that calibration read")
     short: bool = Field(
-        description="fewer than asked, and the estimate is for that many"
+        description="whether it holds fewer than asked; the estimate is then for those"
     )
 
 
 class HarvestEstimate(Schema):
-    """`actstore plan`: what a harvest will take, from a few calibration batches and
-    arithmetic.
+    """What a harvest will take, as `actstore plan` says it.
+
+    The figures come from a few calibration batches and arithmetic.
     """
 
-    corpus: CorpusEstimate
-    layout: Layout = Field(description="of a corpus that is short: its units only")
-    sites: tuple[Site, ...]
-    codec: str
-    rows: int = Field(description="per site")
-    kept: float = Field(description="share of tokens whose rows are kept, measured")
+    corpus: CorpusEstimate = Field(description="how many tokens there are")
+    layout: Layout = Field(
+        description="how rows fall into units; of a short corpus, its units only"
+    )
+    sites: tuple[Site, ...] = Field(description="the sites, and their widths")
+    codec: str = Field(description="the codec that the harvest will use")
+    rows: int = Field(description="rows of each site")
+    kept: float = Field(description="share of tokens whose rows are kept, as measured")
     non_finite: dict[str, int] = Field(
-        default={}, description="rows with a NaN or an infinity of those tried, by site"
+        default={},
+        description="rows with a NaN or an infinity among those tried, by site",
     )
     tried: int = Field(default=0, description="rows of the calibration batches")
-    objects: int
-    codecs: dict[str, CodecEstimate]
-    memory: MemoryEstimate
-    forward_tokens_s: float = Field(description="the model alone, up to the last site")
-    harvest_tokens_s: float
-    forward_s: float = Field(description="one pass of the model over all tokens")
-    harvest_s: float
+    objects: int = Field(description="objects that the store will have")
+    codecs: dict[str, CodecEstimate] = Field(description="what each codec would make")
+    memory: MemoryEstimate = Field(description="peak memory")
+    forward_tokens_s: float = Field(
+        description="tokens per second of the model alone, up to the last site"
+    )
+    harvest_tokens_s: float = Field(description="tokens per second of the harvest")
+    forward_s: float = Field(
+        description="seconds of one pass of the model over all tokens"
+    )
+    harvest_s: float = Field(description="seconds of the harvest")
     read_s: float = Field(
         description=(
-            "one pass over the store: decoding, or the bandwidth if that is less"
+            "seconds of one pass over the store: what decoding takes, or the bandwidth"
         )
     )
-    storage_per_month: float
-    put_cost: float
-    get_cost: float = Field(description="of one pass over the store")
+    storage_per_month: float = Field(description="money that storage takes a month")
+    put_cost: float = Field(description="money that writing the objects takes")
+    get_cost: float = Field(description="money that one pass over the store takes")
     break_even_runs: int | None = Field(
-        description="SAE runs from which storing takes less time; None: never"
+        description="SAE runs from which storing takes less time; null: never"
     )
     break_even_runs_cost: int | None = Field(
-        description="the same in money, at the given prices"
+        description="SAE runs from which storing costs less money; null: never"
     )

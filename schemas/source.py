@@ -1,4 +1,4 @@
-"""Where activations come from: a model, a corpus, and sites of the model."""
+"""The origin of activations: a model, a corpus, and sites of the model."""
 
 from __future__ import annotations
 
@@ -35,108 +35,134 @@ ImportFormat = Literal[
 
 
 class ModelSource(Schema):
-    """A language model: `builtin:tiny`, a local folder in Hugging Face layout, or a hub
-    name with a revision.
+    """A language model: a built-in one, a local folder, or a name on the hub.
+
+    A local folder has the layout of Hugging Face; a name on the hub may have a
+    revision.
     """
 
-    name: str = Field(min_length=1)
-    revision: str | None = Field(
-        default=None, description="on the hub; None: the newest"
+    name: str = Field(
+        min_length=1, description="`builtin:` name, path of a folder, or hub name"
     )
-    dtype: ModelDtype = "float32"
+    revision: str | None = Field(
+        default=None,
+        description="branch, tag or commit on the hub; None: the newest",
+    )
+    dtype: ModelDtype = Field(
+        default="float32", description="dtype that the model computes in"
+    )
+    # Never on by default: such code may do anything that its user may do.
     trust_remote_code: bool = Field(
         default=False,
         exclude_if=lambda value: value is False,
         description=(
-            "run code that lies beside the model; where it is not trusted the key is"
-            " absent"
+            "run Python code that comes with the model; the key is absent where that"
+            " is not allowed"
         ),
     )
 
 
 class CorpusSource(Schema):
-    """Documents: `builtin:stdlib`, files or folders of text, JSONL or Parquet, a saved
-    `datasets` folder, a hub name.
+    """Documents that a language model reads.
+
+    They come from `builtin:stdlib`, from files or folders of text, JSONL or Parquet,
+    from a saved `datasets` folder, or from a data set on the hub.
 
     `kind="auto"` decides from the name (and, for a folder, from what lies in it).
     """
 
-    name: str = Field(min_length=1)
-    kind: CorpusKind = "auto"
+    name: str = Field(
+        min_length=1, description="`builtin:` name, path or glob, or hub name"
+    )
+    kind: CorpusKind = Field(
+        default="auto", description="what the name is; auto: decided from it"
+    )
     revision: str | None = Field(
-        default=None, description="on the hub; None: the newest"
+        default=None,
+        description="branch, tag or commit on the hub; None: the newest",
     )
     split: str | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
         description=(
-            "of a data set, or of files by their names; None: train, where there are"
-            " several"
+            "split of a data set, or of files by their names; None: train, where there"
+            " are several"
         ),
     )
     config: str | None = Field(
-        default=None, description="on the hub; None: the data set's only one"
+        default=None,
+        description="configuration of a data set on the hub; None: its only one",
     )
     text_column: str | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="`a.b`: field b of column a; None: text",
+        description="column of the text; `a.b` is field b of column a; None: text",
     )
     token_column: str | None = Field(
-        default=None, description="token ids; None: documents are tokenised"
+        default=None,
+        description="column of token ids; None: documents are tokenised",
     )
 
 
 class Site(Schema):
-    """A TransformerLens hook name or the name of a module, and the width of its vectors
-    (heads flattened).
+    """A place in the model by name, and the width of the vectors there.
+
+    The name is TransformerLens' hook name, or that of a module. Where a vector has
+    heads, they are flattened.
     """
 
-    name: str
-    d: int = Field(gt=0)
+    name: str = Field(description="hook name, or name of a module")
+    d: int = Field(gt=0, description="width of an activation")
 
 
 class ImportedFile(Schema):
-    """A file that was imported, or a folder that is one data set; an array in memory
-    under the name of its site.
+    """A file that was imported, or a folder that is one data set.
+
+    An array in memory is recorded under the name of its site.
     """
 
-    name: str = Field(description="relative to the folder that all of them lie in")
-    bytes: int = Field(ge=0)
+    name: str = Field(
+        description="path relative to the folder that all imported files lie in"
+    )
+    bytes: int = Field(ge=0, description="size in bytes")
     digest: Digest = Field(
         description=(
-            "blake3 of the bytes; of a folder: over its files' names and digests,"
-            " sorted"
+            "blake3 of the file's bytes; for a folder: of its files' names and digests,"
+            " in sorted order"
         )
     )
 
 
 class ImportedArray(Schema):
-    """What became a site: one array, or the parts of one in several files."""
+    """What became a site: one array, or the same array of several files."""
 
-    site: str
-    format: ImportFormat
+    site: str = Field(description="name of the site")
+    format: ImportFormat = Field(description="format of the files")
     key: str | None = Field(
         default=None,
-        description="of the array in its file, where a file can hold several",
+        description="name of the array in its file, where a file can hold several",
     )
-    dtype: str
-    files: tuple[str, ...] = ()
+    dtype: str = Field(description="dtype of the array before it was stored")
+    files: tuple[str, ...] = Field(default=(), description="names of the files")
 
 
 class Imported(Schema):
-    """Where the activations of an imported store come from. A harvested store has none
-    of this.
+    """The origin of the activations in an imported store.
+
+    A harvested store has none of this.
     """
 
-    arrays: tuple[ImportedArray, ...]
-    files: tuple[ImportedFile, ...] = ()
+    arrays: tuple[ImportedArray, ...] = Field(description="one for each site")
+    # Not in each array: several arrays may lie in one file, which is digested once.
+    files: tuple[ImportedFile, ...] = Field(
+        default=(), description="every file that was read"
+    )
     tokens: str | None = Field(
         default=None,
         description="where the token ids come from; None: they are not known",
     )
     contexts: bool = Field(
         description=(
-            "whether rows came in sequences; if not, each is a sequence of its own"
+            "whether rows came in sequences; if not, each row is a sequence of its own"
         )
     )

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 import actstore
-from actstore.format.dtypes import numpy_dtype, to_float32
 from actstore.format.layout import plan_layout
 from actstore.format.object_records import files_digest
 from actstore.format.statistics import UnitStats
 from actstore.format.storage import Storage
+from actstore.format.stored_dtypes import numpy_dtype, to_float32
 from actstore.harvesting.sealed_unit import SealedUnit
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.store.store import Store

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import actstore
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.layout import held_out
 from actstore.format.object_records import put
 from actstore.format.object_sizes import column_bytes
@@ -57,7 +57,7 @@ def linked_store(
     )
     _link(folder, range(n_units) if links is None else links)
     for site in range(1, n_sites):
-        (folder / keys.acts_key(SITE.format(site))).symlink_to(SITE.format(0))
+        (folder / object_keys.acts_key(SITE.format(site))).symlink_to(SITE.format(0))
     _claim(base, n_units, n_sites)
     return actstore.open(folder)
 
@@ -81,7 +81,7 @@ class OneShard(Storage):
             return self._plain.read_ranges(key, ranges)
         self.units.add(int(key.rsplit("/", 2)[1]))
         return self._plain.read_ranges(
-            keys.chunk_key(keys.acts_key(SITE.format(0)), 0, 0), ranges
+            object_keys.chunk_key(object_keys.acts_key(SITE.format(0)), 0, 0), ranges
         )
 
 
@@ -100,7 +100,7 @@ def link_first_windows(store: Store, spec: StreamSpec) -> list[int]:
 
 
 def _link(folder: Path, units: Iterable[int]) -> None:
-    first = folder / keys.acts_key(SITE.format(0)) / "c"
+    first = folder / object_keys.acts_key(SITE.format(0)) / "c"
     for unit in units:
         if unit:
             (first / str(unit)).mkdir()
@@ -152,4 +152,4 @@ def _claim(base: Store, n_units: int, n_sites: int) -> None:
             "n_train_rows": n_train * rows,
         }
     )
-    base.storage.put(keys.MANIFEST, made.to_json().encode())
+    base.storage.put(object_keys.MANIFEST, made.to_json().encode())

@@ -1,22 +1,108 @@
 """Train sparse autoencoders from activation stores, and show what they do.
 
-sae = trainer.load("runs/mixed")
-latents = sae.encode(x, "blocks.3.hook_mlp_out")
+    spec = trainer.TrainSpec(store="store", sae=trainer.TopK(k=32), rows=1_000_000)
+    sae = trainer.train(spec, "runs/topk")
+    latents = sae.encode(x, "blocks.3.hook_mlp_out")
+    trainer.evaluate("runs/topk").pooled.fvu
+
+Everything that the command line does is a function here: `train`, `sweep`, `evaluate`,
+`calibrate`, `report`, `export`, `import_sae`; `load` gives a trained SAE. The specs
+that they take, and the records that they return, are here too. Importing this package
+loads nothing heavy; a name is loaded when it is first used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from schemas.records import EvalRecord, RunRecord
+    from schemas.sae import (
+        BatchTopK,
+        Crosscoder,
+        Gated,
+        JumpRelu,
+        Matryoshka,
+        MlpEncoder,
+        Nsae,
+        ReluL1,
+        TopK,
+        Transcoder,
+    )
+    from schemas.stream import RowFilter, StreamSpec
+    from schemas.train import Optimiser, Resampling, SweepSpec, TrainSpec
+    from trainer.evaluation.calibrate import calibrate
+    from trainer.evaluation.evaluate import evaluate
+    from trainer.exports.export import export
+    from trainer.imports.import_sae import import_sae
+    from trainer.reports.report import report
     from trainer.runs.trained_sae import TrainedSae, load
+    from trainer.training.train import sweep, train
 
-__all__ = ["TrainedSae", "load"]
+__all__ = [
+    "BatchTopK",
+    "Crosscoder",
+    "EvalRecord",
+    "Gated",
+    "JumpRelu",
+    "Matryoshka",
+    "MlpEncoder",
+    "Nsae",
+    "Optimiser",
+    "ReluL1",
+    "Resampling",
+    "RowFilter",
+    "RunRecord",
+    "StreamSpec",
+    "SweepSpec",
+    "TopK",
+    "TrainSpec",
+    "TrainedSae",
+    "Transcoder",
+    "calibrate",
+    "evaluate",
+    "export",
+    "import_sae",
+    "load",
+    "report",
+    "sweep",
+    "train",
+]
+
+# The module that each name comes from.
+_WHERE = {
+    "train": "trainer.training.train",
+    "sweep": "trainer.training.train",
+    "evaluate": "trainer.evaluation.evaluate",
+    "calibrate": "trainer.evaluation.calibrate",
+    "report": "trainer.reports.report",
+    "export": "trainer.exports.export",
+    "import_sae": "trainer.imports.import_sae",
+    "load": "trainer.runs.trained_sae",
+    "TrainedSae": "trainer.runs.trained_sae",
+    "EvalRecord": "schemas.records",
+    "RunRecord": "schemas.records",
+    "TrainSpec": "schemas.train",
+    "SweepSpec": "schemas.train",
+    "Optimiser": "schemas.train",
+    "Resampling": "schemas.train",
+    "StreamSpec": "schemas.stream",
+    "RowFilter": "schemas.stream",
+    "BatchTopK": "schemas.sae",
+    "Crosscoder": "schemas.sae",
+    "Gated": "schemas.sae",
+    "JumpRelu": "schemas.sae",
+    "Matryoshka": "schemas.sae",
+    "MlpEncoder": "schemas.sae",
+    "Nsae": "schemas.sae",
+    "ReluL1": "schemas.sae",
+    "TopK": "schemas.sae",
+    "Transcoder": "schemas.sae",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from trainer.runs import trained_sae
-
-        return getattr(trained_sae, name)
-    raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

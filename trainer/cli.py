@@ -1,5 +1,6 @@
-"""`trainer`: train SAEs from a store, evaluate, show and exchange them. Heavy imports
-are inside the commands.
+"""The command line `trainer`: train SAEs, evaluate, show and exchange them.
+
+Heavy imports are inside the commands, so that help comes at once.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ import typer
 
 from actstore.console import cli_errors
 from actstore.console.cli_options import Command, with_version
-from trainer.evaluate.eval_command import calibrate_command, eval_command
-from trainer.export.export_command import export_command
+from trainer.evaluation.eval_command import calibrate_command, eval_command
+from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command
-from trainer.report.report_command import report_command
+from trainer.reports.report_command import report_command
 from trainer.training.train_command import sweep_command, train_command
 from trainer.training.train_options import TrainCommand
 
@@ -32,5 +33,5 @@ app.command("import", cls=Command)(import_command)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line; the console script `trainer` calls this."""
     cli_errors.run(app)

@@ -1,9 +1,10 @@
-"""The first document's story in miniature: `python -m trainer.demo [FOLDER]`.
+"""Shows the whole journey in miniature: `python -m trainer.demo [FOLDER]`.
 
-Harvest every MLP output of the language model that ships with the package over the
-standard library's text, show how the norm goes with depth, train one SAE on the mixture
-of all layers with each of four rescalings (one pass over the data), evaluate them on
-held-out rows, and write the report.
+It harvests every MLP output of the language model that ships with the package over the
+standard library's text, shows how the norm goes with depth, trains one SAE on the
+mixture of all layers with each of four rescalings (in one pass over the data),
+evaluates them on held-out rows, and writes the report (docs/methods.md, "1. Multi-layer
+SAE").
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from rich.console import Console
 from actstore.console import cli_errors
 from actstore.harvesting.harvest_command import harvest_command
 from actstore.inspect.inspect_commands import info_command, norms_command
-from trainer.evaluate.eval_command import eval_command
-from trainer.report.report_command import report_command
+from trainer.evaluation.eval_command import eval_command
+from trainer.reports.report_command import report_command
 from trainer.training.train_command import sweep_command
 
-RECIPE = Path(__file__).parent / "recipes" / "rescalings_tiny.yaml"
+SWEEP = Path(__file__).parent / "recipes" / "rescalings_tiny.yaml"
 
 
 def main() -> None:
@@ -32,13 +33,11 @@ def main() -> None:
         sys.exit("usage: python -m trainer.demo [FOLDER]")
     console = Console()
     began = time.monotonic()
-    for name in ("store", "runs", "report.html"):
-        _remove(folder / name)
-    store, runs, report = (
-        str(folder / "store"),
-        str(folder / "runs"),
-        str(folder / "report.html"),
-    )
+    store = folder / "store"
+    runs = folder / "runs"
+    report = folder / "report.html"
+    for path in (store, runs, report):
+        _remove(path)
 
     console.rule("1. harvest the MLP outputs of all layers")
     harvest_command(
@@ -46,21 +45,21 @@ def main() -> None:
         corpus="builtin:stdlib",
         sites=["blocks.*.hook_mlp_out"],
         tokens="1M",
-        out=store,
+        out=str(store),
     )
-    info_command(store)
+    info_command(str(store))
     console.rule("2. norms go with depth")
-    norms_command(store)
+    norms_command(str(store))
     console.rule("3. one SAE on the mixture of layers, with each of four rescalings")
-    sweep_command(str(RECIPE), out=runs, store=store)
+    sweep_command(str(SWEEP), out=str(runs), store=str(store))
     console.rule("4. evaluate on held-out rows")
-    found = sorted(str(path.parent) for path in Path(runs).glob("*/sae.json"))
-    eval_command(found)
+    run_folders = sorted(str(path.parent) for path in runs.glob("*/sae.json"))
+    eval_command(run_folders)
     console.rule("5. report")
-    report_command(found, out=report)
+    report_command(run_folders, out=str(report))
+    seconds = time.monotonic() - began
     console.print(
-        f"\nThe report: [bold]{Path(report).resolve()}[/]  "
-        f" ({time.monotonic() - began:.0f} s)",
+        f"\nThe report: [bold]{report.resolve()}[/]   ({seconds:.0f} s)",
         highlight=False,
     )
 

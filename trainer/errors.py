@@ -1,13 +1,14 @@
-"""Errors of the trainer.
+"""The errors of the trainer.
 
-ActstoreError └── TrainerError
-    ├── RunError         a run folder that is none, is unfinished, or already there ├──
-    SaeError         an SAE spec that cannot be built for this store, or weights that do
-    not fit it ├── ExchangeError    an SAE that another project's format cannot hold, or
-    a foreign folder that cannot be read ├── HubError         the hub cannot be reached,
-    or refuses ├── KernelError      kernels that cannot run on this machine ├──
-    PeerError        processes of one run that cannot work together any more └──
-    DivergedError    the loss is not a number any more
+ActstoreError
+└── TrainerError
+    ├── RunError         a run's folder is missing, unfinished, or there already
+    ├── SaeError         an SAE spec does not suit this store, or weights their spec
+    ├── ExchangeError    an SAE does not fit another project's format, or back
+    ├── HubError         the hub cannot be reached, or refuses
+    ├── KernelError      kernels cannot run on this machine
+    ├── PeerError        processes of one run can no longer work together
+    └── DivergedError    the loss is no longer a number
 """
 
 from __future__ import annotations
@@ -20,19 +21,15 @@ class TrainerError(ActstoreError):
 
 
 class RunError(TrainerError):
-    """A run folder that is none, is unfinished, or is already there."""
+    """A folder is no run, or holds one that is unfinished or that is there already."""
 
 
 class SaeError(TrainerError):
-    """An SAE spec that cannot be built for this store, or weights that do not fit their
-    spec.
-    """
+    """An SAE cannot be built from its spec for this store, or weights do not fit it."""
 
 
 class ExchangeError(TrainerError):
-    """An SAE that another project's format cannot hold, or a folder of another project
-    that cannot be read.
-    """
+    """Another project's format cannot hold this SAE, or its folder cannot be read."""
 
 
 class HubError(TrainerError):
@@ -44,10 +41,12 @@ class KernelError(TrainerError):
 
 
 class PeerError(TrainerError):
-    """Processes that train one SAE together lost each other, or cannot be placed on
-    devices.
-    """
+    """Processes that train one SAE lost each other, or cannot be placed on devices."""
 
 
 class DivergedError(TrainerError):
-    """The loss is not a number any more; the message names the last good checkpoint."""
+    """The loss is no longer a number; the message names the last good checkpoint."""
+
+
+class TrainerWarning(UserWarning):
+    """What the user of a function should know though it is no error."""

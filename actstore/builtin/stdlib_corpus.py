@@ -1,9 +1,8 @@
-"""`builtin:stdlib`: the Python standard library's own source text, which every machine
-has.
+"""The corpus `builtin:stdlib`: the Python standard library's own source text.
 
-Documents come in the order of a digest of their path, which is a shuffle that stays the
-same when files are added or changed (the library keeps long tables side by side). The
-same digest splits training from held-out documents.
+Every machine has it. Documents come in the order of a digest of their path: a shuffle
+that stays the same when files are added or changed. (By path, the library has long
+tables side by side.) The same digest says which documents are held out.
 """
 
 from __future__ import annotations
@@ -17,41 +16,50 @@ LEFT_OUT = frozenset({"site-packages", "dist-packages", "__pycache__"})
 HELD_OUT_EVERY = 20
 
 
-def paths(root: Path | None = None) -> list[Path]:
-    """Every `.py` file of the standard library in digest order (paths are relative to
-    `root`).
+def document_paths(root: Path | None = None) -> list[Path]:
+    """Return every `.py` file of the standard library, in the order of their digests.
+
+    Args:
+        root: the folder to look in; None: the library of the Python that is running.
+
+    Returns:
+        Paths relative to `root`.
     """
-    root = root or library()
-    found = (path.relative_to(root) for path in root.rglob("*.py"))
-    return sorted(
-        (path for path in found if LEFT_OUT.isdisjoint(path.parts)), key=_digest
-    )
+    root = root or library_folder()
+    documents = []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        # Packages that a user has installed are no part of the library.
+        if LEFT_OUT.isdisjoint(relative.parts):
+            documents.append(relative)
+    return sorted(documents, key=_digest)
 
 
 def documents(root: Path | None = None) -> Iterator[tuple[str, str]]:
-    """(relative path, text) of every file that is valid UTF-8; the few that test other
-    encodings are left out.
+    """Give the relative path and the text of every file that is valid UTF-8.
+
+    A few files test other encodings; they are left out.
     """
-    root = root or library()
-    for path in paths(root):
+    root = root or library_folder()
+    for path in document_paths(root):
         try:
-            yield path.as_posix(), (root / path).read_text(encoding="utf-8")
+            text = (root / path).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
+        yield path.as_posix(), text
 
 
-def held_out(path: str) -> bool:
-    """Whether a document is kept from the builtin models' training (1 in 20, by the
-    digest of its path).
+def is_held_out(path: str) -> bool:
+    """Tell whether a document is kept from the training of the models that ship.
+
+    One in HELD_OUT_EVERY is, by the digest of its path.
     """
-    return (
-        int.from_bytes(_digest(Path(path))[:4], "little") % HELD_OUT_EVERY
-        == HELD_OUT_EVERY - 1
-    )
+    number = int.from_bytes(_digest(Path(path))[:4], "little")
+    return number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
-def library() -> Path:
-    """The standard library's folder of the running interpreter."""
+def library_folder() -> Path:
+    """Return the standard library's folder of the Python that is running."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 

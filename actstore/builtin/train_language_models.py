@@ -1,11 +1,11 @@
-"""Train the language models that ship with the package: `python -m
-actstore.builtin.train_language_models --out DIR`.
+"""Train the language models that ship with the package.
 
-`tiny` is a GPT-2 of 6 layers and width 128; `mini` the miniature of the source
-documents (residual size 16, 6 layers, MLP width 64). Both read the Python standard
-library of the running interpreter through one byte-level BPE of 4,096 tokens and are
-stored in Hugging Face layout, float16 safetensors. The card written beside the weights
-states losses.
+Run it as `python -m actstore.builtin.train_language_models --out DIR`.
+
+`tiny` is a GPT-2 of 6 layers and width 128. `mini`, with 6 layers, width 16 and an MLP
+of 64, is small enough for experiments that take seconds. Both are trained on the Python
+standard library, through one byte-level BPE of 4,096 tokens, and are stored in Hugging
+Face layout as float16 safetensors. A card beside the weights has their losses.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from actstore.builtin import stdlib_corpus
 
 VOCABULARY = 4096
 CONTEXT = 256
+# One special token begins texts and ends them, as in GPT-2. It is the first of all.
 END = "<|endoftext|>"
-BATCH = 32
+BOS = 0
+BATCH = 32  # contexts of a training step
 SHAPES = {
     "tiny": {"n_embd": 128, "n_layer": 6, "n_head": 4, "n_inner": 512},
     "mini": {"n_embd": 16, "n_layer": 6, "n_head": 2, "n_inner": 64},
@@ -37,15 +39,20 @@ SHAPES = {
 PEAK_LR = {"tiny": 3e-3, "mini": 1e-2}
 
 
-class Split(NamedTuple):
-    """Token streams, one BOS before each document: int64 [n]."""
+class TokenStreams(NamedTuple):
+    """All documents as two long streams of tokens, with BOS before each document.
+
+    Attributes:
+        train: int64 [n], the documents to train on.
+        held_out: int64 [n], those to measure losses on.
+    """
 
     train: torch.Tensor
     held_out: torch.Tensor
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """A byte-level BPE (GPT-2's kind) over the training documents."""
+    """Return a byte-level BPE, GPT-2's kind, made from the training documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -60,35 +67,55 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def split(tokenizer: Tokenizer, documents: list[tuple[str, str]]) -> Split:
-    """Documents are shuffled (digest order), then split by document."""
-    parts: dict[bool, list[np.ndarray]] = {True: [], False: []}
+def token_streams(
+    tokenizer: Tokenizer, documents: list[tuple[str, str]]
+) -> TokenStreams:
+    """Return the documents, given as (path, text), as streams of tokens.
+
+    A document is in one of the two streams as a whole. Their order is kept.
+    """
+    train: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
     for path, text in documents:
-        ids = [0, *tokenizer.encode(text).ids]
-        parts[stdlib_corpus.held_out(path)].append(np.asarray(ids, dtype=np.int64))
-    return Split(
-        *(torch.from_numpy(np.concatenate(parts[out])) for out in (False, True))
+        tokens = np.asarray([BOS, *tokenizer.encode(text).ids], dtype=np.int64)
+        stream = held_out if stdlib_corpus.is_held_out(path) else train
+        stream.append(tokens)
+    return TokenStreams(
+        train=torch.from_numpy(np.concatenate(train)),
+        held_out=torch.from_numpy(np.concatenate(held_out)),
     )
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 2 % of the run, then a cosine to a twentieth of the peak."""
-    warm = max(1, steps // 50)
-    if step < warm:
-        return peak * (step + 1) / warm
-    progress = (step - warm) / max(1, steps - warm)
+    """Return a step's learning rate.
+
+    It rises linearly over the first 2 % of the steps, then falls as a cosine from
+    `peak` to a twentieth of it.
+    """
+    warm_up_steps = max(1, steps // 50)
+    if step < warm_up_steps:
+        return peak * (step + 1) / warm_up_steps
+    progress = (step - warm_up_steps) / max(1, steps - warm_up_steps)
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def fit(name: str, data: Split, steps: int, seed: int) -> GPT2LMHeadModel:
-    """Train one model: AdamW, gradient norm at most 1, bfloat16 autocast over float32
-    weights.
+def fit(name: str, data: TokenStreams, steps: int, seed: int) -> GPT2LMHeadModel:
+    """Train one model and return it.
+
+    AdamW on float32 weights, with a forward in bfloat16 and gradients of norm at most
+    1. Every step takes contexts that begin anywhere in the stream.
     """
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **SHAPES[name],
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        n_positions=CONTEXT,
+        bos_token_id=BOS,
+        eos_token_id=BOS,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **SHAPES[name],
+    )
     model = GPT2LMHeadModel(config)
     optimiser = torch.optim.AdamW(
         model.parameters(),
@@ -102,8 +129,11 @@ def fit(name: str, data: Split, steps: int, seed: int) -> GPT2LMHeadModel:
     for step in track(range(steps), description=f"training {name}"):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, PEAK_LR[name])
-        at = torch.randint(0, len(data.train) - CONTEXT, (BATCH, 1), generator=starts)
-        batch = data.train[at + offsets]
+        first_tokens = torch.randint(
+            0, len(data.train) - CONTEXT, (BATCH, 1), generator=starts
+        )
+        # [BATCH, 1] + [CONTEXT]: the positions of BATCH contexts in the stream.
+        batch = data.train[first_tokens + offsets]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(batch, labels=batch).loss
         optimiser.zero_grad(set_to_none=True)
@@ -119,35 +149,47 @@ def fit(name: str, data: Split, steps: int, seed: int) -> GPT2LMHeadModel:
 def mean_loss(
     model: GPT2LMHeadModel, stream: torch.Tensor, n_tokens: int = 400_000
 ) -> float:
-    """Next-token cross-entropy in nats over the first `n_tokens` of a stream, in
-    contexts of `CONTEXT`.
+    """Return the cross-entropy of the next token in nats.
+
+    Args:
+        model: to measure.
+        stream: tokens, int64 [n].
+        n_tokens: how many of them are read, from the first on, in whole contexts.
     """
-    n = min(n_tokens, len(stream)) // CONTEXT
-    losses = [
-        float(model(rows, labels=rows).loss)
-        for rows in stream[: n * CONTEXT].view(n, CONTEXT).split(BATCH)
-    ]
+    n_contexts = min(n_tokens, len(stream)) // CONTEXT
+    contexts = stream[: n_contexts * CONTEXT].view(n_contexts, CONTEXT)
+    losses = [float(model(batch, labels=batch).loss) for batch in contexts.split(BATCH)]
     return sum(losses) / len(losses)
 
 
 def unigram_loss(stream: torch.Tensor) -> float:
-    """Entropy of the token frequencies, in nats: what a model that ignores context
-    reaches.
+    """Return the entropy of the tokens' frequencies in nats, for int64 [n].
+
+    It is the loss of the best model that ignores the context.
     """
-    p = torch.bincount(stream, minlength=VOCABULARY).double() / len(stream)
-    return float(-(p[p > 0] * p[p > 0].log()).sum())
+    counts = torch.bincount(stream, minlength=VOCABULARY)
+    frequencies = counts.double() / len(stream)
+    p = frequencies[frequencies > 0]  # the limit of p log p at 0 is 0
+    return float(-(p * p.log()).sum())
 
 
 def save(
     model: GPT2LMHeadModel,
     tokenizer: Tokenizer,
-    data: Split,
+    data: TokenStreams,
     out: Path,
     steps: int,
     seconds: float,
 ) -> None:
-    """Weights in float16, tokenizer and card; the losses in the card are of the stored
-    float16 weights.
+    """Write a model's weights, its tokenizer and its card into the folder `out`.
+
+    Args:
+        model: becomes float16, and is stored so.
+        tokenizer: of the model.
+        data: to measure the losses of the card on, with the weights as they are stored.
+        out: the folder to write.
+        steps: of the training.
+        seconds: of processor time that the training took.
     """
     model.half().save_pretrained(out, safe_serialization=True)
     fast = PreTrainedTokenizerFast(
@@ -188,10 +230,11 @@ def main(
 ) -> None:
     """Train the tokenizer and both models, and write them under OUT."""
     documents = list(stdlib_corpus.documents())
-    tokenizer = train_tokenizer(
-        [text for path, text in documents if not stdlib_corpus.held_out(path)]
-    )
-    data = split(tokenizer, documents)
+    training_texts = [
+        text for path, text in documents if not stdlib_corpus.is_held_out(path)
+    ]
+    tokenizer = train_tokenizer(training_texts)
+    data = token_streams(tokenizer, documents)
     print(
         f"{len(data.train):,} training tokens, {len(data.held_out):,} held out",
         flush=True,

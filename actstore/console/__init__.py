@@ -1,1 +1,1 @@
-
+"""What both command lines share: options, output, and errors as messages."""

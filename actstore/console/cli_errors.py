@@ -1,9 +1,10 @@
-"""Where errors become one clear message: both command lines run through `run`.
+"""Turns errors into one clear message; both command lines run inside `run`.
 
-What the project reads and writes through `Storage` and `Files` has typed errors
-already. Here is what libraries and the interpreter raise besides: an OSError that
-files, disks or networks cause is the user's to mend and becomes a message; any other (a
-closed descriptor, an argument that makes no sense) is a bug, and keeps its traceback.
+What the project reads and writes through `Storage` and `Files` raises its own errors
+already. This handles what libraries and the interpreter raise besides. An OSError that
+files, disks or networks cause is the user's to mend, and becomes a message; any other
+(a closed descriptor, an argument that makes no sense) is a bug, and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from actstore.errors import ActstoreError
 from actstore.machine.stop_signals import Stopped, signals
 from actstore.machine.torch_threads import wait_briefly
 
-DEBUG = "ACTSTORE_DEBUG"
+DEBUG = "ACTSTORE_DEBUG"  # an environment variable: show tracebacks
 _ADVICE = {
     errno.ENOENT: "check the path",
     errno.EACCES: "check who may read and write there",
@@ -49,18 +50,22 @@ _ADVICE = {
 
 
 def run(app: Callable[[], Any]) -> None:
-    """Run a typer app. A user's mistake gives a message and exit code 1, no traceback
-    (unless ACTSTORE_DEBUG); SIGINT and SIGTERM give 130 and 143. A closed pipe gives 1
-    and no message.
+    """Run a typer app, and end the process with its exit code.
+
+    A user's mistake gives a message, no traceback (unless ACTSTORE_DEBUG is set) and
+    exit code 1; a closed pipe gives 1 and no message. SIGINT and SIGTERM give 130 and
+    143.
     """
+    # Before a command runs, and loads torch.
     wait_briefly()
     survive_any_encoding()
     try:
         _run(app)
     finally:
+        # A result that nobody could read is no success, whatever the command did.
         failed = flushed()
         if failed is not None:
-            _tell_of_output(failed)
+            _tell_output_failed(failed)
             sys.exit(1)
 
 
@@ -82,7 +87,7 @@ def _run(app: Callable[[], Any]) -> None:
         typer.echo(f"error: {sentences(error)}", err=True)  # type: ignore[arg-type]
         sys.exit(1)
     except OSError as error:
-        _end_by(error)
+        _end_with(error)
     except Stopped as stop:
         if not stop.told:
             typer.echo(str(stop), err=True)
@@ -92,37 +97,36 @@ def _run(app: Callable[[], Any]) -> None:
         sys.exit(130)
 
 
-def _end_by(error: OSError) -> None:
-    """Exit code 1, with a message unless a reader left; an error of the program's own
-    is raised again.
+def _end_with(error: OSError) -> None:
+    """Exit with code 1, and a message unless the output's reader left.
+
+    An error of the program's own is raised again.
     """
-    if not reader_left(error):
-        if os.environ.get(DEBUG) or not is_users(error):
-            raise error
-        typer.echo(f"error: {told(error)}", err=True)
+    if reader_left(error):
+        sys.exit(1)
+    if os.environ.get(DEBUG) or not is_users(error):
+        raise error
+    typer.echo(f"error: {told(error)}", err=True)
     sys.exit(1)
 
 
-def _tell_of_output(error: OSError) -> None:
-    """That standard output cannot be written, unless its reader left; on standard
-    error, if that takes it.
-    """
-    if not reader_left(error):
-        with contextlib.suppress(OSError):
-            typer.echo(f"error: the output cannot be written: {told(error)}", err=True)
+def _tell_output_failed(error: OSError) -> None:
+    """Say that the output cannot be written, unless its reader left."""
+    if reader_left(error):
+        return
+    # Standard error may be what cannot be written.
+    with contextlib.suppress(OSError):
+        typer.echo(f"error: the output cannot be written: {told(error)}", err=True)
 
 
 def is_users(error: OSError) -> bool:
-    """Tell whether an error comes from files, a disk or a network, and not from the
-    program.
-    """
-    return error.errno in _ADVICE or isinstance(
-        error, (ConnectionError, TimeoutError, socket.gaierror)
-    )
+    """Tell whether an error comes from files, a disk or a network, not our program."""
+    is_of_network = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+    return is_of_network or error.errno in _ADVICE
 
 
 def told(error: OSError) -> str:
-    """An OSError as a sentence: where, what, what to do."""
+    """Return an OSError as a sentence: where, what, what to do."""
     names = [
         os.fsdecode(name)
         for name in (error.filename, error.filename2)

@@ -1,56 +1,71 @@
-"""Options of both command lines: help that tells every default, and values that tab
-completion knows.
+"""The options that both command lines share.
+
+Their help tells every default, and tab completion knows their values.
 
 An option that stands for a field of a spec has no default of its own: the schema tells
-it, when help is asked for. Importing this loads typer only.
+it, when help is asked for. Importing this module loads typer only.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-Fields = Mapping[str, str]  # an option's parameter -> the dotted path of its field
+Fields = Mapping[str, str]
+"""The dotted path of an option's field, by the option's parameter."""
 METAVARS = {"count": "COUNT", "size": "SIZE", "integer": "N", "number": "NUMBER"}
 
 
 class Command(TyperCommand):
-    """A command whose help shows the default of every option; without a field, what the
-    option says of itself.
+    """A command whose help shows the default of every option.
+
+    Attributes:
+        schema: The schema that options are fields of: `schemas.train:TrainSpec`.
+        fields: The dotted path of an option's field, by the option's parameter. Others
+            say themselves what they do without a value.
+        of_some_kinds: Parameters of options whose help begins with the kinds of SAE
+            that have their field.
     """
 
-    schema: str = ""  # such as schemas.train:TrainSpec
+    schema: str = ""
     fields: Fields = {}
+    of_some_kinds: Collection[str] = ()
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        names = {
+        option_of_field = {
             path.rpartition(".")[2]: option(name) for name, path in self.fields.items()
         }
-        for param in self.params:
-            _describe(param, self.schema, self.fields.get(str(param.name), ""), names)
+        params: list[Any] = list(self.params)
+        for param in params:
+            path = self.fields.get(str(param.name), "")
+            if param.name in self.of_some_kinds:
+                kinds = _kinds_with_field(self.schema, path)
+                param.help = f"{', '.join(kinds)}: {param.help}"
+            _describe(param, self.schema, path, option_of_field)
         super().format_help(ctx, formatter)
 
 
-def command_for(schema: str, fields: Fields) -> type[Command]:
-    """The class of a command with options that are fields of a schema, such as
-    `schemas.train:TrainSpec`.
-    """
-    return type("SpecCommand", (Command,), {"schema": schema, "fields": fields})
+def command_for(
+    schema: str, fields: Fields, of_some_kinds: Collection[str] = ()
+) -> type[Command]:
+    """Return the class of a command with options that are fields of a schema."""
+    attributes = {"schema": schema, "fields": fields, "of_some_kinds": of_some_kinds}
+    return type("SpecCommand", (Command,), attributes)
 
 
 def option(field: str) -> str:
-    """A parameter's name as it is written on a command line."""
+    """Return a parameter's name as it is written on a command line."""
     return f"--{field.replace('_', '-')}"
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:
-    """Tab completion with these values."""
+    """Return what completes an option with these values when Tab is pressed."""
 
     def complete(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
@@ -59,7 +74,10 @@ def one_of(*values: str) -> Callable[[str], list[str]]:
 
 
 def values_of(schema: str, path: str) -> Callable[[str], list[str]]:
-    """Tab completion with the values of a field that has a fixed set of them."""
+    """Return what completes an option with the values that its field can have.
+
+    They are looked up when Tab is pressed: pydantic is not loaded before.
+    """
 
     def complete(incomplete: str) -> list[str]:
         return one_of(*choices(schema, path))(incomplete)
@@ -69,44 +87,63 @@ def values_of(schema: str, path: str) -> Callable[[str], list[str]]:
 
 @functools.cache
 def choices(schema: str, path: str) -> tuple[str, ...]:
-    """The values of a field that has a fixed set of them, such as the kinds of SAE."""
+    """Return the values of a field with a fixed set of them, such as an SAE's kind."""
     from actstore.validation import choices_of
 
     return choices_of(_json_schema(schema), path)
 
 
+def _kinds_with_field(schema: str, path: str) -> list[str]:
+    """Return the kinds of SAE that have a field: of `sae.l0` it is jumprelu."""
+    from actstore.validation import kinds_with
+
+    above, _, field = path.rpartition(".")
+    having = kinds_with(_json_schema(schema), field)
+    # in the order in which `--sae` lists all of them
+    return [kind for kind in choices(schema, f"{above}.kind") if kind in having]
+
+
 def _json_schema(schema: str) -> dict[str, Any]:
     from actstore.validation import json_schema
 
+    # Named and not imported at the top: pydantic takes longer than all other help.
     module, name = schema.split(":")
     return json_schema(getattr(import_module(module), name))
 
 
-def _describe(param: Any, schema: str, path: str, names: Mapping[str, str]) -> None:
-    """Put the default, values and type into an option's help: of its field, where it is
-    one of a schema.
+def _describe(
+    param: Any, schema: str, path: str, option_of_field: Mapping[str, str]
+) -> None:
+    """Put the default, values and type of an option into its help.
+
+    Args:
+        param: The option, as click has it.
+        schema: As in `Command`.
+        path: The dotted path of its field; "" for none.
+        option_of_field: The options' names, by the name of their field.
     """
-    flag = getattr(param, "is_bool_flag", False)
-    if flag:
+    is_flag = getattr(param, "is_bool_flag", False)
+    if is_flag:
         param.metavar = ""
         if not param.secondary_opts and not param.default:
             param.show_default = "off"
             return
     if path:
-        _describe_field(param, schema, path, names)
-    # in a column of its own it would take the others' room
-    if flag and param.secondary_opts:
+        _describe_field(param, schema, path, option_of_field)
+    # `--pack / --no-pack`: in a column of its own the second name would take room from
+    # the others.
+    if is_flag and param.secondary_opts:
         if isinstance(param.show_default, bool):
-            param.show_default = (
-                param.opts if param.default else param.secondary_opts
-            )[0].removeprefix("--")
+            names = param.opts if param.default else param.secondary_opts
+            param.show_default = names[0].removeprefix("--")
         param.help = f"{param.help} Or {param.secondary_opts[0]}."
         param.secondary_opts = []
 
 
 def _describe_field(
-    param: Any, schema: str, path: str, names: Mapping[str, str]
+    param: Any, schema: str, path: str, option_of_field: Mapping[str, str]
 ) -> None:
+    """Put what the schema says of an option's field into the option's help."""
     from actstore.validation import fields_at, kind_of
 
     nodes = fields_at(_json_schema(schema), path)
@@ -115,34 +152,50 @@ def _describe_field(
         param.help = f"{param.help or ''} One of {', '.join(values)}.".strip()
     if param.metavar is None:
         param.metavar = "NAME" if values else METAVARS.get(kind_of(nodes[0]), "TEXT")
-    # it says itself what happens without it
+    # An option whose default is a text says itself what happens without it.
     if param.required or not isinstance(param.show_default, bool):
         return
-    told = dict.fromkeys(default_of(node) for node in nodes)
-    values_told = [value for value, _ in told if value is not None]
-    if len(told) == 1 and values_told:
-        param.default = values_told[0]
+    # Kinds of SAE may have the same field with different defaults.
+    defaults = dict.fromkeys(default_of(node) for node in nodes)
+    known_values = [value for value, _ in defaults if value is not None]
+    if len(defaults) == 1 and known_values:
+        param.default = known_values[0]
         return
-    what = " or ".join(dict.fromkeys(text or str(value) for value, text in told))
-    for field, name in names.items():  # fields as options
-        what = re.sub(rf"\b{field}\b", name, what) if "_" in field else what
+    texts = dict.fromkeys(text or str(value) for value, text in defaults)
+    what = " or ".join(texts)
+    # Descriptions speak of fields; here they are options: `target_l0`, `--target-l0`.
+    for field, name in option_of_field.items():
+        if "_" in field:
+            what = re.sub(rf"\b{field}\b", name, what)
     param.show_default = what
 
 
 def default_of(node: Mapping[str, Any]) -> tuple[Any, str]:
-    """(value, "") of a field of a JSON schema; where that is null, (None, what happens
-    then), as its description says behind `None: `.
+    """Return the default of a field of a JSON schema, as help shows it.
+
+    Returns:
+        (value, ""); where the value is null, (None, what happens then), which the
+        field's description says after `None: `.
     """
     value = node.get("default")
     if value is None:
         return None, node.get("description", "").partition("None: ")[2]
     if value is False or value is True:
         return value, ""
-    if node.get("format") == "size" and value % (1 << 20) == 0:
-        return (
-            f"{value >> 30}GiB" if value % (1 << 30) == 0 else f"{value >> 20}MiB"
-        ), ""
-    return (f"{value:g}" if isinstance(value, float) else str(value)), ""
+    if node.get("format") == "size":
+        return _size_text(value), ""
+    if isinstance(value, float):
+        return f"{value:g}", ""
+    return str(value), ""
+
+
+def _size_text(n_bytes: int) -> str:
+    """Return bytes as GiB or MiB, where they are whole ones."""
+    if n_bytes % (1 << 30) == 0:
+        return f"{n_bytes >> 30}GiB"
+    if n_bytes % (1 << 20) == 0:
+        return f"{n_bytes >> 20}MiB"
+    return str(n_bytes)
 
 
 def _show_version(context: typer.Context, asked: bool) -> None:

@@ -1,5 +1,6 @@
-"""Standard output and error of both command lines: any encoding can show what is
-printed, and a reader may leave.
+"""Standard output and standard error of both command lines.
+
+Any encoding can show what is printed, and a reader may leave.
 
 What an encoding does not have becomes a plain character where there is one for it, else
 an escape that JSON knows too. A pipe whose reader has left (`| head -1`) ends the
@@ -16,7 +17,7 @@ import sys
 from typing import Any
 
 PLAIN = "actstore.plain"  # the name of the error handler
-_LIKE = {
+_LOOKS_LIKE = {
     "█": "#",
     "–": "-",
     "—": "-",
@@ -32,52 +33,63 @@ _LIKE = {
 
 
 def survive_any_encoding() -> None:
-    """Let both streams take every character."""
-    codecs.register_error(PLAIN, _plain)
+    """Let both streams take every character, whatever their encoding."""
+    codecs.register_error(PLAIN, _plain_text)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)
 
 
 def flushed() -> OSError | None:
-    """Write what the streams still hold, now, and not when the interpreter ends. The
-    error, where a stream refuses; nothing more is then written to it.
+    """Write what the streams still hold, now, and not when the interpreter ends.
+
+    Returns:
+        The error, where a stream refuses; nothing more is then written to it.
     """
-    found: OSError | None = None
+    first_error: OSError | None = None
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError as error:
-            found = found or error
-            _to_nowhere(stream)
+            first_error = first_error or error
+            _send_to_nowhere(stream)
         except ValueError:  # it is closed
             continue
-    return found
+    return first_error
 
 
 def reader_left(error: OSError) -> bool:
-    """Whether it is a pipe's, whose other end is closed."""
+    """Tell whether an error is that of a pipe whose other end is closed."""
     return error.errno == errno.EPIPE
 
 
-def _to_nowhere(stream: Any) -> None:
-    """The interpreter flushes once more at its end, and would complain."""
+def _send_to_nowhere(stream: Any) -> None:
+    """Send what a stream still gets to the null device.
+
+    The interpreter flushes it once more at its end, and would complain.
+    """
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
+def _plain_text(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for characters that an encoding lacks, and where to go on.
+
+    This is the form of an error handler that `codecs.register_error` wants.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_like, error.object[error.start : error.end])), error.end
+    unencodable = error.object[error.start : error.end]
+    return "".join(map(_plain_character, unencodable)), error.end
 
 
-def _like(character: str) -> str:
-    if character in _LIKE:
-        return _LIKE[character]
+def _plain_character(character: str) -> str:
+    """Return what is written in place of a character that an encoding does not have."""
+    if character in _LOOKS_LIKE:
+        return _LOOKS_LIKE[character]
     code = ord(character)
     if 0x2500 <= code < 0x2580:  # lines of tables and bars
         return "|" if character in "│┃║╎╏┆┇┊┋" else "-"
@@ -86,6 +98,9 @@ def _like(character: str) -> str:
     if 0x2800 <= code < 0x2900:  # rich's spinner
         return "*"
     if code > 0xFFFF:
-        code -= 0x10000
-        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+        # JSON escapes these in two halves, a surrogate pair.
+        offset = code - 0x10000
+        high = 0xD800 + (offset >> 10)
+        low = 0xDC00 + (offset & 0x3FF)
+        return f"\\u{high:04x}\\u{low:04x}"
     return f"\\u{code:04x}"

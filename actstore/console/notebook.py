@@ -1,5 +1,6 @@
-"""What notebooks show of the Python API's objects: small tables of HTML with every text
-escaped, and no script.
+"""What notebooks show of the Python API's objects: small tables of HTML.
+
+Every text is escaped, and there is no script.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from collections.abc import Iterable
 
 
 def table(title: str, lines: Iterable[tuple[str, str]]) -> str:
-    """A title and (name, value) lines. Texts may come from strangers' stores: a site's
-    name can hold anything.
+    """Return an HTML table with a title and (name, value) lines.
+
+    Texts may come from strangers' stores, where a name can hold anything, such as a
+    script: all of them are escaped.
     """
     left = ' style="text-align:left"'
-    cells = [(html.escape(name), html.escape(value)) for name, value in lines]
-    rows = "".join(
-        f"<tr><th{left}>{name}</th><td{left}>{value}</td></tr>" for name, value in cells
-    )
-    return (
-        f"<table><caption>{html.escape(title)}</caption><tbody>{rows}</tbody></table>"
-    )
+    rows = ""
+    for name, value in lines:
+        heading = f"<th{left}>{html.escape(name)}</th>"
+        rows += f"<tr>{heading}<td{left}>{html.escape(value)}</td></tr>"
+    caption = f"<caption>{html.escape(title)}</caption>"
+    return f"<table>{caption}<tbody>{rows}</tbody></table>"

@@ -1,5 +1,7 @@
-"""What a path or URL leads to: a literal local path comes before anything that its
-signs could mean.
+"""Which file system a path or URL leads to.
+
+A file here that is called by exactly that name comes before anything that the signs in
+it could mean.
 """
 
 from __future__ import annotations
@@ -9,32 +11,40 @@ import re
 from pathlib import Path
 from typing import Any
 
-# how the pointer begins that git leaves in a file's place
+# How the pointer begins that git-LFS leaves in the place of a large file.
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
+# A path of Windows, such as C:\data or c:/data.
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """fsspec's file system for a path or URL, and the path in it. Raises ValueError,
-    ImportError, OSError.
+    """Return fsspec's file system for a path or URL, and the path in it.
 
     Without a protocol it is a local path, and so is whatever lies here by exactly that
     name: fsspec would take `::` in it for a chain of file systems.
+
+    Raises:
+        ValueError: the URL cannot be, or has a drive letter where there are no drives.
+        ImportError: its protocol needs a package that is not installed.
+        OSError: the place cannot be reached.
     """
     from fsspec.core import url_to_fs
     from fsspec.implementations.local import LocalFileSystem
 
-    if (path := local_path(url)) is None:
-        found, inside = url_to_fs(url, **options)
-        return found, str(inside)
-    if (why := windows_path(url)) is not None:
+    path = local_path(url)
+    if path is None:
+        remote, path_there = url_to_fs(url, **options)
+        return remote, str(path_there)
+    why = windows_path(url)
+    if why is not None:
         raise ValueError(why)
     return LocalFileSystem(**options), os.path.abspath(path)  # noqa: PTH100 (a link keeps its own name)
 
 
 def local_path(url: str) -> Path | None:
-    """The local path that a text without a protocol is; None for a URL that no file
-    here is called by.
+    """Return the local path that a text is; None for a URL.
+
+    A text without a protocol is one, and so is whatever a file here is called.
     """
     if url.startswith("file://") and "::" in url:
         return Path(url.removeprefix("file://"))
@@ -43,13 +53,16 @@ def local_path(url: str) -> Path | None:
 
 
 def windows_path(url: str) -> str | None:
-    """What to say of a path with a drive letter, where there are no drives and nothing
-    here is called so; else None.
+    """Return what to say of a path with a drive letter, or None.
+
+    None: there are drives on this system, or something here is called so.
     """
     if os.name == "nt" or _DRIVE.match(url) is None:
         return None
     path = Path(url)
-    if any(map(_is_here, (path, *path.parents[:-1]))):
+    # the last of its parents is the folder that we are in, which is always here
+    folders = path.parents[:-1]
+    if any(_is_here(part) for part in (path, *folders)):
         return None
     return (
         "a path with a drive letter, and this system has no drives; give the path as it"
@@ -58,6 +71,7 @@ def windows_path(url: str) -> str | None:
 
 
 def _is_here(path: Path) -> bool:
+    """Return whether there is such a file or folder."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long a name, a NUL in it

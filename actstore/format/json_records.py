@@ -1,5 +1,6 @@
-"""JSON of a store that may be someone else's: size and depth are looked at before it is
-parsed.
+"""Reads JSON of a store that may be someone else's.
+
+Size and depth are looked at before it is parsed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=BaseModel)
 
-DEEPEST = 64
+DEEPEST = 64  # brackets inside each other that are read
+# Brackets inside strings do not count; a backslash takes the character after it along.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -29,20 +31,33 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 def read_record(
     storage: Storage, key: str, schema: type[Model], limit: int = RECORD_JSON
 ) -> Model:
-    """An object as the schema's instance. Raises ObjectError, or CorruptError where it
-    is none.
+    """Return an object as an instance of a schema.
+
+    Args:
+        storage: where the store lies.
+        key: of the object.
+        schema: what it must be.
+        limit: the most bytes that are read.
+
+    Raises:
+        ObjectError: there is no such object.
+        CorruptError: it is not one of the schema's.
     """
     return parsed_record(schema, storage.read(key, limit), f"{storage.url}/{key}")
 
 
 def parsed_record(schema: type[Model], data: bytes, where: str) -> Model:
-    """The schema's instance. Raises CorruptError in sentences."""
+    """Return JSON as an instance of a schema.
+
+    Raises:
+        CorruptError: it is not one; says in sentences why.
+    """
     check_depth(data, where)
     return shallow_record(schema, data, where)
 
 
 def shallow_record(schema: type[Model], data: bytes, where: str) -> Model:
-    """The same of JSON whose depth has been looked at."""
+    """Return the same of JSON whose depth has been looked at."""
     try:
         return schema.model_validate_json(data)
     except ValidationError as error:
@@ -54,12 +69,16 @@ def shallow_record(schema: type[Model], data: bytes, where: str) -> Model:
 def parsed_json(
     data: bytes, where: str, error: type[ActstoreError] = CorruptError
 ) -> Any:
-    """The value that JSON stands for. Raises `error` where it is none, or nested too
-    deeply.
+    """Return the value that JSON stands for.
+
+    Args:
+        data: the JSON.
+        where: it comes from, for errors.
+        error: what is raised where it is not JSON, or nested too deeply.
     """
     check_depth(data, where, error)
     try:
-        return json.loads(data.decode())  # UTF-8 alone: of bytes, json would guess
+        return json.loads(data.decode())  # UTF-8 alone: json would guess from bytes
     except (ValueError, RecursionError) as problem:
         raise error(f"{where}: not valid JSON: {problem}") from problem
 
@@ -67,10 +86,12 @@ def parsed_json(
 def check_depth(
     data: bytes, where: str, error: type[ActstoreError] = CorruptError
 ) -> None:
-    """Raises `error` where brackets are nested more than `DEEPEST` deep."""
+    """Raise `error` where brackets are nested more than `DEEPEST` deep."""
+    # So few brackets cannot be: most records need no second look.
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return
-    depth = deepest = 0
+    depth = 0
+    deepest = 0
     for bracket in _STRING.sub(b"", data).translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)

@@ -1,5 +1,6 @@
-"""Files of a local folder that may come from someone else: regular ones, and none
-outside of the folder.
+"""Opens files of a local folder that may come from someone else.
+
+Only regular files are opened, and none outside of the folder.
 
 A FIFO, a device or a folder in place of a file is refused as it is opened, so that
 nothing waits or is endless. A link is followed as far as it stays in the folder, or in
@@ -19,10 +20,13 @@ from typing import BinaryIO, NamedTuple
 from actstore.errors import CorruptError, StorageError
 
 FOLLOW_LINKS = "ACTSTORE_FOLLOW_LINKS"
-KEPT_FOLDERS = 1 << 14
+KEPT_FOLDERS = 1 << 14  # that are known to lie inside
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+# Without O_NONBLOCK, opening a FIFO would wait for someone who writes to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+# Parts of a path that are empty, `.` or `..`, and control characters; on Windows also
+# what means a drive.
 _OUTSIDE = re.compile(
     r"(^|/)(\.{0,2})(/|$)|[\x00-\x1f\x7f]"
     if os.sep == "/"
@@ -31,43 +35,52 @@ _OUTSIDE = re.compile(
 
 
 class OpenFile(NamedTuple):
-    """A descriptor and the file's size."""
+    """A file that is open for reading.
+
+    Attributes:
+        fd: its descriptor.
+        size: its bytes when it was opened.
+    """
 
     fd: int
     size: int
 
     def read(self) -> bytes:
-        """All of it."""
+        """Return all of it."""
         parts = list(self.parts(1 << 30))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def parts(self, size: int = 4 << 20) -> Iterator[bytes]:
-        """All of it, in pieces; what is added meanwhile is left out."""
+        """Yield all of it, in pieces of `size` bytes.
+
+        What is added to the file meanwhile is left out.
+        """
         left = self.size
-        while left > 0 and (part := os.read(self.fd, min(left, size))):
+        while left > 0:
+            part = os.read(self.fd, min(left, size))
+            if not part:
+                return
             yield part
             left -= len(part)
 
     def ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Read several (offset, length) ranges. A negative offset counts from the end;
-        there is nothing past it.
+        """Return several (offset, length) ranges.
+
+        A negative offset counts from the end; there is nothing after it.
         """
-        starts = [
-            max(0, self.size + offset) if offset < 0 else offset for offset, _ in ranges
-        ]
-        lengths = [
-            min(n, max(0, self.size - start))
-            for start, (_, n) in zip(starts, ranges, strict=True)
-        ]
-        return [
-            os.pread(self.fd, n, start) if n else b""
-            for start, n in zip(starts, lengths, strict=True)
-        ]
+        parts = []
+        for offset, length in ranges:
+            start = offset if offset >= 0 else max(0, self.size + offset)
+            # pread takes memory for all that it is asked for
+            n_bytes = min(length, max(0, self.size - start))
+            parts.append(os.pread(self.fd, n_bytes, start) if n_bytes else b"")
+        return parts
 
 
 class LocalFiles:
-    """The files of one folder, which need not be there yet. Safe to use from several
-    threads.
+    """The files of one folder, which need not be there yet.
+
+    Safe to use from several threads.
     """
 
     def __init__(self, root: str) -> None:
@@ -77,14 +90,18 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def opened(self, key: str) -> Iterator[OpenFile]:
-        """A file for reading. Raises OSError, or CorruptError where it is no file or
-        lies outside.
+        """Open a file for reading.
+
+        Raises:
+            OSError: it cannot be opened, or is a folder.
+            CorruptError: it is a pipe or a device, or lies outside.
         """
         path = f"{self._root}/{key}"
         self.check_folder(key)
         try:
             fd = os.open(path, _FLAGS | _NO_FOLLOW)
         except OSError as error:
+            # what opening a link says, where links are not followed
             if error.errno not in {errno.ELOOP, errno.EMLINK}:
                 raise
             fd = os.open(self._target(path), _FLAGS)
@@ -102,15 +119,18 @@ class LocalFiles:
             os.close(fd)
 
     def exists(self, key: str) -> bool:
-        """Tell whether there is a file by that name. A pipe or a link to nowhere
-        counts: nobody need wait for the file, and who opens it is told what is wrong.
+        """Return whether there is a file by that name.
+
+        A pipe or a link to nowhere counts: nobody need wait for the file, and who opens
+        it is told what is wrong.
         """
         path = f"{self._root}/{key}"
         return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112 (a string is at hand)
 
     def check_folder(self, key: str) -> None:
-        """Raises CorruptError where the folder of a key is a link that leads out. Each
-        is looked at once.
+        """Raise CorruptError where the folder of a key is a link that leads out.
+
+        Each folder is looked at once.
         """
         folder = f"{self._root}/{key}".rpartition("/")[0]
         if folder in self._inside:
@@ -123,47 +143,57 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def appending(self, path: str, key: str) -> Iterator[BinaryIO]:
-        """A file for appending, made where there is none; a link is not followed."""
+        """Open a file for appending; a link is not followed.
+
+        The file is made where there is none.
+        """
         self.check_folder(key)
-        fd = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW | _CLOEXEC, 0o666
-        )
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW | _CLOEXEC
+        fd = os.open(path, flags, 0o666)
         with os.fdopen(fd, "ab") as file:
             yield file
 
     def list(self, prefix: str) -> list[str]:
-        """Keys of all files under a folder. Links to folders are not gone into: they
-        may lead in a circle.
+        """Return the keys of all files under a folder.
+
+        Links to folders are not gone into: they may lead in a circle.
         """
-        found, skip = [], len(self._root) + 1
+        keys = []
+        skip = len(self._root) + 1
         if prefix:
             self.check_folder(f"{prefix}/.")
-        for folder, _, names in os.walk(f"{self._root}/{prefix}".rstrip("/") or "/"):
-            found += [f"{folder.rstrip('/')}/{name}"[skip:] for name in names]
-        return found
+        top = f"{self._root}/{prefix}".rstrip("/") or "/"
+        for folder, _, names in os.walk(top):
+            keys += [f"{folder.rstrip('/')}/{name}"[skip:] for name in names]
+        return keys
 
     def _target(self, path: str) -> str:
-        """The path without links. Raises CorruptError where it lies outside."""
+        """Return a path without links.
+
+        Raises:
+            CorruptError: it lies outside.
+        """
         real = os.path.realpath(path)
-        if not any(
-            real == root or real.startswith(root.rstrip("/") + "/")
-            for root in self._allowed()
-        ):
-            raise CorruptError(
-                f"{path}: it is a link to {real}, outside of the folder, and is not"
-                f" followed; if you trust its maker, set {FOLLOW_LINKS}=1, or copy what"
-                " it leads to (`cp -rL`)"
-            )
-        return real
+        for root in self._allowed():
+            if real == root or real.startswith(root.rstrip("/") + "/"):
+                return real
+        raise CorruptError(
+            f"{path}: it is a link to {real}, outside of the folder, and is not"
+            f" followed; if you trust its maker, set {FOLLOW_LINKS}=1, or copy what"
+            " it leads to (`cp -rL`)"
+        )
 
     def _allowed(self) -> tuple[str, ...]:
+        """Return the folders in which files may lie, without links."""
         if os.environ.get(FOLLOW_LINKS):
             return ("/",)
         if self._roots is None:
+            # Files of .../models--x/snapshots/<commit> are links into
+            # .../models--x/blobs.
             root = os.path.realpath(self._root or "/")
             parts = root.split("/")
             blobs = [
-                f"{'/'.join(parts[:i])}/blobs"
+                "/".join([*parts[:i], "blobs"])
                 for i, part in enumerate(parts)
                 if part == "snapshots"
             ]
@@ -172,7 +202,7 @@ class LocalFiles:
 
 
 def check_key(key: str, url: str) -> None:
-    """A key names an object below the URL. Raises StorageError for any other."""
+    """Raise StorageError for a key that does not name an object below the URL."""
     if key and _OUTSIDE.search(key):
         raise StorageError(
             f"{url}: {key!r} is no key of an object there; it would lead out of the"

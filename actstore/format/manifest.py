@@ -1,4 +1,4 @@
-"""Reading `manifest.json`, which makes a folder a store, and the plans."""
+"""Reads `manifest.json`, which makes a folder a store, and the plans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from actstore.errors import (
     ObjectError,
     UnfinishedError,
 )
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.json_records import parsed_json, shallow_record
 from actstore.format.manifest_checks import check_manifest, check_plan
 from actstore.format.object_sizes import MANIFEST_JSON, RECORD_JSON
@@ -19,39 +19,50 @@ from schemas.manifest import FORMAT_MINOR, FORMAT_VERSION, StoreManifest
 
 
 def read_manifest(storage: Storage) -> StoreManifest:
-    """The manifest, checked as a whole, or the error that says why there is none."""
+    """Return the manifest, checked as a whole.
+
+    Raises:
+        UnfinishedError: there is a plan, but no manifest yet.
+        NotAStoreError: there is neither, or the manifest is not one of actstore's.
+        FormatVersionError: a newer actstore has written it.
+        CorruptError: it cannot be.
+    """
     try:
-        data = storage.read(keys.MANIFEST, MANIFEST_JSON)
+        data = storage.read(object_keys.MANIFEST, MANIFEST_JSON)
     except CorruptError:
         raise
     except ObjectError:
-        if storage.exists(keys.plan_key()):
+        if storage.exists(object_keys.plan_key()):
             raise UnfinishedError(
                 f"{storage.url}: this harvest (or import) has not ended; run the same"
                 " command again, it goes on"
             ) from None
         raise NotAStoreError(
-            f"{storage.url}: wanted a store, but there is no {keys.MANIFEST}; "
-            "check the URL (`actstore ls` lists stores)"
+            f"{storage.url}: wanted a store, but there is no {object_keys.MANIFEST};"
+            " check the URL (`actstore ls` lists stores)"
         ) from None
     return parse_manifest(data, storage.url)
 
 
 def parse_manifest(data: bytes, url: str) -> StoreManifest:
-    """Check format and version before anything else, so that a newer store gives the
-    right error.
-    """
-    _check_format(data, url, keys.MANIFEST)
-    manifest = shallow_record(StoreManifest, data, f"{url}/{keys.MANIFEST}")
+    """Return the manifest that JSON holds; errors are those of `read_manifest`."""
+    # The version comes first, so that a newer store gives the right error.
+    _check_format(data, url, object_keys.MANIFEST)
+    manifest = shallow_record(StoreManifest, data, f"{url}/{object_keys.MANIFEST}")
     check_manifest(manifest, url)
     return manifest
 
 
 def read_plan(storage: Storage, generation: int = 0) -> Plan:
-    """A generation's plan. Raises ObjectError where there is none, FormatVersionError
-    or CorruptError.
+    """Return a generation's plan, checked.
+
+    Raises:
+        ObjectError: there is none.
+        NotAStoreError: it is not one of actstore's.
+        FormatVersionError: a newer actstore has written it.
+        CorruptError: it cannot be.
     """
-    key = keys.plan_key(generation)
+    key = object_keys.plan_key(generation)
     data = storage.read(key, RECORD_JSON)
     _check_format(data, storage.url, key)
     plan = shallow_record(Plan, data, f"{storage.url}/{key}")
@@ -60,13 +71,16 @@ def read_plan(storage: Storage, generation: int = 0) -> Plan:
 
 
 def _check_format(data: bytes, url: str, key: str) -> None:
-    raw = parsed_json(data, f"{url}/{key}")
-    if not isinstance(raw, dict) or raw.get("format") != "actstore":
+    """Check that JSON is of this format, in a version that can be read."""
+    values = parsed_json(data, f"{url}/{key}")
+    if not isinstance(values, dict) or values.get("format") != "actstore":
         raise NotAStoreError(f"{url}: its {key} is not one of actstore's")
-    version, minor = raw.get("format_version"), raw.get("format_minor", 0)
+    version = values.get("format_version")
+    minor = values.get("format_minor", 0)
     # A newer minor has keys that this one would refuse as unknown; an older one has
     # none that are gone.
     newer = isinstance(minor, int) and minor > FORMAT_MINOR
+    # True equals 1, and is not a version
     if version != FORMAT_VERSION or isinstance(version, bool) or newer:
         raise FormatVersionError(
             f"{url}: format version {version}.{minor}, this actstore reads"

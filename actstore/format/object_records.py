@@ -1,5 +1,6 @@
-"""The size and digest that are recorded of every object, and writing an object with its
-record.
+"""The size and digest that are recorded of every object.
+
+Writing an object together with making its record is here as well.
 """
 
 from __future__ import annotations
@@ -13,25 +14,27 @@ from schemas.manifest import ObjectRecord
 
 
 def put(storage: Storage, key: str, data: Buffers) -> ObjectRecord:
-    """Write an object; its record."""
+    """Write an object; return its record."""
     record = object_record(data)
     storage.put(key, data)
     return record
 
 
 def object_record(data: Buffers) -> ObjectRecord:
-    """Size and blake3 digest of an object's bytes."""
-    parts = [data] if isinstance(data, bytes) else data
+    """Return the size and blake3 digest of an object's bytes."""
+    buffers = [data] if isinstance(data, bytes) else data
     digest = blake3()
-    for part in parts:
-        digest.update(part)
-    return ObjectRecord(
-        bytes=sum(len(part) for part in parts), digest=digest.hexdigest()
-    )
+    for buffer in buffers:
+        digest.update(buffer)
+    n_bytes = sum(len(buffer) for buffer in buffers)
+    return ObjectRecord(bytes=n_bytes, digest=digest.hexdigest())
 
 
 def files_digest(files: Mapping[str, bytes]) -> str:
-    """blake3 over some files' names, sizes and bytes, sorted by name."""
+    """Return the blake3 digest over some files, sorted by name.
+
+    It covers their names, sizes and bytes.
+    """
     state = blake3()
     for name, data in sorted(files.items()):
         state.update(f"{name}\0{len(data)}\0".encode() + data)

@@ -1,5 +1,6 @@
-"""How many bytes each object has, by arithmetic: what is read on a store's word is read
-up to these.
+"""How many bytes each object of a store has, worked out from the store's sizes.
+
+What is read on a store's word is read up to these.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from actstore.format import keys
-from actstore.format.dtypes import numpy_dtype
+from actstore.format import object_keys
 from actstore.format.layout import n_chunks
 from actstore.format.shard import BLOSC_BYTES, CRC_BYTES, ShardCodec
+from actstore.format.stored_dtypes import numpy_dtype
 from schemas.harvest import HarvestSpec, Layout
 from schemas.source import Site
 
 HISTOGRAM_BINS = 2048
-STRATA, SUMS = 2, 5
-MANIFEST_JSON = RECORD_JSON = 32 << 20  # some 10,000 sites
+STRATA = 2  # position 0 and special tokens; the rest
+SUMS = 5  # count, non-finite rows, sum, sum of squares and maximum of norms
+MANIFEST_JSON = 32 << 20  # some 10,000 sites
+RECORD_JSON = 32 << 20
 SMALL_JSON = 1 << 20  # a block's record, an array's metadata, a claim
 OTHER_FILE = 256 << 20  # a tokenizer's vocabulary, a page for people
 
@@ -28,33 +31,47 @@ COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "digests": ("|u1", ("unit", "byte")),
     "sums": ("<f8", ("unit", "site", "stratum", "figure")),
 }
-"""The columns over all units: dtype and dimensions."""
+"""The unit columns: dtype and dimensions of each."""
 
 Range = tuple[int, int]
+"""The least and the most bytes that an object can have."""
 
 
 def plain(shape: Iterable[int], itemsize: int) -> int:
-    """Bytes of an unsharded chunk."""
+    """Return the bytes of a chunk of an array that is not sharded."""
     return math.prod(shape) * itemsize + CRC_BYTES
 
 
 def stats_bytes(sites: Iterable[Site]) -> int:
-    """Bytes of the statistics of some sites."""
-    return sum(8 * STRATA * (SUMS + 2 * site.d + HISTOGRAM_BINS) for site in sites)
+    """Return the bytes of the statistics of some sites."""
+    # Every figure has 8 bytes; each channel has a mean and a sum of squared deviations.
+    total = 0
+    for site in sites:
+        figures_per_stratum = SUMS + 2 * site.d + HISTOGRAM_BINS
+        total += 8 * STRATA * figures_per_stratum
+    return total
 
 
-def column_bytes(generation: int, n_units: int, n_sites: int) -> dict[str, int]:
-    """Bytes of each column's chunk, by key."""
-    return {
-        column_key(generation, name): plain(
-            column_shape(name, n_units, n_sites), np.dtype(dtype).itemsize
-        )
-        for name, (dtype, _) in COLUMNS.items()
-    }
+def column_bytes(
+    generation: int,
+    n_units: int,
+    n_sites: int,
+) -> dict[str, int]:
+    """Return the bytes of each unit column's only chunk, by key."""
+    by_key = {}
+    for name, (dtype, _) in COLUMNS.items():
+        shape = column_shape(name, n_units, n_sites)
+        key = column_key(generation, name)
+        by_key[key] = plain(shape, np.dtype(dtype).itemsize)
+    return by_key
 
 
-def column_shape(name: str, n_units: int, n_sites: int) -> tuple[int, ...]:
-    """The shape of a column."""
+def column_shape(
+    name: str,
+    n_units: int,
+    n_sites: int,
+) -> tuple[int, ...]:
+    """Return the shape of a unit column."""
     sizes = {
         "unit": n_units,
         "byte": 32,
@@ -62,25 +79,26 @@ def column_shape(name: str, n_units: int, n_sites: int) -> tuple[int, ...]:
         "stratum": STRATA,
         "figure": SUMS,
     }
-    return tuple(sizes[one] for one in COLUMNS[name][1])
+    _, dimensions = COLUMNS[name]
+    return tuple(sizes[dimension] for dimension in dimensions)
 
 
 def column_key(generation: int, name: str) -> str:
-    """Key of a column's only chunk."""
+    """Return the key of a unit column's only chunk."""
     _, dimensions = COLUMNS[name]
-    return keys.chunk_key(
-        f"{keys.columns_prefix(generation)}/{name}", *([0] * len(dimensions))
-    )
+    array = f"{object_keys.columns_prefix(generation)}/{name}"
+    first_chunk = [0] * len(dimensions)
+    return object_keys.chunk_key(array, *first_chunk)
 
 
 def column_metadata(generation: int) -> tuple[str, ...]:
-    """Keys of the columns' `zarr.json`."""
-    prefix = keys.columns_prefix(generation)
+    """Return the keys of the unit columns' `zarr.json`, and of their group's."""
+    prefix = object_keys.columns_prefix(generation)
     return (f"{prefix}/zarr.json", *(f"{prefix}/{name}/zarr.json" for name in COLUMNS))
 
 
 def codec(spec: HarvestSpec, layout: Layout, d: int) -> ShardCodec:
-    """How a site of width d is stored."""
+    """Return how the rows of a site of width d are stored."""
     return ShardCodec(
         spec.codec, numpy_dtype(spec.dtype), layout.chunk_rows, d, layout.unit_chunks
     )
@@ -96,42 +114,52 @@ def unit_bytes(
     *,
     tokens: bool,
 ) -> dict[str, Range]:
-    """Least and most bytes of each object of a unit, by key. stats: key of its
-    statistics; tokens: whether its generation writes `tokens` and `rows`.
+    """Return the least and most bytes of each object of a unit, by key.
+
+    Args:
+        spec: of the harvest.
+        layout: of the store.
+        sites: those of the unit's generation.
+        unit: the unit.
+        n_rows: its valid rows.
+        stats: key of its statistics.
+        tokens: whether its generation writes `tokens` and `rows`.
     """
     sites = tuple(sites)
-    found = {stats: stats_bytes(sites)}
+    capacity = layout.capacity
+    exact = {stats: stats_bytes(sites)}
     if tokens:
-        found[keys.chunk_key("tokens", unit, 0)] = plain(
-            (layout.unit_sequences, layout.context), 4
-        )
-        found[keys.chunk_key("rows", unit, 0)] = plain((layout.capacity, 2), 4)
+        tokens_shape = (layout.unit_sequences, layout.context)
+        exact[object_keys.chunk_key("tokens", unit, 0)] = plain(tokens_shape, 4)
+        exact[object_keys.chunk_key("rows", unit, 0)] = plain((capacity, 2), 4)
     for site in sites:
-        found[keys.chunk_key(keys.norm_key(site.name), unit)] = plain(
-            (layout.capacity,), 4
-        )
+        norm_key = object_keys.chunk_key(object_keys.norm_key(site.name), unit)
+        exact[norm_key] = plain((capacity,), 4)
         if spec.dtype == "int8":
-            found[keys.chunk_key(keys.scale_key(site.name), unit)] = plain(
-                (layout.capacity,), 2
+            scale_key = object_keys.chunk_key(object_keys.scale_key(site.name), unit)
+            exact[scale_key] = plain((capacity,), 2)
+            step_key = object_keys.chunk_key(
+                object_keys.step_key(site.name), unit, 0, 0
             )
-            found[keys.chunk_key(keys.step_key(site.name), unit, 0, 0)] = plain(
-                (2, site.d), 4
-            )
-    every: dict[str, Range] = {key: (n, n) for key, n in found.items()}
+            exact[step_key] = plain((2, site.d), 4)
+    ranges: dict[str, Range] = {key: (n, n) for key, n in exact.items()}
+    # Only a shard has a size that depends on its values.
+    unit_chunks = n_chunks(n_rows, layout.chunk_rows)
     for site in sites:
+        shard_key = object_keys.chunk_key(object_keys.acts_key(site.name), unit, 0)
         shard = codec(spec, layout, site.d)
-        every[keys.chunk_key(keys.acts_key(site.name), unit, 0)] = shard_bytes(
-            shard, n_chunks(n_rows, layout.chunk_rows)
-        )
-    return every
+        ranges[shard_key] = shard_bytes(shard, unit_chunks)
+    return ranges
 
 
 def shard_bytes(shard: ShardCodec, n_chunks: int) -> Range:
-    """Least and most bytes of a shard with so many chunks."""
-    most = shard.chunk_bytes + CRC_BYTES
+    """Return the least and most bytes of a shard with so many chunks."""
+    plain_chunk = shard.chunk_bytes + CRC_BYTES
     if shard.codec == "raw":
-        return n_chunks * most + shard.index_bytes, n_chunks * most + shard.index_bytes
-    return (
-        n_chunks * (BLOSC_BYTES + CRC_BYTES) + shard.index_bytes,
-        n_chunks * (most + BLOSC_BYTES) + shard.index_bytes,
-    )
+        exact = n_chunks * plain_chunk + shard.index_bytes
+        return exact, exact
+    # What is compressed has at least Blosc's header, and is never longer than the plain
+    # values by more than that.
+    least = n_chunks * (BLOSC_BYTES + CRC_BYTES) + shard.index_bytes
+    most = n_chunks * (plain_chunk + BLOSC_BYTES) + shard.index_bytes
+    return least, most

@@ -1,13 +1,20 @@
-"""One Zarr v3 shard to and from bytes; numpy only, and the only hot code that knows the
-format.
+"""One Zarr v3 shard to bytes and back: the only hot code that knows the format.
 
-A shard is its chunks' bytes one behind the other, then an index: uint64 [n_chunks, 2]
-of (offset, length), both 2^64 - 1 for a chunk that is absent, and the index' crc32c. A
-chunk is Blosc (lz4 or zstd, bit-shuffled) or the plain values, and the crc32c of that.
-zarr-python, tensorstore and zarrs read and write the same bytes; they are just slower.
+It needs numpy only.
+
+A shard is the bytes of its chunks one after the other, then an index: uint64 [n_chunks,
+2] of (offset, length), both 2^64 - 1 for a chunk that is absent, and the index' crc32c.
+A chunk is Blosc (lz4 or zstd, bit-shuffled) or the plain values, and the crc32c of
+that. zarr-python, tensorstore and zarrs read and write the same bytes; they are just
+slower.
+
+For example 3 rows of one float32 each, `raw`, in chunks of 2 rows, where a unit has up
+to 4 chunks: two chunks of 8 bytes and their checksums of 4 begin at 0 and 12, the index
+of 4 * 16 + 4 = 68 bytes begins at 24, and the shard has 92 bytes. The index says (0,
+12), (12, 12), and absent twice; the second chunk is filled up with a row of zeros.
 
 Blosc runs single-threaded, since its multi-threaded output varies; parallelism is over
-chunks, laid down in order.
+chunks, which are laid down in order.
 """
 
 from __future__ import annotations
@@ -25,21 +32,24 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from actstore.errors import CorruptError
-from actstore.format.dtypes import bits
+from actstore.format.stored_dtypes import bits
 from schemas.harvest import Codec
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
 BLOSC_BYTES = 16  # its header, and the most by which it makes a chunk larger
 LARGEST_OFFSET = 1 << 48  # no file system or object store holds larger objects
-CLEVEL = 5
+CLEVEL = 5  # of Blosc, 0 to 9
 
 blosc.use_threads = False
 
 
 class ShardIndex(NamedTuple):
-    """Where each chunk lies in its shard: uint64 [n_chunks]; ABSENT in both for a chunk
-    that is not there.
+    """The place of each chunk in its shard; ABSENT in both for one that is not there.
+
+    Attributes:
+        offset: first byte of each chunk, uint64 [n_chunks].
+        length: bytes of each chunk, its checksum included, uint64 [n_chunks].
     """
 
     offset: NDArray[np.uint64]
@@ -48,8 +58,14 @@ class ShardIndex(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardCodec:
-    """How one array's rows [*, d] become shards of `unit_chunks` chunks of `chunk_rows`
-    rows.
+    """How a site's rows [n, d] become shards, one for each unit.
+
+    Attributes:
+        codec: what compresses a chunk, or `raw`.
+        dtype: of the stored values.
+        chunk_rows: rows of a chunk.
+        d: width of a row.
+        unit_chunks: chunks that a shard has room for.
     """
 
     codec: Codec
@@ -60,7 +76,7 @@ class ShardCodec:
 
     @property
     def chunk_bytes(self) -> int:
-        """Decoded bytes of a chunk."""
+        """Bytes of a decoded chunk."""
         return self.chunk_rows * self.d * self.dtype.itemsize
 
     @property
@@ -74,32 +90,49 @@ class ShardCodec:
         permutation: NDArray[np.int64] | None = None,
         pool: Executor | None = None,
     ) -> list[bytes]:
-        """A shard, as buffers to be written one behind the other.
+        """Return a shard, as buffers to be written one after the other.
 
-        rows: [n, d]; permutation: slot i of the shard gets rows[permutation[i]]. Chunks
-        behind the last row are absent, the last one is filled up with zeros.
+        Chunks after the last row are absent, the last one is filled up with zeros.
+
+        Args:
+            rows: the unit's rows [n, d], of this codec's dtype.
+            permutation: int64 [n]; slot i of the shard gets rows[permutation[i]].
+                None: rows stay in their order.
+            pool: encodes several chunks at a time.
         """
+        # Rows are copied as unsigned integers, which is faster than as bfloat16.
         source = bits(np.ascontiguousarray(rows))
         order = np.arange(len(rows)) if permutation is None else permutation
-        n = -(-len(order) // self.chunk_rows)
-        jobs = (
-            order[i * self.chunk_rows : (i + 1) * self.chunk_rows] for i in range(n)
+        n_chunks = -(-len(order) // self.chunk_rows)
+        orders = (
+            order[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
+            for chunk in range(n_chunks)
         )
-        mapped: Iterable[bytes] = (pool.map if pool else map)(
-            lambda job: self._encode_chunk(source, job), jobs
+        run = map if pool is None else pool.map
+        encoded: Iterable[bytes] = run(
+            lambda chunk_order: self._encode_chunk(source, chunk_order), orders
         )
-        chunks = list(mapped)
+        chunks = list(encoded)
         index = np.full((self.unit_chunks, 2), ABSENT, dtype="<u8")
-        index[:n, 1] = [len(chunk) + CRC_BYTES for chunk in chunks]
-        index[:n, 0] = np.concatenate([[0], np.cumsum(index[:n, 1])[:-1]]) if n else []
+        lengths = np.array([len(chunk) + CRC_BYTES for chunk in chunks], "<u8")
+        index[:n_chunks, 0] = np.cumsum(lengths) - lengths
+        index[:n_chunks, 1] = lengths
         # A chunk and its checksum are two buffers: joining them would copy the whole
         # shard once more.
-        parts = [part for chunk in chunks for part in (chunk, checksum(chunk))]
-        return [*parts, with_checksum(index.tobytes())]
+        buffers = []
+        for chunk in chunks:
+            buffers += [chunk, checksum(chunk)]
+        return [*buffers, with_checksum(index.tobytes())]
 
     def read_index(self, raw: bytes, n_chunks: int | None = None) -> ShardIndex:
-        """The index from the last `index_bytes` bytes of a shard, in which `n_chunks`
-        are present (None: not known). Raises CorruptError.
+        """Return the index of a shard, checked.
+
+        Args:
+            raw: the last `index_bytes` bytes of the shard.
+            n_chunks: how many chunks it must have; None where that is not known.
+
+        Raises:
+            CorruptError: the checksum does not match, or an entry cannot be.
         """
         if len(raw) != self.index_bytes:
             raise CorruptError(
@@ -107,25 +140,31 @@ class ShardCodec:
             )
         body = checked(raw, "the shard index")
         pairs = np.frombuffer(body, dtype="<u8").reshape(self.unit_chunks, 2)
-        index = ShardIndex(pairs[:, 0].copy(), pairs[:, 1].copy())
+        offset = pairs[:, 0].copy()
+        length = pairs[:, 1].copy()
+        index = ShardIndex(offset, length)
         self._check_index(index, n_chunks)
         return index
 
     def _check_index(self, index: ShardIndex, n_chunks: int | None) -> None:
-        """A right checksum over wrong entries must not lead to reads that no machine
-        can do, nor to another chunk's rows: the first chunks are there, one behind the
-        other.
+        """Check that the first chunks are there, one after the other, and no others.
+
+        A right checksum over wrong entries must not lead to reads that no machine can
+        do, nor to another chunk's rows.
         """
         absent = (index.offset == ABSENT) & (index.length == ABSENT)
+        # Values that do not shrink are stored as they are, after Blosc's header.
         most = self.chunk_bytes + BLOSC_BYTES + CRC_BYTES
-        bad = ~absent & (
+        impossible = (
             (index.offset >= LARGEST_OFFSET)
             | (index.length > most)
             | (index.length <= CRC_BYTES)
         )
+        bad = impossible & ~absent
         if bad.any():
             chunk = int(np.flatnonzero(bad)[0])
-            offset, length = int(index.offset[chunk]), int(index.length[chunk])
+            offset = int(index.offset[chunk])
+            length = int(index.length[chunk])
             raise CorruptError(
                 f"the shard index has chunk {chunk} at offset {offset} with {length}"
                 f" bytes; a chunk has at most {most}"
@@ -135,15 +174,12 @@ class ShardCodec:
             raise CorruptError(
                 f"the shard index has {present} chunks; the unit's rows fill {n_chunks}"
             )
+        offsets = index.offset[:present].astype(np.int64)
         lengths = index.length[:present].astype(np.int64)
-        if (
-            absent[:present].any()
-            or (
-                index.offset[:present].astype(np.int64) != np.cumsum(lengths) - lengths
-            ).any()
-        ):
+        wanted = np.cumsum(lengths) - lengths
+        if absent[:present].any() or (offsets != wanted).any():
             raise CorruptError(
-                "the shard index has chunks that do not lie one behind the other, the"
+                "the shard index has chunks that do not lie one after the other, the"
                 " first ones first"
             )
         if self.codec == "raw" and (lengths != self.chunk_bytes + CRC_BYTES).any():
@@ -153,37 +189,53 @@ class ShardCodec:
             )
 
     def check_chunk(self, raw: NDArray[np.uint8] | bytes) -> NDArray[np.uint8]:
-        """One chunk's bytes without their checksum, if they are whole and hold what a
-        chunk holds; nothing is decoded. Raises CorruptError.
+        """Return a chunk's bytes without their checksum, uint8 [n].
+
+        They are whole and hold what a chunk holds; nothing is decoded.
+
+        Raises:
+            CorruptError: they are not, or do not.
         """
         data = np.frombuffer(raw, dtype=np.uint8) if isinstance(raw, bytes) else raw
         body = data[:-CRC_BYTES]
-        if len(data) <= CRC_BYTES or google_crc32c.value(body) != int(
-            data[-CRC_BYTES:].view("<u4")[0]
-        ):
-            raise CorruptError("the chunk's checksum does not match its bytes")
+        check_chunk_checksum(body, data[-CRC_BYTES:])
         if self.codec == "raw":
             if len(body) != self.chunk_bytes:
                 raise CorruptError(
                     f"the chunk has {len(body)} bytes, wanted {self.chunk_bytes}"
                 )
             return body
-        holds = int(body[4:8].view("<u4")[0]) if len(body) >= BLOSC_BYTES else 0
-        # Blosc would fill a part of the rows and leave the rest as it was
-        if holds != self.chunk_bytes:
+        # Blosc's header: bytes 4 to 8 are the decoded size, 12 to 16 the encoded size.
+        decoded_bytes = 0
+        if len(body) >= BLOSC_BYTES:
+            decoded_bytes = int(body[4:8].view("<u4")[0])
+        # Blosc would fill a part of the rows and leave the rest as it was.
+        if decoded_bytes != self.chunk_bytes:
             raise CorruptError(
-                f"the chunk decodes to {holds} bytes, wanted {self.chunk_bytes}"
+                f"the chunk decodes to {decoded_bytes} bytes, wanted {self.chunk_bytes}"
             )
-        # Blosc would read on behind the chunk
-        if (size := int(body[12:16].view("<u4")[0])) != len(body):
+        encoded_bytes = int(body[12:16].view("<u4")[0])
+        # Blosc would read on after the end of the chunk.
+        if encoded_bytes != len(body):
             raise CorruptError(
-                f"the chunk has {len(body)} compressed bytes, its header says {size}"
+                f"the chunk has {len(body)} compressed bytes, its header says"
+                f" {encoded_bytes}"
             )
         return body
 
-    def decode_chunk(self, raw: NDArray[np.uint8] | bytes, out: NDArray[Any]) -> None:
-        """Check one chunk's bytes and decode them into `out`, contiguous [chunk_rows,
-        d]. Raises CorruptError.
+    def decode_chunk(
+        self,
+        raw: NDArray[np.uint8] | bytes,
+        out: NDArray[Any],
+    ) -> None:
+        """Check a chunk's bytes and decode them.
+
+        Args:
+            raw: the chunk's bytes, its checksum included.
+            out: gets the rows, contiguous [chunk_rows, d], of this codec's dtype.
+
+        Raises:
+            CorruptError: the bytes are not a chunk.
         """
         body = self.check_chunk(raw)
         flat = out.reshape(-1).view(np.uint8)
@@ -198,28 +250,29 @@ class ShardCodec:
     def metadata(
         self, n_rows: int, more: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The array's `zarr.json`; `more`: see `array_metadata`."""
+        """Return the array's `zarr.json`, for `n_rows` slots over all units.
+
+        `more` is as for `array_metadata`.
+        """
+        little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+        # Values of one byte have no byte order.
+        one_byte = self.dtype.itemsize == 1
         codecs: list[dict[str, Any]] = [
-            {"name": "bytes", "configuration": {"endian": "little"}}
+            {"name": "bytes"} if one_byte else little_endian
         ]
-        if self.dtype.itemsize == 1:
-            codecs = [{"name": "bytes"}]
         if self.codec != "raw":
-            codecs.append({"name": "blosc", "configuration": self._blosc()})
+            codecs.append(_named("blosc", self._blosc()))
         codecs.append({"name": "crc32c"})
         sharding = {
             "chunk_shape": [self.chunk_rows, self.d],
             "codecs": codecs,
-            "index_codecs": [
-                {"name": "bytes", "configuration": {"endian": "little"}},
-                {"name": "crc32c"},
-            ],
+            "index_codecs": [little_endian, {"name": "crc32c"}],
             "index_location": "end",
         }
-        grid = (self.chunk_rows * self.unit_chunks, self.d)
+        shard_shape = (self.chunk_rows * self.unit_chunks, self.d)
         return array_metadata(
             (n_rows, self.d),
-            grid,
+            shard_shape,
             self.dtype,
             0,
             [_named("sharding_indexed", sharding)],
@@ -227,6 +280,7 @@ class ShardCodec:
         )
 
     def _blosc(self) -> dict[str, Any]:
+        """Return Blosc's settings as `zarr.json` has them."""
         return {
             "typesize": self.dtype.itemsize,
             "cname": self.codec,
@@ -235,7 +289,12 @@ class ShardCodec:
             "blocksize": 0,
         }
 
-    def _encode_chunk(self, source: NDArray[Any], order: NDArray[np.int64]) -> bytes:
+    def _encode_chunk(
+        self,
+        source: NDArray[Any],
+        order: NDArray[np.int64],
+    ) -> bytes:
+        """Return the chunk with rows source[order], without its checksum."""
         scratch = _scratch((self.chunk_rows, self.d), source.dtype)
         np.take(source, order, axis=0, out=scratch[: len(order)], mode="clip")
         scratch[len(order) :] = 0
@@ -248,29 +307,46 @@ class ShardCodec:
 
 
 def with_checksum(data: bytes) -> bytes:
-    """Bytes and their crc32c, as the `crc32c` codec writes them."""
+    """Return bytes and their crc32c, as the `crc32c` codec writes them."""
     return data + checksum(data)
 
 
 def checksum(data: bytes) -> bytes:
-    """The crc32c of some bytes, as it is stored."""
+    """Return the crc32c of some bytes, as it is stored."""
     return struct.pack("<I", google_crc32c.value(data))
 
 
 def checked(data: bytes, what: str) -> bytes:
-    """The bytes before a crc32c that matches. Raises CorruptError."""
+    """Return the bytes before a crc32c that matches.
+
+    Raises:
+        CorruptError: it does not match; `what` says of what.
+    """
     body = data[:-CRC_BYTES]
-    if (
-        len(data) < CRC_BYTES
-        or google_crc32c.value(body) != struct.unpack("<I", data[-CRC_BYTES:])[0]
-    ):
+    if len(data) < CRC_BYTES or checksum(body) != data[-CRC_BYTES:]:
         raise CorruptError(f"{what}: the checksum does not match the bytes")
     return body
 
 
-def encode_plain(array: NDArray[Any], shape: tuple[int, ...], fill: float) -> bytes:
-    """One chunk of an unsharded array: `array` grown to `shape` with `fill`,
-    little-endian, then crc32c.
+def check_chunk_checksum(body: NDArray[np.uint8], stored: NDArray[np.uint8]) -> None:
+    """Check the bytes of a chunk, uint8 [n], against its crc32c as stored, uint8 [4].
+
+    Raises:
+        CorruptError: they do not match, or there are none.
+    """
+    whole = len(body) > 0 and len(stored) == CRC_BYTES
+    if not whole or google_crc32c.value(body) != int(stored.view("<u4")[0]):
+        raise CorruptError("the chunk's checksum does not match its bytes")
+
+
+def encode_plain(
+    array: NDArray[Any],
+    shape: tuple[int, ...],
+    fill: float,
+) -> bytes:
+    """Return one chunk of an array that is not sharded.
+
+    It is `array`, grown to `shape` with `fill`, little-endian, and then its crc32c.
     """
     whole = np.full(shape, fill, dtype=array.dtype.newbyteorder("<"))
     whole[tuple(slice(n) for n in array.shape)] = array
@@ -280,12 +356,18 @@ def encode_plain(array: NDArray[Any], shape: tuple[int, ...], fill: float) -> by
 def decode_plain(
     data: bytes, shape: tuple[int, ...], dtype: Any, what: str
 ) -> NDArray[Any]:
-    """The array of one unsharded chunk. Raises CorruptError."""
+    """Return the array of one chunk that is not sharded, of this shape and dtype.
+
+    Raises:
+        CorruptError: the checksum does not match, or the size is another; `what` says
+            of what.
+    """
     body = checked(data, what)
-    wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    wanted = int(np.prod(shape)) * little_endian.itemsize
     if len(body) != wanted:
         raise CorruptError(f"{what}: {len(body)} bytes, wanted {wanted}")
-    return np.frombuffer(body, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    return np.frombuffer(body, dtype=little_endian).reshape(shape)
 
 
 def plain_metadata(
@@ -295,13 +377,23 @@ def plain_metadata(
     fill: float,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `zarr.json` of an unsharded array with checksummed chunks; `more`: see
-    `array_metadata`.
+    """Return the `zarr.json` of an array that is not sharded.
+
+    Each of its chunks has a checksum.
+
+    Args:
+        shape: of the array.
+        chunk: shape of a chunk.
+        dtype: of the values.
+        fill: the value of what is not written.
+        more: as for `array_metadata`.
     """
-    one = np.dtype(dtype)
-    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-    codecs = [first if one.itemsize > 1 else {"name": "bytes"}, {"name": "crc32c"}]
-    return array_metadata(shape, chunk, one, fill, codecs, more)
+    value = np.dtype(dtype)
+    to_bytes: dict[str, Any] = {"name": "bytes"}
+    if value.itemsize > 1:
+        to_bytes = _named("bytes", {"endian": "little"})
+    codecs = [to_bytes, {"name": "crc32c"}]
+    return array_metadata(shape, chunk, value, fill, codecs, more)
 
 
 def array_metadata(
@@ -312,8 +404,15 @@ def array_metadata(
     codecs: list[dict[str, Any]],
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """An array's `zarr.json` in Zarr v3; more: `dimension_names` and `attributes`,
-    where it has them.
+    """Return an array's `zarr.json` in Zarr v3.
+
+    Args:
+        shape: of the array.
+        grid: shape of what is one object: a chunk, or a shard.
+        dtype: of the values.
+        fill: the value of what is not written.
+        codecs: what makes an object's bytes, in order.
+        more: `dimension_names` and `attributes`, where it has them.
     """
     return {
         "zarr_format": 3,
@@ -338,8 +437,12 @@ _threads = threading.local()
 
 
 def _scratch(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """This thread's buffer of that shape: encoding allocates nothing large."""
+    """Return this thread's buffer of that shape.
+
+    With it, encoding allocates nothing large.
+    """
     kept: NDArray[Any] | None = getattr(_threads, "scratch", None)
     if kept is None or kept.shape != shape or kept.dtype != dtype:
-        kept = _threads.scratch = np.empty(shape, dtype)
+        kept = np.empty(shape, dtype)
+        _threads.scratch = kept
     return kept

@@ -1,17 +1,23 @@
-"""Norm statistics that merge exactly: sums in float64 (Chan et al. 1979) and integer
-histograms over fixed bins.
+"""Statistics of a site's rows that can be added up.
 
-Per site and stratum (0: position 0 and special tokens, 1: the rest). A row with a NaN
-or an infinity is counted and is in no other figure. The binary form is normative
-(`FORMAT.md`): per site in plan order count, non_finite (int64 [2]), sum of norms, sum
-of squared norms, maximum (float64 [2]), channel mean and sum of squared deviations
-(float64 [2, d]), histogram (int64 [2, BINS]); all little-endian.
+Sums are in float64 and counts in fixed bins, so that units can be merged in a fixed
+order, whichever worker made them.
+
+They are kept per site and stratum: 0 has the rows at position 0 and of special tokens,
+1 the rest. A row with a NaN or an infinity is counted and is in no other figure. Means
+and squared deviations are merged as in Chan, Golub and LeVeque 1979 ("Updating formulae
+and a pairwise algorithm for computing sample variances").
+
+The binary form is normative (`docs/FORMAT.md`): per site in plan order count,
+non_finite (int64 [2]), sum of norms, sum of squared norms, maximum (float64 [2]),
+channel mean and sum of squared deviations (float64 [2, d]), histogram (int64 [2,
+BINS]); all little-endian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +28,53 @@ from actstore.format.object_sizes import stats_bytes
 from schemas.manifest import QUANTILES, NormStats, StratumNorms
 from schemas.source import Site
 
-OUTLIER = 10.0
-
-
-SPECIAL, REST = 0, 1
-
+OUTLIER = 10.0  # times the median norm
+SPECIAL = 0  # the stratum of position 0 and special tokens
+REST = 1  # the stratum of all other rows
 
 Floats = NDArray[np.float64]
 
 
+class Moments(NamedTuple):
+    """Mean and variance of each channel over some rows; NaN where there are none.
+
+    Attributes:
+        n_rows: number of rows.
+        mean: float64 [d].
+        variance: float64 [d].
+    """
+
+    n_rows: int
+    mean: Floats
+    variance: Floats
+
+
 class SiteStats:
-    """One site's sums over both strata."""
+    """One site's sums over rows, in both strata.
+
+    Attributes:
+        d: width of a row.
+        count: finite rows, int64 [2].
+        non_finite: rows with a NaN or an infinity, int64 [2].
+        sum_norm: sum of L2 norms, float64 [2].
+        sum_sq_norm: sum of squared L2 norms, float64 [2].
+        max_norm: largest L2 norm, float64 [2].
+        mean: of each channel, float64 [2, d].
+        m2: sum of squared deviations from the mean, of each channel, float64 [2, d].
+        histogram: norms in each bin (see `norm_histogram.py`), int64 [2, BINS].
+    """
+
+    # in the order of the binary form
+    FIGURES = (
+        "count",
+        "non_finite",
+        "sum_norm",
+        "sum_sq_norm",
+        "max_norm",
+        "mean",
+        "m2",
+        "histogram",
+    )
 
     def __init__(self, d: int) -> None:
         self.d = d
@@ -51,53 +93,81 @@ class SiteStats:
         norms: NDArray[np.float32],
         special: NDArray[np.bool_],
     ) -> None:
-        """Count rows x [n, d] with their L2 norms [n] and which of them are special
-        [n].
+        """Add rows.
+
+        Args:
+            x: the rows, float32 [n, d].
+            norms: their L2 norms, float32 [n].
+            special: whether each is at position 0 or of a special token, bool [n].
         """
         finite = self.add_norms(norms, special)
         for stratum in (SPECIAL, REST):
-            rows = x[(special == (stratum == SPECIAL)) & finite].astype(np.float64)
+            in_stratum = special == (stratum == SPECIAL)
+            rows = x[in_stratum & finite].astype(np.float64)
             if len(rows):
                 mean = rows.mean(axis=0)
-                self.add_channels(
-                    stratum, len(rows), mean, np.square(rows - mean).sum(axis=0)
-                )
+                m2 = np.square(rows - mean).sum(axis=0)
+                self.add_channels(stratum, len(rows), mean, m2)
 
     def add_norms(
         self, norms: NDArray[np.float32], special: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """Count norms [n] alone (the channels come by `add_channels`, first); returns
-        which rows are finite.
+        """Add the norms of rows alone.
+
+        Whoever calls this adds the rows' channels with `add_channels`.
+
+        Args:
+            norms: L2 norms, float32 [n].
+            special: whether each row is at position 0 or of a special token, bool [n].
+
+        Returns:
+            Which rows are finite, bool [n].
         """
         finite = np.isfinite(norms)
         for stratum in (SPECIAL, REST):
-            here = special == (stratum == SPECIAL)
-            values = norms[here & finite].astype(np.float64)
-            self.non_finite[stratum] += np.count_nonzero(here & ~finite)
+            in_stratum = special == (stratum == SPECIAL)
+            values = norms[in_stratum & finite].astype(np.float64)
+            largest = values.max(initial=0.0)
+            self.non_finite[stratum] += np.count_nonzero(in_stratum & ~finite)
             self.sum_norm[stratum] += values.sum()
             self.sum_sq_norm[stratum] += np.square(values).sum()
-            self.max_norm[stratum] = max(
-                self.max_norm[stratum], values.max(initial=0.0)
-            )
+            self.max_norm[stratum] = max(self.max_norm[stratum], largest)
             self.histogram[stratum] += np.bincount(bin_of(values), minlength=BINS)
         return finite
 
-    def add_channels(self, stratum: int, n: int, mean: Floats, m2: Floats) -> None:
-        """Merge n rows of channel mean [d] and sum of squared deviations [d] (Chan's
-        update).
+    def add_channels(
+        self,
+        stratum: int,
+        n: int,
+        mean: Floats,
+        m2: Floats,
+    ) -> None:
+        """Add rows of which only their channels' moments are known (Chan's update).
+
+        Args:
+            stratum: SPECIAL or REST.
+            n: number of rows.
+            mean: of each channel, float64 [d].
+            m2: sum of squared deviations from that mean, float64 [d].
         """
-        have = int(self.count[stratum])
-        total = have + n
+        # To the values 0 and 2 (mean 1, squared deviations 2) comes 4: its distance is
+        # 3, the mean becomes 1 + 3 * 1/3 = 2, the squared deviations 2 + 0 + 9 * 2 * 1
+        # / 3 = 8, which are those of 0, 2 and 4 from 2.
         if n == 0:
             return
-        delta = mean - self.mean[stratum]
-        self.mean[stratum] += delta * (n / total)
-        self.m2[stratum] += m2 + np.square(delta) * (have * n / total)
+        n_before = int(self.count[stratum])
+        total = n_before + n
+        distance = mean - self.mean[stratum]
+        self.mean[stratum] += distance * (n / total)
+        weight = n_before * n / total
+        self.m2[stratum] += m2 + np.square(distance) * weight
         self.count[stratum] = total
 
     def merge(self, other: SiteStats) -> None:
-        """Add another's rows; merging in unit order gives the same bytes for any
-        worker.
+        """Add another's rows.
+
+        Sums in float64 depend on their order, so units are merged in the order of their
+        numbers: then any number of workers gives the same bytes.
         """
         for stratum in (SPECIAL, REST):
             self.add_channels(
@@ -113,55 +183,69 @@ class SiteStats:
         self.histogram += other.histogram
 
     def adds_up(self) -> bool:
-        """Whether counts can be counts, and the bins hold each finite row once."""
-        counts, most = (self.count, self.non_finite, self.histogram), 1 << 62
-        if any((part < 0).any() or (part >= most // BINS).any() for part in counts):
-            return False
-        return bool((self.histogram.sum(axis=1) == self.count).all())
+        """Return whether counts can be counts, and bins hold each finite row once."""
+        too_many = (1 << 62) // BINS  # so that sums over bins fit int64
+        for counts in (self.count, self.non_finite, self.histogram):
+            if (counts < 0).any() or (counts >= too_many).any():
+                return False
+        in_bins = self.histogram.sum(axis=1)
+        return bool((in_bins == self.count).all())
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The parts in their normative order."""
-        sums = (self.sum_norm, self.sum_sq_norm, self.max_norm)
-        return (self.count, self.non_finite, *sums, self.mean, self.m2, self.histogram)
+        """Return the figures in the order of FIGURES, of the shapes that they have."""
+        return tuple(getattr(self, name) for name in self.FIGURES)
 
-    def moments(
-        self, strata: Iterable[int] = (SPECIAL, REST)
-    ) -> tuple[int, Floats, Floats]:
-        """(count, channel mean [d], channel variance [d]) over strata; NaN of no rows."""
+    def moments(self, strata: Iterable[int] = (SPECIAL, REST)) -> Moments:
+        """Return each channel's mean and variance over the rows of some strata."""
+        # One stratum of it is enough for the sum of several.
         joined = SiteStats(self.d)
         for stratum in strata:
             joined.add_channels(
-                REST, int(self.count[stratum]), self.mean[stratum], self.m2[stratum]
+                REST,
+                int(self.count[stratum]),
+                self.mean[stratum],
+                self.m2[stratum],
             )
         n = int(joined.count[REST])
         if n == 0:
-            return 0, np.full(self.d, np.nan), np.full(self.d, np.nan)
-        return n, joined.mean[REST], joined.m2[REST] / n
+            no_mean = np.full(self.d, np.nan)
+            no_variance = np.full(self.d, np.nan)
+            return Moments(0, no_mean, no_variance)
+        return Moments(n, joined.mean[REST], joined.m2[REST] / n)
 
     def summary(self, strata: tuple[int, ...]) -> StratumNorms:
-        """Norm figures over strata; NaN of no rows."""
-        at = list(strata)
-        n = int(self.count[at].sum())
-        histogram = self.histogram[at].sum(axis=0)
-        median = quantile(histogram, 0.5)
-        above = (
-            histogram[int(bin_of(np.array([max(median, 1e-300) * OUTLIER]))[0]) + 1 :]
-            if n
-            else histogram[:0]
-        )
+        """Return the figures of the norms over some strata.
+
+        They are NaN where the strata have no rows.
+        """
+        chosen = list(strata)
+        n = int(self.count[chosen].sum())
+        at_least_one = max(n, 1)
+        histogram = self.histogram[chosen].sum(axis=0)
+        n_outliers = 0
+        if n:
+            median = quantile(histogram, 0.5)
+            # All bins above the one that the limit is in; bins know no zero.
+            limit = np.array([max(median, 1e-300) * OUTLIER])
+            limit_bin = int(bin_of(limit)[0])
+            n_outliers = int(histogram[limit_bin + 1 :].sum())
         return StratumNorms(
             count=n,
-            non_finite=int(self.non_finite[at].sum()),
-            mean_norm=float(self.sum_norm[at].sum() / max(n, 1)),
-            mean_sq_norm=float(self.sum_sq_norm[at].sum() / max(n, 1)),
-            max_norm=float(self.max_norm[at].max()),
+            non_finite=int(self.non_finite[chosen].sum()),
+            mean_norm=float(self.sum_norm[chosen].sum() / at_least_one),
+            mean_sq_norm=float(self.sum_sq_norm[chosen].sum() / at_least_one),
+            max_norm=float(self.max_norm[chosen].max()),
             quantiles=tuple(quantile(histogram, q) for q in QUANTILES),
-            outliers=int(above.sum()),
+            outliers=n_outliers,
         )
 
 
 class UnitStats:
-    """The statistics of all sites over some rows: of a unit, or merged over units."""
+    """The statistics of all sites over some rows: of a unit, or merged over units.
+
+    Attributes:
+        sites: the statistics of each site, by its name.
+    """
 
     def __init__(self, sites: Iterable[Site]) -> None:
         self.sites = {site.name: SiteStats(site.d) for site in sites}
@@ -172,39 +256,44 @@ class UnitStats:
             stats.merge(other.sites[name])
 
     def to_bytes(self) -> bytes:
-        """The normative binary form."""
-        return b"".join(
-            part.tobytes() for stats in self.sites.values() for part in stats.arrays()
-        )
+        """Return the normative binary form."""
+        arrays = [array for stats in self.sites.values() for array in stats.arrays()]
+        return b"".join(array.tobytes() for array in arrays)
 
     @classmethod
     def from_bytes(
         cls, sites: Iterable[Site], data: bytes, where: str = "the statistics"
     ) -> Self:
-        """Back from the binary form. Raises CorruptError where the length does not fit
-        the sites.
+        """Return statistics from their binary form.
+
+        Args:
+            sites: whose statistics they are, in order.
+            data: the binary form.
+            where: it comes from, for errors.
+
+        Raises:
+            CorruptError: the length does not fit the sites, or counts do not add up.
         """
         sites = tuple(sites)
-        # before memory is taken for them
-        if len(data) != (wanted := stats_bytes(sites)):
+        wanted = stats_bytes(sites)
+        # before memory is taken for that many sites
+        if len(data) != wanted:
             raise CorruptError(
                 f"{where}: {len(data)} bytes, wanted {wanted} for {len(sites)} sites"
             )
-        made = cls(sites)
-        parts = [part for stats in made.sites.values() for part in stats.arrays()]
+        statistics = cls(sites)
         offset = 0
-        for part in parts:
-            part[:] = np.frombuffer(data, part.dtype, part.size, offset).reshape(
-                part.shape
-            )
-            offset += part.nbytes
-        for name, stats in made.sites.items():
+        for name, stats in statistics.sites.items():
+            for array in stats.arrays():
+                stored = np.frombuffer(data, array.dtype, array.size, offset)
+                array[:] = stored.reshape(array.shape)
+                offset += array.nbytes
             if not stats.adds_up():
                 raise CorruptError(f"{where}: the counts of site {name} do not add up")
-        return made
+        return statistics
 
     def norms(self) -> tuple[NormStats, ...]:
-        """The figures that the manifest carries."""
+        """Return the figures of each site that the manifest has."""
         return tuple(
             NormStats(
                 site=name,
@@ -218,8 +307,11 @@ class UnitStats:
 
 
 def none_finite(site: str, rows: str) -> str:
-    """What is said of a site without a finite row; `rows`: those that came, such as
-    `its first 256 rows`.
+    """Return what is said of a site without a finite row.
+
+    Args:
+        site: its name.
+        rows: what came of it, such as `its first 256 rows`.
     """
     return (
         f"site {site!r}: none of {rows} is finite: all hold a NaN, an infinity, or"

@@ -1,11 +1,14 @@
-"""One place for bytes: any fsspec URL, its credentials, and the two ways to commit.
+"""The place of a store's bytes, and the two ways to commit an object there.
+
+A place is any fsspec URL, with its credentials.
 
 `put` replaces an object as a whole; `create` makes it only where none is, atomically
 (S3: `If-None-Match`; locally: a temporary file, fsync and `os.link`, since fsspec's
 local `mode="create"` checks first and opens later). A reader never sees half an object.
-Nothing else in the project knows what kind of place a store lies in. What lies there
-may be someone else's: keys cannot lead out of the place, local files are opened as in
-`local_files.py`, `limit` bounds what is read.
+Nothing else in the project knows what kind of place a store lies in.
+
+What lies there may be someone else's: keys cannot lead out of the place, local files
+are opened as in `local_files.py`, and `limit` bounds what is read.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from actstore.format.file_systems import file_system, windows_path
 from actstore.format.local_files import LocalFiles, OpenFile, check_key
 
 Buffers = bytes | Sequence[bytes | memoryview]
+"""An object's bytes: in one piece, or in several that lie one after the other."""
+
 TEMPORARY = ".tmp-"
 
 _ADVICE = {
@@ -44,20 +49,33 @@ _ADVICE = {
 
 
 class Storage:
-    """The objects under one URL. Keys are relative, with `/`. Safe to use from several
-    threads.
+    """The objects under one URL.
+
+    Keys are relative, with `/`. Safe to use from several threads.
+
+    All methods raise a StorageError for a place that cannot be reached, and ObjectError
+    for an object that is not there.
+
+    Attributes:
+        url: as it was given, without slashes at its end.
+        options: for the file system, such as credentials.
+        local: the folder, if it is one of this machine; else None.
     """
 
     def __init__(
-        self, url: str | os.PathLike[str], options: dict[str, Any] | None = None
+        self,
+        url: str | os.PathLike[str],
+        options: dict[str, Any] | None = None,
     ) -> None:
         text = str(url)
         bare = text.rstrip("/")
         # `memory://` and `file:///` are roots: their slashes belong to the protocol.
-        self.url = text if bare.endswith(":") or not bare else bare
+        is_root = bare.endswith(":") or not bare
+        self.url = text if is_root else bare
         self.options = dict(options or {})
         self.local: Path | None = None
-        if (why := windows_path(self.url)) is not None:
+        why = windows_path(self.url)
+        if why is not None:
             raise StorageError(f"{self.url}: {why}")
         with self._guard(""):
             self._fs, root = file_system(self.url, **self._filesystem_options())
@@ -70,19 +88,17 @@ class Storage:
         return f"Storage({self.url!r})"
 
     def child(self, key: str) -> Storage:
-        """The storage one folder down."""
-        return Storage(
-            (
-                f"{self.url.rstrip('/')}/{key}"
-                if not self.url.endswith("://")
-                else self.url + key
-            ),
-            self.options,
-        )
+        """Return the storage one folder down."""
+        if self.url.endswith("://"):
+            return Storage(self.url + key, self.options)
+        return Storage(f"{self.url.rstrip('/')}/{key}", self.options)
 
     def read(self, key: str, limit: int | None = None) -> bytes:
-        """The whole object. Raises ObjectError where there is none, CorruptError where
-        it has more bytes than `limit`, of which no more are read then.
+        """Return the whole object.
+
+        Raises:
+            ObjectError: there is none.
+            CorruptError: it has more than `limit` bytes; no more are read then.
         """
         if self.local is not None:
             with self.opened(key) as file:
@@ -100,8 +116,9 @@ class Storage:
         return data
 
     def digest(self, key: str, limit: int) -> tuple[int, str]:
-        """(bytes, blake3 digest) of an object of at most `limit` bytes; a local one is
-        never in memory as a whole.
+        """Return size and blake3 digest of an object of at most `limit` bytes.
+
+        A local one is never in memory as a whole.
         """
         state = blake3()
         if self.local is None:
@@ -118,100 +135,109 @@ class Storage:
 
     @contextlib.contextmanager
     def opened(self, key: str) -> Iterator[OpenFile]:
-        """An object of a local folder as an open file."""
+        """Open an object of a local folder for reading."""
         with self._guard(key):
             check_key(key, self.url)
             with self._files.opened(key) as file:
                 yield file
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Several (offset, length) ranges of one object; a negative offset counts from
-        its end.
+    def read_ranges(
+        self,
+        key: str,
+        ranges: Sequence[tuple[int, int]],
+    ) -> list[bytes]:
+        """Return several (offset, length) ranges of one object.
+
+        A negative offset counts from the object's end.
         """
         if self.local is not None:
             with self.opened(key) as file:
                 return file.ranges(ranges)
         with self._guard(key):
-            path = self._path(key)
+            paths = [self._path(key)] * len(ranges)
             starts = [offset for offset, _ in ranges]
+            # The last 100 bytes are from -100 to None: an end of 0 would mean nothing.
             ends = [
                 None if offset < 0 and offset + n == 0 else offset + n
                 for offset, n in ranges
             ]
             parts: list[bytes] = self._fs.cat_ranges(
-                [path] * len(ranges), starts, ends, on_error="raise"
+                paths, starts, ends, on_error="raise"
             )
             return parts
 
     def size(self, key: str) -> int:
+        """Return the bytes of an object."""
         with self._guard(key):
             return int(self._fs.size(self._path(key)))
 
     def exists(self, key: str) -> bool:
+        """Return whether there is such an object."""
         with self._guard(key):
             path = self._path(key)
-            return (
-                self._files.exists(key)
-                if self.local is not None
-                else bool(self._fs.isfile(path))
-            )
+            if self.local is not None:
+                return self._files.exists(key)
+            return bool(self._fs.isfile(path))
 
     def list(self, prefix: str = "") -> list[str]:
-        """Keys of all objects under a folder, sorted; temporary files are not objects."""
+        """Return the keys of all objects under a folder, sorted.
+
+        Temporary files are not objects.
+        """
         with self._guard(prefix):
             path = self._path(prefix)
             try:
-                found = (
-                    self._files.list(prefix)
-                    if self.local is not None
-                    else self._fs.find(path)
-                )
+                if self.local is not None:
+                    keys = self._files.list(prefix)
+                else:
+                    skip = len(self._root)
+                    keys = [path[skip:].lstrip("/") for path in self._fs.find(path)]
             except FileNotFoundError:
                 return []
-            skip = 0 if self.local is not None else len(self._root)
-            keys = (path[skip:].lstrip("/") for path in found)
-            return sorted(
-                key for key in keys if not key.rsplit("/", 1)[-1].startswith(TEMPORARY)
-            )
+            return sorted(key for key in keys if not _is_temporary(key))
 
     def folders(self) -> tuple[str, ...]:
-        """Names of the folders directly below."""
+        """Return the names of the folders directly below, sorted."""
         with self._guard(""):
             try:
                 entries = self._fs.ls(self._root, detail=True)
             except FileNotFoundError:
                 return ()
-            return tuple(
-                sorted(
-                    e["name"].rstrip("/").rsplit("/", 1)[-1]
-                    for e in entries
-                    if e["type"] == "directory"
-                )
-            )
+            folders = [entry for entry in entries if entry["type"] == "directory"]
+            paths = [folder["name"].rstrip("/") for folder in folders]
+            return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
 
     def is_empty(self) -> bool:
-        """Whether nothing lies under the URL."""
-        if self.local is not None:
-            return not self.local.exists() or (
-                self.local.is_dir() and not any(self.local.iterdir())
-            )
-        return not self.list()
+        """Return whether nothing lies under the URL."""
+        if self.local is None:
+            return not self.list()
+        if not self.local.exists():
+            return True
+        return self.local.is_dir() and not any(self.local.iterdir())
 
     def put(self, key: str, data: Buffers) -> None:
         """Write or replace an object as a whole."""
         with self._guard(key, writing=True):
             path = self._path(key)
             if self.local is None:
+                # An object store shows an object when all of it has come.
                 self._fs.pipe_file(path, _joined(data))
                 return
             self._files.check_folder(key)
             with _temporary(self.local / key, data) as temporary:
                 temporary.replace(self.local / key)
 
-    def append(self, key: str, data: bytes, *, sync: bool) -> None:
-        """Make an object of a local folder longer. A process that is killed may leave a
-        part of `data`: readers must know where a piece ends. sync: wait until the disk
-        has it.
+    def append(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        sync: bool,
+    ) -> None:
+        """Make an object of a local folder longer.
+
+        A process that is killed may leave a part of `data`: readers must know where a
+        piece ends. sync: wait until the disk has it.
         """
         assert self.local is not None
         with (
@@ -224,8 +250,9 @@ class Storage:
                 os.fsync(file.fileno())
 
     def create(self, key: str, data: Buffers) -> bool:
-        """Write an object only if there is none of that key; False where there is one
-        already.
+        """Write an object only if there is none of that key.
+
+        Returns whether there was none.
         """
         with self._guard(key, writing=True):
             path = self._path(key)
@@ -234,6 +261,7 @@ class Storage:
             self._files.check_folder(key)
             with _temporary(self.local / key, data) as temporary:
                 try:
+                    # Unlike a rename, it fails where there is a file by that name.
                     os.link(temporary, self.local / key)
                 except FileExistsError:
                     return False
@@ -249,7 +277,7 @@ class Storage:
             self._fs.rm_file(path)
 
     def zarr_store(self) -> Any:
-        """A zarr-python store over the same place, for everything cold."""
+        """Return a zarr-python store over the same place, for what need not be fast."""
         import zarr.storage
 
         import actstore.format.zarr_bfloat16  # noqa: F401 (registers the data type)
@@ -261,6 +289,7 @@ class Storage:
         )
 
     def _create_remote(self, path: str, data: bytes) -> bool:
+        """Create an object of an object store; return whether there was none."""
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -272,7 +301,7 @@ class Storage:
         return True
 
     def _cat(self, path: str, limit: int | None) -> bytes:
-        """An object's bytes, or the first `limit` + 1 of them."""
+        """Return an object's bytes, or the first `limit` + 1 of them."""
         if limit is None:
             whole: bytes = self._fs.cat_file(path)
             return whole
@@ -288,32 +317,41 @@ class Storage:
         return data
 
     def _path(self, key: str) -> str:
+        """Return the path of an object in the file system."""
         check_key(key, self.url)
         return f"{self._root}/{key}".rstrip("/") if key else self._root
 
     def _filesystem_options(self) -> dict[str, Any]:
+        """Return the options with what must hold for stores."""
+        # Other processes write to a store, so what was listed once may not be all.
         if self.url.startswith(("s3://", "s3a://")):
             return {"use_listings_cache": False, **self.options}
         return self.options
 
     @contextlib.contextmanager
-    def _guard(self, key: str, *, writing: bool = False) -> Iterator[None]:
+    def _guard(
+        self,
+        key: str,
+        *,
+        writing: bool = False,
+    ) -> Iterator[None]:
+        """Raise what the file system raises as an error of ours that names the key."""
         try:
             yield
         except Exception as error:
-            told = _typed(
-                error, f"{self.url}/{key}".rstrip("/"), self.local, writing=writing
-            )
-            if told is None:
+            where = f"{self.url}/{key}".rstrip("/")
+            typed = _typed(error, where, self.local, writing=writing)
+            if typed is None:
                 raise
-            raise told from error
+            raise typed from error
 
 
 def _typed(
     error: Exception, where: str, local: Path | None, *, writing: bool
 ) -> StoreError | None:
-    """The error that the user is told; None for what is no fault of the place or the
-    URL.
+    """Return the error that the user is told.
+
+    None: it is not the fault of the place or the URL.
     """
     if isinstance(error, OSError):
         return _of_system(error, where, local, writing=writing)
@@ -322,9 +360,9 @@ def _typed(
         return StorageError(
             f"{where}: places of this kind can be read only; choose another one"
         )
-    if isinstance(error, ImportError) or (
-        isinstance(error, ValueError) and "rotocol" in str(error)
-    ):
+    # fsspec says "Protocol not known" of a URL, and ImportError where a package lacks
+    unknown_protocol = isinstance(error, ValueError) and "rotocol" in str(error)
+    if unknown_protocol or isinstance(error, ImportError):
         return StorageError(f"{where}: not a URL that can be opened: {error}")
     if is_of_a_service(error):
         return StorageError(f"{where}: {error}; check the endpoint and the credentials")
@@ -332,17 +370,18 @@ def _typed(
 
 
 def is_of_a_service(error: Exception) -> bool:
-    """Tell whether an error comes from an object store or the way to it, and not from
-    the program.
+    """Return whether an error comes from an object store or the way to it.
+
+    Other errors come from the program.
     """
-    return type(error).__module__.startswith(
-        ("botocore", "aiobotocore", "aiohttp", "fsspec")
-    )
+    services = ("botocore", "aiobotocore", "aiohttp", "fsspec")
+    return type(error).__module__.startswith(services)
 
 
 def _of_system(
     error: OSError, where: str, local: Path | None, *, writing: bool
 ) -> StoreError:
+    """Return the error that the user is told of an error of the operating system."""
     if isinstance(error, IsADirectoryError):
         return ObjectError(f"{where}: it is a folder, wanted a file; check the path")
     if writing and isinstance(error, (FileExistsError, NotADirectoryError)):
@@ -355,28 +394,28 @@ def _of_system(
         return FullError(
             f"{where}: {error.strerror}; {_full(local)}: free some space there"
         )
-    advice = _ADVICE.get(
-        error.errno or 0, "check the path, the network and the credentials"
-    )
+    otherwise = "check the path, the network and the credentials"
+    advice = _ADVICE.get(error.errno or 0, otherwise)
     return StorageError(f"{where}: {error.strerror or error}; {advice}")
 
 
 def _in_the_way(error: OSError) -> str:
-    """The first part of a path that is there and no folder."""
-    path = Path(os.fsdecode(error.filename)) if error.filename is not None else None
-    above = [] if path is None else [*reversed(path.parents), path]
-    return next(
-        (str(one) for one in above if one.exists() and not one.is_dir()),
-        "what is there",
-    )
+    """Return the first part of a path that is there and not a folder."""
+    if error.filename is not None:
+        path = Path(os.fsdecode(error.filename))
+        for part in (*reversed(path.parents), path):
+            if part.exists() and not part.is_dir():
+                return str(part)
+    return "what is there"
 
 
 def _full(path: Path | None) -> str:
-    """Which disk is full, or used up to a quota, and how large it is."""
+    """Return which disk is full, or used up to a quota, and how large it is."""
     if path is None:
         return "the place is full"
     while not path.exists() and path != path.parent:
         path = path.parent
+    # Upwards as long as it is the same disk: its mount point.
     mount = path.resolve()
     while mount != mount.parent and mount.parent.stat().st_dev == mount.stat().st_dev:
         mount = mount.parent
@@ -389,7 +428,7 @@ def _full(path: Path | None) -> str:
 
 @contextlib.contextmanager
 def _temporary(path: Path, data: Buffers) -> Iterator[Path]:
-    """A synced file beside `path`; it is gone afterwards, whatever happens."""
+    """Write a synced file beside `path`; it is gone afterwards, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
@@ -403,7 +442,13 @@ def _temporary(path: Path, data: Buffers) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _is_temporary(key: str) -> bool:
+    """Return whether a key is that of a temporary file."""
+    return key.rsplit("/", 1)[-1].startswith(TEMPORARY)
+
+
 def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's entries: a new name then outlives a crash."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -412,20 +457,21 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _joined(data: Buffers) -> bytes:
+    """Return an object's bytes in one piece."""
     return data if isinstance(data, bytes) else b"".join(data)
 
 
 def _is_precondition(error: BaseException) -> bool:
-    """s3fs reports a lost conditional PUT as OSError(EINVAL) around the service's
-    answer.
+    """Return whether an error is a lost conditional PUT.
+
+    s3fs reports it as OSError(EINVAL) around the service's answer.
     """
+    lost = {"PreconditionFailed", "ConditionalRequestConflict"}
     cause: BaseException | None = error
     while cause is not None:
         response = getattr(cause, "response", None)
-        if isinstance(response, dict) and response.get("Error", {}).get("Code") in {
-            "PreconditionFailed",
-            "ConditionalRequestConflict",
-        }:
+        answer = response if isinstance(response, dict) else {}
+        if answer.get("Error", {}).get("Code") in lost:
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -1,11 +1,12 @@
-"""The door for token ids that come from outside, as arrays, tensors or lists: all is
-checked before any cast.
+"""Checks token ids that come from outside: arrays, tensors or lists.
 
-Ids are whole numbers from 0 to below the model's vocabulary. -1 is padding. It stands
-in arrays [n, context] only, before or behind a row's tokens, never among them, and no
-row is padding alone. Rows that are padded on the left are moved to the left here, so
-that a row's first token has position 0 for the model, in the store, and in every
-filter.
+All is checked before any cast could change a value.
+
+Ids are whole numbers from 0 to below the size of the model's vocabulary. -1 is padding.
+It stands in arrays [n, context] only, before or after a row's tokens, never among them,
+and no row is padding alone. Rows that are padded on the left are moved to the left
+here, so that a row's first token has position 0 for the model, in the store, and in
+every filter.
 """
 
 from __future__ import annotations
@@ -22,41 +23,38 @@ PAD = -1
 LARGEST = 2**31 - 1  # ids are kept as int32
 _BLOCK = 1 << 22  # ids whose padding is looked at together
 Tokens = NDArray[np.int32]
+"""Token ids, int32 [n] or [n, context]; -1 is padding."""
+
 Integers = NDArray[Any]
+"""Token ids in whatever integer dtype they came."""
 
 
 def token_array(source: Any) -> Integers | None:
-    """The array that `tokens` are: [n, context] or a stream [n], in its own dtype;
-    None: they are documents.
+    """Return the array that tokens are, in the dtype that they have.
 
-    Raises SpecError where they are neither.
+    It is [n, context], or one stream [n]. None: the tokens are documents.
+
+    Raises:
+        SpecError: they are neither.
     """
-    if isinstance(source, (str, bytes, Mapping)):
-        what = (
-            "put a text into a list: [text]"
-            if isinstance(source, (str, bytes))
-            else "give its token ids alone"
-        )
-        raise SpecError(
-            "tokens: wanted token ids or a list of documents, got"
-            f" {type(source).__name__}; {what}"
-        )
-    numbers = (
+    what_came = (
+        f"tokens: wanted token ids or a list of documents, got {type(source).__name__}"
+    )
+    if isinstance(source, (str, bytes)):
+        raise SpecError(f"{what_came}; put a text into a list: [text]")
+    if isinstance(source, Mapping):
+        raise SpecError(f"{what_came}; give its token ids alone")
+    if hasattr(source, "columns"):  # a table, as pandas and datasets have them
+        raise SpecError(f"{what_came}; give one column")
+    is_list_of_numbers = (
         isinstance(source, (list, tuple))
-        and source
+        and len(source) > 0
         and isinstance(source[0], (bool, int, float, np.generic))
     )
-    if hasattr(source, "columns"):
-        raise SpecError(
-            "tokens: wanted token ids or a list of documents, got"
-            f" {type(source).__name__}; give one column"
-        )
-    if not (numbers or isinstance(source, np.ndarray) or _integer_dtype(source)):
+    is_array = isinstance(source, np.ndarray) or _has_integers(source)
+    if not is_list_of_numbers and not is_array:
         if not isinstance(source, Iterable):
-            raise SpecError(
-                "tokens: wanted token ids or a list of documents, got"
-                f" {type(source).__name__}"
-            )
+            raise SpecError(what_came)
         return None
     array = integers(source, "tokens", SpecError)
     if array.ndim not in {1, 2}:
@@ -69,8 +67,12 @@ def token_array(source: Any) -> Integers | None:
 def integers(
     values: Any, where: str, error: type[ActstoreError] = CorpusError
 ) -> Integers:
-    """Numbers as an array of the integer dtype that they have. Raises `error` for
-    anything else.
+    """Return numbers as an array [*] of the integer dtype that they have.
+
+    Args:
+        values: an array, a tensor, or a list of numbers.
+        where: they come from, for errors.
+        error: what is raised for anything else.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise error(
@@ -78,15 +80,7 @@ def integers(
             f" array.filled({PAD})"
         )
     if hasattr(values, "is_floating_point"):
-        if str(values.layout) != "torch.strided" or values.is_nested or values.is_meta:
-            raise error(
-                f"{where}: a tensor that is sparse, nested or without data; give a"
-                " dense one"
-            )
-        values = values.detach().cpu()
-        if values.is_floating_point() or values.is_complex():
-            raise error(_no_ids(where, str(values.dtype).removeprefix("torch.")))
-        values = values.numpy()
+        values = _of_tensor(values, where, error)
     if isinstance(values, (list, tuple)):
         return _of_list(values, where, error)
     array = np.asarray(values)
@@ -103,13 +97,21 @@ def check_range(
     padding: bool = False,
     error: type[ActstoreError] = CorpusError,
 ) -> None:
-    """Raises `error` for what is no token id. vocabulary: 0 where it is not known;
-    padding: whether -1 may stand.
+    """Check that every value can be a token id.
+
+    Args:
+        array: the values, integers [*].
+        where: they come from, for errors.
+        vocabulary: the size of the model's vocabulary; 0 where it is not known.
+        padding: whether -1 may be among them.
+        error: what is raised for what is not a token id.
     """
     if not array.size:
         return
-    low, high = int(array.min()), int(array.max())
-    if low < (PAD if padding else 0):
+    low = int(array.min())
+    high = int(array.max())
+    lowest = PAD if padding else 0
+    if low < lowest:
         raise error(_negative(low, where))
     if vocabulary and high >= vocabulary:
         raise error(
@@ -121,41 +123,54 @@ def check_range(
 
 
 def check_rows(array: Integers, where: str, vocabulary: int = 0) -> None:
-    """Raises CorpusError where an array [n, context] is not rows of token ids with
-    padding at their ends only.
+    """Check that an array [n, context] is rows of token ids.
+
+    They may have padding at their ends only.
+
+    Raises:
+        CorpusError: a value that is not an id, a row of padding alone, or one with
+            padding among its tokens.
     """
     check_range(array, where, vocabulary, padding=True)
     if not array.size or array.dtype.kind == "u" or int(array.min()) >= 0:
         return
-    step = max(1, _BLOCK // array.shape[1])
+    context = array.shape[1]
+    step = max(1, _BLOCK // context)
     for start in range(0, len(array), step):
-        there = np.asarray(array[start : start + step]) >= 0
-        n, first = there.sum(axis=1), there.argmax(axis=1)
-        behind = there.shape[1] - there[:, ::-1].argmax(axis=1)
-        if not n.all():
-            raise CorpusError(
-                f"{where}: row {start + int(n.argmin())} is padding (-1) alone; leave"
-                " it out"
-            )
-        torn = behind - first > n
+        is_token = np.asarray(array[start : start + step]) >= 0
+        n_tokens = is_token.sum(axis=1)
+        if not n_tokens.all():
+            row = start + int(n_tokens.argmin())
+            raise CorpusError(f"{where}: row {row} is padding (-1) alone; leave it out")
+        # In the row (-1, 7, -1, 5) the first token is at 1 and the last one ends at 4:
+        # that is a span of 3 with 2 tokens, so there is padding among them.
+        first = is_token.argmax(axis=1)
+        end = context - is_token[:, ::-1].argmax(axis=1)
+        torn = end - first > n_tokens
         if torn.any():
             raise CorpusError(
                 f"{where}: row {start + int(torn.argmax())} has padding (-1) among its"
-                " tokens; it may stand before or behind them only"
+                " tokens; it may stand before or after them only"
             )
 
 
 def check_token_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
-    """Raises SpecError where rows are chosen by a token that none can have. vocabulary:
-    0 where it is not known.
+    """Check ids by whose tokens rows are chosen.
+
+    Args:
+        ids: the token ids.
+        vocabulary: the size of the model's vocabulary; 0 where it is not known.
+        where: they come from, for errors.
+
+    Raises:
+        SpecError: an id that no token can have.
     """
-    wrong = [one for one in ids if one < 0 or one >= (vocabulary or LARGEST + 1)]
+    end = vocabulary or LARGEST + 1
+    wrong = [token for token in ids if token < 0 or token >= end]
     if wrong:
-        known = (
-            f"the model's vocabulary has {vocabulary} tokens"
-            if vocabulary
-            else f"wanted 0 to {LARGEST}"
-        )
+        known = f"wanted 0 to {LARGEST}"
+        if vocabulary:
+            known = f"the model's vocabulary has {vocabulary} tokens"
         raise SpecError(
             f"{where}: there is no token {wrong[0]}, so no row is of it ({known});"
             " leave it out"
@@ -163,37 +178,56 @@ def check_token_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
 
 
 def moved_left(rows: Tokens) -> Tokens:
-    """Rows [n, context] with their padding behind the tokens."""
-    before = (rows >= 0).argmax(axis=1)
-    if not before.any():
+    """Return rows, int32 [n, context], with their padding after the tokens."""
+    n_before = (rows >= 0).argmax(axis=1)
+    if not n_before.any():
         return rows
-    columns = np.arange(rows.shape[1]) + before[:, None]
-    moved: Tokens = np.take_along_axis(
-        rows, np.minimum(columns, rows.shape[1] - 1), axis=1
-    )
-    moved[columns >= rows.shape[1]] = PAD
+    # The row (-1, -1, 5, 6) takes its values from columns 2, 3, 4, 5; those from 4 on
+    # do not exist and become padding: (5, 6, -1, -1).
+    context = rows.shape[1]
+    columns = np.arange(context) + n_before[:, None]
+    inside = np.minimum(columns, context - 1)
+    moved: Tokens = np.take_along_axis(rows, inside, axis=1)
+    moved[columns >= context] = PAD
     return moved
 
 
-def _integer_dtype(values: Any) -> bool:
-    """Whether it is a tensor, or an array of another library that holds integers (a
-    column of documents does not).
+def _has_integers(values: Any) -> bool:
+    """Return whether values are a tensor, or another library's array of integers.
+
+    A column of documents is not.
     """
     if hasattr(values, "is_floating_point"):
         return True
-    return (
-        hasattr(values, "__array__")
-        and getattr(getattr(values, "dtype", None), "kind", "O") in "iu"
-    )
+    dtype = getattr(values, "dtype", None)
+    return hasattr(values, "__array__") and getattr(dtype, "kind", "O") in "iu"
+
+
+def _of_tensor(tensor: Any, where: str, error: type[ActstoreError]) -> Integers:
+    """Return a torch tensor of integers as an array."""
+    if str(tensor.layout) != "torch.strided" or tensor.is_nested or tensor.is_meta:
+        raise error(
+            f"{where}: a tensor that is sparse, nested or without data; give a"
+            " dense one"
+        )
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise error(_no_ids(where, str(tensor.dtype).removeprefix("torch.")))
+    array: Integers = tensor.numpy()
+    return array
 
 
 def _of_list(
-    values: list[Any] | tuple[Any, ...], where: str, error: type[ActstoreError]
+    values: list[Any] | tuple[Any, ...],
+    where: str,
+    error: type[ActstoreError],
 ) -> Integers:
+    """Return a list of whole numbers as an array."""
     for kind in set(map(type, values)):
+        # bool is a subclass of int, and True is not token 1
         if not issubclass(kind, (int, np.integer)) or kind is bool:
             raise error(_no_ids(where, kind.__name__))
-    if values and not (min(values) >= -LARGEST and max(values) < 2**63):
+    if values and (min(values) < -LARGEST or max(values) >= 2**63):
         raise error(
             f"{where}: {min(values)} ... {max(values)} are no token ids; wanted 0 to"
             f" {LARGEST}"
@@ -202,6 +236,7 @@ def _of_list(
 
 
 def _no_ids(where: str, kind: str) -> str:
+    """Return what is said of values of another type than integers."""
     advice = "convert them if they are whole numbers"
     if kind == "object" or kind.startswith(("<U", ">U", "str", "list", "NoneType")):
         advice = "documents of several lengths, or texts, come in a list"
@@ -209,6 +244,7 @@ def _no_ids(where: str, kind: str) -> str:
 
 
 def _negative(low: int, where: str) -> str:
+    """Return what is said of a negative value where none can be."""
     if low == PAD:
         return (
             f"{where}: -1 is padding, which only an array [n, context] may hold; take"

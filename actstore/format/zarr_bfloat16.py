@@ -20,6 +20,8 @@ from zarr.core.dtype.npy.float import BaseFloat
 
 @dataclass(frozen=True)
 class _BFloat16(BaseFloat):  # type: ignore[misc]
+    """The data type `bfloat16`, as zarr-python wants one to be."""
+
     dtype_cls = type(np.dtype(ml_dtypes.bfloat16))
     _zarr_v3_name: ClassVar[str] = "bfloat16"
     _zarr_v2_names: ClassVar[tuple[str, ...]] = ()
@@ -43,11 +45,15 @@ class _BFloat16(BaseFloat):  # type: ignore[misc]
         return ml_dtypes.bfloat16(data)
 
     def from_json_scalar(self, data: Any, *, zarr_format: int) -> Any:  # noqa: ARG002
-        """Numbers, "NaN", "Infinity", "-Infinity" (also float()'s own spellings), or
-        "0x" and 4 hex digits.
+        """Return the value that a JSON scalar stands for.
+
+        It is a number; "NaN", "Infinity" or "-Infinity" (also in float()'s own
+        spellings); or "0x" and 4 hex digits.
         """
         if isinstance(data, str) and data.startswith("0x"):
-            return np.frombuffer(bytes.fromhex(data[2:])[::-1], ml_dtypes.bfloat16)[0]
+            # 0x3f80 is 1.0; its bytes in memory are 80 3f
+            little_endian = bytes.fromhex(data[2:])[::-1]
+            return np.frombuffer(little_endian, ml_dtypes.bfloat16)[0]
         return ml_dtypes.bfloat16(float(data))
 
     def to_json_scalar(self, data: object, *, zarr_format: int) -> Any:  # noqa: ARG002
@@ -59,6 +65,7 @@ class _BFloat16(BaseFloat):  # type: ignore[misc]
         return value
 
 
+# zarr-python's own class, where it has one
 BFloat16 = zarr_dtypes.data_type_registry.contents.get("bfloat16", _BFloat16)
 zarr_dtypes.data_type_registry.register("bfloat16", BFloat16)
 __all__ = ["BFloat16"]

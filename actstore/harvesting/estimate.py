@@ -1,35 +1,30 @@
-"""What a harvest will take, before it is run: a few calibration batches, and
-arithmetic.
+"""What a harvest will take, before it is run.
 
-Nothing is written. Bytes are those of real rows under each codec; times are this
-device's. `read_s` is a pass over the store (decoding on all cores, or the bandwidth
-where that is less). Storing beats rerunning the model from n SAE runs on, n the
-smallest with harvest + n read < n forward; in money, with storage, PUT and GET requests
-and hours of the device priced.
+It is told from a few calibration batches, and arithmetic. Nothing is written.
+
+Sizes are those of real rows under each codec; times are this machine's. One reading of
+the store is what decoding takes on all cores, or what the bandwidth allows where that
+is less. Storing beats rerunning the model from n SAE runs on, the smallest n with
+
+    harvest + n reading < n forward
+
+A harvest of 100 s beside a forward of 40 s and a reading of 10 s: from 4 runs on, since
+100 + 4 * 10 < 4 * 40 and 100 + 3 * 10 > 3 * 40. In money the same, with storage, PUT
+and GET requests and hours of the device priced.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from actstore.errors import CorpusError
-from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
-from actstore.format.object_records import object_record
-from actstore.format.permutation import unit_permutation
-from actstore.format.shard import ShardCodec
 from actstore.format.statistics import UnitStats
+from actstore.harvesting.codec_timing import time_codec
 from actstore.harvesting.harvest_plan import (
     UNITS_IN_FLIGHT,
     make_layout,
@@ -38,18 +33,14 @@ from actstore.harvesting.harvest_plan import (
 )
 from actstore.harvesting.harvest_spec import resolve_spec
 from actstore.harvesting.inert_fields import check_acts
-from actstore.harvesting.row_collector import RowCollector
-from actstore.harvesting.sealed_unit import SealedUnit
-from actstore.harvesting.token_filter import TokenFilter
-from actstore.harvesting.unit_buffer import UnitBuffer
-from actstore.harvesting.worker import autocast, inputs
-from actstore.model.forward import device_of
-from actstore.model.load_model import LoadedModel, loaded_model, tokenizer_files
-from actstore.model.loaded_weights import check_used
-from actstore.model.open_tap import open_tap
-from actstore.model.tap import Tap
-from actstore.text.corpus_size import corpus_estimate, filled
-from actstore.text.separators import check_known
+from actstore.harvesting.process_memory import resident
+from actstore.harvesting.run_plan import checked_tap
+from actstore.harvesting.store_size import n_objects, raw_bytes, stored_bytes
+from actstore.harvesting.trial_batches import Calibration, calibrate
+from actstore.model.load_model import load_or_wrap
+from actstore.model.model_info import tokenizer_files
+from actstore.text.corpus_size import corpus_estimate, layout_for_corpus
+from actstore.text.separators import check_separator
 from actstore.text.sequences import separator_token, sequencer
 from schemas.harvest import Codec, HarvestSpec, Layout
 from schemas.records import (
@@ -58,17 +49,23 @@ from schemas.records import (
     HarvestEstimate,
     MemoryEstimate,
 )
+from schemas.source import Site
 
 CODECS: tuple[Codec, ...] = ("lz4", "zstd", "raw")
 GB = 1e9
-# the root, tokens' and rows' metadata, 9 of the columns, plan, manifest, README,
-# statistics
-FIXED_OBJECTS = 16
+# A reader fetches runs of chunks; so many are in one GET request, about.
+_CHUNKS_PER_GET = 16
 
 
 class Prices(NamedTuple):
-    """storage: per GB and month; put, get: per 1,000 requests; device: per hour;
-    months: that the store is kept.
+    """What storage and device cost, in any currency.
+
+    Attributes:
+        storage: Of a GB for a month.
+        put: Of 1,000 PUT requests.
+        get: Of 1,000 GET requests.
+        device: Of the device for an hour.
+        months: How long the store is kept.
     """
 
     storage: float = 0.023
@@ -78,17 +75,18 @@ class Prices(NamedTuple):
     months: float = 1.0
 
 
-class _Calibration(NamedTuple):
-    """forward, harvest: seconds per token; kept: share of tokens; rows: of the
-    calibration batches.
+class _Times(NamedTuple):
+    """Seconds.
+
+    Attributes:
+        forward: Of the model alone, over all tokens.
+        harvest: Of the whole harvest.
+        read: Of one reading of the store.
     """
 
     forward: float
     harvest: float
-    kept: float
-    forward_bytes: int
-    rows: SealedUnit
-    device: str
+    read: float
 
 
 def estimate(
@@ -102,298 +100,198 @@ def estimate(
     bandwidth: float | None = None,
     prices: Prices | None = None,
 ) -> HarvestEstimate:
-    """Estimate a harvest; arguments as for `harvest`. bandwidth: bytes per second of
-    the storage, where it is slow.
+    """Estimate what a harvest will take; other arguments are those of `harvest`.
 
-    Raises as `harvest` does for a spec, a model, a site or a corpus that cannot be
-    used.
+    Args:
+        batches: How many batches the model is run on.
+        bandwidth: Bytes per second of the storage, where it is slow; None: it is no
+            slower than decoding.
+        prices: What storage and device cost.
+
+    Raises:
+        SpecError, SiteError, ModelError, CorpusError, NumericsError: As `harvest` does
+            for a spec, a model, a site or a corpus that cannot be used.
     """
-    wanted = resolve_spec(spec, model, tokens)
-    loaded = loaded_model(wanted.model, model, tokenizer, device)
-    loaded.check_context(wanted.context)
-    check_acts(wanted, loaded, model)
-    source, corpus = sequencer(wanted, loaded.tokenizer, tokens, loaded.info.vocabulary)
-    check_known(separator_token(source), loaded.info.vocabulary)
-    source.seek(None)
-    taken = source.take(batches * wanted.batch)
-    sample = taken.tokens
-    if not len(sample):
-        raise CorpusError(
-            f"corpus {wanted.corpus.name!r} holds no context of {wanted.context} tokens"
-        )
-    held = corpus_estimate(wanted, source, corpus, taken)
-    tap = open_tap(
-        loaded, wanted.sites, compiled=wanted.compile, context=wanted.context
+    harvest_spec = resolve_spec(spec, model, tokens)
+    loaded = load_or_wrap(harvest_spec.model, model, tokenizer, device)
+    loaded.check_context(harvest_spec.context)
+    check_acts(harvest_spec, loaded, model)
+    source, corpus = sequencer(
+        harvest_spec, loaded.tokenizer, tokens, loaded.info.vocabulary
     )
-    try:
-        check_used(loaded, tap)
-        tap.check_padding(sample)
-        layout = filled(make_layout(wanted, tap), held)
-        before = resident()
-        found = _calibrate(wanted, loaded, tap, sample)
+    check_separator(separator_token(source), loaded.info.vocabulary)
+    source.seek(None)
+    sample = source.take(batches * harvest_spec.batch)
+    if len(sample.tokens) == 0:
+        raise CorpusError(
+            f"corpus {harvest_spec.corpus.name!r} holds no context of"
+            f" {harvest_spec.context} tokens"
+        )
+    corpus_size = corpus_estimate(harvest_spec, source, corpus, sample)
+    with checked_tap(loaded, harvest_spec) as tap:
+        tap.check_padding(sample.tokens)
+        sites = tap.sites
+        layout = layout_for_corpus(make_layout(harvest_spec, tap), corpus_size)
+        process_bytes = resident()
+        calibration = calibrate(harvest_spec, loaded, tap, sample.tokens)
         n_files = len(tokenizer_files(loaded.tokenizer))
-    finally:
-        tap.close()
-    codecs: dict[str, CodecEstimate] = {
-        codec: _codec(codec, wanted, layout, found) for codec in CODECS
-    }
-    objects = n_objects(wanted, tap, layout) + n_files
     return _estimate(
-        wanted,
-        tap,
-        held,
+        harvest_spec,
+        sites,
         layout,
-        found,
-        codecs,
-        objects,
-        before,
-        bandwidth,
-        prices or Prices(),
+        calibration,
+        corpus_size,
+        objects=n_objects(harvest_spec, sites, layout) + n_files,
+        process_bytes=process_bytes,
+        bandwidth=bandwidth,
+        prices=prices or Prices(),
     )
 
 
 def _estimate(
     spec: HarvestSpec,
-    tap: Tap,
-    corpus: CorpusEstimate,
+    sites: tuple[Site, ...],
     layout: Layout,
-    found: _Calibration,
-    codecs: dict[str, CodecEstimate],
+    calibration: Calibration,
+    corpus_size: CorpusEstimate,
+    *,
     objects: int,
-    process: int,
+    process_bytes: int,
     bandwidth: float | None,
     prices: Prices,
 ) -> HarvestEstimate:
     n_tokens = layout.n_sequences * layout.context
-    chosen, raw = (
-        codecs[spec.codec],
-        codecs[spec.codec].bytes / codecs[spec.codec].ratio,
+    codecs: dict[str, CodecEstimate] = {
+        codec: _codec_estimate(codec, spec, sites, layout, calibration)
+        for codec in CODECS
+    }
+    chosen = codecs[spec.codec]
+    times = _times(layout, calibration, chosen, bandwidth)
+    storage_per_month = chosen.bytes / GB * prices.storage
+    put_cost = objects / 1000 * prices.put
+    # Of each shard its index, then its chunks.
+    gets_per_shard = 1 + layout.unit_chunks / _CHUNKS_PER_GET
+    gets = layout.n_units * len(sites) * gets_per_shard
+    get_cost = gets / 1000 * prices.get
+    device_second = prices.device / 3600
+    store_cost = (
+        times.harvest * device_second + storage_per_month * prices.months + put_cost
     )
-    # On the CPU encoding takes the model's cores; beside a GPU it only has to keep up.
-    encoding = raw / n_tokens / (chosen.encode_gb_s * GB)
-    on_cpu = found.device == "cpu"
-    per_token = found.harvest + encoding if on_cpu else max(found.harvest, encoding)
-    forward_s, harvest_s = found.forward * n_tokens, per_token * n_tokens
-    read_s = max(
-        raw / (chosen.decode_gb_s * GB), chosen.bytes / bandwidth if bandwidth else 0.0
-    )
-    # the index, then runs of chunks
-    gets = layout.n_units * len(tap.sites) * (1 + layout.unit_chunks / 16)
-    month = chosen.bytes / GB * prices.storage
-    put_cost, get_cost = objects / 1000 * prices.put, gets / 1000 * prices.get
-    hour = prices.device / 3600
-    fixed = harvest_s * hour + month * prices.months + put_cost
     return HarvestEstimate(
-        corpus=corpus,
+        corpus=corpus_size,
         layout=layout,
-        sites=tap.sites,
+        sites=sites,
         codec=spec.codec,
-        rows=round(n_tokens * found.kept),
-        kept=found.kept,
-        non_finite=_non_finite(found.rows.stats),
-        tried=len(found.rows.rows),
+        rows=round(n_tokens * calibration.kept),
+        kept=calibration.kept,
+        non_finite=_non_finite(calibration.rows.stats),
+        tried=len(calibration.rows.rows),
         objects=objects,
         codecs=codecs,
-        memory=_memory(spec, tap, layout, process, found, chosen.ratio),
-        forward_tokens_s=1 / found.forward,
-        harvest_tokens_s=1 / per_token,
-        forward_s=forward_s,
-        harvest_s=harvest_s,
-        read_s=read_s,
-        storage_per_month=month,
+        memory=_memory(spec, sites, layout, calibration, process_bytes, chosen.ratio),
+        forward_tokens_s=1 / calibration.forward_s,
+        harvest_tokens_s=n_tokens / times.harvest,
+        forward_s=times.forward,
+        harvest_s=times.harvest,
+        read_s=times.read,
+        storage_per_month=storage_per_month,
         put_cost=put_cost,
         get_cost=get_cost,
-        break_even_runs=_runs(harvest_s, forward_s - read_s),
-        break_even_runs_cost=_runs(fixed, forward_s * hour - get_cost),
+        break_even_runs=_break_even_runs(times.harvest, times.forward - times.read),
+        break_even_runs_cost=_break_even_runs(
+            store_cost, times.forward * device_second - get_cost
+        ),
+    )
+
+
+def _codec_estimate(
+    codec: Codec,
+    spec: HarvestSpec,
+    sites: tuple[Site, ...],
+    layout: Layout,
+    calibration: Calibration,
+) -> CodecEstimate:
+    """Return what a codec makes of the whole store, from the calibration's rows."""
+    kept = calibration.kept
+    timing = time_codec(codec, spec, layout, calibration.rows)
+    raw = raw_bytes(spec, sites, layout, kept)
+    stored = stored_bytes(codec, spec, sites, layout, timing, kept)
+    return CodecEstimate(
+        ratio=stored / max(raw, 1),
+        bytes=round(stored),
+        encode_gb_s=timing.raw_bytes / GB / max(timing.encode_s, 1e-9),
+        decode_gb_s=timing.raw_bytes / GB / max(timing.decode_s, 1e-9),
+    )
+
+
+def _times(
+    layout: Layout,
+    calibration: Calibration,
+    codec: CodecEstimate,
+    bandwidth: float | None,
+) -> _Times:
+    """Return what the whole harvest takes, and one reading of it.
+
+    bandwidth: Bytes per second of the storage; None: it is no slower than decoding.
+    """
+    n_tokens = layout.n_sequences * layout.context
+    raw = codec.bytes / codec.ratio
+    encoding_s = raw / n_tokens / (codec.encode_gb_s * GB)
+    # On the CPU encoding takes cores from the model, so their times add up. Beside a
+    # GPU it only has to keep up.
+    if calibration.device == "cpu":
+        harvest_s = calibration.harvest_s + encoding_s
+    else:
+        harvest_s = max(calibration.harvest_s, encoding_s)
+    read_s = raw / (codec.decode_gb_s * GB)
+    if bandwidth:
+        read_s = max(read_s, codec.bytes / bandwidth)
+    return _Times(
+        forward=calibration.forward_s * n_tokens,
+        harvest=harvest_s * n_tokens,
+        read=read_s,
     )
 
 
 def _non_finite(stats: UnitStats) -> dict[str, int]:
-    counts = {name: int(one.non_finite.sum()) for name, one in stats.sites.items()}
-    return {name: n for name, n in counts.items() if n}
+    """Return how many rows are not finite, of the sites that have any."""
+    counts = {name: int(site.non_finite.sum()) for name, site in stats.sites.items()}
+    return {name: count for name, count in counts.items() if count > 0}
 
 
 def _memory(
     spec: HarvestSpec,
-    tap: Tap,
+    sites: tuple[Site, ...],
     layout: Layout,
-    process: int,
-    found: _Calibration,
+    calibration: Calibration,
+    process_bytes: int,
     ratio: float,
 ) -> MemoryEstimate:
-    one = unit_bytes(layout, tap.sites, spec.dtype)
-    threads = min(os.cpu_count() or 1, len(tap.sites))
-    # beside the encoded shard; other dtypes encode from the buffers
-    quantised = 1.0 if spec.dtype == "int8" else 0.0
-    return MemoryEstimate(
-        process=process,
-        units=min(UNITS_IN_FLIGHT, layout.n_units) * one,
-        encoding=round(
-            threads
-            * shard_bytes(layout, tap.sites, spec.dtype)
-            * (min(1.0, ratio) + quantised)
-        ),
-        forward=found.forward_bytes,
-        device=0 if found.device == "cpu" else 2 * one,
-    )
+    """Return the most memory that the harvest takes, by what takes it.
 
-
-def _runs(fixed: float, saved: float) -> int | None:
-    """The smallest n with fixed < n * saved."""
-    return math.floor(fixed / saved) + 1 if saved > 0 else None
-
-
-def _calibrate(
-    spec: HarvestSpec, loaded: LoadedModel, tap: Tap, sample: NDArray[np.int32]
-) -> _Calibration:
-    """Run the batches with and without keeping rows, in turn behind one warm-up."""
-    device = device_of(loaded.module)
-    keep = TokenFilter.of(spec, loaded.info)
-    special = np.array(loaded.info.special_tokens, np.int32)
-    collector = RowCollector(tap.sites, special, device, filter=keep)
-    buffer = UnitBuffer.make(
-        tap.sites,
-        sample.size,
-        spec.dtype,
-        device=device if device.type != "cpu" else None,
-    )
-    batches = [sample[i : i + spec.batch] for i in range(0, len(sample), spec.batch)]
-    collector.begin(buffer)
-
-    def run(
-        batch: NDArray[np.int32], sink: Callable[[int, torch.Tensor], None]
-    ) -> float:
-        ids, mask = inputs(batch, loaded.pad, device)
-        began = time.perf_counter()
-        with autocast(spec.autocast, device):
-            tap.run(ids, mask, sink)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    before = reset_peak()
-    run(batches[0], lambda _site, _x: None)
-    grown = max(0, peak() - before)
-    plain, kept = [], []
-    for i, batch in enumerate(batches):
-        plain.append(run(batch, lambda _site, _x: None) / batch.size)
-        collector.batch(batch, i * spec.batch)
-        kept.append(run(batch, collector.take) / batch.size)
-    if device.type != "cpu":
-        buffer.values, buffer.norms = (
-            [value.cpu() for value in buffer.values],
-            buffer.norms.cpu(),
-        )
-    rows = collector.finish(0, len(sample)).rows()
-    forward = float(np.median(plain))
-    harvest = max(forward, float(np.median(kept)))
-    return _Calibration(
-        forward, harvest, len(rows.rows) / sample.size, grown, rows, device.type
-    )
-
-
-def _codec(
-    codec: Codec, spec: HarvestSpec, layout: Layout, found: _Calibration
-) -> CodecEstimate:
-    """Encode and decode the calibration rows of every site."""
-    dtype = numpy_dtype(spec.dtype)
-    threads = os.cpu_count() or 1
-    stored, raw, encode, decode = 0, 0, 0.0, 0.0
-    n_kept = len(found.rows.rows)
-    rows = min(layout.chunk_rows, max(1, n_kept))
-    # whole chunks: fill would flatter
-    order = unit_permutation(spec.seed, 0, n_kept)[: n_kept // rows * rows]
-    with ThreadPoolExecutor(threads) as pool:
-        for values in found.rows.sites.values():
-            coded = (
-                encode_int8(to_float32(values)).values
-                if spec.dtype == "int8"
-                else values
-            )
-            shard = ShardCodec(codec, dtype, rows, coded.shape[1], n_kept // rows)
-            began = time.perf_counter()
-            parts = shard.encode(coded, order, pool)
-            object_record(parts)
-            encode += time.perf_counter() - began
-            chunks = [a + b for a, b in zip(parts[:-1:2], parts[1:-1:2], strict=True)]
-            outs = [np.empty((rows, coded.shape[1]), dtype) for _ in chunks]
-            began = time.perf_counter()
-            list(pool.map(shard.decode_chunk, chunks, outs))
-            decode += time.perf_counter() - began
-            stored += sum(map(len, chunks))
-            raw += sum(one.nbytes for one in outs)
-    per_row = sum(site.d for site in found.rows.stats.sites.values()) * dtype.itemsize
-    n_rows = layout.n_sequences * layout.context * found.kept
-    written = n_rows
-    # a unit's last chunk is filled up, and nothing makes the fill small
-    if codec == "raw":
-        last = layout.n_sequences - (layout.n_units - 1) * layout.unit_sequences
-        chunks_of = [
-            math.ceil(n * layout.context * found.kept / layout.chunk_rows)
-            for n in (layout.unit_sequences, last)
-        ]
-        written = (
-            (layout.n_units - 1) * chunks_of[0] + chunks_of[1]
-        ) * layout.chunk_rows
-    n_bytes = written * per_row * stored / max(raw, 1) + layout.n_units * _side_bytes(
-        spec, layout, found.rows.stats
-    )
-    return CodecEstimate(
-        ratio=n_bytes / max(n_rows * per_row, 1),
-        bytes=round(n_bytes),
-        encode_gb_s=raw / GB / max(encode, 1e-9),
-        decode_gb_s=raw / GB / max(decode, 1e-9),
-    )
-
-
-def n_objects(spec: HarvestSpec, tap: Tap, layout: Layout) -> int:
-    """Objects of the finished store, the tokenizer's files aside."""
-    kinds = 4 if spec.dtype == "int8" else 2  # acts, norm; scale, step
-    per_unit = kinds * len(tap.sites) + 5  # tokens, rows, statistics, two records
-    return layout.n_units * per_unit + kinds * (len(tap.sites) + 1) + FIXED_OBJECTS
-
-
-def _side_bytes(spec: HarvestSpec, layout: Layout, stats: UnitStats) -> int:
-    """Bytes of a unit's objects that are not values: shard indexes, norms, int8 scales,
-    rows, tokens, statistics.
+    ratio: What the chosen codec makes of a byte.
     """
-    per_site = (16 * layout.unit_chunks + 4) + (4 * layout.capacity + 4)
+    one_unit = unit_bytes(layout, sites, spec.dtype)
+    # Each thread encodes one site's shard.
+    threads = min(os.cpu_count() or 1, len(sites))
+    held_per_byte = min(1.0, ratio)
     if spec.dtype == "int8":
-        per_site += 2 * layout.capacity + 4
-    sites = stats.sites.values()
-    steps = sum(8 * site.d + 4 for site in sites) if spec.dtype == "int8" else 0
-    tokens = 4 * layout.unit_sequences * layout.context + 4
-    return (
-        len(sites) * per_site
-        + steps
-        + (8 * layout.capacity + 4)
-        + tokens
-        + len(stats.to_bytes())
+        # The quantised rows lie beside their encoded shard. Other dtypes are encoded
+        # out of the unit's buffer.
+        held_per_byte += 1.0
+    encoding = threads * shard_bytes(layout, sites, spec.dtype) * held_per_byte
+    return MemoryEstimate(
+        process=process_bytes,
+        units=min(UNITS_IN_FLIGHT, layout.n_units) * one_unit,
+        encoding=round(encoding),
+        forward=calibration.forward_bytes,
+        # Two staging buffers.
+        device=0 if calibration.device == "cpu" else 2 * one_unit,
     )
 
 
-def resident() -> int:
-    """Bytes of this process in memory now (0 where the system does not say)."""
-    return _status("VmRSS")
-
-
-def peak() -> int:
-    """Most bytes of this process in memory since `reset_peak`, or since it began."""
-    return _status("VmHWM")
-
-
-def reset_peak() -> int:
-    """Let `peak` count from now on (Linux); bytes in memory now."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return resident()
-
-
-def _status(name: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(
-        (int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0
-    )
+def _break_even_runs(fixed: float, saved_per_run: float) -> int | None:
+    """Return the smallest n with fixed < n * saved_per_run; None: there is none."""
+    if saved_per_run <= 0:
+        return None
+    return math.floor(fixed / saved_per_run) + 1

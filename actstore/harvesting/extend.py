@@ -1,41 +1,35 @@
-"""Adding to a finished store: more sites on the tokens it has, or more tokens at the
-sites it has.
-"""
+"""Adding to a finished store: more sites on its tokens, or more tokens at its sites."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
 from torch import nn
 
-from actstore.errors import (
-    CorpusError,
-    ModelError,
-    SpecError,
-)
-from actstore.format import keys
+from actstore.errors import CorpusError, ModelError, SpecError
+from actstore.format import object_keys
 from actstore.format.json_records import read_record
 from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.object_sizes import COLUMNS, SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.format.token_ids import token_array
-from actstore.harvesting.harvest_plan import extension_plan, make_plan, parse_worker
+from actstore.harvesting.harvest_plan import extension_plan, make_plan
+from actstore.harvesting.progress import Progress, Report, silent
+from actstore.harvesting.run_plan import checked_tap, run_plan
 from actstore.harvesting.store_writer import StoreWriter
-from actstore.harvesting.worker import Progress, Report, Run, first_block
+from actstore.harvesting.token_blocks import first_block
+from actstore.harvesting.worker_share import parse_worker
 from actstore.model.checkpoint_files import confirm_code
-from actstore.model.load_model import loaded_model, place
-from actstore.model.loaded_weights import check_used
-from actstore.model.open_tap import open_tap
+from actstore.model.load_model import LoadedModel, load_or_wrap
+from actstore.model.model_folder import name_with_path
+from actstore.store.store import Store
 from actstore.store.stored_objects import StoredObjects
-from actstore.text.sequences import separator_token, sequencer
+from actstore.text.corpora import Corpus
+from actstore.text.sequences import Sequencer, TokenBlock, separator_token, sequencer
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import BlockRecord, StoreManifest
-
-if TYPE_CHECKING:
-    from actstore.store.store import Store
-from actstore.harvesting.harvest import finished_store, tokens_device
 
 
 def extend(
@@ -52,133 +46,179 @@ def extend(
     options: Mapping[str, Any] | None = None,
     progress: Report | None = None,
 ) -> Store:
-    """Add to a finished store: more `sites` on the tokens and rows it has, or more
-    `tokens` at the sites it has.
+    """Add to a finished store: more sites, or more tokens.
 
-    The model must be the one that the store was harvested from (its weights' digest is
-    compared); `model`, `source` and `tokenizer` stand for what a harvest in memory was
-    given. Until the last unit is committed the store is what it was before; then its
-    manifest is replaced by one that names the earlier content id as its parent. The
-    same call resumes.
+    More `sites` are harvested on the tokens and rows that the store has, more `tokens`
+    at the sites that it has, from where in the corpus it ended. Until the last unit is
+    committed the store is what it was before; then its manifest is replaced by one that
+    names the earlier content id as its parent. The same call resumes.
 
-    trust_remote_code: where the store was harvested with it, say it again, for a store
-    may come from anyone.
+    Args:
+        out: The store, any fsspec URL or a folder.
+        sites: Names or patterns of the sites to add.
+        tokens: How many tokens to add.
+        model: The module that was harvested from memory, if it was.
+        source: The tokens that were harvested from memory, if they were; with `tokens`.
+        tokenizer: The tokenizer of `model`, where there is one.
+        trust_remote_code: Run code that comes with the model. To be said again where
+            the store was harvested with it, because a store may come from anyone.
+        device: Where the model runs: `cpu`, `cuda`, `cuda:1`, or `auto`, over all GPUs.
+        worker: `3/8`: this is the third of eight workers (see `harvest`).
+        options: For the file system of `out`.
+        progress: Called after every batch, from the calling thread.
 
-    Returns the extended store.
+    Returns:
+        The extended store.
 
     Raises:
-        SpecError: neither or both of sites and tokens; SiteError: a site that the store
-        has already.
-        ModelError: another model; CorpusError: another corpus, or nothing left in it.
+        SpecError: Neither or both of sites and tokens are given, or the store was
+            imported.
+        SiteError: The store has a site already, or the model does not have it.
+        ModelError: The model is not the one that was harvested: its weights differ.
+        CorpusError: The corpus is another, or nothing is left in it.
+        StorageError, OthersUnfinishedError: As for `harvest`.
+
+    Examples:
+        >>> import actstore
+        >>> store = actstore.harvest(
+        ...     {
+        ...         "model": "builtin:mini",
+        ...         "corpus": "builtin:stdlib",
+        ...         "sites": "blocks.0.hook_mlp_out",
+        ...         "tokens": 1024,
+        ...     },
+        ...     "growing",
+        ... )
+        >>> store = actstore.extend("growing", sites="blocks.1.hook_mlp_out")
+        >>> store.sites
+        ('blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out')
+
+        More tokens at these sites: `actstore.extend("growing", tokens=1024)`.
     """
     _check_asked(sites, tokens, source)
-    report = progress or (lambda _: None)
-    storage, share = Storage(out, dict(options or {})), parse_worker(worker)
+    report = progress or silent
+    storage = Storage(out, dict(options or {}))
+    share = parse_worker(worker)
     parent = _extendable(storage)
-    wanted = _extended(parent, sites, tokens)
+    spec = _extended_spec(parent, sites, tokens)
+    # A module in memory has been loaded by the user, with whatever code it has.
     if model is None or trust_remote_code:
         confirm_code(parent.spec.model, trust_remote_code, storage.url)
     report(Progress("loading the model"))
-    loaded = loaded_model(wanted.model, model, tokenizer, device)
-    if loaded.info.weights_digest != parent.model.weights_digest:
-        raise ModelError(
-            f"{storage.url}: the model {place(wanted.model.name)} is not the one"
-            " harvested: its weights differ"
-        )
-    with ExitStack() as stack:
-        tap = open_tap(
-            loaded, wanted.sites, compiled=wanted.compile, context=wanted.context
-        )
-        stack.callback(tap.close)
-        check_used(loaded, tap)
-        first, reader, corpus = None, None, None
+    loaded = load_or_wrap(spec.model, model, tokenizer, device)
+    _check_same_model(loaded, parent, storage.url)
+    with checked_tap(loaded, spec) as tap:
+        # More sites are harvested on the token blocks that are there.
+        reader: Sequencer | None = None
+        corpus: Corpus | None = None
+        separator: int | None = None
+        first: TokenBlock | None = None
         if sites is None:
+            # More tokens: read on where the store's corpus was left.
             reader, corpus = sequencer(
-                wanted, loaded.tokenizer, source, loaded.info.vocabulary
+                spec, loaded.tokenizer, source, loaded.info.vocabulary
             )
-        ends = separator_token(reader) if reader is not None else None
-        plan = make_plan(wanted, tap, loaded, corpus, source, device, ends)
-        plan = extension_plan(plan, parent, adds_sites=sites is not None)
+            separator = separator_token(reader)
+        new_plan = make_plan(spec, tap, loaded, corpus, source, device, separator)
+        plan = extension_plan(new_plan, parent, adds_sites=sites is not None)
         if reader is not None:
-            _same_corpus(plan, storage)
-            first = first_block(reader, plan, _cursor(storage, parent))
+            _check_same_corpus(plan, storage)
+            first = first_block(reader, plan, _cursor_at_end(storage, parent))
             tap.check_padding(first.tokens)
-        writer = StoreWriter.create(storage, plan, parent=parent)
-        stack.callback(writer.close)
-        Run(
-            plan,
-            writer,
-            reader,
-            tap,
-            tokens_device(device, loaded),
-            report,
-            share,
-            loaded.pad,
-        ).run(first)
-        return finished_store(writer, out, options, alone=share.of == 1)
+        with closing(StoreWriter.create(storage, plan, parent=parent)) as writer:
+            return run_plan(
+                writer,
+                loaded,
+                tap,
+                reader,
+                first,
+                device=device,
+                share=share,
+                report=report,
+                out=out,
+                options=options,
+            )
 
 
-def _check_asked(sites: Any, tokens: int | None, source: Any) -> None:
-    """What an extension cannot be is said before the model is loaded. Raises SpecError."""
+def _check_asked(
+    sites: str | tuple[str, ...] | None, tokens: int | None, source: Any
+) -> None:
+    """Raise SpecError for what no extension can be, before the model is loaded."""
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")
-    if source is not None:
-        token_array(source)
-        if sites is not None:
-            raise SpecError(
-                "source: more sites are harvested on the tokens that the store has;"
-                " leave it out"
-            )
-
-
-def _extended(
-    parent: StoreManifest, sites: str | tuple[str, ...] | None, tokens: int | None
-) -> HarvestSpec:
-    """What a store's harvest would have been with other sites, or with more tokens at
-    the sites it has.
-    """
-    if sites is None:
-        return parent.spec.model_copy(
-            update={
-                "tokens": tokens,
-                "sites": tuple(site.name for site in parent.sites),
-            }
+    if source is None:
+        return
+    # It refuses what holds no tokens.
+    token_array(source)
+    if sites is not None:
+        raise SpecError(
+            "source: more sites are harvested on the tokens that the store has; leave"
+            " it out"
         )
-    return parent.spec.model_copy(
-        update={"sites": (sites,) if isinstance(sites, str) else tuple(sites)}
-    )
 
 
 def _extendable(storage: Storage) -> StoreManifest:
-    """The manifest of a harvested store, if what the new generation is added to is as
-    it was recorded.
+    """Return the manifest of a store that can be extended.
 
-    Raises SpecError for an imported one, CorruptError.
+    What the new generation builds on is read, so that it is held against its digests
+    before hours are spent.
+
+    Raises:
+        SpecError: The store was imported.
+        CorruptError: Columns or statistics are not what was recorded.
     """
-    found = read_manifest(storage)
-    if found.imported is not None:
+    manifest = read_manifest(storage)
+    if manifest.imported is not None:
         raise SpecError(
             f"{storage.url}: this store was imported, so there is no model and no"
             " corpus to go on with; import all of it into a new store"
         )
-    store = StoredObjects(storage, found)
+    objects = StoredObjects(storage, manifest)
     for name in COLUMNS:
-        store.column(name)
-    store.file(keys.merged_stats_key(len(found.generations) - 1))
-    return found
+        objects.column(name)
+    last_generation = len(manifest.generations) - 1
+    objects.file(object_keys.merged_stats_key(last_generation))
+    return manifest
 
 
-def _cursor(storage: Storage, parent: StoreManifest) -> dict[str, Any]:
-    """Where in the corpus the store ends."""
-    key = keys.block_key(parent.n_units - 1)
-    return dict(read_record(storage, key, BlockRecord, SMALL_JSON).cursor)
+def _extended_spec(
+    parent: StoreManifest, sites: str | tuple[str, ...] | None, tokens: int | None
+) -> HarvestSpec:
+    """Return the spec that would have harvested just what is to be added."""
+    changes: dict[str, Any]
+    if sites is None:
+        known_sites = tuple(site.name for site in parent.sites)
+        changes = {"tokens": tokens, "sites": known_sites}
+    elif isinstance(sites, str):
+        changes = {"sites": (sites,)}
+    else:
+        changes = {"sites": tuple(sites)}
+    return parent.spec.model_copy(update=changes)
 
 
-def _same_corpus(plan: Plan, storage: Storage) -> None:
-    before = read_plan(storage)
-    if before.corpus_digest is not None and plan.corpus_digest != before.corpus_digest:
-        raise CorpusError(
-            f"{storage.url}: the corpus {place(plan.spec.corpus.name)} is not what it"
-            " was when the store was harvested (files were added, removed or changed);"
-            " more tokens must come from the same corpus"
+def _check_same_model(loaded: LoadedModel, parent: StoreManifest, url: str) -> None:
+    if loaded.info.weights_digest != parent.model.weights_digest:
+        raise ModelError(
+            f"{url}: the model {name_with_path(parent.spec.model.name)} is not the one"
+            " harvested: its weights differ"
         )
+
+
+def _check_same_corpus(plan: Plan, storage: Storage) -> None:
+    harvested = read_plan(storage)
+    # Some corpora do not say what identifies their contents.
+    if harvested.corpus_digest is None:
+        return
+    if plan.corpus_digest != harvested.corpus_digest:
+        raise CorpusError(
+            f"{storage.url}: the corpus {name_with_path(plan.spec.corpus.name)} is not"
+            " what it was when the store was harvested (files were added,"
+            " removed or changed); more tokens must come from the same corpus"
+        )
+
+
+def _cursor_at_end(storage: Storage, parent: StoreManifest) -> dict[str, Any]:
+    """Return where in the corpus the store ends, which its last token block tells."""
+    key = object_keys.block_key(parent.n_units - 1)
+    record = read_record(storage, key, BlockRecord, SMALL_JSON)
+    return dict(record.cursor)

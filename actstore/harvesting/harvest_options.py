@@ -1,5 +1,6 @@
 """The options that say what to harvest, for `actstore harvest` and `actstore plan`.
-Importing this loads typer only.
+
+Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from schemas.harvest import HarvestSpec
 
 SCHEMA = "schemas.harvest:HarvestSpec"
+# Each option's parameter, and the dotted path of the spec's field that it gives.
 FIELDS = {
     "model": "model.name",
     "revision": "model.revision",
@@ -31,39 +33,43 @@ FIELDS = {
     "text_column": "corpus.text_column",
     "token_column": "corpus.token_column",
     "compiled": "compile",
-    **{
-        name: name
-        for name in (
-            *(
-                "sites",
-                "tokens",
-                "context",
-                "batch",
-                "dtype",
-                "codec",
-                "pack",
-                "prepend_bos",
-                "separator",
-            ),
-            "exclude_special_tokens",
-            *(
-                "skip_first",
-                "exclude_tokens",
-                "seed",
-                "memory",
-                "autocast",
-                "unit_sequences",
-                "chunk_rows",
-            ),
-        )
-    },
+    "sites": "sites",
+    "tokens": "tokens",
+    "context": "context",
+    "batch": "batch",
+    "dtype": "dtype",
+    "codec": "codec",
+    "pack": "pack",
+    "prepend_bos": "prepend_bos",
+    "separator": "separator",
+    "exclude_special_tokens": "exclude_special_tokens",
+    "skip_first": "skip_first",
+    "exclude_tokens": "exclude_tokens",
+    "seed": "seed",
+    "memory": "memory",
+    "autocast": "autocast",
+    "unit_sequences": "unit_sequences",
+    "chunk_rows": "chunk_rows",
 }
-MODEL, CORPUS, ROWS, STORED = (
-    "Model and sites",
-    "Corpus",
-    "Rows that are kept",
-    "How it is stored",
-)
+# The help shows the options in these panels.
+MODEL = "Model and sites"
+CORPUS = "Corpus"
+ROWS = "Rows that are kept"
+STORED = "How it is stored"
+
+
+def _option(panel: str, *names: str, help: str, **more: Any) -> Any:  # noqa: A002
+    """Return an option whose help is shown in a panel.
+
+    names: how it is written, where that is not its parameter's name.
+    """
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def _values_of(parameter: str) -> Callable[[str], list[str]]:
+    """Return tab completion with the values that an option's field takes."""
+    return values_of(SCHEMA, FIELDS[parameter])
+
 
 Device = Annotated[
     str,
@@ -73,204 +79,148 @@ Device = Annotated[
         autocompletion=one_of("cpu", "cuda", "auto"),
     ),
 ]
-
-
-def _of(name: str) -> Callable[[str], list[str]]:
-    return values_of(SCHEMA, FIELDS[name])
-
-
 Model = Annotated[
     str,
-    typer.Option(
+    _option(
+        MODEL,
         metavar="NAME",
         help=(
             "builtin:tiny, builtin:mini, a folder in Hugging Face layout, or a hub"
             " name."
         ),
-        rich_help_panel=MODEL,
         autocompletion=one_of("builtin:tiny", "builtin:mini"),
     ),
 ]
 Corpus = Annotated[
     str,
-    typer.Option(
+    _option(
+        CORPUS,
         metavar="NAME",
         help=(
             "builtin:stdlib, text, JSONL or Parquet files (folders, globs, URLs), a"
             " saved data set, a hub name."
         ),
-        rich_help_panel=CORPUS,
         autocompletion=one_of("builtin:stdlib"),
     ),
 ]
 Sites = Annotated[
     list[str],
-    typer.Option(
+    _option(
+        MODEL,
         metavar="SITES",
         help=(
             "TransformerLens hook names, or modules of the model (`actstore sites`"
             " lists both); `*` and {0..5} are patterns. May be given again."
         ),
-        rich_help_panel=MODEL,
     ),
 ]
-Tokens = Annotated[
-    str, typer.Option(help="Tokens to run: 300k, 1M, 2.5B.", rich_help_panel=CORPUS)
-]
+Tokens = Annotated[str, _option(CORPUS, help="Tokens to run: 300k, 1M, 2.5B.")]
 ModelDtype = Annotated[
     str | None,
-    typer.Option(
-        help="The model's weights.",
-        rich_help_panel=MODEL,
-        autocompletion=_of("model_dtype"),
+    _option(
+        MODEL, help="The model's weights.", autocompletion=_values_of("model_dtype")
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Of the model on the hub.", rich_help_panel=MODEL)
-]
+Revision = Annotated[str | None, _option(MODEL, help="Of the model on the hub.")]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run code that comes with the model.",
-        rich_help_panel=MODEL,
-    ),
+    _option(MODEL, "--trust-remote-code", help="Run code that comes with the model."),
 ]
 Autocast = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        MODEL,
         help="Run the forward under autocast.",
-        rich_help_panel=MODEL,
-        autocompletion=_of("autocast"),
+        autocompletion=_values_of("autocast"),
     ),
 ]
 Compiled = Annotated[
-    bool,
-    typer.Option(
-        "--compile",
-        help="Run the forward through torch.compile.",
-        rich_help_panel=MODEL,
-    ),
+    bool, _option(MODEL, "--compile", help="Run the forward through torch.compile.")
 ]
-Batch = Annotated[
-    int | None, typer.Option(help="Sequences per forward pass.", rich_help_panel=MODEL)
-]
-Context = Annotated[
-    int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=CORPUS)
-]
+Batch = Annotated[int | None, _option(MODEL, help="Sequences per forward pass.")]
+Context = Annotated[int | None, _option(CORPUS, help="Tokens per sequence.")]
 Pack = Annotated[
     bool | None,
-    typer.Option(
-        help="Fill contexts from consecutive documents, or one document each.",
-        rich_help_panel=CORPUS,
+    _option(
+        CORPUS, help="Fill contexts from consecutive documents, or one document each."
     ),
 ]
-PrependBos = Annotated[
-    bool | None, typer.Option(help="BOS before every context.", rich_help_panel=CORPUS)
-]
+PrependBos = Annotated[bool | None, _option(CORPUS, help="BOS before every context.")]
 Separator = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        CORPUS,
         metavar="TOKEN",
         help=(
             "Between documents: auto (BOS before each, where the model has one, else"
             " EOS or SEP after each), bos, eos, sep, none, or a token id."
         ),
-        rich_help_panel=CORPUS,
-        autocompletion=_of("separator"),
+        autocompletion=_values_of("separator"),
     ),
 ]
 CorpusKind = Annotated[
     str | None,
-    typer.Option(
-        help="What it is.", rich_help_panel=CORPUS, autocompletion=_of("corpus_kind")
-    ),
+    _option(CORPUS, help="What it is.", autocompletion=_values_of("corpus_kind")),
 ]
 CorpusRevision = Annotated[
-    str | None, typer.Option(help="Of the data set on the hub.", rich_help_panel=CORPUS)
+    str | None, _option(CORPUS, help="Of the data set on the hub.")
 ]
 CorpusConfig = Annotated[
-    str | None,
-    typer.Option(
-        help="Configuration of the data set on the hub.", rich_help_panel=CORPUS
-    ),
+    str | None, _option(CORPUS, help="Configuration of the data set on the hub.")
 ]
 Split = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        CORPUS,
         help=(
             "Of a data set, or of files by the names of files and folders (train,"
             " validation, test; all: every file)."
         ),
         show_default="train, where there are several",
-        rich_help_panel=CORPUS,
     ),
 ]
 TextColumn = Annotated[
     str | None,
-    typer.Option(
-        help="Column with the documents; doc.text: field text of doc.",
-        rich_help_panel=CORPUS,
-    ),
+    _option(CORPUS, help="Column with the documents; doc.text: field text of doc."),
 ]
 TokenColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="Column with token ids, if tokenised already.", rich_help_panel=CORPUS
-    ),
+    str | None, _option(CORPUS, help="Column with token ids, if tokenised already.")
 ]
 ExcludeSpecialTokens = Annotated[
     bool,
-    typer.Option(
-        "--exclude-special-tokens",
-        help="Keep no rows of BOS, EOS and the like.",
-        rich_help_panel=ROWS,
+    _option(
+        ROWS, "--exclude-special-tokens", help="Keep no rows of BOS, EOS and the like."
     ),
 ]
 SkipFirst = Annotated[
     int | None,
-    typer.Option(
-        help="Keep no rows of the first N positions of a context.", rich_help_panel=ROWS
-    ),
+    _option(ROWS, help="Keep no rows of the first N positions of a context."),
 ]
 ExcludeTokens = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        ROWS,
         metavar="FILE",
         help="File with token ids, one per line, whose rows are not kept.",
         show_default="none",
-        rich_help_panel=ROWS,
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        help="Stored values.", rich_help_panel=STORED, autocompletion=_of("dtype")
-    ),
+    _option(STORED, help="Stored values.", autocompletion=_values_of("dtype")),
 ]
 Codec = Annotated[
     str | None,
-    typer.Option(
-        help="How chunks are compressed.",
-        rich_help_panel=STORED,
-        autocompletion=_of("codec"),
+    _option(
+        STORED, help="How chunks are compressed.", autocompletion=_values_of("codec")
     ),
 ]
-Seed = Annotated[
-    int | None, typer.Option(help="Of the rows' permutation.", rich_help_panel=STORED)
-]
+Seed = Annotated[int | None, _option(STORED, help="Of the rows' permutation.")]
 Memory = Annotated[
-    str | None,
-    typer.Option(
-        help="What units in flight may take: 4GiB, 500MB.", rich_help_panel=STORED
-    ),
+    str | None, _option(STORED, help="What units in flight may take: 4GiB, 500MB.")
 ]
-UnitSequences = Annotated[
-    int | None, typer.Option(help="Sequences per unit.", rich_help_panel=STORED)
-]
-ChunkRows = Annotated[
-    int | None, typer.Option(help="Rows per chunk.", rich_help_panel=STORED)
-]
+UnitSequences = Annotated[int | None, _option(STORED, help="Sequences per unit.")]
+ChunkRows = Annotated[int | None, _option(STORED, help="Rows per chunk.")]
 
 
 def spec_options(
@@ -304,55 +254,83 @@ def spec_options(
     unit_sequences: UnitSequences = None,
     chunk_rows: ChunkRows = None,
 ) -> HarvestSpec:
-    """The spec that the options describe. Raises SpecError."""
+    """Return the spec that the options describe. Raises SpecError."""
+    # Before anything else is assigned: the parameters, by name.
     given = {name: value for name, value in locals().items() if name in FIELDS}
-    from actstore.console.token_file import read_tokens
     from actstore.harvesting.harvest_spec import resolve_spec
 
     if separator and separator.isdecimal():
         given["separator"] = int(separator)
     if exclude_tokens:
-        given["exclude_tokens"] = read_tokens(exclude_tokens)
-        if not given["exclude_tokens"]:
-            from actstore.errors import SpecError
-
-            raise SpecError(
-                f"--exclude-tokens {exclude_tokens}: no token id is in it; leave the"
-                " option out"
-            )
-    values: dict[str, Any] = {"model": {}, "corpus": {}}
+        given["exclude_tokens"] = _token_ids(exclude_tokens)
+    fields: dict[str, Any] = {"model": {}, "corpus": {}}
     for name, value in given.items():
-        if value is not None:
-            above, _, key = FIELDS[name].rpartition(".")
-            (values[above] if above else values)[key] = value
-    names = {path: option(name) for name, path in FIELDS.items()}
-    return resolve_spec(values, where="the options", options=names)
+        # What was not given is left to the schema.
+        if value is None:
+            continue
+        # `model.dtype` is the field `dtype` of `model`.
+        group, _, field = FIELDS[name].rpartition(".")
+        group_fields = fields[group] if group else fields
+        group_fields[field] = value
+    return resolve_spec(fields, where="the options", options=option_names(FIELDS))
+
+
+def option_names(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return how each field is written as an option.
+
+    For example {"model.dtype": "--model-dtype"}.
+
+    fields: An option's parameter, and the dotted path of its field.
+    """
+    return {path: option(parameter) for parameter, path in fields.items()}
 
 
 def with_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first parameter, the spec, is given by `spec_options` on the
-    command line.
+    """Give a command the options of a spec, for a decorator.
+
+    The command's first parameter is the spec. What is returned has the parameters of
+    `spec_options` instead, makes the spec of them, and passes the others on. So typer
+    makes options of both.
     """
-    mine = list(inspect.signature(command).parameters.values())[1:]
-    theirs = list(inspect.signature(spec_options).parameters.values())
-    hints = typing.get_type_hints(
-        command, {**command.__globals__, **_NAMES}, include_extras=True
-    )
+    spec_parameters = list(inspect.signature(spec_options).parameters.values())
+    own_parameters = list(inspect.signature(command).parameters.values())[1:]
+    # The annotations are strings (`from __future__ import annotations`), and some name
+    # what is imported for type checkers only.
+    own_names = {**command.__globals__, **_NAMES}
+    hints = typing.get_type_hints(command, own_names, include_extras=True)
     hints |= typing.get_type_hints(spec_options, _NAMES, include_extras=True)
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        # Python callers leave some out
-        options = {one.name: given.pop(one.name, one.default) for one in theirs}
+    def command_with_options(**given: Any) -> None:
+        options = {}
+        for parameter in spec_parameters:
+            # Python callers leave some out.
+            options[parameter.name] = given.pop(parameter.name, parameter.default)
         command(spec_options(**options), **given)
 
-    every = [
-        one.replace(kind=one.KEYWORD_ONLY, annotation=hints[one.name])
-        for one in (*theirs, *mine)
+    parameters = [
+        parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+        for parameter in (*spec_parameters, *own_parameters)
     ]
-    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in every}
-    return run
+    signature = inspect.Signature(parameters)
+    command_with_options.__signature__ = signature  # type: ignore[attr-defined]
+    command_with_options.__annotations__ = {
+        parameter.name: parameter.annotation for parameter in parameters
+    }
+    return command_with_options
+
+
+def _token_ids(path: str) -> tuple[int, ...]:
+    """Read the token ids whose rows are not kept. Raises SpecError."""
+    from actstore.console.token_file import read_tokens
+    from actstore.errors import SpecError
+
+    ids = read_tokens(path)
+    if not ids:
+        raise SpecError(
+            f"--exclude-tokens {path}: no token id is in it; leave the option out"
+        )
+    return ids
 
 
 _NAMES: dict[str, Any] = {**globals(), "HarvestSpec": Any}

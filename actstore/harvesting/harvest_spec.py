@@ -1,5 +1,6 @@
-"""From what a user gives (a spec, a dict, a module, tokens) to a HarvestSpec; loads
-nothing.
+"""From what a user gives (a spec, a dict, a module, tokens) to a HarvestSpec.
+
+No model is loaded here and no corpus is read.
 """
 
 from __future__ import annotations
@@ -19,27 +20,35 @@ def resolve_spec(
     where: str = "harvest spec",
     options: Options | None = None,
 ) -> HarvestSpec:
-    """The spec, with what follows from a module and tokens in memory filled in.
+    """Return the spec, with what follows from a module and tokens in memory filled in.
 
-    `where` it is from, and what came as options of a command: for errors (see
-    `validated`).
+    Args:
+        spec: A HarvestSpec, which is taken as it is, or its fields.
+        model: A module in memory, if there is one.
+        tokens: Tokens in memory, if there are any.
+        where: Where the fields are from, for errors.
+        options: The fields that came as options of a command, for errors (see
+            `validated`).
 
     Raises:
-        SpecError: an unknown key or a value that cannot be used.
+        SpecError: An unknown key, or a value that cannot be used.
     """
+    # Tokens that are none are refused whatever the spec is.
     array = None if tokens is None else token_array(tokens)
     if isinstance(spec, HarvestSpec):
         return spec
-    values = dict(spec)
+    fields = dict(spec)
     if model is not None:
-        values.setdefault("model", {"name": f"memory:{type(model).__name__}"})
+        fields.setdefault("model", {"name": f"memory:{type(model).__name__}"})
     if tokens is not None:
-        values.setdefault("corpus", {"name": "memory", "kind": "memory"})
-        if array is not None and array.ndim == 2:
-            values.setdefault("context", array.shape[1])
-        if array is not None:
-            values.setdefault("tokens", array.size)
+        fields.setdefault("corpus", {"name": "memory", "kind": "memory"})
+    if array is not None:
+        # The rows of a 2-d array are whole sequences; a 1-d array is cut into them.
+        if array.ndim == 2:
+            fields.setdefault("context", array.shape[1])
+        fields.setdefault("tokens", array.size)
+    # A plain name stands for a source of that name: `"model": "gpt2"`.
     for key in ("model", "corpus"):
-        if isinstance(values.get(key), str):
-            values[key] = {"name": values[key]}
-    return validated(HarvestSpec, values, where, options)
+        if isinstance(fields.get(key), str):
+            fields[key] = {"name": fields[key]}
+    return validated(HarvestSpec, fields, where, options)

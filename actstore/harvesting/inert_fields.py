@@ -1,5 +1,6 @@
-"""What a harvest's spec asks for and would change nothing. It is refused, so that
-nobody believes that it did.
+"""What a harvest's spec asks for and would change nothing.
+
+It is refused, so that nobody believes that it had an effect.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ from schemas.harvest import HarvestSpec
 
 
 def check_acts(spec: HarvestSpec, model: LoadedModel, given: Any = None) -> None:
-    """Raises SpecError that names each value which no other value of the spec, and no
-    model, lets act.
+    """Check that every value of a spec has an effect.
 
-    given: the module in memory, where there is one.
+    Args:
+        spec: What was asked for.
+        model: The model that was loaded.
+        given: The module that the user gave in memory, if any.
+
+    Raises:
+        SpecError: Names each value that has none, and says what to do.
     """
-    found = [
-        *_of_rows(spec, model),
-        *_of_storing(spec),
-        *_of_module(spec, model, given),
+    sentences = [
+        *_about_rows(spec, model),
+        *_about_storing(spec),
+        *_about_loading(spec, model, given),
     ]
-    if found:
-        raise SpecError("; ".join(found))
+    if sentences:
+        raise SpecError("; ".join(sentences))
 
 
-def _of_rows(spec: HarvestSpec, model: LoadedModel) -> Iterator[str]:
+def _about_rows(spec: HarvestSpec, model: LoadedModel) -> Iterator[str]:
     if spec.exclude_special_tokens and not model.info.special_tokens:
         why = (
             "the model has no tokenizer"
@@ -40,11 +46,10 @@ def _of_rows(spec: HarvestSpec, model: LoadedModel) -> Iterator[str]:
         )
 
 
-def _of_storing(spec: HarvestSpec) -> Iterator[str]:
-    if (
-        spec.unit_sequences is not None
-        and spec.memory != HarvestSpec.model_fields["memory"].default
-    ):
+def _about_storing(spec: HarvestSpec) -> Iterator[str]:
+    # A spec that gives the default cannot be told from one that does not say.
+    default_memory = HarvestSpec.model_fields["memory"].default
+    if spec.unit_sequences is not None and spec.memory != default_memory:
         yield (
             "memory plans the size of units, and unit_sequences gives it; leave one of"
             " them out"
@@ -56,18 +61,17 @@ def _of_storing(spec: HarvestSpec) -> Iterator[str]:
         )
 
 
-def _of_module(spec: HarvestSpec, model: LoadedModel, given: Any) -> Iterator[str]:
-    """What is about loading, of a module that is loaded already."""
+def _about_loading(spec: HarvestSpec, model: LoadedModel, given: Any) -> Iterator[str]:
+    """How a model is to be loaded says nothing of one that is in memory already."""
     if given is None:
         return
+    # A module may have parameters in several dtypes, such as float32 norms.
     dtypes = {
-        str(one.dtype).removeprefix("torch.") for one in model.module.parameters()
+        str(parameter.dtype).removeprefix("torch.")
+        for parameter in model.module.parameters()
     }
-    if (
-        "dtype" in spec.model.model_fields_set
-        and dtypes
-        and spec.model.dtype not in dtypes
-    ):
+    dtype_asked = "dtype" in spec.model.model_fields_set
+    if dtype_asked and dtypes and spec.model.dtype not in dtypes:
         yield (
             f"model.dtype {spec.model.dtype}: the module given is in"
             f" {', '.join(sorted(dtypes))}; convert it"

@@ -1,4 +1,7 @@
-"""`actstore plan`: what a harvest will take. Importing this loads typer only."""
+"""The command `actstore plan`: what a harvest will take.
+
+Importing this loads nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.harvesting.harvest_command import rounding, say_if_slow, warnings_on
+from actstore.harvesting.harvest_command import rounding, say_if_slow
 from actstore.harvesting.harvest_options import Device, with_spec
+from actstore.harvesting.progress_display import warnings_on
 
 if TYPE_CHECKING:
+    from actstore.harvesting.estimate import Prices
     from schemas.records import CorpusEstimate, HarvestEstimate
+
+# More sites than these are shown as the first and the last one.
+SITES_SHOWN = 3
 
 
 @with_spec
@@ -33,113 +41,165 @@ def plan_command(
     months: Annotated[float, typer.Option(help="That the store is kept.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """What a harvest with the same options will take: rows, bytes, memory, time, cost,
-    break-even. Writes nothing.
+    """What a harvest with the same options will take. Writes nothing.
+
+    Rows, bytes, memory, time, cost, and the number of SAE runs from which it pays.
     """
     from rich.console import Console
 
     from actstore.console.counts import parse_size
     from actstore.machine.glibc_malloc import keep_freed_memory
 
+    # As `harvest` does, so that memory is measured as it will be taken.
     keep_freed_memory()
     from actstore.harvesting.estimate import Prices, estimate
 
     say_if_slow(spec, device)
-    prices = Prices(storage_price, put_price, get_price, device_price, months)
-    speed = float(parse_size(bandwidth)) if bandwidth else None
+    prices = Prices(
+        storage=storage_price,
+        put=put_price,
+        get=get_price,
+        device=device_price,
+        months=months,
+    )
+    bytes_per_s = float(parse_size(bandwidth)) if bandwidth else None
     with warnings_on(Console(stderr=True)):
-        found = estimate(
-            spec, device=device, batches=batches, bandwidth=speed, prices=prices
+        estimated = estimate(
+            spec, device=device, batches=batches, bandwidth=bytes_per_s, prices=prices
         )
-    if found.corpus.short:
-        from actstore.text.corpus_size import sentence
+    if estimated.corpus.short:
+        from actstore.text.corpus_size import describe_estimate
 
-        typer.echo(f"warning: {sentence(found.corpus, spec.corpus.name)}", err=True)
+        warning = describe_estimate(estimated.corpus, spec.corpus.name)
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        typer.echo(found.to_json(), nl=False)
+        typer.echo(estimated.to_json(), nl=False)
         return
-    for name, value in lines(found, prices):
+    for name, value in lines(estimated, prices):
         typer.echo(f"{name:<14} {value}")
 
 
-def lines(found: HarvestEstimate, prices: Any) -> list[tuple[str, str]]:
-    """The estimate for people: (name, value)."""
-    from actstore.harvesting.worker import non_finite_rows
-
-    layout, memory = found.layout, found.memory
-    names = [site.name for site in found.sites]
-    shown = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
-    codecs = [
-        f"{name} {size(one.bytes)} ({one.ratio:.2f} of the"
-        f" values{', chosen' if name == found.codec else ''})"
-        for name, one in found.codecs.items()
+def lines(estimated: HarvestEstimate, prices: Prices) -> list[tuple[str, str]]:
+    """Return the estimate for people, as lines of a name and a value."""
+    return [
+        *_what_is_harvested(estimated),
+        *_size_lines(estimated),
+        *_time_lines(estimated, prices),
     ]
-    held = {
+
+
+def _what_is_harvested(estimated: HarvestEstimate) -> list[tuple[str, str]]:
+    from actstore.harvesting.harvest_warnings import describe_non_finite
+
+    layout = estimated.layout
+    names = [site.name for site in estimated.sites]
+    shown = ", ".join(names)
+    if len(names) > SITES_SHOWN:
+        shown = f"{names[0]}, ..., {names[-1]}"
+    text = [("corpus", _corpus(estimated.corpus))]
+    rounded = rounding(estimated.corpus.asked, layout.context)
+    # A corpus that is short decides itself how many tokens there are.
+    if rounded is not None and not estimated.corpus.short:
+        text.append(("tokens", rounded))
+    text.append(("sites", f"{len(names)}: {shown}"))
+    kept = f"{100 * estimated.kept:.1f} % of the tokens"
+    text.append(("rows", f"{estimated.rows:,} per site ({kept})"))
+    if estimated.non_finite:
+        described = describe_non_finite(estimated.non_finite, estimated.tried)
+        text.append(("not finite", described))
+    return text
+
+
+def _size_lines(estimated: HarvestEstimate) -> list[tuple[str, str]]:
+    layout = estimated.layout
+    memory = estimated.memory
+    codecs = []
+    for name, codec in estimated.codecs.items():
+        chosen = ", chosen" if name == estimated.codec else ""
+        ratio = f"{codec.ratio:.2f} of the values"
+        codecs.append(f"{name} {size(codec.bytes)} ({ratio}{chosen})")
+    memory_by_part = {
         "process and model": memory.process,
         "units in flight": memory.units,
         "encoding": memory.encoding,
         "forward": memory.forward,
     }
-    rounded = rounding(found.corpus.asked, layout.context)
-    cost = found.harvest_s / 3600 * prices.device
-    return [
-        ("corpus", _corpus(found.corpus)),
-        *([("tokens", rounded)] if rounded and not found.corpus.short else []),
-        ("sites", f"{len(names)}: {shown}"),
-        ("rows", f"{found.rows:,} per site ({100 * found.kept:.1f} % of the tokens)"),
-        *([("not finite", non_finite_rows(found.non_finite, found.tried))] if found.non_finite else []),
-        ("units", f"{layout.n_units:,} of {layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"),
+    memory_parts = [f"{name} {size(n)}" for name, n in memory_by_part.items()]
+    unit_size = f"{layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"
+    text = [
+        ("units", f"{layout.n_units:,} of {unit_size}"),
         ("bytes", "; ".join(codecs)),
-        ("objects", f"{found.objects:,}"),
-        ("memory", f"{size(memory.total)}: " + ", ".join(f"{name} {size(n)}" for name, n in held.items())),
-        *([("GPU memory", f"{size(memory.device)} beside the model")] if memory.device else []),
-        ("model alone", f"{found.forward_tokens_s:,.0f} tokens/s, {duration(found.forward_s)}"),
-        ("harvest", f"{found.harvest_tokens_s:,.0f} tokens/s, {duration(found.harvest_s)}"),
-        ("one reading", duration(found.read_s)),
-        ("cost", f"harvest {cost:,.2f}, PUT {found.put_cost:,.2f}, GET {found.get_cost:,.2f} a reading"),
-        ("storage", f"{found.storage_per_month:,.2f} a month"),
-        ("break-even", _break_even(found)),
-    ]  # fmt: skip
+        ("objects", f"{estimated.objects:,}"),
+        ("memory", f"{size(memory.total)}: {', '.join(memory_parts)}"),
+    ]
+    # The staging buffers; on the CPU there are none.
+    if memory.device:
+        text.append(("GPU memory", f"{size(memory.device)} beside the model"))
+    return text
 
 
-def _corpus(found: CorpusEstimate) -> str:
-    if found.tokens is None:
+def _time_lines(estimated: HarvestEstimate, prices: Prices) -> list[tuple[str, str]]:
+    forward_speed = f"{estimated.forward_tokens_s:,.0f} tokens/s"
+    harvest_speed = f"{estimated.harvest_tokens_s:,.0f} tokens/s"
+    device_cost = estimated.harvest_s / 3600 * prices.device
+    cost = (
+        f"harvest {device_cost:,.2f}, PUT {estimated.put_cost:,.2f},"
+        f" GET {estimated.get_cost:,.2f} a reading"
+    )
+    return [
+        ("model alone", f"{forward_speed}, {duration(estimated.forward_s)}"),
+        ("harvest", f"{harvest_speed}, {duration(estimated.harvest_s)}"),
+        ("one reading", duration(estimated.read_s)),
+        ("cost", cost),
+        ("storage", f"{estimated.storage_per_month:,.2f} a month"),
+        ("break-even", _break_even(estimated)),
+    ]
+
+
+def _corpus(corpus: CorpusEstimate) -> str:
+    """Return a sentence about how many tokens the corpus has."""
+    if corpus.tokens is None:
         return (
-            f"its size is not known; the figures hold if it has the {found.asked:,}"
+            f"its size is not known; the figures hold if it has the {corpus.asked:,}"
             " tokens asked"
         )
-    how = (
-        "counted"
-        if found.how == "counted"
-        else f"about, from the first {found.documents:,} documents"
-    )
-    return (
-        f"{found.tokens:,} tokens ({how}); asked"
-        f" {found.asked:,}{', which it does not have' if found.short else ''}"
-    )
+    how = f"about, from the first {corpus.documents:,} documents"
+    if corpus.how == "counted":
+        how = "counted"
+    lacking = ", which it does not have" if corpus.short else ""
+    return f"{corpus.tokens:,} tokens ({how}); asked {corpus.asked:,}{lacking}"
 
 
-def _break_even(found: HarvestEstimate) -> str:
-    def runs(n: int | None) -> str:
-        if n is None:
-            return "never: reading takes no less than the model"
-        return "from the first SAE run on" if n <= 1 else f"from {n:,} SAE runs on"
-
-    in_time, in_money = runs(found.break_even_runs), runs(found.break_even_runs_cost)
+def _break_even(estimated: HarvestEstimate) -> str:
+    """Return a sentence about when storing beats rerunning the model."""
+    in_time = _from_runs(estimated.break_even_runs)
+    in_money = _from_runs(estimated.break_even_runs_cost)
     return f"storing beats rerunning the model: in time {in_time}; in money {in_money}"
 
 
-def size(n: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
-            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
-        n /= 1000
-    raise AssertionError
+def _from_runs(n_runs: int | None) -> str:
+    if n_runs is None:
+        return "never: reading takes no less than the model"
+    if n_runs <= 1:
+        return "from the first SAE run on"
+    return f"from {n_runs:,} SAE runs on"
+
+
+def size(n_bytes: float) -> str:
+    """Return bytes for people: `5 B`, `1.5 GB`."""
+    if n_bytes < 1000:
+        return f"{n_bytes:,.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        n_bytes /= 1000
+        if n_bytes < 1000:
+            return f"{n_bytes:,.1f} {unit}"
+    return f"{n_bytes / 1000:,.1f} TB"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Return seconds for people: `90.0 s`, `5.0 min`, `2.5 h`."""
     if seconds < 120:
         return f"{seconds:,.1f} s"
-    return f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:,.1f} min"
+    return f"{seconds / 3600:,.1f} h"

@@ -1,12 +1,14 @@
-"""From a forward's values to the rows of a unit: kept tokens, storage dtype, norms and
-statistics.
+"""From the values of a forward to the rows of a unit.
 
-All of it describes the rows *as stored* (after the cast), so that anyone who reads the
-store finds the same figures. On a GPU the sums, the norms and the unit's permutation
-are computed there; a finished unit goes to pinned memory on a stream of its own while
-the model fills the other staging buffer. Buffers are made once and used again. Channel
-sums are taken around a shift near the mean (the first rows of the unit), in float32
-over a few hundred rows at a time and in float64 beyond.
+Kept tokens are picked, and values are cast to the storage dtype; norms and channel sums
+are taken on the way.
+
+All figures are of the rows *as stored* (after the cast), so that anyone who reads the
+store finds the same ones. On a GPU the sums, the norms and the unit's permutation are
+computed there; a filled unit goes to pinned memory on a CUDA stream of its own while
+the model fills the other staging buffer. Channel sums are taken around a shift near the
+mean (that of the unit's first rows), in float32 over a few hundred rows at a time and
+in float64 beyond.
 """
 
 from __future__ import annotations
@@ -24,31 +26,44 @@ from torch import Tensor
 from actstore.errors import NumericsError
 from actstore.format.permutation import unit_permutation
 from actstore.format.statistics import none_finite
-from actstore.harvesting.filled_unit import FilledUnit, _Channels
+from actstore.harvesting.filled_unit import ChannelSums, FilledUnit
 from actstore.harvesting.token_filter import TokenFilter
 from actstore.harvesting.unit_buffer import UnitBuffer
 from schemas.source import Site
 
-ENOUGH = 256  # rows of a site, none of them finite, that end a harvest
+# Rows of a site, none of them finite, that end a harvest.
+ENOUGH = 256
 
-
-_BLOCK = 256  # rows whose float32 copy stays in a core's cache
+# Rows that the CPU takes at a time, so that their float32 copy stays in a core's cache.
+_BLOCK_ROWS = 256
 
 
 class _Batch(NamedTuple):
-    """start, n: the rows of the unit it fills; keep: indices among [b * t], None for
-    all; weights: float32 [2, n].
+    """The rows of the forward that is under way: where they come from and go to.
+
+    Attributes:
+        start: The first of the unit's rows that they fill.
+        n_rows: How many tokens of the batch are kept.
+        kept: Which tokens are, int64 [n_rows] among [b * t]; None: all.
+        stratum_weights: float32 [2, n_rows]: 1 in the stratum that a row is of, 0 in
+            the other. Multiplying by it sums both strata at once.
     """
 
     start: int
-    n: int
-    keep: Tensor | None
-    weights: Tensor
+    n_rows: int
+    kept: Tensor | None
+    stratum_weights: Tensor
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Channel sums of one site around `shift`, float64 [2, d] by stratum."""
+class _SiteSums:
+    """Channel sums of one site over a unit, on the device.
+
+    Attributes:
+        first: Sum of `value - shift` by stratum, float64 [2, d].
+        second: Sum of `(value - shift) ** 2` by stratum, float64 [2, d].
+        shift: float32 [d]; None until the unit's first rows have come.
+    """
 
     first: Tensor
     second: Tensor
@@ -57,93 +72,132 @@ class _Sums:
 
 @dataclass(slots=True)
 class RowCollector:
-    """Fills a UnitBuffer from forward batches. `take` is a tap's sink."""
+    """Fills a UnitBuffer with the rows of one unit, forward by forward.
+
+    `begin_unit`, then for each forward `begin_batch` and for each site `add_values` (as
+    a tap's sink), then `finish_unit`.
+
+    Attributes:
+        sites: The sites that are harvested.
+        special_tokens: Ids of special tokens, int32 [n]; their rows have a stratum of
+            their own.
+        device: Where the values are.
+        staging: Two buffers on the device, which take turns; none where that is the
+            host.
+        filter: Which tokens' rows are kept.
+        seed: The seed of the units' permutation.
+        positions: Whether rows have a position in a sequence. An import of single rows
+            has none, so none of its rows is the first of a sequence.
+    """
 
     sites: Sequence[Site]
     special_tokens: NDArray[np.int32]
     device: torch.device
-    # two on the device, where that is not the host; they take turns
     staging: Sequence[UnitBuffer] = ()
     filter: TokenFilter = field(default_factory=TokenFilter)
     seed: int = 0
-    # False: rows come in no sequences, so none of them is the first of one
     positions: bool = True
-    _side: Any = None  # the CUDA stream of the copies to the host
+    # The CUDA stream of the copies to the host, made with the first one.
+    _copy_stream: Any = None
+    # The unit's own buffer on the host, and the one that is filled: the same, or one of
+    # `staging`.
+    _host_buffer: UnitBuffer | None = None
     _target: UnitBuffer | None = None
-    _turn: int = 0
-    _buffer: UnitBuffer | None = None
+    _n_staged: int = 0
     _batch: _Batch | None = None
-    _sums: list[_Sums] = field(default_factory=list)
+    _sums: list[_SiteSums] = field(default_factory=list)
+    # By site, whether a finite value became infinite in the storage dtype: bool [].
+    # They stay on the device until the unit is full, so that no forward waits for them.
     _overflow: dict[int, Tensor] = field(default_factory=dict)
-    # site -> rows so far, until the first finite one
+    # By site that has had no finite row yet, how many rows it has had.
     _no_finite: dict[int, int] = field(default_factory=dict)
-    _n: int = 0
+    _n_rows: int = 0
 
     def __post_init__(self) -> None:
         self._no_finite = dict.fromkeys(range(len(self.sites)), 0)
 
-    def begin(self, buffer: UnitBuffer) -> None:
-        """Start a unit in `buffer`."""
-        self._buffer, self._target, self._n = buffer, buffer, 0
+    def begin_unit(self, buffer: UnitBuffer) -> None:
+        """Start a unit whose rows go to `buffer` on the host.
+
+        A unit that was begun and not finished is forgotten.
+        """
+        self._host_buffer = buffer
+        self._target = buffer
+        self._n_rows = 0
         if self.staging:
-            self._target = self.staging[self._turn % len(self.staging)]
-            self._turn += 1
-            # its last copy to the host has to be over
+            self._target = self.staging[self._n_staged % len(self.staging)]
+            self._n_staged += 1
+            # What it held before may still be on its way to the host.
             if self._target.ready is not None:
                 torch.cuda.current_stream().wait_event(self._target.ready)
         self._overflow.clear()
-        zeros = [
-            torch.zeros(2, 2, site.d, dtype=torch.float64, device=self.device)
-            for site in self.sites
-        ]
-        self._sums = [_Sums(pair[0], pair[1]) for pair in zeros]
+        self._sums = []
+        for site in self.sites:
+            zeros = torch.zeros(2, 2, site.d, dtype=torch.float64, device=self.device)
+            self._sums.append(_SiteSums(first=zeros[0], second=zeros[1]))
 
-    def batch(self, tokens: NDArray[np.int32], first_sequence: int) -> None:
-        """Say which tokens, int32 [b, t] (-1: padding), the next values belong to."""
-        assert self._buffer is not None
+    def begin_batch(self, tokens: NDArray[np.int32], first_sequence: int) -> None:
+        """Say of which tokens the next values are, and note where their rows come from.
+
+        Args:
+            tokens: int32 [b, t], -1 where there is padding.
+            first_sequence: The number of the first of these sequences in the store.
+        """
+        assert self._host_buffer is not None
         sequence, position = np.nonzero(self.filter.keep(tokens))
-        n, start = len(sequence), self._n
-        self._buffer.rows[start : start + n, 0] = sequence + first_sequence
-        self._buffer.rows[start : start + n, 1] = position
+        n_rows = len(sequence)
+        start = self._n_rows
+        stop = start + n_rows
+        self._host_buffer.rows[start:stop, 0] = sequence + first_sequence
+        self._host_buffer.rows[start:stop, 1] = position
         special = np.isin(tokens[sequence, position], self.special_tokens)
-        if self.positions:  # an imported sequence may begin behind padding
-            special |= position == (tokens >= 0).argmax(axis=1)[sequence]
-        self._buffer.special[start : start + n] = special
-        weights = torch.from_numpy(np.stack([special, ~special]).astype(np.float32)).to(
-            self.device
+        if self.positions:
+            # Not always position 0: an imported sequence may have padding before its
+            # first token.
+            first_position = (tokens >= 0).argmax(axis=1)
+            special |= position == first_position[sequence]
+        self._host_buffer.special[start:stop] = special
+        weights = np.stack([special, ~special]).astype(np.float32)
+        kept = None
+        if n_rows < tokens.size:
+            flat = sequence * tokens.shape[1] + position
+            kept = torch.from_numpy(flat).to(self.device)
+        self._batch = _Batch(
+            start, n_rows, kept, torch.from_numpy(weights).to(self.device)
         )
-        keep = None
-        if n < tokens.size:
-            keep = torch.from_numpy(sequence * tokens.shape[1] + position).to(
-                self.device
-            )
-        self._batch = _Batch(start, n, keep, weights)
-        self._n += n
+        self._n_rows = stop
 
-    def take(self, site: int, x: Tensor) -> None:
-        """Values of one site, [b, t, d]."""
+    def add_values(self, site: int, values: Tensor) -> None:
+        """Keep the rows of one site in the batch that was begun.
+
+        Args:
+            site: The site's index among `sites`.
+            values: [b, t, d], as the forward computed them.
+
+        Raises:
+            NumericsError: Many rows of the site have come, and none is finite.
+        """
         assert self._target is not None
         assert self._batch is not None
-        batch, target = self._batch, self._target
-        rows = x.flatten(0, 1)
-        if batch.keep is not None:
-            rows = rows.index_select(0, batch.keep)
-        stop = batch.start + batch.n
-        stored, norms = (
-            target.values[site][batch.start : stop],
-            target.norms[site, batch.start : stop],
-        )
-        step = _BLOCK if self.device.type == "cpu" else max(batch.n, 1)
+        batch = self._batch
+        rows = values.flatten(0, 1)
+        if batch.kept is not None:
+            rows = rows.index_select(0, batch.kept)
+        stop = batch.start + batch.n_rows
+        stored = self._target.values[site][batch.start : stop]
+        norms = self._target.norms[site, batch.start : stop]
+        step = _BLOCK_ROWS if self.device.type == "cpu" else max(batch.n_rows, 1)
+        # First and second sums, by stratum.
         sums = torch.zeros(2, 2, stored.shape[1], device=self.device)
-        for at in range(0, batch.n, step):
-            block = slice(at, min(at + step, batch.n))
+        for start in range(0, batch.n_rows, step):
+            block = slice(start, min(start + step, batch.n_rows))
             stored[block].copy_(rows[block])
-            self._add(
+            self._add_block(
                 site,
                 rows[block],
                 stored[block],
                 norms[block],
-                batch.weights[:, block],
+                batch.stratum_weights[:, block],
                 sums,
             )
         self._sums[site].first += sums[0]
@@ -151,15 +205,21 @@ class RowCollector:
         if site in self._no_finite:
             self._look_for_finite(site, norms)
 
-    def finish(
+    def finish_unit(
         self, unit: int, n_sequences: int, batch: int | None = None
     ) -> FilledUnit:
-        """The unit's rows; on a device other than the host the copies may still be
-        under way.
+        """Return the unit's rows; copies from a device may still be under way.
 
-        batch: the sequences per forward to record, where they were fewer than planned.
+        Args:
+            unit: Which unit of the store it is.
+            n_sequences: How many sequences its token block has.
+            batch: The sequences per forward to record, where they were fewer than
+                planned.
+
+        Raises:
+            NumericsError: Finite values are too large for the storage dtype.
         """
-        assert self._buffer is not None
+        assert self._host_buffer is not None
         for site, overflow in self._overflow.items():
             if bool(overflow):
                 raise NumericsError(
@@ -167,101 +227,118 @@ class RowCollector:
                     f" dtype in unit {unit}; store bfloat16 or float32 (--dtype), or"
                     " leave the site out"
                 )
-        sums = [
-            _Channels(s.first.cpu().numpy(), s.second.cpu().numpy(), _host(s.shift))
-            for s in self._sums
-        ]
+        channel_sums = [_on_host(sums) for sums in self._sums]
         if self.staging:
             assert self._target is not None
-            self._copy_to_host(unit, self._target, self._buffer)
+            self._copy_to_host(unit, self._target, self._host_buffer)
         return FilledUnit(
-            unit,
-            n_sequences,
-            self._n,
-            self._buffer,
-            sums,
-            tuple(self.sites),
-            batch,
+            unit=unit,
+            n_sequences=n_sequences,
+            n_rows=self._n_rows,
+            buffer=self._host_buffer,
+            channel_sums=channel_sums,
+            sites=tuple(self.sites),
+            batch=batch,
             permuted=bool(self.staging),
         )
 
-    def _add(
+    def _add_block(
         self,
         site: int,
-        x: Tensor,
+        computed: Tensor,
         stored: Tensor,
         norms: Tensor,
-        weights: Tensor,
+        stratum_weights: Tensor,
         sums: Tensor,
     ) -> None:
-        """Norms of some rows, and their part in the channel sums [2 (first, second), 2
-        (strata), d].
+        """Write the norms of n rows, and add the rows to the channel sums.
+
+        Args:
+            site: The site's index.
+            computed: The rows before the cast, [n, d].
+            stored: The same rows after the cast, [n, d].
+            norms: float32 [n], written here.
+            stratum_weights: float32 [2, n].
+            sums: float32 [2 (first, second), 2 (strata), d], added to here.
         """
         wide = stored if stored.dtype == torch.float32 else stored.float()
         torch.linalg.vector_norm(wide, dim=1, out=norms)
         finite = norms.isfinite()
-        every = self.device.type == "cpu" and bool(finite.all())
-        shift = self._shift(site, wide)
-        y = wide - shift
-        if not every:
-            y.masked_fill_(~finite[:, None], 0)
-            lost = (x.isfinite() & ~stored.isfinite()).any()
-            self._overflow[site] = (
-                self._overflow[site] | lost if site in self._overflow else lost
-            )
-        sums[0].addmm_(weights, y)
-        sums[1].addmm_(weights, y.square_())
+        # On a GPU, asking would make the host wait, so rows are always masked there.
+        all_finite = self.device.type == "cpu" and bool(finite.all())
+        deviations = wide - self._shift(site, wide)
+        if not all_finite:
+            deviations.masked_fill_(~finite[:, None], 0)
+            lost = (computed.isfinite() & ~stored.isfinite()).any()
+            if site in self._overflow:
+                lost = self._overflow[site] | lost
+            self._overflow[site] = lost
+        sums[0].addmm_(stratum_weights, deviations)
+        sums[1].addmm_(stratum_weights, deviations.square_())
 
     def _look_for_finite(self, site: int, norms: Tensor) -> None:
-        """Raises NumericsError where enough rows of a site have come and none is
-        finite.
+        """Raise NumericsError once enough rows of a site have come and none is finite.
+
+        norms: float32 [n], those of the batch.
         """
         if bool(norms.isfinite().any()):
             del self._no_finite[site]
             return
         self._no_finite[site] += len(norms)
-        # `finish` tells an overflow
-        if self._no_finite[site] >= ENOUGH and not bool(
-            self._overflow.get(site, False)
-        ):
-            raise NumericsError(
-                none_finite(
-                    self.sites[site].name, f"its first {self._no_finite[site]:,} rows"
-                )
-            )
+        n_rows = self._no_finite[site]
+        if n_rows < ENOUGH:
+            return
+        # An overflow has a cause and a message of its own, which `finish_unit` gives.
+        if bool(self._overflow.get(site, False)):
+            return
+        name = self.sites[site].name
+        raise NumericsError(none_finite(name, f"its first {n_rows:,} rows"))
 
-    def _shift(self, site: int, wide: Tensor) -> Tensor:
-        """About the site's mean in this unit: any vector is right, a near one keeps the
-        digits.
+    def _shift(self, site: int, rows: Tensor) -> Tensor:
+        """Return what is taken off a site's rows before they are summed, float32 [d].
+
+        It is the mean of the unit's first rows, float32 [n, d]. Any vector would give
+        the right sums; one near the mean keeps the most digits.
         """
         sums = self._sums[site]
         if sums.shift is None:
-            mean = wide.mean(dim=0)
+            mean = rows.mean(dim=0)
             sums.shift = torch.where(mean.isfinite(), mean, torch.zeros_like(mean))
         return sums.shift
 
     def _copy_to_host(self, unit: int, source: UnitBuffer, target: UnitBuffer) -> None:
-        """Permute on the device and copy, behind what is queued now and beside what the
+        """Permute the unit on the device and copy it to the host.
+
+        With CUDA the copies begin after what is queued now, and go on beside what the
         model does next.
         """
-        order = torch.from_numpy(unit_permutation(self.seed, unit, self._n)).to(
-            self.device
-        )
+        n_rows = self._n_rows
+        permutation = unit_permutation(self.seed, unit, n_rows)
+        order = torch.from_numpy(permutation).to(self.device)
         cuda = self.device.type == "cuda"
         if cuda:
-            self._side = self._side or torch.cuda.Stream(self.device)
-            self._side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._side) if cuda else nullcontext():
-            for a, b in zip(source.values, target.values, strict=True):
-                b[: self._n].copy_(a.index_select(0, order), non_blocking=True)
-            target.norms[:, : self._n].copy_(
-                source.norms[:, : self._n], non_blocking=True
-            )
+            if self._copy_stream is None:
+                self._copy_stream = torch.cuda.Stream(self.device)
+            self._copy_stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copy_stream) if cuda else nullcontext():
+            for on_device, on_host in zip(source.values, target.values, strict=True):
+                on_host[:n_rows].copy_(
+                    on_device.index_select(0, order), non_blocking=True
+                )
+            norms = source.norms[:, :n_rows]
+            target.norms[:, :n_rows].copy_(norms, non_blocking=True)
             if cuda:
-                order.record_stream(self._side)
-                target.ready = source.ready = torch.cuda.Event()
-                target.ready.record(self._side)
+                # Without this, its memory could be given away while it is still read.
+                order.record_stream(self._copy_stream)
+                copied = torch.cuda.Event()
+                copied.record(self._copy_stream)
+                target.ready = copied
+                source.ready = copied
 
 
-def _host(shift: Tensor | None) -> NDArray[Any]:
-    return np.zeros(1) if shift is None else shift.double().cpu().numpy()
+def _on_host(sums: _SiteSums) -> ChannelSums:
+    """Copy a site's channel sums to the host."""
+    shift = np.zeros(1)
+    if sums.shift is not None:
+        shift = sums.shift.double().cpu().numpy()
+    return ChannelSums(sums.first.cpu().numpy(), sums.second.cpu().numpy(), shift)

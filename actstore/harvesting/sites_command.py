@@ -1,23 +1,34 @@
-"""`actstore sites`: what a model has to harvest. Importing this loads typer only."""
+"""The command `actstore sites`: what a model has to harvest.
+
+Importing this loads nothing heavy.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import typer
 
-from actstore.console.cli_options import AsJson, option
-from actstore.harvesting.harvest_options import Model, Revision, TrustRemoteCode
+from actstore.console.cli_options import AsJson
+from actstore.harvesting.harvest_options import (
+    Model,
+    Revision,
+    TrustRemoteCode,
+    option_names,
+)
 
 if TYPE_CHECKING:
     from actstore.model.site_list import ModelSites
 
 SCHEMA = "schemas.source:ModelSource"
+# Each option's parameter, and the field of the schema that it gives.
 FIELDS = {
     "model": "name",
     "revision": "revision",
     "trust_remote_code": "trust_remote_code",
 }
+HEADINGS = {"hook": "TransformerLens' hook names", "module": "modules"}
 
 
 def sites_command(
@@ -26,53 +37,56 @@ def sites_command(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """The sites of a model: names for --sites, and the width of the vectors that each
-    has. Runs it on a few tokens.
+    """The sites of a model: names for --sites, and the width of each one's vectors.
+
+    Runs the model on a few tokens.
     """
     from actstore.model.load_model import load_model
     from actstore.model.site_list import list_sites
     from actstore.validation import validated
     from schemas.source import ModelSource
 
-    values = {
-        "name": model,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code or None,
-    }
-    given = {path: value for path, value in values.items() if value is not None}
-    names = {path: option(name) for name, path in FIELDS.items()}
-    loaded = load_model(validated(ModelSource, given, "model", names))
-    found = list_sites(loaded)
+    fields: dict[str, str | bool] = {"name": model}
+    if revision is not None:
+        fields["revision"] = revision
+    # Only what was given: an error then names the options that the user wrote.
+    if trust_remote_code:
+        fields["trust_remote_code"] = True
+    source = validated(ModelSource, fields, "model", option_names(FIELDS))
+    loaded = load_model(source)
+    model_sites = list_sites(loaded)
     if as_json:
-        import json
-
-        sites = [site._asdict() for site in found.sites]
-        typer.echo(json.dumps({**found._asdict(), "sites": sites}))
+        sites = [site._asdict() for site in model_sites.sites]
+        typer.echo(json.dumps({**model_sites._asdict(), "sites": sites}))
         return
-    for line in lines(loaded.info.architecture, found):
+    for line in lines(loaded.info.architecture, model_sites):
         typer.echo(line)
 
 
-def lines(architecture: str, found: ModelSites) -> list[str]:
-    """The sites for people: hook names, modules, and what has no single vector per
-    token.
+def lines(architecture: str, model_sites: ModelSites) -> list[str]:
+    """Return the sites for people, in lines.
+
+    Hook names come first, then modules, then what has no single vector per token.
     """
     from actstore.model.site_list import condensed
 
-    sites = condensed(found.sites)
+    sites = condensed(model_sites.sites)
     width = max(len(site.name) for site in sites)
-    out = []
-    for kind, head in (("hook", "TransformerLens' hook names"), ("module", "modules")):
-        chosen = [site for site in sites if site.kind == kind and site.d is not None]
-        out += [f"{architecture}: {head}"] if chosen else []
-        out += [f"  {site.name:<{width}}  d {site.d}" for site in chosen]
-    if found.why:
-        out.append(f"no hook names: {found.why}")
+    text: list[str] = []
+    for kind, heading in HEADINGS.items():
+        harvestable = [
+            site for site in sites if site.kind == kind and site.d is not None
+        ]
+        if harvestable:
+            text.append(f"{architecture}: {heading}")
+        text += [f"  {site.name:<{width}}  d {site.d}" for site in harvestable]
+    if model_sites.why:
+        text.append(f"no hook names: {model_sites.why}")
     others = [site for site in sites if site.d is None]
     if others:
-        out.append(
+        text.append(
             "not one vector per token (values for tokens of shape"
-            f" {list(found.tokens)})"
+            f" {list(model_sites.tokens)})"
         )
-        out += [f"  {site.name:<{width}}  {list(site.shape)}" for site in others]
-    return out
+        text += [f"  {site.name:<{width}}  {list(site.shape)}" for site in others]
+    return text

@@ -1,10 +1,13 @@
-"""Units become objects: permute, encode, digest, write; then the record whose presence
-is the commit.
+"""Writes the objects of units, and then the records that commit them.
 
-Order of writing: `plan.json` (conditional create), metadata, then per unit its token
-block and block record, its objects, and last its unit record; after all units the
-columns, the merged statistics and `manifest.json`. Whatever dies in between leaves
-objects that no record names, and the next worker writes the same bytes again.
+A unit is permuted, encoded, digested and written; the presence of its record is the
+commit.
+
+Order of writing: `plan.json` (created only where there is none), metadata, then for
+each unit its token block and block record, its objects, and last its unit record; after
+all units the columns, the merged statistics and `manifest.json`. A worker that dies in
+between leaves objects that no record names, and the next one writes the same bytes
+again.
 """
 
 from __future__ import annotations
@@ -18,20 +21,20 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, ExistsError, StoreError
 from actstore.format import (
-    keys,
+    object_keys,
     object_records,
     object_sizes,
     permutation,
     zarr_metadata,
 )
-from actstore.format.dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.format.json_records import read_record
 from actstore.format.manifest import read_plan
 from actstore.format.manifest_checks import check_writable
 from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.shard import ShardCodec, decode_plain, encode_plain
 from actstore.format.storage import Storage
-from actstore.harvesting import finish
+from actstore.format.stored_dtypes import encode_int8, numpy_dtype, to_float32
+from actstore.harvesting.finish_store import finish_generation
 from actstore.harvesting.sealed_unit import SealedUnit
 from actstore.store import committed_units
 from schemas.base import differences
@@ -40,8 +43,8 @@ from schemas.manifest import BlockRecord, Claim, ObjectRecord, StoreManifest, Un
 
 
 def check_unfinished(storage: Storage) -> None:
-    """Raises ExistsError where a finished store lies."""
-    if storage.exists(keys.MANIFEST):
+    """Raise ExistsError where a finished store lies."""
+    if storage.exists(object_keys.MANIFEST):
         raise ExistsError(
             f"{storage.url}: a finished store is already there; choose another place,"
             " remove it, or add to it with `actstore extend` (to one that was"
@@ -49,22 +52,16 @@ def check_unfinished(storage: Storage) -> None:
         )
 
 
-def _as_begun(plan: Plan, found: Plan) -> Plan:
-    """A plan as the one that was found says the same: what was begun in an older format
-    is ended in it.
-    """
-    spec = plan.spec
-    if (spec.separator, found.spec.separator) == (
-        "auto",
-        "bos_if_any",
-    ) and plan.separator_token is None:
-        spec = spec.model_copy(update={"separator": "bos_if_any"})
-    return plan.model_copy(update={"format_minor": found.format_minor, "spec": spec})
-
-
 class StoreWriter:
-    """Writes one generation of a store from its plan. Use `create`; `close` ends its
-    threads.
+    """Writes one generation of a store from its plan.
+
+    `create` starts a store or joins what others have started; `close` ends the threads.
+
+    Attributes:
+        storage: Where the store is.
+        plan: The generation's.
+        parent: The manifest of the store that the generation adds to; None: it is the
+            first.
     """
 
     def __init__(
@@ -74,18 +71,21 @@ class StoreWriter:
         threads: int | None = None,
         parent: StoreManifest | None = None,
     ) -> None:
+        """Make a writer of a store whose plan is written.
+
+        `threads` encode; None: one for each core.
+        """
         self.storage = storage
         self.plan = plan
         self.parent = parent
         self._dtype = numpy_dtype(plan.spec.dtype)
         threads = threads or os.cpu_count() or 1
-        # Sites side by side keep both the encoder and the disk busy; a few sites alone
-        # also split into chunks.
+        # Writing several sites at once keeps both the encoder and the disk busy. A few
+        # sites alone leave cores idle, so their shards are split into chunks as well.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
-        few = len(plan.sites) < threads
-        self._chunk_pool = (
-            ThreadPoolExecutor(threads, thread_name_prefix="chunk") if few else None
-        )
+        self._chunk_pool = None
+        if len(plan.sites) < threads:
+            self._chunk_pool = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
 
     @classmethod
     def create(
@@ -96,34 +96,33 @@ class StoreWriter:
         threads: int | None = None,
         parent: StoreManifest | None = None,
     ) -> StoreWriter:
-        """Start a store (or, with `parent`, an extension of one), or join what the same
-        plan has started.
+        """Start a store, or join what the same plan has started.
 
-        Raises ExistsError where something else lies there: a finished store, another
-        plan, other files; SpecError where a store of this plan could not be opened
-        again.
+        Args:
+            storage: Where the store is, or will be.
+            plan: What is going to be harvested.
+            tokenizer_files: The tokenizer's files that the store keeps, by name.
+            threads: How many threads encode; None: one for each core.
+            parent: The manifest of the store that is extended; None: it is a new one.
+
+        Raises:
+            ExistsError: Something else lies there: a finished store, another plan,
+                other files.
+            SpecError: A store of this plan could not be opened again.
         """
         if parent is None:
             check_unfinished(storage)
         check_writable(plan)
-        key = keys.plan_key(plan.generation)
-        if not storage.exists(key):
-            # Another worker creates its plan before anything else, so look for the plan
-            # once more behind the files.
-            if (
-                parent is None
-                and not storage.is_empty()
-                and storage.list()
-                and not storage.exists(key)
-            ):
-                raise ExistsError(
-                    f"{storage.url}: it is not empty and no unfinished store; choose"
-                    " another place"
-                )
-            storage.create(key, plan.to_json().encode())
-        found = read_plan(storage, plan.generation)
-        plan = _as_begun(plan, found)
-        if differing := differences(plan, found):
+        plan_key = object_keys.plan_key(plan.generation)
+        if not storage.exists(plan_key):
+            if parent is None:
+                _check_empty(storage, plan_key)
+            storage.create(plan_key, plan.to_json().encode())
+        # Another worker's plan may have been the first.
+        begun = read_plan(storage, plan.generation)
+        plan = _in_format_of(begun, plan)
+        differing = differences(plan, begun)
+        if differing:
             raise ExistsError(
                 f"{storage.url}: another harvest was started there; it differs in"
                 f" {'; '.join(differing)}. Give the same options to resume it, or"
@@ -134,57 +133,63 @@ class StoreWriter:
         return writer
 
     def close(self) -> None:
+        """End the threads."""
         self._pool.shutdown()
         if self._chunk_pool is not None:
             self._chunk_pool.shutdown()
 
     def codec(self, d: int) -> ShardCodec:
-        """How a site of width d is stored."""
+        """Return how the shards of a site of width d are encoded."""
         return object_sizes.codec(self.plan.spec, self.plan.layout, d)
 
     def committed_blocks(self) -> dict[int, BlockRecord]:
-        """Records of the token blocks that are there, by unit."""
+        """Return the records of the token blocks that are there, by unit."""
         return committed_units.committed_blocks(self.storage)
 
     def committed_block(self, unit: int) -> BlockRecord | None:
-        """One token block's record, if it is there by now."""
-        key = keys.block_key(unit)
-        return (
-            read_record(self.storage, key, BlockRecord, SMALL_JSON)
-            if self.storage.exists(key)
-            else None
-        )
+        """Return the record of a unit's token block, if it is there by now."""
+        key = object_keys.block_key(unit)
+        if not self.storage.exists(key):
+            return None
+        return read_record(self.storage, key, BlockRecord, SMALL_JSON)
 
     def committed_units(self) -> set[int]:
-        """Units whose record is there."""
+        """Return the units whose record is there."""
         return committed_units.committed_units(self.storage, self.plan.generation)
 
     def is_committed(self, unit: int) -> bool:
-        """Whether a unit's record is there by now."""
-        return self.storage.exists(keys.unit_key(unit, self.plan.generation))
+        """Return whether a unit's record is there by now."""
+        return self.storage.exists(object_keys.unit_key(unit, self.plan.generation))
 
     def missing_units(self) -> int | None:
-        """Units that this generation still lacks; None while the corpus' end is not
-        known.
+        """Return how many units this generation still lacks.
+
+        None while it is not known where the corpus ends.
         """
         wanted = committed_units.wanted_units(self.storage, self.plan, self.parent)
-        return None if wanted is None else len(set(wanted) - self.committed_units())
+        if wanted is None:
+            return None
+        return len(set(wanted) - self.committed_units())
 
     def claimed(self, unit: int) -> int | None:
-        """Sequences per forward that were settled for a unit, where the planned batch
-        did not fit.
+        """Return the sequences per forward that were settled for a unit.
+
+        None where the planned batch holds.
         """
-        key = keys.claim_key(unit)
-        return (
-            read_record(self.storage, key, Claim, SMALL_JSON).batch
-            if self.storage.exists(key)
-            else None
-        )
+        key = object_keys.claim_key(unit)
+        if not self.storage.exists(key):
+            return None
+        return read_record(self.storage, key, Claim, SMALL_JSON).batch
 
     def claim(self, unit: int, batch: int) -> int:
-        """Settle a unit's batch, the same for every worker: the smallest one asked for."""
-        key, data = keys.claim_key(unit), Claim(batch=batch).to_json().encode()
-        if not self.storage.create(key, data) and (self.claimed(unit) or batch) > batch:
+        """Settle a unit's sequences per forward, the same for every worker.
+
+        Returns the smallest number that any worker has asked for.
+        """
+        key = object_keys.claim_key(unit)
+        data = Claim(batch=batch).to_json().encode()
+        is_first = self.storage.create(key, data)
+        if not is_first and (self.claimed(unit) or batch) > batch:
             self.storage.put(key, data)
         return min(batch, self.claimed(unit) or batch)
 
@@ -196,37 +201,46 @@ class StoreWriter:
         last: bool,
         skipped_documents: int = 0,
     ) -> BlockRecord:
-        """Write a unit's tokens, int32 [n_sequences, context] with -1 for padding, and
-        their record.
+        """Write a unit's token block and its record.
+
+        Args:
+            unit: Which unit of the store.
+            tokens: int32 [n_sequences, context], -1 where there is padding.
+            cursor: Where in the corpus the next block starts.
+            last: Whether the corpus, or the harvest, ends with this block.
+            skipped_documents: How many documents were left out while it was read.
         """
         layout = self.plan.layout
-        data = encode_plain(
-            tokens.astype(np.int32), (layout.unit_sequences, layout.context), -1
-        )
+        shape = (layout.unit_sequences, layout.context)
+        key = object_keys.chunk_key("tokens", unit, 0)
+        data = encode_plain(tokens.astype(np.int32), shape, -1)
         record = BlockRecord(
             unit=unit,
             n_sequences=len(tokens),
             n_tokens=int(np.count_nonzero(tokens >= 0)),
-            tokens=object_records.put(
-                self.storage, keys.chunk_key("tokens", unit, 0), data
-            ),
+            tokens=object_records.put(self.storage, key, data),
             cursor=cursor,
             last=last,
             skipped_documents=skipped_documents,
         )
-        self.storage.create(keys.block_key(unit), record.to_json().encode())
+        self.storage.create(object_keys.block_key(unit), record.to_json().encode())
         return record
 
     def block_tokens(self, record: BlockRecord) -> NDArray[np.int32]:
-        """The tokens of a committed block, int32 [n_sequences, context]."""
+        """Read the tokens of a committed block, int32 [n_sequences, context].
+
+        Raises:
+            CorruptError: Its bytes are not those that were recorded.
+        """
         layout = self.plan.layout
-        key = keys.chunk_key("tokens", record.unit, 0)
+        key = object_keys.chunk_key("tokens", record.unit, 0)
         shape = (layout.unit_sequences, layout.context)
         data = self.storage.read(key, object_sizes.plain(shape, 4))
+        # Else the store would hold rows of other tokens than it says.
         if object_records.object_record(data) != record.tokens:
             raise CorruptError(
                 f"{self.storage.url}/{key}: its bytes are not those recorded in"
-                f" {keys.block_key(record.unit)}; harvest to another place"
+                f" {object_keys.block_key(record.unit)}; harvest to another place"
             )
         return decode_plain(data, shape, np.int32, key)[: record.n_sequences]
 
@@ -234,91 +248,148 @@ class StoreWriter:
         """Write a unit's objects, then its record.
 
         Another worker may have committed the unit meanwhile. Its bytes are the same,
-        unless the machines compute differently; then its record is withdrawn, for the
-        objects are now these.
+        unless the machines compute differently. Then its record is withdrawn, because
+        the objects have become these.
         """
         record = self._write_unit(unit, block)
-        key, data = (
-            keys.unit_key(unit.unit, self.plan.generation),
-            record.to_json().encode(),
-        )
-        if not self.storage.create(key, data) and self.storage.read(key) != data:
+        key = object_keys.unit_key(unit.unit, self.plan.generation)
+        data = record.to_json().encode()
+        is_first = self.storage.create(key, data)
+        if not is_first and self.storage.read(key) != data:
             self.storage.delete(key)
             self._write_unit(unit, block)
             self.storage.create(key, data)
         return record
 
     def finish(self) -> StoreManifest:
-        """Columns, merged statistics, manifest. Raises UnfinishedError while a unit is
-        missing.
+        """Write columns, merged statistics and the manifest.
+
+        Raises:
+            UnfinishedError: A unit is missing.
         """
-        return finish.finish(self.storage, self.plan, self.parent)
+        return finish_generation(self.storage, self.plan, self.parent)
 
     def _write_unit(self, unit: SealedUnit, block: BlockRecord) -> UnitRecord:
-        n = len(unit.rows)
-        order = permutation.unit_permutation(self.plan.spec.seed, unit.unit, n)
-        first = (
-            {}
-            if self.plan.adds_sites
-            else {keys.chunk_key("tokens", unit.unit, 0): block.tokens}
-        )
-        objects: dict[str, ObjectRecord] = dict(first)
-        for written in self._pool.map(
+        """Write a unit's objects; return the record that commits them."""
+        n_rows = len(unit.rows)
+        order = permutation.unit_permutation(self.plan.spec.seed, unit.unit, n_rows)
+        objects: dict[str, ObjectRecord] = {}
+        # More sites are on tokens and rows that an earlier generation has recorded.
+        if not self.plan.adds_sites:
+            objects[object_keys.chunk_key("tokens", unit.unit, 0)] = block.tokens
+        # `map` gives them in the order of the sites, whichever is done first.
+        for site_objects in self._pool.map(
             lambda site: self._write_site(site.name, unit, order), self.plan.sites
         ):
-            objects |= written
+            objects.update(site_objects)
         if not self.plan.adds_sites:
-            key = keys.chunk_key("rows", unit.unit, 0)
-            rows = encode_plain(
-                unit.rows[order].astype(np.int32), (self.plan.layout.capacity, 2), -1
-            )
-            objects[key] = object_records.put(self.storage, key, rows)
-        key = keys.unit_stats_key(unit.unit, self.plan.generation)
-        objects[key] = object_records.put(self.storage, key, unit.stats.to_bytes())
+            rows_key = object_keys.chunk_key("rows", unit.unit, 0)
+            rows = unit.rows[order].astype(np.int32)
+            rows_data = encode_plain(rows, (self.plan.layout.capacity, 2), -1)
+            objects[rows_key] = object_records.put(self.storage, rows_key, rows_data)
+        stats_key = object_keys.unit_stats_key(unit.unit, self.plan.generation)
+        stats_data = unit.stats.to_bytes()
+        objects[stats_key] = object_records.put(self.storage, stats_key, stats_data)
         return UnitRecord(
-            unit=unit.unit, n_sequences=unit.n_sequences, n_rows=n, objects=objects, batch=unit.batch
-        )  # fmt: skip
+            unit=unit.unit,
+            n_sequences=unit.n_sequences,
+            n_rows=n_rows,
+            objects=objects,
+            batch=unit.batch,
+        )
 
     def _write_site(
         self, site: str, unit: SealedUnit, order: NDArray[np.int64]
     ) -> dict[str, ObjectRecord]:
-        layout, values, objects = self.plan.layout, unit.sites[site], {}
-        # where each slot's row lies in `values`
-        moved = np.arange(len(order)) if unit.permuted else order
+        """Write the objects of one site of a unit; return their records, by key.
+
+        order: int64 [n], which of the unit's rows goes to each slot.
+        """
+        values = unit.values[site]
+        objects: dict[str, ObjectRecord] = {}
+        # Values that a GPU has permuted are in the order of the slots already.
+        value_order = np.arange(len(order)) if unit.permuted else order
         if self.plan.spec.dtype == "int8":
-            coded = encode_int8(to_float32(values))
-            values = coded.values
-            scale = encode_plain(coded.scale[moved], (layout.capacity,), 0)
-            step = encode_plain(coded.step[None], (1, *coded.step.shape), 0)
-            for key, data in (
-                (keys.chunk_key(keys.scale_key(site), unit.unit), scale),
-                (keys.chunk_key(keys.step_key(site), unit.unit, 0, 0), step),
-            ):
-                objects[key] = object_records.put(self.storage, key, data)
+            quantised = encode_int8(to_float32(values))
+            values = quantised.values
+            objects.update(
+                self._write_quantisation(
+                    site, unit.unit, quantised.scale[value_order], quantised.step
+                )
+            )
         if values.dtype != self._dtype:
             raise StoreError(
                 f"{site}: rows are {values.dtype}, the plan stores {self._dtype}"
             )
-        key = keys.chunk_key(keys.acts_key(site), unit.unit, 0)
-        shard = self.codec(values.shape[1]).encode(values, moved, self._chunk_pool)
-        objects[key] = object_records.put(self.storage, key, shard)
-        key = keys.chunk_key(keys.norm_key(site), unit.unit)
-        norms = encode_plain(
-            unit.norms[site][order].astype(np.float32), (layout.capacity,), 0
-        )
-        objects[key] = object_records.put(self.storage, key, norms)
+        values_key = object_keys.chunk_key(object_keys.acts_key(site), unit.unit, 0)
+        codec = self.codec(values.shape[1])
+        shard = codec.encode(values, value_order, self._chunk_pool)
+        objects[values_key] = object_records.put(self.storage, values_key, shard)
+        norms_key = object_keys.chunk_key(object_keys.norm_key(site), unit.unit)
+        norms = unit.norms[site][order].astype(np.float32)
+        norms_data = encode_plain(norms, (self.plan.layout.capacity,), 0)
+        objects[norms_key] = object_records.put(self.storage, norms_key, norms_data)
         return objects
 
+    def _write_quantisation(
+        self, site: str, unit: int, scale: NDArray[Any], step: NDArray[Any]
+    ) -> dict[str, ObjectRecord]:
+        """Write what turns a unit's int8 values back into numbers.
+
+        scale: of each row, in the order of the slots [n]; step: of each channel [d].
+        """
+        scale_key = object_keys.chunk_key(object_keys.scale_key(site), unit)
+        scale_data = encode_plain(scale, (self.plan.layout.capacity,), 0)
+        step_key = object_keys.chunk_key(object_keys.step_key(site), unit, 0, 0)
+        step_data = encode_plain(step[None], (1, *step.shape), 0)
+        return {
+            scale_key: object_records.put(self.storage, scale_key, scale_data),
+            step_key: object_records.put(self.storage, step_key, step_data),
+        }
+
     def _write_metadata(self, tokenizer_files: dict[str, bytes]) -> None:
+        """Write the `zarr.json` files; of a new store also tokenizer and README."""
         plan = self.plan
-        if plan.generation:  # the groups say what the manifest says until the end
-            # arrays grow: no open reader looks
+        if plan.generation > 0:
+            # The groups say what the manifest says, so they are written with it. The
+            # metadata of arrays that grow may change at once: no open reader looks.
             write = self.storage.create if plan.adds_sites else self.storage.put
-            for key, data in zarr_metadata.files(zarr_metadata.arrays(plan)).items():
+            arrays = zarr_metadata.files(zarr_metadata.arrays(plan))
+            for key, data in arrays.items():
                 write(key, data)
             return
-        files = zarr_metadata.metadata_files(plan) | {
-            f"tokenizer/{name}": one for name, one in tokenizer_files.items()
-        }
-        for key, data in {**files, "README.md": zarr_metadata.readme(plan)}.items():
+        files = zarr_metadata.metadata_files(plan)
+        for name, data in tokenizer_files.items():
+            files[f"tokenizer/{name}"] = data
+        files["README.md"] = zarr_metadata.readme(plan)
+        for key, data in files.items():
             self.storage.create(key, data)
+
+
+def _check_empty(storage: Storage, plan_key: str) -> None:
+    """Raise ExistsError where files lie that no plan has begun."""
+    if storage.is_empty() or not storage.list():
+        return
+    # Another worker creates its plan before anything else. Its plan may have come
+    # after the first look and its files before this one, so look for the plan again.
+    if storage.exists(plan_key):
+        return
+    raise ExistsError(
+        f"{storage.url}: it is not empty and no unfinished store; choose another place"
+    )
+
+
+def _in_format_of(begun: Plan, plan: Plan) -> Plan:
+    """Return a plan as the one that was begun would say it.
+
+    A harvest that was begun in an older format is finished in that format. It says
+    `bos_if_any` where no document ends with a separator, as `auto` may mean too.
+    """
+    spec = plan.spec
+    if (
+        spec.separator == "auto"
+        and begun.spec.separator == "bos_if_any"
+        and plan.separator_token is None
+    ):
+        spec = spec.model_copy(update={"separator": "bos_if_any"})
+    return plan.model_copy(update={"format_minor": begun.format_minor, "spec": spec})

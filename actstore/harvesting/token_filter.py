@@ -15,8 +15,13 @@ from schemas.harvest import HarvestSpec, ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class TokenFilter:
-    """Which tokens are kept: a property of the token alone, so that all sites keep the
-    same rows.
+    """Which tokens' rows are kept.
+
+    It looks at a token and its position alone, so that all sites keep the same rows.
+
+    Attributes:
+        skip_first: The first positions of a context whose rows are not kept.
+        excluded: Token ids whose rows are not kept, int64 [n]; None: no such ids.
     """
 
     skip_first: int = 0
@@ -24,8 +29,11 @@ class TokenFilter:
 
     @classmethod
     def of(cls, spec: HarvestSpec, model: ModelInfo) -> Self:
-        """The filter of a spec. Raises SpecError where it names no tokens of the model,
-        or no position is left.
+        """Return the filter of a spec.
+
+        Raises:
+            SpecError: It names tokens that the model does not have, or leaves no
+                position of a context.
         """
         check_token_ids(spec.exclude_tokens, model.vocabulary, "exclude_tokens")
         if spec.skip_first >= spec.context:
@@ -33,14 +41,19 @@ class TokenFilter:
                 f"skip_first {spec.skip_first} leaves nothing of contexts of"
                 f" {spec.context} tokens"
             )
-        out = {
-            *spec.exclude_tokens,
-            *(model.special_tokens if spec.exclude_special_tokens else ()),
-        }
-        return cls(spec.skip_first, np.array(sorted(out), np.int64) if out else None)
+        excluded = set(spec.exclude_tokens)
+        if spec.exclude_special_tokens:
+            excluded.update(model.special_tokens)
+        if not excluded:
+            return cls(spec.skip_first, None)
+        return cls(spec.skip_first, np.array(sorted(excluded), np.int64))
 
     def keep(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Mask over tokens, int32 [b, t] with -1 for padding."""
+        """Return which tokens are kept, bool [b, t].
+
+        `tokens` is int32 [b, t], with -1 for padding.
+        """
+        # Padding is no token, so it has no row.
         kept: NDArray[np.bool_] = tokens >= 0
         kept[:, : self.skip_first] = False
         if self.excluded is not None:

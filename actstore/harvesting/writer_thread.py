@@ -1,89 +1,126 @@
-"""The writer's thread, and the unit buffers that go back and forth between it and the
-model's.
+"""The thread that writes units while the model's thread fills the next ones.
+
+Unit buffers go back and forth between the two.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from actstore.harvesting.filled_unit import FilledUnit
 from actstore.harvesting.harvest_plan import UNITS_IN_FLIGHT
+from actstore.harvesting.sealed_unit import seal
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.unit_buffer import UnitBuffer
 from schemas.harvest import Plan
-from schemas.manifest import BlockRecord
+from schemas.manifest import BlockRecord, UnitRecord
 
 
-class Writing:
-    """Writes units in the background, in order; an error there is raised by whichever
-    method is called next.
+class _UnitInFlight(NamedTuple):
+    """A unit that waits or is being written, and the buffer that holds its rows."""
+
+    record: Future[UnitRecord]
+    buffer: UnitBuffer
+
+
+class WriterThread:
+    """Seals and writes units in the background, in the order they come.
+
+    An error there is raised by whichever method is called next.
+
+    Attributes:
+        written: Units that have been committed.
+        written_bytes: Bytes of their objects.
     """
 
     def __init__(self, plan: Plan, writer: StoreWriter, device: torch.device) -> None:
-        self._plan, self._writer, self._device = plan, writer, device
+        """Start a thread for `writer`; `device` is where the model runs."""
+        self._plan = plan
+        self._writer = writer
+        self._device = device
+        # One thread, so that units are committed in their order: who follows a growing
+        # store reads it from the front. The encoders have threads of their own.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._pending: deque[tuple[Future[Any], UnitBuffer]] = deque()
+        self._in_flight: deque[_UnitInFlight] = deque()
         self._free: list[UnitBuffer] = []
-        self._made = 0
+        self._buffers_made = 0
         self.written = 0
         self.written_bytes = 0
 
     @property
     def in_flight(self) -> int:
-        """Units captured but not committed."""
-        return len(self._pending)
+        """Units whose rows have all come, but which are not committed yet."""
+        return len(self._in_flight)
 
-    def staging(self) -> tuple[UnitBuffer, ...]:
-        """Room for two units on the device, where that is not the host: one fills while
-        the other is copied.
+    def staging_buffers(self) -> tuple[UnitBuffer, ...]:
+        """Return two buffers on the device; none where that is the host.
+
+        One fills while the other is copied.
         """
+        # On the CPU rows are written straight into the unit's own buffer.
         if self._device.type == "cpu":
             return ()
-        return self._make(device=self._device), self._make(device=self._device)
+        first = self._make_buffer(device=self._device)
+        second = self._make_buffer(device=self._device)
+        return first, second
 
-    def buffer(self) -> UnitBuffer:
-        """A free buffer; waits for the oldest unit where all are in use."""
-        while self._pending and self._pending[0][0].done():
+    def free_buffer(self) -> UnitBuffer:
+        """Return a buffer that may be filled.
+
+        Waits for the oldest unit where all are in use.
+        """
+        while self._in_flight and self._in_flight[0].record.done():
             self._collect()
-        if not self._free and self._made < UNITS_IN_FLIGHT:
-            self._made += 1
-            return self._make(pinned=self._device.type == "cuda")
+        # Made when it is first needed: a harvest of one unit needs one buffer.
+        if not self._free and self._buffers_made < UNITS_IN_FLIGHT:
+            self._buffers_made += 1
+            return self._make_buffer(pinned=self._device.type == "cuda")
         while not self._free:
             self._collect()
         return self._free.pop()
 
-    def submit(self, unit: FilledUnit, block: BlockRecord) -> None:
-        """Encode and write a unit in the background."""
-        future = self._pool.submit(lambda: self._writer.commit_unit(unit.rows(), block))
-        self._pending.append((future, unit.buffer))
+    def submit(self, filled: FilledUnit, block: BlockRecord) -> None:
+        """Seal and write a unit in the background; its buffer is free afterwards."""
+        record = self._pool.submit(self._write, filled, block)
+        self._in_flight.append(_UnitInFlight(record, filled.buffer))
 
     def drain(self) -> None:
         """Wait until everything is written."""
-        while self._pending:
+        while self._in_flight:
             self._collect()
 
     def close(self) -> None:
-        """End the thread: the unit being written is finished, those behind it are
-        dropped.
+        """End the thread.
+
+        The unit that is being written is finished, those that wait are dropped.
         """
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _collect(self) -> None:
-        future, buffer = self._pending.popleft()
-        record = future.result()
-        self.written += 1
-        self.written_bytes += sum(one.bytes for one in record.objects.values())
-        self._free.append(buffer)
+    def _write(self, filled: FilledUnit, block: BlockRecord) -> UnitRecord:
+        sealed = seal(filled)
+        return self._writer.commit_unit(sealed, block)
 
-    def _make(
+    def _collect(self) -> None:
+        """Wait for the oldest unit, count it, and take its buffer back."""
+        unit = self._in_flight.popleft()
+        record = unit.record.result()
+        self.written += 1
+        self.written_bytes += sum(written.bytes for written in record.objects.values())
+        self._free.append(unit.buffer)
+
+    def _make_buffer(
         self, *, pinned: bool = False, device: torch.device | None = None
     ) -> UnitBuffer:
         layout = self._plan.layout
-        rows = layout.unit_sequences * layout.context
+        n_rows = layout.unit_sequences * layout.context
         return UnitBuffer.make(
-            self._plan.sites, rows, self._plan.spec.dtype, pinned=pinned, device=device
+            self._plan.sites,
+            n_rows,
+            self._plan.spec.dtype,
+            pinned=pinned,
+            device=device,
         )

@@ -1,11 +1,12 @@
-"""What arrays must be to become a store, and whether several of them are the same rows."""
+"""What arrays must be to become a store, and whether several have the same rows."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from actstore.errors import SourceError, SpecError
 from actstore.format.manifest_checks import is_site_name
 from actstore.format.token_ids import LARGEST, check_range, integers
-from actstore.importing.arrays import can_be_site
+from actstore.importing.source_arrays import can_be_site
 
 
 def check_site(name: str) -> str:
-    """A site's name is a part of keys and of patterns. Raises SpecError."""
+    """Return a site's name, which becomes a part of keys and of patterns.
+
+    Raises:
+        SpecError: It has other characters than these can have.
+    """
     if not is_site_name(name):
         raise SpecError(
             f"site name {name!r}: wanted letters, digits, `.`, `_` and `-` (200 at"
@@ -27,7 +32,11 @@ def check_site(name: str) -> str:
 
 
 def check_activations(site: str, where: str, dtype: str, shape: Sequence[int]) -> None:
-    """Raises SourceError where an array cannot be a site."""
+    """Check that an array can be a site.
+
+    Raises:
+        SourceError: It cannot.
+    """
     if not can_be_site(dtype, shape):
         raise SourceError(
             f"{where}: {dtype} {list(shape)} cannot be site {site!r}; wanted float16,"
@@ -39,7 +48,11 @@ def check_activations(site: str, where: str, dtype: str, shape: Sequence[int]) -
 
 
 def check_tokens(where: str, dtype: str, shape: Sequence[int]) -> None:
-    """Raises SourceError where an array cannot be token ids."""
+    """Check that an array can be token ids.
+
+    Raises:
+        SourceError: It cannot.
+    """
     if not re.fullmatch(r"u?int\d+", dtype) or len(shape) not in {1, 2}:
         raise SourceError(
             f"{where}: {dtype} {list(shape)} are no token ids; wanted integers of shape"
@@ -47,59 +60,97 @@ def check_tokens(where: str, dtype: str, shape: Sequence[int]) -> None:
         )
 
 
-def aligned(
-    shapes: Mapping[str, tuple[int, ...]],
-    ids: tuple[int, ...] | None,
-    context: int | None,
-    *,
-    empty: bool = False,
-) -> tuple[int, bool, int]:
-    """(context, whether it is known, number of sequences) of arrays by name and token
-    ids. Raises SourceError.
+class Alignment(NamedTuple):
+    """How the rows of several arrays fall into sequences.
 
-    empty: whether there may be none.
+    Attributes:
+        context: Tokens per sequence; 1 where nothing tells.
+        has_contexts: Whether something told it. If not, each row is a sequence of its
+            own, and its position in a text is not known.
+        n_sequences: How many sequences there are.
     """
-    said = {name: shape[1] for name, shape in shapes.items() if len(shape) == 3}
-    counts = {name: int(np.prod(shape[:-1])) for name, shape in shapes.items()}
-    if ids is not None:
-        counts["the tokens"] = int(np.prod(ids))
-        said |= {"the tokens": ids[1]} if len(ids) == 2 else {}
-    said |= {} if context is None else {"--context": context}
-    if len(set(said.values())) > 1:
+
+    context: int
+    has_contexts: bool
+    n_sequences: int
+
+
+def align(
+    shapes: Mapping[str, tuple[int, ...]],
+    token_shape: tuple[int, ...] | None,
+    given_context: int | None,
+    *,
+    may_be_empty: bool = False,
+) -> Alignment:
+    """Find the sequences that arrays of several sites, and token ids, have in common.
+
+    Args:
+        shapes: The shapes of the activations, [n, d] or [n_sequences, context, d], by
+            the name that messages use.
+        token_shape: The shape of the token ids, [n] or [n_sequences, context].
+        given_context: What the user says of the context.
+        may_be_empty: Whether there may be no row.
+
+    Raises:
+        SourceError: They do not have the same rows, or no whole number of sequences.
+
+    Examples:
+        Activations [6, 4] and token ids [2, 3] are 2 sequences of context 3, in rows of
+        width 4. Activations [6, 4] alone are 6 sequences of context 1.
+    """
+    contexts = {name: shape[1] for name, shape in shapes.items() if len(shape) == 3}
+    n_rows = {name: math.prod(shape[:-1]) for name, shape in shapes.items()}
+    if token_shape is not None:
+        n_rows["the tokens"] = math.prod(token_shape)
+        if len(token_shape) == 2:
+            contexts["the tokens"] = token_shape[1]
+    if given_context is not None:
+        contexts["--context"] = given_context
+    if len(set(contexts.values())) > 1:
         raise SourceError(
-            f"contexts differ: {_listed(said)}; all must come from the same sequences"
+            f"contexts differ: {_listed(contexts)}; all must come from the same"
+            " sequences"
         )
-    if len(set(counts.values())) > 1:
+    if len(set(n_rows.values())) > 1:
         raise SourceError(
-            f"numbers of rows differ: {_listed(counts)}; a row is the same token at"
+            f"numbers of rows differ: {_listed(n_rows)}; a row is the same token at"
             " every site"
         )
-    rows, size = next(iter(counts.values())), next(iter(said.values()), 1)
-    if not size or not (rows or empty):
-        raise SourceError(f"{next(iter(counts))}: there are no rows in it")
-    if rows and rows % size:
+    # All agree from here on: the first stands for them.
+    name, rows = next(iter(n_rows.items()))
+    context = next(iter(contexts.values()), 1)
+    if context == 0 or (rows == 0 and not may_be_empty):
+        raise SourceError(f"{name}: there are no rows in it")
+    # 1,000 rows in contexts of 128 are 7 whole ones and 104 rows of an eighth.
+    if rows % context:
         raise SourceError(
-            f"{next(iter(counts))}: {rows:,} rows are no whole number of contexts of"
-            f" {size}; something is missing, or the context is another"
+            f"{name}: {rows:,} rows are no whole number of contexts of {context};"
+            " something is missing, or the context is another"
         )
-    n = rows // max(size, 1)
-    if n > LARGEST:
+    n_sequences = rows // context
+    if n_sequences > LARGEST:
         raise SourceError(
-            f"{n:,} sequences are too many for one store ({LARGEST:,}); give --context,"
-            " or several stores"
+            f"{n_sequences:,} sequences are too many for one store ({LARGEST:,}); give"
+            " --context, or several stores"
         )
-    return size, bool(said), n
+    return Alignment(context, bool(contexts), n_sequences)
 
 
-def token_ids(ids: NDArray[Any], where: str) -> NDArray[np.int32]:
-    """Token ids as int32, -1 for padding. Raises SourceError where one is no token id."""
+def as_token_ids(ids: NDArray[Any], where: str) -> NDArray[np.int32]:
+    """Return token ids [n] or [n, context] as int32, with -1 for padding.
+
+    Raises:
+        SourceError: One of them is no token id.
+    """
     check_range(ids, where, padding=True, error=SourceError)
     return ids.astype(np.int32)
 
 
-def ids_in_memory(tokens: Any) -> Any:
-    """Token ids that are no path: an array or tensor, a list of ids as an array. Raises
-    SourceError for others.
+def tokens_in_memory(tokens: Any) -> Any:
+    """Return what was given as tokens, a list of token ids as an array; paths stay.
+
+    Raises:
+        SourceError: It is neither an array, a tensor, a list of ids nor a path.
     """
     if tokens is None or hasattr(tokens, "dtype") or are_paths(tokens):
         return tokens
@@ -111,13 +162,13 @@ def ids_in_memory(tokens: Any) -> Any:
 
 
 def are_paths(source: Any) -> bool:
-    """Whether it is a path, or some."""
+    """Tell whether something is a path, or a list of paths."""
     if isinstance(source, (list, tuple)):
         return bool(source) and all(
-            isinstance(one, (str, os.PathLike)) for one in source
+            isinstance(entry, (str, os.PathLike)) for entry in source
         )
     return isinstance(source, (str, os.PathLike))
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -1,4 +1,4 @@
-"""`actstore import`: the command line's function. Importing it loads typer only."""
+"""`actstore import` on the command line. Importing this module loads typer only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from actstore.harvesting.harvest_command import AsJson, run_shown
+from actstore.harvesting.harvest_command import AsJson
+from actstore.harvesting.progress_display import run_with_progress
 
 
 def import_command(
@@ -63,7 +64,10 @@ def import_command(
         int | None,
         typer.Option(
             min=1,
-            help="Tokens per sequence, where rows [n, d] are whole sequences in a row.",
+            help=(
+                "Tokens per sequence, where rows come one after the other and are whole"
+                " sequences."
+            ),
             show_default="the arrays' own",
         ),
     ] = None,
@@ -76,16 +80,19 @@ def import_command(
     model: Annotated[
         str,
         typer.Option(
-            help="What the activations are of; it is written down, not loaded."
+            help="Model that the activations are of; it is noted, not loaded."
         ),
     ] = "unknown",
     dtype: Annotated[
         str, typer.Option(help="Stored values: bfloat16, float16, float32 or int8.")
     ] = "bfloat16",
     codec: Annotated[str, typer.Option(help="lz4, zstd or raw.")] = "lz4",
-    seed: Annotated[int, typer.Option(help="Of the rows' permutation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order in which a unit's rows are stored.")
+    ] = 0,
     memory: Annotated[
-        str, typer.Option(help="What units in flight may take: 4GiB, 500MB.")
+        str,
+        typer.Option(help="Memory for units on their way to the store: 4GiB, 500MB."),
     ] = "4GiB",
     unit_sequences: Annotated[
         int | None, typer.Option(help="Sequences per unit.", show_default="planned")
@@ -95,21 +102,24 @@ def import_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of activations that exist already. The same command resumes an
-    unfinished import.
+    """Make a store of activations that exist already.
+
+    The same command resumes an unfinished import.
     """
 
     def run(progress: Any) -> Any:
         from actstore.console.counts import parse_count, parse_size
         from actstore.importing.import_activations import import_activations
 
+        # Texts until here: the store's own checks say what they must be.
         stored: Any = {
             "dtype": dtype,
             "codec": codec,
             "seed": seed,
             "memory": parse_size(memory),
+            "unit_sequences": unit_sequences,
+            "chunk_rows": chunk_rows,
         }
-        sizes: Any = {"unit_sequences": unit_sequences, "chunk_rows": chunk_rows}
         return import_activations(
             source,
             out,
@@ -123,7 +133,6 @@ def import_command(
             model=model,
             progress=progress,
             **stored,
-            **sizes,
         )
 
-    run_shown(run, as_json=as_json, counted="rows")
+    run_with_progress(run, as_json=as_json, counted="rows")

@@ -1,86 +1,112 @@
-"""numpy's `.npy`: one array in a file. The header is read here and nothing is ever
-unpickled.
+"""numpy's `.npy`: one array in a file.
+
+The header is read here, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from actstore.errors import SourceError
-from actstore.importing.arrays import Array, dtype_name
+from actstore.importing.source_arrays import (
+    Read,
+    SourceArray,
+    dtype_name,
+    read_plain_rows,
+)
 
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_Order = tuple[tuple[int, ...], bool, np.dtype[Any]]
+# Version 3.0 is for names of fields outside of Latin-1, which no plain array has.
+_READ_HEADER = {
+    (1, 0): npy_format.read_array_header_1_0,
+    (2, 0): npy_format.read_array_header_2_0,
+}
 
 
-def open_npy(path: Path, stack: ExitStack) -> list[Array]:
-    """The array of a file, in either order and byte order."""
+class _Header(NamedTuple):
+    """What stands before an array's values.
+
+    Attributes:
+        shape: The array's shape.
+        by_columns: Whether it lies in Fortran's order, the first axis fastest.
+        dtype: Its dtype, with the file's byte order.
+    """
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype[Any]
+
+
+def open_npy(path: Path, stack: ExitStack) -> list[SourceArray]:
+    """Return the array of a file, in either order and byte order.
+
+    Raises:
+        SourceError: It is no plain array, or the file's size is another.
+    """
     file = stack.enter_context(path.open("rb"))
-    shape, fortran, dtype = _header(path, file)
-    start, size = file.tell(), path.stat().st_size
-    wanted = math.prod(shape) * dtype.itemsize
-    if size - start != wanted:
-        what = (
-            "it is cut short"
-            if size - start < wanted
-            else "it holds more than one array"
-        )
+    header = _read_header(path, file)
+    # A file that was only half copied is told by its size, before a row is read.
+    offset = file.tell()
+    size = path.stat().st_size - offset
+    wanted = math.prod(header.shape) * header.dtype.itemsize
+    if size != wanted:
+        what = "it is cut short" if size < wanted else "it holds more than one array"
         raise SourceError(
-            f"{path}: {what}: {dtype} {list(shape)} takes {wanted:,} bytes, it has"
-            f" {size - start:,}"
+            f"{path}: {what}: {header.dtype} {list(header.shape)} takes {wanted:,}"
+            f" bytes, it has {size:,}"
         )
-    if fortran and wanted:
-        mapped = np.memmap(path, dtype, "r", start, shape, order="F")
-        return [
-            Array(
-                None,
-                shape,
-                dtype_name(dtype),
-                lambda a, b: np.array(mapped[a:b], order="C"),
-            )
-        ]
-    return [
-        Array(None, shape, dtype_name(dtype), partial(_rows, file, start, shape, dtype))
-    ]
+    # An empty file cannot be mapped, and needs not be.
+    if header.by_columns and wanted:
+        read = _columns_reader(path, offset, header)
+    else:
+        read = _rows_reader(file, offset, header)
+    return [SourceArray(None, header.shape, dtype_name(header.dtype), read)]
 
 
-def _header(path: Path, file: IO[bytes]) -> _Order:
-    version = npy.read_magic(file)
-    if version not in _HEADERS:
+def _read_header(path: Path, file: IO[bytes]) -> _Header:
+    version = npy_format.read_magic(file)
+    if version not in _READ_HEADER:
         raise SourceError(
             f"{path}: .npy of version {version} has named fields; save a plain array"
         )
-    shape, fortran, dtype = _HEADERS[version](file)
-    if dtype.hasobject:
+    header = _Header(*_READ_HEADER[version](file))
+    if header.dtype.hasobject:
         raise SourceError(
             f"{path}: it holds Python objects (a pickle, which could run code), so it"
             " was not read; save a plain array"
         )
-    if dtype.kind == "V":
+    if header.dtype.kind == "V":
         raise SourceError(
-            f"{path}: its dtype is {dtype.str!r}, bytes without a meaning (numpy writes"
-            " bfloat16 so); save it as safetensors or float32"
+            f"{path}: its dtype is {header.dtype.str!r}, bytes without a meaning (numpy"
+            " writes bfloat16 so); save it as safetensors or float32"
         )
-    return shape, fortran, dtype
+    return header
 
 
-def _rows(
-    file: IO[bytes],
-    offset: int,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    start: int,
-    stop: int,
-) -> NDArray[Any]:
-    each = math.prod(shape[1:])
-    file.seek(offset + start * each * dtype.itemsize)
-    found: NDArray[Any] = np.fromfile(file, dtype, (stop - start) * each)
-    return found.reshape(-1, *shape[1:])
+def _rows_reader(file: IO[bytes], offset: int, header: _Header) -> Read:
+    """Read rows that lie one after the other."""
+    shape = header.shape
+    dtype = header.dtype
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        data = read_plain_rows(file, offset, shape, dtype.itemsize, start, stop)
+        return np.frombuffer(data, dtype).reshape(stop - start, *shape[1:])
+
+    return read
+
+
+def _columns_reader(path: Path, offset: int, header: _Header) -> Read:
+    """Read rows whose values lie scattered over the file, which is mapped for that."""
+    mapped = np.memmap(path, header.dtype, "r", offset, header.shape, order="F")
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        # A tensor wants values that lie row by row, which here means a copy.
+        return np.array(mapped[start:stop], order="C")
+
+    return read

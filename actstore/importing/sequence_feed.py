@@ -1,5 +1,6 @@
-"""Batches of aligned sequences: out of a table of arrays, at any place, or from an
-iterator, one after the other.
+"""Reads an import's activations some sequences at a time.
+
+Arrays are read at any place, an iterator one item after the other.
 """
 
 from __future__ import annotations
@@ -16,40 +17,54 @@ from torch import Tensor
 from actstore.errors import SourceError, SpecError
 from actstore.format.token_ids import LARGEST, integers
 from actstore.importing.array_checks import (
-    aligned,
+    align,
+    as_token_ids,
     check_activations,
     check_site,
     check_tokens,
-    token_ids,
 )
-from actstore.importing.arrays import Joined, as_tensor, dtype_name
-from actstore.importing.sources import Table
+from actstore.importing.site_arrays import SiteArrays
+from actstore.importing.source_arrays import JoinedArray, as_tensor, dtype_name
 from schemas.source import Imported, ImportedArray, Site
 
 READ_AHEAD = 256 << 20
-Tokens = NDArray[np.int32]
+"""Bytes of an iterator's items that are read before an import begins.
+
+An iterator that ends within them gets a plan of its own size; of a longer one nobody
+knows the size, and the plan is as large as a store can be.
+"""
 
 
-class Batch(NamedTuple):
-    """Some sequences. tokens: [b, context], -1 for padding, None where they are not
-    known.
+class SequenceBatch(NamedTuple):
+    """Some sequences at every site.
+
+    Attributes:
+        n: How many.
+        tokens: int32 [n, context], -1 for padding; None where they are not known.
+        values: By site, [n, context, d].
     """
 
     n: int
-    tokens: Tokens | None
+    tokens: NDArray[np.int32] | None
     values: dict[str, Tensor]
 
 
 class Feed(Protocol):
-    """What an import reads. narrows: whether there are float64 values, which no store
-    keeps.
+    """What an import reads.
 
-    left_out: arrays that lie beside those that are read, and that nobody asked for.
+    Attributes:
+        sites: Its sites and their widths.
+        context: Tokens per sequence.
+        has_contexts: Whether rows came in sequences; if not, each row is one of its
+            own.
+        imported: What the store says of where its activations come from.
+        narrows: Whether there are float64 values, which no store keeps.
+        left_out: Arrays that lie beside those that are read, and that nobody asked for.
     """
 
     sites: tuple[Site, ...]
     context: int
-    contexts: bool
+    has_contexts: bool
     imported: Imported
     narrows: bool
     left_out: tuple[str, ...]
@@ -59,67 +74,91 @@ class Feed(Protocol):
         """How many there are; None where only the end will tell."""
         ...
 
-    def batch(self, start: int, n: int) -> Batch:
-        """The sequences start ... start + n - 1; fewer at the end."""
+    def read(self, start: int, n: int) -> SequenceBatch:
+        """Return sequences start ... start + n - 1; fewer where they end."""
         ...
 
-    def more(self, at: int) -> bool:
-        """Whether there is a sequence `at`."""
+    def has(self, sequence: int) -> bool:
+        """Tell whether there is a sequence of that number."""
         ...
 
 
-class TableFeed:
-    """Sequences of a table."""
+class ArrayFeed:
+    """A feed of arrays that can be read anywhere.
 
-    def __init__(self, table: Table, context: int | None, rows: int | None) -> None:
-        self._table = table
-        shapes = {one.names: (one.length, *one.tail) for one in table.sites.values()}
-        ids = (
-            None if table.tokens is None else (table.tokens.length, *table.tokens.tail)
-        )
-        self.context, self.contexts, n = aligned(shapes, ids, context)
-        self.n_sequences = n if rows is None else min(n, -(-rows // self.context))
+    Args:
+        arrays: The arrays by site.
+        context: Tokens per sequence, where the arrays do not show it.
+        rows: Take at most so many rows, rounded up to a sequence; None: all.
+    """
+
+    def __init__(
+        self, arrays: SiteArrays, context: int | None, rows: int | None
+    ) -> None:
+        self._arrays = arrays
+        shapes = {array.names: array.shape for array in arrays.sites.values()}
+        token_shape = None if arrays.tokens is None else arrays.tokens.shape
+        alignment = align(shapes, token_shape, context)
+        self.context = alignment.context
+        self.has_contexts = alignment.has_contexts
+        self.n_sequences = alignment.n_sequences
+        if rows is not None:
+            self.n_sequences = min(self.n_sequences, -(-rows // self.context))
         self.sites = tuple(
-            Site(name=name, d=one.tail[-1]) for name, one in table.sites.items()
+            Site(name=name, d=array.tail[-1]) for name, array in arrays.sites.items()
         )
-        self.imported = table.imported(contexts=self.contexts)
-        self.narrows = any(one.dtype == "float64" for one in table.sites.values())
-        self.left_out = table.left_out
+        self.imported = arrays.imported(has_contexts=self.has_contexts)
+        self.narrows = any(array.dtype == "float64" for array in arrays.sites.values())
+        self.left_out = arrays.left_out
 
-    def batch(self, start: int, n: int) -> Batch:
+    def read(self, start: int, n: int) -> SequenceBatch:
         stop = min(start + n, self.n_sequences)
-        values = {
-            site.name: self._read(self._table.sites[site.name], start, stop, 2)
-            for site in self.sites
-        }
-        ids = self._table.tokens
-        tokens = (
-            None
-            if ids is None
-            else token_ids(self._read(ids, start, stop, 1).numpy(), ids.names)
-        )
-        return Batch(stop - start, tokens, values)
+        values = {}
+        for site in self.sites:
+            array = self._arrays.sites[site.name]
+            values[site.name] = self._sequences(
+                array, start, stop, is_by_sequence=len(array.tail) == 2
+            )
+        tokens = None
+        ids = self._arrays.tokens
+        if ids is not None:
+            read_ids = self._sequences(
+                ids, start, stop, is_by_sequence=len(ids.tail) == 1
+            )
+            tokens = as_token_ids(read_ids.numpy(), ids.names)
+        return SequenceBatch(stop - start, tokens, values)
 
-    def more(self, at: int) -> bool:
-        return at < self.n_sequences
+    def has(self, sequence: int) -> bool:
+        return sequence < self.n_sequences
 
-    def _read(self, one: Joined, start: int, stop: int, axes: int) -> Tensor:
-        """[stop - start, context, ...] of an array whose first axis is sequences (then
-        it has `axes` more) or rows.
+    def _sequences(
+        self, array: JoinedArray, start: int, stop: int, *, is_by_sequence: bool
+    ) -> Tensor:
+        """Return [stop - start, context, ...] of an array.
+
+        Its first axis is either sequences or rows.
         """
-        if len(one.tail) == axes:
-            return one.read(start, stop)
-        values = one.read(start * self.context, stop * self.context)
-        return values.reshape(stop - start, self.context, *one.tail)
+        if is_by_sequence:
+            return array.read(start, stop)
+        rows = array.read(start * self.context, stop * self.context)
+        return rows.reshape(stop - start, self.context, *array.tail)
 
 
 class IteratorFeed:
-    """Sequences of an iterator whose items are {site: array}, (tokens, {site: array})
-    or, of one site, arrays.
+    """A feed of an iterator, which is read once, in order.
 
-    Items are copied when they come, for a generator may fill the same array again.
-    Without `rows`, up to READ_AHEAD bytes are read at once, so that of few rows it is
-    known how many there are.
+    Items are {site: array}, (tokens, {site: array}) or, of one site, arrays. They are
+    copied when they come, for a generator may fill the same array again. An item can
+    hold any number of sequences: they wait here until they are asked for.
+
+    Without `rows`, up to READ_AHEAD bytes are read at once, so that it is known how
+    many sequences a short iterator holds.
+
+    Args:
+        items: The iterator.
+        site: The name of the one site, where items are arrays without a name.
+        context: Tokens per sequence, where the arrays do not show it.
+        rows: Take at most so many rows, rounded up to a sequence; None: all.
     """
 
     def __init__(
@@ -129,180 +168,220 @@ class IteratorFeed:
         context: int | None,
         rows: int | None,
     ) -> None:
-        self._items, self._site, self._given = items, site, context
-        self._waiting: deque[Batch] = deque()
-        self._ended, self._taken, self._bytes = False, 0, 0
-        first = self._next()
+        self._items = items
+        self._site = site
+        self._given_context = context
+        self._waiting: deque[SequenceBatch] = deque()
+        self._ended = False
+        self._n_taken = 0  # sequences given out
+        self._n_bytes = 0  # of all items so far
+
+        first = self._next_item()
         if first is None:
             raise SourceError(
                 "the iterator holds nothing; wanted at least one item with activations"
             )
-        self._kinds = _kinds(first)
-        self.context, self.contexts, _ = aligned(*_shapes(first), context, empty=True)
+        self._dtypes = first.dtypes()
+        # One item may be empty, such as the first of a filtered source; not all.
+        alignment = align(
+            first.shapes(), first.token_shape(), context, may_be_empty=True
+        )
+        self.context = alignment.context
+        self.has_contexts = alignment.has_contexts
         self.sites = tuple(
-            Site(name=name, d=x.shape[-1]) for name, x in first.values.items()
+            Site(name=name, d=array.shape[-1]) for name, array in first.values.items()
         )
         self._limit = LARGEST if rows is None else -(-rows // self.context)
+
         self._add(first)
-        while rows is None and not self._ended and self._bytes < READ_AHEAD:
+        # With `rows` their number is known without reading ahead.
+        while rows is None and not self._ended and self._n_bytes < READ_AHEAD:
             self._pull()
-        if not self._fill():
+        if not self._has_waiting():
             raise SourceError("the iterator: there are no rows in it")
-        waiting = sum(one.n for one in self._waiting)
-        self.n_sequences = (
-            waiting if self._ended else None if rows is None else self._limit
-        )
+        self.n_sequences: int | None = None
+        if self._ended:
+            self.n_sequences = sum(batch.n for batch in self._waiting)
+        elif rows is not None:
+            self.n_sequences = self._limit
+
         self.imported = Imported(
             arrays=tuple(
                 ImportedArray(
-                    site=one.name, format="iterator", dtype=self._kinds[one.name]
+                    site=site.name, format="iterator", dtype=self._dtypes[site.name]
                 )
-                for one in self.sites
+                for site in self.sites
             ),
             tokens=None if first.tokens is None else "iterator",
-            contexts=self.contexts,
+            contexts=self.has_contexts,
         )
-        self.narrows = "float64" in self._kinds.values()
+        self.narrows = "float64" in self._dtypes.values()
         self.left_out: tuple[str, ...] = ()
 
-    def batch(self, start: int, n: int) -> Batch:
-        assert start == self._taken
-        parts: list[Batch] = []
-        n = min(n, self._limit - self._taken)
-        while n and self._fill():
-            one = self._waiting.popleft()
-            if one.n > n:
-                self._waiting.appendleft(_sliced(one, n, one.n))
-                one = _sliced(one, 0, n)
-            parts.append(one)
-            n -= one.n
-        found = _joined(parts)
-        self._taken += found.n
-        return found
+    def read(self, start: int, n: int) -> SequenceBatch:
+        # An iterator cannot go back, nor jump without losing what it passes over.
+        assert start == self._n_taken
+        missing = min(n, self._limit - self._n_taken)
+        taken: list[SequenceBatch] = []
+        while missing and self._has_waiting():
+            batch = self._waiting.popleft()
+            # A longer one is cut, and its rest waits for the next call.
+            if batch.n > missing:
+                self._waiting.appendleft(_sliced(batch, missing, batch.n))
+                batch = _sliced(batch, 0, missing)
+            taken.append(batch)
+            missing -= batch.n
+        joined = _joined(taken)
+        self._n_taken += joined.n
+        return joined
 
-    def more(self, at: int) -> bool:
-        assert at == self._taken
-        return at < self._limit and self._fill()
+    def has(self, sequence: int) -> bool:
+        assert sequence == self._n_taken
+        return sequence < self._limit and self._has_waiting()
 
-    def _fill(self) -> bool:
-        """Have a sequence waiting; False where the iterator has ended."""
+    def _has_waiting(self) -> bool:
+        """Have at least one sequence waiting; False where the iterator has ended."""
         while not self._waiting and not self._ended:
             self._pull()
         return bool(self._waiting)
 
     def _pull(self) -> None:
-        item = self._next()
+        """Take one item more."""
+        item = self._next_item()
         if item is None:
             self._ended = True
             return
-        if (found := _kinds(item)) != self._kinds:
+        dtypes = item.dtypes()
+        if dtypes != self._dtypes:
             raise SourceError(
-                f"the iterator's items differ: the first has {self._kinds}, a later one"
-                f" {found}"
+                f"the iterator's items differ: the first has {self._dtypes}, a later"
+                f" one {dtypes}"
             )
         self._add(item)
 
-    def _next(self) -> Batch | None:
-        """The next item, copied and checked by itself; None at the end."""
-        for item in self._items:
-            tokens, arrays = (
-                item if isinstance(item, tuple) and len(item) == 2 else (None, item)
-            )
-            if not isinstance(arrays, Mapping):
-                arrays = {_only_site(self._site): arrays}
-            elif self._site is not None:
-                raise SpecError(
-                    f"site {self._site!r}: the iterator's items name their sites"
-                    " themselves; leave it out"
-                )
-            if not arrays:
-                raise SourceError(
-                    "the iterator's item names no site; wanted {site: array}"
-                )
-            values = {
-                check_site(str(name)): _copied(name, x) for name, x in arrays.items()
-            }
-            for name, x in values.items():
-                check_activations(name, "the iterator", dtype_name(x.dtype), x.shape)
-            ids = (
-                None
-                if tokens is None
-                else integers(tokens, "the iterator's tokens", SourceError).copy()
-            )
-            if ids is not None:
-                check_tokens("the iterator", dtype_name(ids.dtype), ids.shape)
-            return Batch(0, ids, values)
-        return None
+    def _next_item(self) -> _Item | None:
+        """Return the next item, copied, and checked by itself; None at the end."""
+        try:
+            item = next(self._items)
+        except StopIteration:
+            return None
+        # A list of two arrays is not taken for tokens and values, only a tuple.
+        tokens = None
+        arrays = item
+        if isinstance(item, tuple) and len(item) == 2:
+            tokens, arrays = item
+        values = {
+            check_site(str(name)): _copied(name, array)
+            for name, array in self._by_site(arrays).items()
+        }
+        for name, array in values.items():
+            dtype = dtype_name(array.dtype)
+            check_activations(name, "the iterator", dtype, array.shape)
+        if tokens is None:
+            return _Item(None, values)
+        ids = integers(tokens, "the iterator's tokens", SourceError).copy()
+        check_tokens("the iterator", dtype_name(ids.dtype), ids.shape)
+        return _Item(ids, values)
 
-    def _add(self, item: Batch) -> None:
+    def _by_site(self, arrays: Any) -> Mapping[Any, Any]:
+        """Return an item's arrays by site."""
+        if not isinstance(arrays, Mapping):
+            if self._site is None:
+                raise SpecError(
+                    "arrays without a name: give the site they are of (`site=`), or"
+                    " items {site: array}"
+                )
+            return {self._site: arrays}
+        if self._site is not None:
+            raise SpecError(
+                f"site {self._site!r}: the iterator's items name their sites"
+                " themselves; leave it out"
+            )
+        if not arrays:
+            raise SourceError("the iterator's item names no site; wanted {site: array}")
+        return arrays
+
+    def _add(self, item: _Item) -> None:
         """Put an item's sequences to those that wait."""
-        context, contexts, n = aligned(*_shapes(item), self._given, empty=True)
-        if (context, contexts) != (self.context, self.contexts):
+        alignment = align(
+            item.shapes(), item.token_shape(), self._given_context, may_be_empty=True
+        )
+        same_context = alignment.context == self.context
+        if not same_context or alignment.has_contexts != self.has_contexts:
             raise SourceError(
                 f"the iterator's items differ: contexts of {self.context}, then of"
-                f" {context}"
+                f" {alignment.context}"
             )
+        n = alignment.n_sequences
         values = {}
         for site in self.sites:
-            x = item.values[site.name]
-            if x.shape[-1] != site.d:
+            array = item.values[site.name]
+            if array.shape[-1] != site.d:
                 raise SourceError(
                     f"the iterator's items differ: site {site.name!r} has d {site.d},"
-                    f" then {x.shape[-1]}"
+                    f" then {array.shape[-1]}"
                 )
-            values[site.name] = x.reshape(n, context, site.d)
-            self._bytes += x.nbytes
-        tokens = (
-            None
-            if item.tokens is None
-            else token_ids(item.tokens.reshape(n, context), "the iterator")
-        )
+            values[site.name] = array.reshape(n, self.context, site.d)
+            self._n_bytes += array.nbytes
+        tokens = None
+        if item.tokens is not None:
+            ids = item.tokens.reshape(n, self.context)
+            tokens = as_token_ids(ids, "the iterator")
         if n:
-            self._waiting.append(Batch(n, tokens, values))
+            self._waiting.append(SequenceBatch(n, tokens, values))
 
 
-def _copied(name: Any, x: Any) -> Tensor:
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+class _Item(NamedTuple):
+    """One item of an iterator, in the shapes in which it came.
+
+    Attributes:
+        tokens: [n] or [n_sequences, context]; None where the item has none.
+        values: By site, [n, d] or [n_sequences, context, d].
+    """
+
+    tokens: NDArray[Any] | None
+    values: dict[str, Tensor]
+
+    def dtypes(self) -> dict[str, str]:
+        """Return what has to be the same in every item."""
+        dtypes = {name: dtype_name(array.dtype) for name, array in self.values.items()}
+        if self.tokens is not None:
+            # Their dtype may vary: it becomes int32. That they are there may not.
+            dtypes["(tokens)"] = "there"
+        return dtypes
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each site's array."""
+        return {
+            f"site {name!r}": tuple(array.shape) for name, array in self.values.items()
+        }
+
+    def token_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the token ids."""
+        return None if self.tokens is None else self.tokens.shape
+
+
+def _copied(name: Any, array: Any) -> Tensor:
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise SourceError(
-            f"site {name!r}: wanted an array or a tensor, got {type(x).__name__}"
+            f"site {name!r}: wanted an array or a tensor, got {type(array).__name__}"
         )
-    return as_tensor(x).clone()
+    return as_tensor(array).clone()
 
 
-def _only_site(site: str | None) -> str:
-    if site is None:
-        raise SpecError(
-            "arrays without a name: give the site they are of (`site=`), or items"
-            " {site: array}"
-        )
-    return site
+def _sliced(batch: SequenceBatch, start: int, stop: int) -> SequenceBatch:
+    tokens = None if batch.tokens is None else batch.tokens[start:stop]
+    values = {name: array[start:stop] for name, array in batch.values.items()}
+    return SequenceBatch(stop - start, tokens, values)
 
 
-def _kinds(item: Batch) -> dict[str, str]:
-    """What has to be the same in every item."""
-    kinds = {name: dtype_name(x.dtype) for name, x in item.values.items()}
-    return kinds | ({} if item.tokens is None else {"(tokens)": "there"})
-
-
-def _shapes(item: Batch) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...] | None]:
-    shapes = {f"site {name!r}": tuple(x.shape) for name, x in item.values.items()}
-    return shapes, None if item.tokens is None else item.tokens.shape
-
-
-def _sliced(one: Batch, start: int, stop: int) -> Batch:
-    tokens = None if one.tokens is None else one.tokens[start:stop]
-    return Batch(
-        stop - start, tokens, {name: x[start:stop] for name, x in one.values.items()}
-    )
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    known = [one.tokens for one in parts if one.tokens is not None]
+def _joined(batches: list[SequenceBatch]) -> SequenceBatch:
+    if len(batches) == 1:
+        return batches[0]
+    known = [batch.tokens for batch in batches if batch.tokens is not None]
+    tokens = np.concatenate(known) if known else None
     values = {
-        name: torch.cat([one.values[name] for one in parts]) for name in parts[0].values
+        name: torch.cat([batch.values[name] for batch in batches])
+        for name in batches[0].values
     }
-    return Batch(
-        sum(one.n for one in parts), np.concatenate(known) if known else None, values
-    )
+    return SequenceBatch(sum(batch.n for batch in batches), tokens, values)

@@ -1,5 +1,7 @@
-"""Is this machine, and a place for stores, ready? Versions, device, memory, and a round
-trip with throughput.
+"""Checks whether this machine, and a place for stores, are ready.
+
+The checks are of versions, device and memory; of the place, a round trip with its
+throughput.
 """
 
 from __future__ import annotations
@@ -31,12 +33,20 @@ PACKAGES = (
     "pydantic",
 )
 MINIMUM = {"zarr": (3, 1), "torch": (2, 7), "transformer_lens": (3, 0)}
+# Bytes that are written and read for the throughput: so many that setting up a
+# connection counts little, and few enough for a slow line.
 PROBE_BYTES = 32 << 20
-LOW_SPACE = 10 << 30
+LOW_SPACE = 10 << 30  # free bytes below which a place gets a warning
 
 
 class Check(NamedTuple):
-    """One line of the doctor's: `status` "ok", "warn" or "fail"."""
+    """One line of what the doctor says.
+
+    Attributes:
+        name: what was checked.
+        status: "ok", "warn" (works, with a limit) or "fail".
+        text: what was found, and what to do about it.
+    """
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -46,39 +56,41 @@ class Check(NamedTuple):
 def examine(
     url: str | None = None, options: dict[str, object] | None = None
 ) -> Iterator[Check]:
-    """Every check, as it is done; those of a place only where a URL is given. Leaves
-    nothing behind.
+    """Yield every check as it is done; leave nothing where it was written.
+
+    Args:
+        url: a place for stores; without one, no place is checked.
+        options: for its file system, such as credentials.
     """
-    yield Check(
-        "python",
-        "ok" if sys.version_info >= (3, 11) else "fail",
-        platform.python_version(),
-    )
-    yield from (_package(name) for name in PACKAGES)
+    new_enough = sys.version_info >= (3, 11)
+    yield Check("python", "ok" if new_enough else "fail", platform.python_version())
+    for name in PACKAGES:
+        yield _package(name)
     yield _device()
     yield _machine()
     yield _bfloat16()
     if url is not None:
-        yield from _place(url, options)
+        yield from _place_for_stores(url, options)
 
 
 def _package(name: str) -> Check:
+    """Check that a package is installed and new enough."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check(name, "fail", "not installed; `pip install actstore` brings it")
     wanted = MINIMUM.get(name)
-    numbers = tuple(
-        int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit()
-    )
+    # "2.7.1+cu126" is (2, 7)
+    first_two = version.split("+")[0].split(".")[:2]
+    numbers = tuple(int(part) for part in first_two if part.isdigit())
     if wanted and numbers < wanted:
-        return Check(
-            name, "fail", f"{version}; wanted {'.'.join(map(str, wanted))} or newer"
-        )
+        lowest = ".".join(map(str, wanted))
+        return Check(name, "fail", f"{version}; wanted {lowest} or newer")
     return Check(name, "ok", version)
 
 
 def _device() -> Check:
+    """Check which GPUs torch can use."""
     import torch
 
     if not torch.cuda.is_available():
@@ -88,66 +100,59 @@ def _device() -> Check:
             f"none that torch {torch.__version__} can use; harvest and train with"
             " --device cpu",
         )
-    names = [
-        torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())
-    ]
-    return Check(
-        "GPU",
-        "ok",
-        ", ".join(f"{one.name} ({one.total_memory / 1e9:,.0f} GB)" for one in names),
-    )
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        gpus.append(f"{properties.name} ({properties.total_memory / 1e9:,.0f} GB)")
+    return Check("GPU", "ok", ", ".join(gpus))
 
 
 def _machine() -> Check:
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
+    """Say how many cores and how much memory there are."""
+    # A container may let this process use fewer cores than there are.
+    if hasattr(os, "sched_getaffinity"):
+        cores: int | None = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count()
     try:
-        memory = (
-            f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:,.1f} GB"
-            " of memory"
-        )
+        n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = f"{n_bytes / 1e9:,.1f} GB of memory"
     except (ValueError, OSError, AttributeError):
         memory = "memory unknown"
     return Check("machine", "ok", f"{cores} cores, {memory}")
 
 
 def _bfloat16() -> Check:
-    """Of the CPU, on which a model or a training run may be told to use it."""
+    """Check how fast the CPU computes in bfloat16.
+
+    A model or a training run may be told to use it.
+    """
     from actstore.machine import half_precision
 
     speed = half_precision.measured("bfloat16")
-    return Check(
-        "bfloat16",
-        "warn" if speed.slow else "ok",
-        half_precision.sentence("bfloat16", speed),
-    )
+    text = half_precision.sentence("bfloat16", speed)
+    return Check("bfloat16", "warn" if speed.slow else "ok", text)
 
 
-def _place(url: str, options: dict[str, object] | None) -> Iterator[Check]:
-    """Write, read, create conditionally and delete objects of a temporary name at a
-    URL.
-    """
+def _place_for_stores(url: str, options: dict[str, object] | None) -> Iterator[Check]:
+    """Write, read, create and delete an object of a temporary name at a URL."""
     try:
         storage = Storage(url, options)
     except ActstoreError as error:
         yield Check("storage", "fail", str(error))
         return
-    made: list[Path] = []
+    absent_folders: list[Path] = []
     if storage.local is not None:
-        yield _space(storage)
-        made = [
-            folder
-            for folder in (storage.local, *storage.local.parents)
-            if not folder.exists()
-        ]
+        yield _space(storage.local)
+        folders = (storage.local, *storage.local.parents)
+        absent_folders = [folder for folder in folders if not folder.exists()]
+    # A name that nothing else has: stores may lie there already.
     key = f".doctor-{uuid.uuid4().hex}"
+    # Random, for a disk that compresses would look faster than it is.
     data = os.urandom(PROBE_BYTES)
     steps: list[tuple[str, Callable[[], str]]] = [
         ("write", lambda: _timed(lambda: storage.put(key, data))),
-        ("read", lambda: _timed(lambda: _same(storage.read(key), data))),
+        ("read", lambda: _timed(lambda: _check_same(storage.read(key), data))),
         ("ranged read", lambda: _ranged(storage, key, data)),
         ("conditional create", lambda: _conditional(storage, key)),
         ("delete", lambda: _deleted(storage, key)),
@@ -157,6 +162,7 @@ def _place(url: str, options: dict[str, object] | None) -> Iterator[Check]:
             try:
                 yield Check(name, "ok", step())
             except ActstoreError as error:
+                # the steps after it need what this one could not do
                 yield Check(name, "fail", str(error))
                 return
             except _NotSupportedError as error:
@@ -164,7 +170,7 @@ def _place(url: str, options: dict[str, object] | None) -> Iterator[Check]:
     finally:
         with contextlib.suppress(ActstoreError):
             storage.delete(key)
-        for folder in made:
+        for folder in absent_folders:
             # one that somebody has put something into meanwhile stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -174,42 +180,43 @@ class _NotSupportedError(Exception):
     """The place lacks something that can be done without."""
 
 
-def _space(storage: Storage) -> Check:
-    assert storage.local is not None
-    place = storage.local
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    return Check(
-        "free space",
-        "ok" if free > LOW_SPACE else "warn",
-        f"{free / 1e9:,.1f} GB at {place}",
-    )
+def _space(folder: Path) -> Check:
+    """Check the free space of the disk that a folder is on, or will be on."""
+    # The folder is made when a store is; until then the one above it tells.
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    status: Literal["ok", "warn"] = "ok" if free > LOW_SPACE else "warn"
+    return Check("free space", status, f"{free / 1e9:,.1f} GB at {folder}")
 
 
 def _timed(work: Callable[[], None]) -> str:
+    """Do what reads or writes PROBE_BYTES, and say how fast it was."""
     began = time.perf_counter()
     work()
     seconds = time.perf_counter() - began
-    return (
-        f"{PROBE_BYTES / 1e6 / seconds:,.0f} MB/s ({PROBE_BYTES / 1e6:,.0f} MB in"
-        f" {seconds:.2f} s)"
-    )
+    megabytes = PROBE_BYTES / 1e6
+    return f"{megabytes / seconds:,.0f} MB/s ({megabytes:,.0f} MB in {seconds:.2f} s)"
 
 
-def _same(got: bytes, wanted: bytes) -> None:
-    if got != wanted:
+def _check_same(read: bytes, written: bytes) -> None:
+    """Raise ActstoreError where bytes have changed on their way."""
+    if read != written:
         raise ActstoreError("what was read is not what was written")
 
 
 def _ranged(storage: Storage, key: str, data: bytes) -> str:
-    ranges = [(0, 1000), (len(data) // 2, 1000), (-1000, 1000)]
-    parts = storage.read_ranges(key, ranges)
-    _same(b"".join(parts), data[:1000] + data[len(data) // 2 :][:1000] + data[-1000:])
+    """Read ranges of an object, by offset and from its end."""
+    # Chunks are read from anywhere in a shard, its index from the end.
+    middle = len(data) // 2
+    parts = storage.read_ranges(key, [(0, 1000), (middle, 1000), (-1000, 1000)])
+    wanted = data[:1000] + data[middle : middle + 1000] + data[-1000:]
+    _check_same(b"".join(parts), wanted)
     return "offsets and ends"
 
 
 def _conditional(storage: Storage, key: str) -> str:
+    """Try to create an object that is there, which must not replace it."""
     if storage.create(key, b"twice"):
         raise _NotSupportedError(
             "an existing object was replaced: this place has no conditional create, so"
@@ -219,6 +226,7 @@ def _conditional(storage: Storage, key: str) -> str:
 
 
 def _deleted(storage: Storage, key: str) -> str:
+    """Delete an object and see that it is gone."""
     storage.delete(key)
     if storage.exists(key):
         raise _NotSupportedError("the object is still there; remove it by hand")

@@ -1,5 +1,6 @@
-"""`actstore info`, `norms`, `verify`, `ls` and `doctor`. Importing this loads typer
-only.
+"""The commands `actstore info`, `norms`, `verify`, `ls` and `doctor`.
+
+Importing this loads typer only, so that help comes at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 Url = Annotated[
     str, typer.Argument(metavar="URL", help="A store: a folder or any fsspec URL.")
 ]
-WIDTH = 120
+WIDTH = 120  # columns of a table that goes into a pipe or a file
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -78,7 +79,7 @@ def norms_command(
     if as_json:
         import json
 
-        # NaN is no JSON: it is a string there
+        # JSON has no NaN: to_json writes a string for it
         every = [json.loads(norms.to_json()) for norms in store.manifest.norms]
         typer.echo(json.dumps(every, indent=1))
     else:
@@ -89,7 +90,7 @@ def norms_command(
 
 
 def print_table(table: Table) -> None:
-    """A table on the terminal."""
+    """Print a table on the terminal."""
     from rich.console import Console
 
     console = Console()
@@ -110,8 +111,9 @@ def verify_command(
         ),
     ] = False,
 ) -> None:
-    """Read every object and compare it with its digest, or with what it follows from;
-    names each bad one.
+    """Read every object of a store and name each bad one.
+
+    An object is compared with its digest, or with what it follows from.
 
     Exit code 1 if there is any (that is not repaired).
     """
@@ -122,14 +124,14 @@ def verify_command(
     from actstore.store.open_store import open as open_store
 
     store = open_store(url)
+    # On standard error, so that standard output is what a script may read.
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verifying", total=None)
-        result = verify(
-            store,
-            threads,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            repair=repair,
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        result = verify(store, threads, show, repair=repair)
     if as_json:
         import json
 
@@ -151,15 +153,15 @@ def ls_command(url: Url, as_json: AsJson = False) -> None:
     """The stores at a URL and directly below it, one line each."""
     from actstore.inspect.list_stores import stores
 
-    found = stores(url)
+    entries = stores(url)
     if as_json:
         import json
 
-        typer.echo(json.dumps([one._asdict() for one in found], indent=1))
+        typer.echo(json.dumps([entry._asdict() for entry in entries], indent=1))
         return
-    for one in found:
-        typer.echo(f"{one.url}  {one.text}")
-    if not found:
+    for entry in entries:
+        typer.echo(f"{entry.url}  {entry.text}")
+    if not entries:
         typer.echo(f"no stores at {url} or directly below it", err=True)
 
 
@@ -175,18 +177,20 @@ def doctor_command(
     as_json: AsJson = False,
 ) -> None:
     """Versions, GPU, memory; with a URL, free space and a round trip with throughput.
+
     Exit code 1 if a check fails.
     """
     from actstore.inspect.doctor import examine
 
-    found = []
+    # Each line is shown when its check is done: some take seconds.
+    checks = []
     for check in examine(url):
-        found.append(check)
+        checks.append(check)
         if not as_json:
             typer.echo(f"{check.status:<5} {check.name:<18} {check.text}")
     if as_json:
         import json
 
-        typer.echo(json.dumps([check._asdict() for check in found], indent=1))
-    if any(check.status == "fail" for check in found):
+        typer.echo(json.dumps([check._asdict() for check in checks], indent=1))
+    if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)

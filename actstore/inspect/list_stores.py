@@ -1,17 +1,23 @@
-"""Which stores lie at a URL and directly below it."""
+"""Lists the stores that lie at a URL and directly below it."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from actstore.errors import ActstoreError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
 
 
 class Entry(NamedTuple):
-    """One store: its URL, whether it is finished, and a line about it."""
+    """One store.
+
+    Attributes:
+        url: where it lies.
+        finished: whether it can be opened.
+        text: a line about it.
+    """
 
     url: str
     finished: bool
@@ -19,27 +25,38 @@ class Entry(NamedTuple):
 
 
 def stores(url: str) -> list[Entry]:
-    """Stores at the URL itself and in its folders, sorted by name; unfinished ones say
-    so.
+    """Return the stores at a URL itself and in its folders, sorted by name.
+
+    Unfinished ones say so.
     """
     root = Storage(url)
-    places = [root, *(root.child(name) for name in root.folders())]
-    return [entry for place in places if (entry := _entry(place)) is not None]
+    entries = []
+    # Not deeper: on an object store every folder is a request.
+    children = [root.child(name) for name in root.folders()]
+    for storage in (root, *children):
+        entry = _entry(storage)
+        if entry is not None:
+            entries.append(entry)
+    return entries
 
 
 def _entry(storage: Storage) -> Entry | None:
-    if not storage.exists(keys.MANIFEST):
-        return (
-            Entry(storage.url, False, "unfinished")
-            if storage.exists(keys.plan_key())
-            else None
-        )
+    """Return the store that lies there, or None."""
+    # A harvest writes its plan first and its manifest last.
+    if not storage.exists(object_keys.MANIFEST):
+        if not storage.exists(object_keys.plan_key()):
+            return None
+        return Entry(storage.url, False, "unfinished")
     try:
-        m = read_manifest(storage)
+        manifest = read_manifest(storage)
     except ActstoreError as error:
+        # One store that cannot be read must not hide the others.
         return Entry(storage.url, False, str(error))
-    text = (
-        f"{m.spec.model.name}  {len(m.sites)} sites  {m.n_rows:,} rows "
-        f" {m.n_bytes / 1e6:,.1f} MB  {m.content_id[:12]}"
+    figures = (
+        manifest.spec.model.name,
+        f"{len(manifest.sites)} sites",
+        f"{manifest.n_rows:,} rows",
+        f"{manifest.n_bytes / 1e6:,.1f} MB",
+        manifest.content_id[:12],
     )
-    return Entry(storage.url, True, text)
+    return Entry(storage.url, True, "  ".join(figures))

@@ -1,5 +1,4 @@
-"""Whether a manifest follows from what it names: plans, unit records, columns and
-statistics.
+"""Proves that a manifest follows from the plans, records and statistics that it names.
 
 Opening a store has shown that the manifest fits itself. Here its figures are made anew
 from the plans and records, whose bytes are those recorded, and its norms from the
@@ -17,7 +16,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, ObjectError, StorageError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.content_id import content_id
 from actstore.format.json_records import parsed_record
 from actstore.format.layout import grown, held_out
@@ -30,273 +29,345 @@ from actstore.format.object_sizes import (
     column_shape,
     stats_bytes,
 )
+from actstore.format.shard import CRC_BYTES
 from actstore.format.statistics import SiteStats, UnitStats
 from actstore.store.store import Store
 from schemas.base import differences
 from schemas.harvest import Layout, Plan
 from schemas.manifest import NormStats, StoreManifest, StratumNorms, UnitRecord
 
-_SAME = 1e-9  # of figures that another machine, or another writer, rounds differently
-_SHOWN = 8
-_PINNED = ("context", "dtype", "codec", "seed")  # of every generation's spec
+# Relative difference below which figures are the same: another machine, or another
+# writer, adds up in another order. A float64 has 16 digits, a sum over millions of rows
+# loses some of them.
+_SAME = 1e-9
+_SHOWN = 8  # differences in a line
+# The same in every generation's spec: rows of one store are read as one.
+_PINNED = ("context", "dtype", "codec", "seed")
 
 
-class Committed(NamedTuple):
-    """A unit's record and the blake3 digest of its bytes."""
+class DigestedRecord(NamedTuple):
+    """A unit's record, with the digest of the bytes that it was read from.
+
+    Attributes:
+        record: what was committed.
+        digest: blake3, 32 bytes.
+    """
 
     record: UnitRecord
     digest: bytes
 
 
-Records = list[list[Committed]]  # of each generation, in unit order
+Records = list[list[DigestedRecord]]
+"""The records of each generation, in unit order."""
 
 
 def manifest_problems(store: Store, records: Records) -> list[str]:
-    """Lines about what in the manifest does not follow from its plans and records."""
-    m, where = store.manifest, f"{store.url}/{keys.MANIFEST}"
+    """Return what in the manifest does not follow from its plans and records.
+
+    It is one line, or none.
+    """
+    manifest = store.manifest
     try:
         plans = _plans(store)
     except CorruptError as error:
         return [f"corrupt  {error}"]
-    lines = differences(m.model_copy(update=_wanted(m, plans, records)), m)
+    # Fields that nothing else tells stay as they are, and so do not differ.
+    made_anew = _wanted_fields(manifest, plans, records)
+    wanted = manifest.model_copy(update=made_anew)
+    lines = differences(wanted, manifest)
     lines += _tokenizer_differences(store, plans[0])
-    shown = "; ".join(lines[:_SHOWN]) + (
-        f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    )
-    return (
-        [f"corrupt  {where}: it does not follow from its plans and records: {shown}"]
-        if lines
-        else []
-    )
+    if not lines:
+        return []
+    shown = "; ".join(lines[:_SHOWN])
+    if len(lines) > _SHOWN:
+        shown += f"; and {len(lines) - _SHOWN} more"
+    where = f"{store.url}/{object_keys.MANIFEST}"
+    what = f"it does not follow from its plans and records: {shown}"
+    return [f"corrupt  {where}: {what}"]
 
 
 def statistics_problems(store: Store, records: Records) -> Iterator[str]:
-    """Lines about columns, merged statistics and norms that do not follow from the
-    units' records and statistics.
+    """Yield lines about what does not follow from the units' records and statistics.
+
+    Looked at are columns, merged statistics and norms.
     """
-    m, sums = store.manifest, _Sums()
-    for i in range(len(m.generations)):
+    manifest = store.manifest
+    sums = _Sums()
+    for i in range(len(manifest.generations)):
         sums.add(store, i, records[i])
         n_units, n_sites = sums.columns["sums"].shape[:2]
         for key, size in column_bytes(i, n_units, n_sites).items():
-            if (
-                store.storage.read(key, size)[:-4]
-                != sums.columns[key.split("/")[1]].tobytes()
-            ):
+            name = key.split("/")[1]  # columns/<name>/c/0
+            stored = store.storage.read(key, size)[:-CRC_BYTES]
+            if stored != sums.columns[name].tobytes():
                 yield (
                     f"corrupt  {store.url}/{key}: it does not follow from the units'"
                     " records and statistics"
                 )
-        key, sites = keys.merged_stats_key(i), m.sites[:n_sites]
-        found = UnitStats.from_bytes(
-            sites, store.storage.read(key, stats_bytes(sites)), f"{store.url}/{key}"
-        )
+        key = object_keys.merged_stats_key(i)
+        sites = manifest.sites[:n_sites]
+        data = store.storage.read(key, stats_bytes(sites))
+        merged = UnitStats.from_bytes(sites, data, f"{store.url}/{key}")
+        # Not compared as bytes: others may have merged in another order.
         if not all(
-            _close(sums.merged.sites[name], one) for name, one in found.sites.items()
+            _are_close(sums.merged.sites[name], stats)
+            for name, stats in merged.sites.items()
         ):
             yield (
                 f"corrupt  {store.url}/{key}: it is not the sum of the statistics of"
                 f" generations 0 to {i}"
             )
+    from_statistics = store.statistics.norms()
     wrong = [
-        a.site
-        for a, b in zip(store.statistics.norms(), m.norms, strict=True)
-        if not _same_norms(a, b)
+        wanted.site
+        for wanted, norms in zip(from_statistics, manifest.norms, strict=True)
+        if not _same_norms(wanted, norms)
     ]
     if wrong:
-        names = ", ".join(wrong[:_SHOWN]) + (", ..." if len(wrong) > _SHOWN else "")
+        names = ", ".join(wrong[:_SHOWN])
+        if len(wrong) > _SHOWN:
+            names += ", ..."
         yield (
-            f"corrupt  {store.url}/{keys.MANIFEST}: its norms of {names} are not those"
-            " of the merged statistics"
+            f"corrupt  {store.url}/{object_keys.MANIFEST}: its norms of {names} are not"
+            " those of the merged statistics"
         )
 
 
 def _plans(store: Store) -> list[Plan]:
-    """Every generation's plan, if they can be those. Raises CorruptError."""
-    m, found = store.manifest, list[Plan]()
-    for i, generation in enumerate(m.generations):
-        where = f"{store.url}/{keys.plan_key(i)}"
-        plan = parsed_record(Plan, store.file(keys.plan_key(i)), where)
+    """Return every generation's plan.
+
+    Raises:
+        CorruptError: one cannot be the plan of its generation.
+    """
+    plans: list[Plan] = []
+    for i in range(len(store.manifest.generations)):
+        key = object_keys.plan_key(i)
+        where = f"{store.url}/{key}"
+        plan = parsed_record(Plan, store.file(key), where)
         check_plan(plan, where)
-        fields: dict[str, tuple[Any, Any]] = {
-            "generation": (i, plan.generation),
-            "parent": (content_id(m.generations[:i]) if i else None, plan.parent),
-            "first_unit": (generation.first_unit, plan.first_unit),
-            "format_version": (m.format_version, plan.format_version),
-            "format_minor": (m.format_minor, plan.format_minor),
-            "layout": (
-                _layout_on(found[-1], plan) if found else plan.layout,
-                plan.layout,
-            ),
-            "weights_digest": (m.model.weights_digest, plan.model.weights_digest),
-            **{
-                f"spec.{name}": (getattr(m.spec, name), getattr(plan.spec, name))
-                for name in _PINNED
-            },
-        }
-        if wrong := [
-            f"{name}: wanted {a}, there is {b}"
-            for name, (a, b) in fields.items()
-            if a != b
-        ]:
+        wrong = _plan_differences(store.manifest, i, plan, plans)
+        if wrong:
             raise CorruptError(
                 f"{where}: it is not the plan of generation {i}: {'; '.join(wrong)}"
             )
-        found.append(plan)
-    return found
+        plans.append(plan)
+    return plans
+
+
+def _plan_differences(
+    manifest: StoreManifest, i: int, plan: Plan, before: list[Plan]
+) -> list[str]:
+    """Return where a plan is not that of generation i.
+
+    `before` are the plans of the generations before it.
+    """
+    parent = content_id(manifest.generations[:i]) if i else None
+    layout = _extended_layout(before[-1], plan) if before else plan.layout
+    wanted_and_found: dict[str, tuple[Any, Any]] = {
+        "generation": (i, plan.generation),
+        "parent": (parent, plan.parent),
+        "first_unit": (manifest.generations[i].first_unit, plan.first_unit),
+        "format_version": (manifest.format_version, plan.format_version),
+        "format_minor": (manifest.format_minor, plan.format_minor),
+        "layout": (layout, plan.layout),
+        "weights_digest": (manifest.model.weights_digest, plan.model.weights_digest),
+    }
+    for name in _PINNED:
+        pair = (getattr(manifest.spec, name), getattr(plan.spec, name))
+        wanted_and_found[f"spec.{name}"] = pair
+    return [
+        f"{name}: wanted {wanted}, there is {found}"
+        for name, (wanted, found) in wanted_and_found.items()
+        if wanted != found
+    ]
 
 
 def _tokenizer_differences(store: Store, plan: Plan) -> list[str]:
-    """Whether the tokenizer's files that the manifest names are the plan's, all of
-    them.
-    """
+    """Return a line where the tokenizer's files are not the plan's, all of them."""
+    files = {}
     try:
-        files = {
-            key.rpartition("/")[2]: store.file(key) for key in store.tokenizer_keys()
-        }
-    except (ObjectError, StorageError):  # a bad object, which is told as such
+        for key in store.tokenizer_keys():
+            files[key.rpartition("/")[2]] = store.file(key)
+    except (ObjectError, StorageError):  # a bad object, of which its own check tells
         return []
-    found, told = files_digest(files) if files else None, plan.model.tokenizer_digest
-    return (
-        []
-        if found == told
-        else [f"files: the tokenizer's digest is {found}, the plan says {told}"]
-    )
+    digest = files_digest(files) if files else None
+    planned = plan.model.tokenizer_digest
+    if digest == planned:
+        return []
+    return [f"files: the tokenizer's digest is {digest}, the plan says {planned}"]
 
 
-def _layout_on(before: Plan, plan: Plan) -> Layout:
-    """The layout that an extension has: the store's, grown by units where it adds
-    tokens.
+def _extended_layout(before: Plan, plan: Plan) -> Layout:
+    """Return the layout that an extension has.
+
+    It is the store's, grown by units where tokens are added.
     """
-    return (
-        before.layout
-        if plan.adds_sites
-        else grown(before.layout, plan.first_unit, plan.spec.tokens)
-    )
+    if plan.adds_sites:
+        return before.layout
+    return grown(before.layout, plan.first_unit, plan.spec.tokens)
 
 
-def _wanted(m: StoreManifest, plans: list[Plan], records: Records) -> dict[str, Any]:
-    """What plans and records say of the manifest's fields: all that opening a store
-    cannot tell.
+def _wanted_fields(
+    manifest: StoreManifest, plans: list[Plan], records: Records
+) -> dict[str, Any]:
+    """Return what plans and records make of the manifest's fields.
+
+    These are all fields of which opening a store cannot tell.
     """
-    rows = {one.record.unit: one.record.n_rows for some in records for one in some}
-    layout, spec = plans[-1].layout, plans[0].spec
+    first_plan = plans[0]
+    layout = plans[-1].layout
+    spec = first_plan.spec
     if len(plans) > 1:
+        # A store that was extended has one spec for all: every site, all tokens.
+        sites = tuple(site.name for site in manifest.sites)
         tokens = sum(plan.spec.tokens for plan in plans if not plan.adds_sites)
-        spec = spec.model_copy(
-            update={"sites": tuple(site.name for site in m.sites), "tokens": tokens}
-        )
-    elif m.imported is not None and m.n_sequences < layout.n_sequences:
-        # of an iterator, which says no number before
-        layout = layout.model_copy(
-            update={"n_sequences": m.n_sequences, "n_units": m.n_units}
-        )
-        spec = spec.model_copy(update={"tokens": m.n_sequences * layout.context})
-    generations = [
-        generation.model_copy(
-            update={
-                "sites": plan.sites,
-                "n_sequences": sum(one.record.n_sequences for one in some),
-                "n_rows": sum(one.record.n_rows for one in some),
-            }
-        )
-        for generation, plan, some in zip(m.generations, plans, records, strict=True)
-    ]
+        spec = spec.model_copy(update={"sites": sites, "tokens": tokens})
+    elif manifest.imported is not None and manifest.n_sequences < layout.n_sequences:
+        # Imported from an iterator, which does not say beforehand how much will come.
+        came = {"n_sequences": manifest.n_sequences, "n_units": manifest.n_units}
+        layout = layout.model_copy(update=came)
+        n_tokens = manifest.n_sequences * layout.context
+        spec = spec.model_copy(update={"tokens": n_tokens})
+    rows_of_unit = {}
+    n_bytes = 0
+    generations = []
+    in_order = zip(manifest.generations, plans, records, strict=True)
+    for generation, plan, digested in in_order:
+        unit_records = [committed.record for committed in digested]
+        update = {
+            "sites": plan.sites,
+            "n_sequences": sum(record.n_sequences for record in unit_records),
+            "n_rows": sum(record.n_rows for record in unit_records),
+        }
+        generations.append(generation.model_copy(update=update))
+        for record in unit_records:
+            rows_of_unit[record.unit] = record.n_rows
+            n_bytes += _object_bytes(record)
+    training_rows = [n for unit, n in rows_of_unit.items() if not held_out(unit)]
     return {
         "spec": spec,
         "layout": layout,
         "model": plans[-1].model,
-        "numerics": plans[0].numerics,
-        "imported": plans[0].imported,
+        "numerics": first_plan.numerics,
+        "imported": first_plan.imported,
         "generations": tuple(generations),
-        "n_rows": sum(rows.values()),
-        "n_train_rows": sum(n for unit, n in rows.items() if not held_out(unit)),
-        "n_bytes": sum(
-            size.bytes
-            for some in records
-            for one in some
-            for size in one.record.objects.values()
-        ),
+        "n_rows": sum(rows_of_unit.values()),
+        "n_train_rows": sum(training_rows),
+        "n_bytes": n_bytes,
     }
 
 
+def _object_bytes(record: UnitRecord) -> int:
+    """Return the bytes of a record's objects together."""
+    return sum(recorded.bytes for recorded in record.objects.values())
+
+
 class _Sums:
-    """Columns and merged statistics of the generations so far, made anew."""
+    """Unit columns and merged statistics of the generations so far, made anew."""
 
     def __init__(self) -> None:
         self.merged = UnitStats(())
         self.columns: dict[str, NDArray[Any]] = {}
 
-    def add(self, store: Store, generation: int, committed: list[Committed]) -> None:
-        """One more generation."""
+    def add(self, store: Store, generation: int, records: list[DigestedRecord]) -> None:
+        """Add one more generation.
+
+        It brings units or, at units that are there already, sites.
+        """
+        # Stores may have millions of units: statistics are read one by one, and only
+        # their sums stay in memory.
         g = store.manifest.generations[generation]
-        adds_sites = generation > 0 and g.first_unit == 0
-        first = len(self.merged.sites) if adds_sites else 0
-        self._grow(g.first_unit + g.n_units, first + len(g.sites))
-        mine = UnitStats(g.sites) if adds_sites or generation == 0 else self.merged
-        for one in committed:
-            key = keys.unit_stats_key(one.record.unit, generation)
-            stats = UnitStats.from_bytes(
-                g.sites,
-                store.storage.read(key, stats_bytes(g.sites)),
-                f"{store.url}/{key}",
-            )
-            self._fill(one, stats, first, again=adds_sites)
-            if not held_out(one.record.unit):
-                mine.merge(stats)
-        self.merged.sites.update(mine.sites)
+        brings_sites = generation > 0 and g.first_unit == 0
+        first_site = len(self.merged.sites) if brings_sites else 0
+        self._grow(g.first_unit + g.n_units, first_site + len(g.sites))
+        is_new = brings_sites or generation == 0
+        merged = UnitStats(g.sites) if is_new else self.merged
+        for digested in records:
+            unit = digested.record.unit
+            key = object_keys.unit_stats_key(unit, generation)
+            data = store.storage.read(key, stats_bytes(g.sites))
+            stats = UnitStats.from_bytes(g.sites, data, f"{store.url}/{key}")
+            self._fill(digested, stats, first_site, again=brings_sites)
+            if not held_out(unit):
+                merged.merge(stats)
+        self.merged.sites.update(merged.sites)
 
     def _grow(self, n_units: int, n_sites: int) -> None:
+        """Make room for more units or sites; what is there stays."""
         for name, (dtype, _) in COLUMNS.items():
-            made = np.zeros(column_shape(name, n_units, n_sites), dtype)
-            if (old := self.columns.get(name)) is not None:
-                made[tuple(slice(n) for n in old.shape)] = old
-            self.columns[name] = made
+            grown_column = np.zeros(column_shape(name, n_units, n_sites), dtype)
+            old = self.columns.get(name)
+            if old is not None:
+                grown_column[tuple(slice(n) for n in old.shape)] = old
+            self.columns[name] = grown_column
 
     def _fill(
-        self, one: Committed, stats: UnitStats, first_site: int, *, again: bool
+        self,
+        digested: DigestedRecord,
+        stats: UnitStats,
+        first_site: int,
+        *,
+        again: bool,
     ) -> None:
-        unit, digest = one.record.unit, one.digest
+        """Fill in the figures of one unit. again: it has figures of other sites."""
+        record = digested.record
+        digest = digested.digest
+        unit = record.unit
+        # Two generations have a record of such a unit, and its digest covers both.
         if again:
-            digest = blake3(self.columns["digests"][unit].tobytes() + digest).digest()
-        self.columns["rows"][unit] = one.record.n_rows
-        self.columns["bytes"][unit] += sum(
-            size.bytes for size in one.record.objects.values()
-        )
+            before = self.columns["digests"][unit].tobytes()
+            digest = blake3(before + digest).digest()
+        self.columns["rows"][unit] = record.n_rows
+        self.columns["bytes"][unit] += _object_bytes(record)
         self.columns["digests"][unit] = np.frombuffer(digest, np.uint8)
-        for j, site in enumerate(stats.sites.values(), first_site):
-            self.columns["sums"][unit, j] = np.stack(site.arrays()[:SUMS], axis=1)
+        for site, site_stats in enumerate(stats.sites.values(), first_site):
+            figures = site_stats.arrays()[:SUMS]
+            self.columns["sums"][unit, site] = np.stack(figures, axis=1)
 
 
-def _close(a: SiteStats, b: SiteStats) -> bool:
-    """Whether statistics are the same but for rounding, which goes with the size of the
-    values summed.
+def _are_close(a: SiteStats, b: SiteStats) -> bool:
+    """Return whether statistics are the same but for rounding.
+
+    How much that is goes with the size of the values summed.
     """
-    size = float(max(a.max_norm.max(), b.max_norm.max()))
-    scales = (0, 0, 0, 0, 0, size, size * size * max(1, int(a.count.sum())), 0)
-    return all(
-        np.allclose(x, y, rtol=_SAME, atol=_SAME * scale, equal_nan=True)
-        for x, y, scale in zip(a.arrays(), b.arrays(), scales, strict=True)
-    )
+    largest = float(max(a.max_norm.max(), b.max_norm.max()))
+    n_rows = max(1, int(a.count.sum()))
+    # Means are as large as the values, and sums of squared deviations as their squares;
+    # counts and sums of positive numbers need no allowance besides the relative one.
+    allowances = {"mean": largest, "m2": largest * largest * n_rows}
+    for name in SiteStats.FIGURES:
+        allowed = _SAME * allowances.get(name, 0)
+        x = getattr(a, name)
+        y = getattr(b, name)
+        if not np.allclose(x, y, rtol=_SAME, atol=allowed, equal_nan=True):
+            return False
+    return True
 
 
 def _same_norms(a: NormStats, b: NormStats) -> bool:
-    return all(
-        _same_figures(getattr(a, name), getattr(b, name))
-        for name in ("all", "special", "rest")
+    """Return whether the norms of a site are the same but for rounding."""
+    return (
+        _same_figures(a.all, b.all)
+        and _same_figures(a.special, b.special)
+        and _same_figures(a.rest, b.rest)
     )
 
 
 def _same_figures(a: StratumNorms, b: StratumNorms) -> bool:
-    """Whether figures are the same but for rounding; those of no rows are 0 or NaN.
-    `outliers` came later.
+    """Return whether figures are the same but for rounding.
+
+    Without rows they are 0 or NaN, and all the same.
     """
+    # Old manifests do not have `outliers`.
     counts = {"count", "non_finite", "outliers"} & b.model_fields_set
     if any(getattr(a, name) != getattr(b, name) for name in counts):
         return False
+    if a.count == 0:
+        return True
     pairs = zip(_figures(a), _figures(b), strict=True)
-    return a.count == 0 or all(math.isclose(x, y, rel_tol=_SAME) for x, y in pairs)
+    return all(math.isclose(x, y, rel_tol=_SAME) for x, y in pairs)
 
 
-def _figures(one: StratumNorms) -> tuple[float, ...]:
-    return (one.mean_norm, one.mean_sq_norm, one.max_norm, *one.quantiles)
+def _figures(norms: StratumNorms) -> tuple[float, ...]:
+    """Return the figures that are not counts."""
+    return (norms.mean_norm, norms.mean_sq_norm, norms.max_norm, *norms.quantiles)

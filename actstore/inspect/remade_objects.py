@@ -1,10 +1,11 @@
-"""Objects that no digest covers, because what is under one says what they hold: each is
-made anew and compared.
+"""Checks the objects that no digest covers.
+
+What is under a digest says what they hold: each is made anew and compared.
 
 `zarr.json` of groups and arrays follow from the manifest, a block record from its
-unit's record and tokens. JSON is compared as values, not as bytes: FORMAT.md fixes no
-white space. What a block record alone knows (the corpus' cursor, the documents left
-out) can only be looked at for its form.
+unit's record and tokens. JSON is compared as values, not as bytes: `docs/FORMAT.md`
+fixes no white space. What a block record alone knows (the corpus' cursor, the documents
+left out) can only be checked for its form.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from blake3 import blake3
 
 from actstore.errors import CorruptError, ObjectError, StorageError, StoreError
-from actstore.format import keys, zarr_metadata
+from actstore.format import object_keys, zarr_metadata
 from actstore.format.json_records import parsed_json, parsed_record
 from actstore.format.manifest import read_plan
 from actstore.format.object_sizes import RECORD_JSON, SMALL_JSON
@@ -35,8 +36,12 @@ _COPY = (
 
 
 class Finding(NamedTuple):
-    """n_bytes: looked at; problem: a line, or None; repair: what the object must hold,
-    where that is known.
+    """What was found at an object.
+
+    Attributes:
+        n_bytes: bytes that were looked at.
+        problem: a line about what is wrong; None if nothing is.
+        repair: what the object must hold, where that is known.
     """
 
     n_bytes: int
@@ -44,74 +49,92 @@ class Finding(NamedTuple):
     repair: bytes | None = None
 
 
-class Derived(NamedTuple):
-    """An object and how to look at it."""
+class CheckedObject(NamedTuple):
+    """An object, and how it is checked.
+
+    Attributes:
+        key: of the object.
+        check: reads the object and says what it found.
+    """
 
     key: str
     check: Callable[[], Finding]
 
 
-def derived_objects(store: Store, records: dict[int, UnitRecord]) -> list[Derived]:
-    """Every `zarr.json` outside the columns, and the block record of every unit in
-    `records`.
+def derived_objects(
+    store: Store, records: dict[int, UnitRecord]
+) -> list[CheckedObject]:
+    """Return how to check the objects that no digest covers.
 
-    records: by unit, of the generation that wrote the unit's tokens.
+    These are every `zarr.json` outside the columns, and the block records of the units
+    in `records`.
+
+    Args:
+        store: an open store.
+        records: by unit, of the generation that wrote the unit's tokens.
     """
-    found = []
-    others = [
-        zarr_metadata.files(
-            zarr_metadata.groups(
-                store.manifest, zarr_metadata.arrays(store.manifest), None
-            )
-        ),
-        *_later(store),
-    ]
-    for key, data in zarr_metadata.metadata_files(store.manifest).items():
+    manifest = store.manifest
+    arrays = zarr_metadata.arrays(manifest)
+    # Besides what the finished store has: groups before they list anything, and what an
+    # extension makes of them that is not finished or has just been.
+    before_listing = zarr_metadata.files(zarr_metadata.groups(manifest, arrays, None))
+    others = [before_listing, *_extended_metadata(store)]
+    objects = []
+    for key, data in zarr_metadata.metadata_files(manifest).items():
         allowed = [data, *(files[key] for files in others if key in files)]
-        found.append(Derived(key, partial(_metadata, store, key, allowed)))
-    ends = {
-        g.first_unit + g.n_units - 1
-        for i, g in enumerate(store.manifest.generations)
-        if g.first_unit or not i
-    }
+        check = partial(_check_metadata, store, key, allowed)
+        objects.append(CheckedObject(key, check))
+    # Only the last block of a generation that reads the corpus may say that it ends.
+    last_units = set()
+    for i, generation in enumerate(manifest.generations):
+        brings_units = i == 0 or generation.first_unit > 0
+        if brings_units:
+            last_units.add(generation.first_unit + generation.n_units - 1)
     for unit, record in records.items():
-        found.append(
-            Derived(
-                keys.block_key(unit), partial(_block, store, record, last=unit in ends)
-            )
-        )
-    return found
+        check = partial(_check_block, store, record, last=unit in last_units)
+        objects.append(CheckedObject(object_keys.block_key(unit), check))
+    return objects
 
 
-def _later(store: Store) -> list[dict[str, bytes]]:
-    """What extensions that this manifest does not know yet make of arrays, at first,
-    and of groups, at the end.
+def _extended_metadata(store: Store) -> list[dict[str, bytes]]:
+    """Return what extensions that this manifest does not know make of `zarr.json`.
+
+    Arrays are as an extension begins, groups as it ends.
     """
-    manifest, found = store.manifest, []
-    arrays, listed = zarr_metadata.arrays(manifest), zarr_metadata.all_columns(manifest)
-    n_units, n_sites = manifest.n_units, len(manifest.sites)
+    manifest = store.manifest
+    versions = []
+    arrays = zarr_metadata.arrays(manifest)
+    listed = zarr_metadata.all_columns(manifest)
+    n_units = manifest.n_units
+    n_sites = len(manifest.sites)
     for generation in count(len(manifest.generations)):
         try:
             plan = read_plan(store.storage, generation)
-            wanted = (
-                range(n_units)
-                if plan.adds_sites
-                else wanted_units(store.storage, plan, manifest)
-            )
-        except StoreError:
+            if plan.adds_sites:
+                units: range | None = range(n_units)
+            else:
+                units = wanted_units(store.storage, plan, manifest)
+        except StoreError:  # there is no such extension
             break
         arrays |= zarr_metadata.arrays(plan)
-        found.append(zarr_metadata.files(zarr_metadata.arrays(plan)))
-        if wanted is None:
+        versions.append(zarr_metadata.files(zarr_metadata.arrays(plan)))
+        if units is None:  # where its corpus ends is not known yet
             break
-        n_units, n_sites = wanted.stop, n_sites + len(plan.sites) * plan.adds_sites
+        n_units = units.stop
+        if plan.adds_sites:
+            n_sites += len(plan.sites)
         listed |= zarr_metadata.columns(plan, generation, n_units, n_sites)
-        found.append(zarr_metadata.files(zarr_metadata.groups(plan, arrays, listed)))
-    return found
+        versions.append(zarr_metadata.files(zarr_metadata.groups(plan, arrays, listed)))
+    return versions
 
 
-def _metadata(store: Store, key: str, allowed: list[bytes]) -> Finding:
-    where, wanted = f"{store.url}/{key}", allowed[0]
+def _check_metadata(store: Store, key: str, allowed: list[bytes]) -> Finding:
+    """Compare a `zarr.json` with what it must be.
+
+    That is the first of `allowed`, or any other of them.
+    """
+    where = f"{store.url}/{key}"
+    wanted = allowed[0]
     advice = (
         f"it follows from the manifest: `actstore verify --repair {store.url}` writes"
         " it anew"
@@ -123,76 +146,79 @@ def _metadata(store: Store, key: str, allowed: list[bytes]) -> Finding:
         return Finding(0, f"corrupt  {error}; {advice}", wanted)
     except (ObjectError, StorageError) as error:
         return Finding(0, f"missing  {error}; {advice}", wanted)
-    differing = _differences(json.loads(wanted), values)
-    if differing and all(_differences(json.loads(one), values) for one in allowed[1:]):
-        return Finding(
-            len(data), f"corrupt  {where}: {', '.join(differing)}; {advice}", wanted
-        )
-    return Finding(len(data))
+    # Read while an extension writes, any of these states is a good one.
+    if any(not _differences(json.loads(other), values) for other in allowed):
+        return Finding(len(data))
+    differences = _differences(json.loads(wanted), values)
+    problem = f"corrupt  {where}: {', '.join(differences)}; {advice}"
+    return Finding(len(data), problem, wanted)
 
 
-def _differences(wanted: dict[str, Any], found: Any) -> list[str]:
-    """Keys in which two JSON objects differ, with both values; 1, 1.0 and true are
-    three values.
+def _differences(wanted: dict[str, Any], got: Any) -> list[str]:
+    """Return the keys in which two JSON objects differ, with both values.
+
+    1, 1.0 and true are three values.
     """
-    if not isinstance(found, dict):
-        return [f"wanted an object, got {type(found).__name__}"]
-    text = {
-        key: (_text(wanted, key), _text(found, key))
-        for key in sorted({*wanted, *found})
-    }
-    return [f"{key}: wanted {a}, got {b}" for key, (a, b) in text.items() if a != b]
+    if not isinstance(got, dict):
+        return [f"wanted an object, got {type(got).__name__}"]
+    lines = []
+    for key in sorted({*wanted, *got}):
+        wanted_text = _text(wanted, key)
+        got_text = _text(got, key)
+        if wanted_text != got_text:
+            lines.append(f"{key}: wanted {wanted_text}, got {got_text}")
+    return lines
 
 
 def _text(values: dict[str, Any], key: str) -> str:
+    """Return a value as JSON, the same for the same values."""
     return json.dumps(values[key], sort_keys=True) if key in values else "none"
 
 
-def _block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
-    """A block record against its unit's record and the tokens themselves (where these
-    are what was recorded).
+def _check_block(store: Store, unit: UnitRecord, *, last: bool) -> Finding:
+    """Compare a block record with its unit's record and tokens.
+
+    The tokens are compared where they are what was recorded. last: whether the corpus
+    ends with the block.
     """
-    key = keys.block_key(unit.unit)
+    key = object_keys.block_key(unit.unit)
     where = f"{store.url}/{key}"
     try:
         data = store.storage.read(key, SMALL_JSON)
-        found = parsed_record(BlockRecord, data, where)
+        block = parsed_record(BlockRecord, data, where)
     except CorruptError as error:
         return Finding(0, f"corrupt  {error}; {_COPY}")
     except (ObjectError, StorageError) as error:
         return Finding(0, f"missing  {error}; {_COPY}")
-    tokens = unit.objects[keys.chunk_key("tokens", unit.unit, 0)]
     wanted = {
         "unit": unit.unit,
         "n_sequences": unit.n_sequences,
-        "tokens": tokens,
+        "tokens": unit.objects[object_keys.chunk_key("tokens", unit.unit, 0)],
         "last": last,
     }
-    n_tokens, problem = _tokens(store, unit)
-    wanted |= {} if n_tokens is None else {"n_tokens": n_tokens}
-    differing = [
-        f"{k}: wanted {v}, got {getattr(found, k)}"
-        for k, v in wanted.items()
-        if getattr(found, k) != v
-    ]
-    differing += (
-        []
-        if _is_cursor(found.cursor, last=last)
-        else [f"cursor: {found.cursor} is no place in a corpus"]
-    )
+    n_tokens, problem = _count_tokens(store, unit)
+    if n_tokens is not None:
+        wanted["n_tokens"] = n_tokens
+    differing = []
+    for name, value in wanted.items():
+        got = getattr(block, name)
+        if got != value:
+            differing.append(f"{name}: wanted {value}, got {got}")
+    if not _is_cursor(block.cursor, last=last):
+        differing.append(f"cursor: {block.cursor} is no place in a corpus")
     if differing:
-        return Finding(len(data), f"corrupt  {where}: {', '.join(differing)}; {_COPY}")
+        problem = f"corrupt  {where}: {', '.join(differing)}; {_COPY}"
     return Finding(len(data), problem)
 
 
-def _tokens(store: Store, unit: UnitRecord) -> tuple[int | None, str | None]:
-    """How many tokens a unit has, None where that is not known; and a line where its
-    tokens or its rows cannot be, though they are those recorded.
+def _count_tokens(store: Store, unit: UnitRecord) -> tuple[int | None, str | None]:
+    """Return how many tokens a unit has, and a line about what is wrong.
+
+    The number is None where it is not known. The line says where tokens or rows cannot
+    be, though they are those recorded.
     """
-    tokens, rows = (
-        _as_recorded(store, unit, keys.chunk_key(name, unit.unit, 0))
-        for name in ("tokens", "rows")
-    )
+    tokens = _as_recorded(store, unit, object_keys.chunk_key("tokens", unit.unit, 0))
+    rows = _as_recorded(store, unit, object_keys.chunk_key("rows", unit.unit, 0))
     n_tokens = None
     try:
         if tokens is not None:
@@ -205,8 +231,9 @@ def _tokens(store: Store, unit: UnitRecord) -> tuple[int | None, str | None]:
 
 
 def _as_recorded(store: Store, unit: UnitRecord, key: str) -> bytes | None:
-    """An object of a unit; None where it is not the one recorded, which is told of that
-    object.
+    """Return an object of a unit; None where it is not the one recorded.
+
+    The object's own check tells of that.
     """
     record = unit.objects[key]
     try:
@@ -217,12 +244,17 @@ def _as_recorded(store: Store, unit: UnitRecord, key: str) -> bytes | None:
 
 
 def _is_cursor(cursor: dict[str, Any], *, last: bool) -> bool:
-    """Named places, each counted from 0; or the corpus' end, which only a last block
-    can have.
+    """Return whether a cursor can be a place in a corpus.
+
+    It has named numbers, each counted from 0; or says that it is the corpus' end, which
+    only a last block can.
     """
     if cursor == {"end": True}:
         return last
-    return bool(cursor) and all(
-        isinstance(v, int) and not isinstance(v, bool) and v >= 0
-        for v in cursor.values()
-    )
+    if not cursor:  # it says nothing of where to go on
+        return False
+    for value in cursor.values():
+        # True is an int, and not a number that counts
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            return False
+    return True

@@ -1,4 +1,6 @@
-"""What a store holds, for people: lines, a table of norms, and the plot of mean norm by
+"""Shows what a store holds to people.
+
+It makes a table of norms, a table of how well streams mix, and a plot of mean norm by
 layer.
 """
 
@@ -11,14 +13,17 @@ from actstore.store.store import Store
 from schemas.manifest import QUANTILES, StratumNorms
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table
 
 
-BAR = 8
+BAR = 8  # characters of the longest bar
+# Bytes of memory that are compared: the default, less, and what a large machine has.
+BUDGETS = (256 << 20, 1 << 30, 2 << 30, 8 << 30)
 
 
 def norm_table(store: Store) -> Table:
-    """Norms by site over training rows, with a bar for the mean."""
+    """Return the norms of each site over training rows, with a bar for the mean."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -29,57 +34,63 @@ def norm_table(store: Store) -> Table:
         caption="special: position 0 and special tokens",
     )
     table.add_column("site", no_wrap=True)
+    # The column without a name is for the bars.
     for name in ("mean", "", "median", "max", "special", "outliers", "NaN"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    most = (
-        max(
-            (norms.all.mean_norm for norms in store.manifest.norms if norms.all.count),
-            default=0.0,
-        )
-        or 1.0
-    )
-    for norms in store.manifest.norms:
-        one = norms.all
-        at = dict(zip(QUANTILES, one.quantiles, strict=True))
+        justify: JustifyMethod = "right" if name else "left"
+        table.add_column(name, justify=justify, no_wrap=True)
+    every = store.manifest.norms
+    means = [norms.all.mean_norm for norms in every if norms.all.count]
+    largest_mean = max(means, default=0.0) or 1.0
+    for norms in every:
+        stratum = norms.all
+        quantiles = dict(zip(QUANTILES, stratum.quantiles, strict=True))
+        # At least one character: a small norm is not none.
+        bar = ""
+        if stratum.count:
+            length = round(BAR * stratum.mean_norm / largest_mean)
+            bar = "█" * max(1, length)
         table.add_row(
             norms.site,
-            _of_rows(one, one.mean_norm),
-            "█" * max(1, round(BAR * one.mean_norm / most)) if one.count else "",
-            _of_rows(one, at[0.5]),
-            _of_rows(one, one.max_norm),
-            _of_rows(norms.special, norms.special.mean_norm),
-            f"{one.outliers:,}",
-            f"{one.non_finite:,}",
+            _figure(stratum, stratum.mean_norm),
+            bar,
+            _figure(stratum, quantiles[0.5]),
+            _figure(stratum, stratum.max_norm),
+            _figure(norms.special, norms.special.mean_norm),
+            f"{stratum.outliers:,}",
+            f"{stratum.non_finite:,}",
         )
     return table
 
 
-def _of_rows(stratum: StratumNorms, figure: float) -> str:
-    """A figure of some rows; a dash where there are none (old stores say 0)."""
+def _figure(stratum: StratumNorms, figure: float) -> str:
+    """Return a figure of a stratum; a dash where it has no rows (old stores say 0)."""
     return f"{figure:.3g}" if stratum.count else "-"
 
 
-BUDGETS = (256 << 20, 1 << 30, 2 << 30, 8 << 30)
-
-
 def shuffle_table(store: Store, batch: int) -> Table:
-    """What windows of a few memory budgets mix: chunks per site, sequences in memory,
-    and the shortfall (mixing.py).
+    """Return a table of how well windows of a few memory budgets mix.
+
+    It has the chunks per site, the sequences in memory, and the shortfall that
+    `stream/mixing.py` defines.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from actstore.errors import SpecError
-    from actstore.format.dtypes import numpy_dtype
+    from actstore.format.stored_dtypes import numpy_dtype
     from actstore.stream.mixing import Mix, mixing_shortfall, window_chunks
     from schemas.stream import StreamSpec
 
-    n_units, n_sites = len(store.units("train")), len(store.sites)
-    mix, dtype = Mix(store.layout, n_units, (1,) * n_sites), store.manifest.spec.dtype
-    size = 4 if dtype == "int8" else numpy_dtype(dtype).itemsize
-    place = (
-        sum(site.d for site in store.manifest.sites) * store.layout.chunk_rows * size
-    )
+    layout = store.layout
+    n_units = len(store.units("train"))
+    n_sites = len(store.sites)
+    n_sequences = n_units * layout.unit_sequences
+    mix = Mix(layout, n_units, (1,) * n_sites)
+    dtype = store.manifest.spec.dtype
+    # int8 is decoded to float32 in memory
+    value_bytes = 4 if dtype == "int8" else numpy_dtype(dtype).itemsize
+    row_values = sum(site.d for site in store.manifest.sites)
+    chunk_bytes = row_values * layout.chunk_rows * value_bytes
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -98,46 +109,52 @@ def shuffle_table(store: Store, batch: int) -> Table:
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for memory in BUDGETS:
+        spec = StreamSpec(batch=batch, memory=memory)
         try:
-            chunks = window_chunks(mix, place, StreamSpec(batch=batch, memory=memory))
+            chunks = window_chunks(mix, chunk_bytes, spec)
         except SpecError:
             table.add_row(f"{memory >> 20:,} MB", "-", "too few", "-", "-")
             continue
-        reach = min(
-            chunks * store.layout.unit_sequences, n_units * store.layout.unit_sequences
-        )
-        short = mixing_shortfall(mix, chunks, batch)
-        takes = 2 * place * min(chunks, mix.group * store.layout.unit_chunks) / 1e6
+        # A chunk has rows of all sequences of its unit, drawn by chance.
+        reach = min(chunks * layout.unit_sequences, n_sequences)
+        # One window is read while the one before it is used, hence twice.
+        in_memory = min(chunks, mix.group * layout.unit_chunks)
+        takes = 2 * chunk_bytes * in_memory / 1e6
         table.add_row(
             f"{memory >> 20:,} MB",
             f"{takes:,.0f} MB",
             f"{chunks}",
             f"{reach:,}",
-            f"{short:.1%}",
+            f"{mixing_shortfall(mix, chunks, batch):.1%}",
         )
     return table
 
 
 def norms_figure(store: Store) -> Any:
-    """Mean norm by site with the band from the 5 % to the 95 % quantile: a plotly
-    figure (methods, section 1).
+    """Return a plotly figure of the mean norm by site.
+
+    It has the band from the 5 % to the 95 % quantile (`docs/methods.md`, *Multi-layer
+    SAE*: layer norms).
     """
     import plotly.graph_objects as go
 
+    # Without rows there is no norm to draw.
     sites = [site for site in store.sites if store.norms[site].all.count]
     every = [store.norms[site].all for site in sites]
-    at = [dict(zip(QUANTILES, one.quantiles, strict=True)) for one in every]
+    quantiles = [dict(zip(QUANTILES, norms.quantiles, strict=True)) for norms in every]
     figure = go.Figure()
+    # The band is what lies between its upper line and the next one, which fills up to
+    # the line before it: so their order counts.
     figure.add_scatter(
         x=sites,
-        y=[q[0.95] for q in at],
+        y=[of_site[0.95] for of_site in quantiles],
         mode="lines",
         line={"width": 0},
         showlegend=False,
     )
     figure.add_scatter(
         x=sites,
-        y=[q[0.05] for q in at],
+        y=[of_site[0.05] for of_site in quantiles],
         mode="lines",
         fill="tonexty",
         fillcolor="#cfdcf0",
@@ -146,7 +163,7 @@ def norms_figure(store: Store) -> Any:
     )
     figure.add_scatter(
         x=sites,
-        y=[one.mean_norm for one in every],
+        y=[norms.mean_norm for norms in every],
         mode="lines+markers",
         name="mean",
         line={"color": "#3b6fb6"},

@@ -1,4 +1,6 @@
-"""Every object's bytes against its recorded digest; those under no digest against what
+"""Checks the bytes of every object of a store.
+
+They are compared with the recorded digests; objects that no digest covers, with what
 they follow from.
 
 Objects that nothing in the store names (a killed worker's leftovers, another program's
@@ -15,17 +17,17 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from actstore.errors import CorruptError, ObjectError, StorageError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.json_records import parsed_record
 from actstore.format.manifest_checks import check_record
 from actstore.format.object_sizes import RECORD_JSON
 from actstore.inspect.manifest_proof import (
-    Committed,
+    DigestedRecord,
     Records,
     manifest_problems,
     statistics_problems,
 )
-from actstore.inspect.remade_objects import Derived, Finding, derived_objects
+from actstore.inspect.remade_objects import CheckedObject, Finding, derived_objects
 from actstore.store.store import Store
 from schemas.manifest import Generation, ObjectRecord, UnitRecord
 
@@ -35,8 +37,13 @@ _UNCHECKED = (
 
 
 class Verified(NamedTuple):
-    """What `verify` found; `problems` has a line for each bad object, `repaired` the
-    keys of those written anew.
+    """What `verify` found.
+
+    Attributes:
+        objects: number of objects that were read, records included.
+        bytes: bytes of the objects whose bytes were checked.
+        problems: a line for each bad object.
+        repaired: keys of the objects that were written anew.
     """
 
     objects: int
@@ -52,81 +59,100 @@ def verify(
     *,
     repair: bool = False,
 ) -> Verified:
-    """Read all objects of a store, records and metadata included, and compare them with
-    what they must be.
+    """Read all objects of a store and compare them with what they must be.
 
-    repair: write those anew whose content is known without them (`zarr.json` of groups
-    and arrays), if what they follow from is as it must be.
+    Records and metadata are among them.
+
+    Args:
+        store: an open store.
+        threads: objects that are read at a time.
+        progress: called with the number of objects that are done, and of all.
+        repair: write those anew whose content is known without them (`zarr.json` of
+            groups and arrays), if what they follow from is as it must be.
     """
+    # Records come first: they say which objects there are, and with which digests.
     recorded = dict(store.manifest.files)
-    blocks: dict[int, UnitRecord] = {}
+    with_tokens: dict[int, UnitRecord] = {}
     problems: list[str] = []
     records: Records = []
     for i, generation in enumerate(store.manifest.generations):
-        found, bad = _generation(store, i, generation)
-        records.append(found)
-        problems += bad
-        for record in (one.record for one in found):
+        of_generation, problems_there = _generation_records(store, i, generation)
+        records.append(of_generation)
+        problems += problems_there
+        for record, _ in of_generation:
             recorded |= record.objects
-            if keys.chunk_key("tokens", record.unit, 0) in record.objects:
-                blocks[record.unit] = record
-    every = [
-        Derived(key, partial(_recorded, store, key, one))
-        for key, one in recorded.items()
+            if object_keys.chunk_key("tokens", record.unit, 0) in record.objects:
+                with_tokens[record.unit] = record
+    under_digest = [
+        CheckedObject(key, partial(_compare_digest, store, key, record))
+        for key, record in recorded.items()
     ]
-    derived = derived_objects(store, blocks)
-    looked = _Looked(len(every) + len(derived), progress)
+    derived = derived_objects(store, with_tokens)
+    results = _Results(len(under_digest) + len(derived), progress)
     with ThreadPoolExecutor(threads) as pool:
-        bad_keys = looked.at(every, pool)
-        doubts = _doubts(store, records, bad_keys) if not problems else []
-        proven = not problems and not doubts and not any(map(_is_evidence, bad_keys))
-        looked.at(derived, pool, store if repair and proven else None)
-    problems += doubts + looked.problems
+        # What the manifest and the metadata are held against comes first: bad objects
+        # prove nothing.
+        bad_keys = results.check(under_digest, pool)
+        # Without all records sums cannot add up, which says nothing new.
+        doubts = [] if problems else _doubts(store, records, bad_keys)
+        evidence_is_good = not any(_is_evidence(key) for key in bad_keys)
+        proven = not problems and not doubts and evidence_is_good
+        results.check(derived, pool, store if repair and proven else None)
+    problems += doubts + results.problems
     if repair and not proven:
         problems.append(
             f"refused  {store.url}: nothing is repaired, for what it would follow from"
             " is itself in doubt"
         )
     n_records = sum(generation.n_units for generation in store.manifest.generations)
-    return Verified(n_records + looked.done, looked.n_bytes, problems, looked.repaired)
+    return Verified(
+        n_records + results.n_done, results.n_bytes, problems, results.repaired
+    )
 
 
-class _Looked:
-    """What was found at the objects looked at so far."""
+class _Results:
+    """What was found at the objects that were checked so far."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
-        self.total, self.progress = total, progress
-        self.done, self.n_bytes = 0, 0
+        self.total = total
+        self.progress = progress
+        self.n_done = 0
+        self.n_bytes = 0
         self.problems: list[str] = []
         self.repaired: list[str] = []
 
-    def at(
-        self, objects: Sequence[Derived], pool: Executor, repair: Store | None = None
+    def check(
+        self,
+        objects: Sequence[CheckedObject],
+        pool: Executor,
+        repair: Store | None = None,
     ) -> list[str]:
-        """Look at some objects; those that can be are made anew in `repair`. Returns
-        the keys of bad ones.
-        """
-        bad = []
-        for one, finding in zip(
-            objects, pool.map(lambda one: one.check(), objects), strict=True
-        ):
-            self.done, self.n_bytes = self.done + 1, self.n_bytes + finding.n_bytes
-            if self.progress is not None:
-                self.progress(self.done, self.total)
-            if (
-                repair is not None
-                and finding.repair is not None
-                and self._repaired(repair, one.key, finding.repair)
-            ):
-                continue
-            if finding.problem is not None:
-                self.problems.append(finding.problem)
-                bad.append(one.key)
-        return bad
+        """Check some objects; return the keys of bad ones.
 
-    def _repaired(self, store: Store, key: str, data: bytes) -> bool:
+        repair: the store in which bad ones are written anew, those that can be.
+        """
+        bad_keys = []
+        # In the order of the objects, whichever is read first.
+        findings = pool.map(lambda checked: checked.check(), objects)
+        for checked, finding in zip(objects, findings, strict=True):
+            self.n_done += 1
+            self.n_bytes += finding.n_bytes
+            if self.progress is not None:
+                self.progress(self.n_done, self.total)
+            if finding.problem is None:
+                continue
+            if repair is not None and self._repair(repair, checked.key, finding):
+                continue
+            self.problems.append(finding.problem)
+            bad_keys.append(checked.key)
+        return bad_keys
+
+    def _repair(self, store: Store, key: str, finding: Finding) -> bool:
+        """Write a bad object anew; return whether that could be done."""
+        if finding.repair is None:
+            return False
         try:
-            store.storage.put(key, data)
+            store.storage.put(key, finding.repair)
         except CorruptError:  # a link that leads out of the store
             return False
         self.repaired.append(key)
@@ -134,103 +160,112 @@ class _Looked:
 
 
 def _doubts(store: Store, records: Records, bad_keys: list[str]) -> list[str]:
-    """Lines about what does not follow from the records, as far as what it must follow
-    from is not bad itself.
+    """Return lines about what does not follow from the records.
+
+    Nothing is held against what is bad itself.
     """
     if any(key.startswith("plan") for key in bad_keys):
         return []
     doubts = manifest_problems(store, records)
-    return (
-        doubts
-        if doubts or any(map(_is_evidence, bad_keys))
-        else list(statistics_problems(store, records))
-    )
+    # Statistics are added up unit by unit, which tells nothing new of a bad manifest.
+    if doubts or any(_is_evidence(key) for key in bad_keys):
+        return doubts
+    return list(statistics_problems(store, records))
 
 
 def _is_evidence(key: str) -> bool:
-    """Whether the manifest is held against an object."""
+    """Return whether the manifest is held against an object."""
     return key.endswith(".stats") or key.startswith(("plan", "columns"))
 
 
-def _generation(
+def _generation_records(
     store: Store, index: int, generation: Generation
-) -> tuple[list[Committed], list[str]]:
-    """Records of a generation's units; one that is missing or not the one committed is
-    a problem of its own.
+) -> tuple[list[DigestedRecord], list[str]]:
+    """Return the records of a generation's units, and lines about bad ones.
+
+    A bad one is missing, or is not the one that was committed.
     """
-    records: list[Committed] = []
+    records: list[DigestedRecord] = []
     problems: list[str] = []
-    digest = blake3()
-    for unit in range(
-        generation.first_unit, generation.first_unit + generation.n_units
-    ):
-        key = keys.unit_key(unit, index)
+    digest = blake3()  # over all records, one after the other
+    for unit in _units(generation):
+        key = object_keys.unit_key(unit, index)
         where = f"{store.url}/{key}"
         try:
             data = store.storage.read(key, RECORD_JSON)
             digest.update(data)
             record = parsed_record(UnitRecord, data, where)
             check_record(store.manifest, index, unit, record, where)
-            records.append(Committed(record, blake3(data).digest()))
         except CorruptError as error:
             problems.append(f"corrupt  {error}{_UNCHECKED}")
         except (ObjectError, StorageError) as error:
             problems.append(f"missing  {error}{_UNCHECKED}")
-    if not problems and digest.hexdigest() != generation.units_digest:
-        changed = _changed(store, generation)
-        for unit in changed:
-            key = keys.unit_key(unit, index)
-            problems.append(
-                f"corrupt  {store.url}/{key}: it is not the record that was"
-                f" committed{_UNCHECKED}"
-            )
-        records = [one for one in records if one.record.unit not in changed]
-        if not changed:
-            problems.append(
-                f"corrupt  {store.url}/{generation.units}: the records' digest is"
-                f" {digest.hexdigest()}, the manifest says {generation.units_digest}"
-            )
-    return records, problems
+        else:
+            records.append(DigestedRecord(record, blake3(data).digest()))
+    if problems or digest.hexdigest() == generation.units_digest:
+        return records, problems
+    # Some record is another one, and valid. The column of digests tells which.
+    changed = _changed_units(store, generation)
+    for unit in changed:
+        key = object_keys.unit_key(unit, index)
+        problems.append(
+            f"corrupt  {store.url}/{key}: it is not the record that was"
+            f" committed{_UNCHECKED}"
+        )
+    if not changed:
+        problems.append(
+            f"corrupt  {store.url}/{generation.units}: the records' digest is"
+            f" {digest.hexdigest()}, the manifest says {generation.units_digest}"
+        )
+    # Figures are made anew from what was committed, so the others are left out.
+    unchanged = [
+        digested for digested in records if digested.record.unit not in changed
+    ]
+    return unchanged, problems
 
 
-def _changed(store: Store, generation: Generation) -> list[int]:
-    """A generation's units whose records are not those that the column of digests was
-    made from.
+def _changed_units(store: Store, generation: Generation) -> list[int]:
+    """Return the units whose records the column of digests was not made from.
+
+    There are none where that column cannot be read.
     """
     try:
         column = store.column("digests")
     except (ObjectError, StorageError):
         return []
     changed = []
-    for unit in range(
-        generation.first_unit, generation.first_unit + generation.n_units
-    ):
-        state = b""
-        for data in (
-            store.storage.read(key, RECORD_JSON) for key in store.record_keys(unit)
-        ):
-            one = blake3(data).digest()
-            state = blake3(state + one).digest() if state else one
-        if state != column[unit].tobytes():
+    for unit in _units(generation):
+        # With one record a unit's digest is that record's; each later generation that
+        # has the unit makes it blake3(digest so far, the new record's digest).
+        digest = b""
+        for key in store.record_keys(unit):
+            data = store.storage.read(key, RECORD_JSON)
+            record_digest = blake3(data).digest()
+            digest = (
+                blake3(digest + record_digest).digest() if digest else record_digest
+            )
+        if digest != column[unit].tobytes():
             changed.append(unit)
     return changed
 
 
-def _recorded(store: Store, key: str, record: ObjectRecord) -> Finding:
+def _units(generation: Generation) -> range:
+    """Return the units that a generation has records of."""
+    return range(generation.first_unit, generation.first_unit + generation.n_units)
+
+
+def _compare_digest(store: Store, key: str, record: ObjectRecord) -> Finding:
+    """Check an object's size and digest against what was recorded."""
     try:
         n_bytes, digest = store.storage.digest(key, record.bytes)
     except CorruptError as error:
         return Finding(record.bytes, f"corrupt  {error}")
     except (ObjectError, StorageError) as error:
         return Finding(record.bytes, f"missing  {error}")
+    where = f"{store.url}/{key}"
+    problem = None
     if n_bytes != record.bytes:
-        return Finding(
-            record.bytes,
-            f"corrupt  {store.url}/{key}: {n_bytes} bytes, recorded {record.bytes}",
-        )
-    if digest != record.digest:
-        return Finding(
-            record.bytes,
-            f"corrupt  {store.url}/{key}: its bytes are not those recorded",
-        )
-    return Finding(record.bytes)
+        problem = f"corrupt  {where}: {n_bytes} bytes, recorded {record.bytes}"
+    elif digest != record.digest:
+        problem = f"corrupt  {where}: its bytes are not those recorded"
+    return Finding(record.bytes, problem)

@@ -1,5 +1,6 @@
-"""How fast a CPU multiplies matrices in half precision. It is measured: a processor's
-name or flags do not tell.
+"""How fast a CPU multiplies matrices in half precision.
+
+It is measured: a processor's name or flags do not tell.
 """
 
 from __future__ import annotations
@@ -8,14 +9,19 @@ import statistics
 import time
 from typing import NamedTuple
 
-_SIZE, _ROUNDS = 512, 5  # 0.27 GFLOP: all rounds take 0.1 s or so
-_SLOWER = 1.2  # times; less may be chance
+_SIZE = 512  # of the matrices: a product takes 0.27 GFLOP
+_ROUNDS = 5  # which take 0.1 s or so together
+_SLOWER = 1.2  # times as slow; less may be chance
 HALF = ("bfloat16", "float16")
 
 
 class Speed(NamedTuple):
-    """FLOP/s of a matrix product. ratio: how many times as fast float32 is, the median
-    of paired rounds.
+    """How fast matrix products are.
+
+    Attributes:
+        half: FLOP/s in half precision.
+        full: FLOP/s in float32.
+        ratio: How many times as fast float32 is, the median of paired rounds.
     """
 
     half: float
@@ -24,35 +30,47 @@ class Speed(NamedTuple):
 
     @property
     def slow(self) -> bool:
+        """Whether half precision is slower, by more than chance."""
         return self.ratio > _SLOWER
 
 
 def measured(dtype: str) -> Speed:
-    """Products in half precision and in float32, in turn, with as many threads as torch
-    has now.
+    """Measure products in half precision and in float32, in turn.
+
+    They run with as many threads as torch has now.
     """
     import torch
 
-    wide = torch.rand(_SIZE, _SIZE)
-    half = wide.to(getattr(torch, dtype))
+    full = torch.rand(_SIZE, _SIZE)
+    half = full.to(getattr(torch, dtype))
 
     def seconds(matrix: torch.Tensor) -> float:
         began = time.perf_counter()
         matrix @ matrix
         return time.perf_counter() - began
 
-    seconds(half), seconds(wide)  # the first product of a kind prepares others
-    pairs = [(seconds(half), seconds(wide)) for _ in range(_ROUNDS)]
-    work = 2 * _SIZE**3
-    of_half, of_full = (
-        work / statistics.median(pair[i] for pair in pairs) for i in (0, 1)
+    # The first product of a dtype prepares others: it is not counted.
+    seconds(half)
+    seconds(full)
+    half_seconds = []
+    full_seconds = []
+    for _ in range(_ROUNDS):
+        half_seconds.append(seconds(half))
+        full_seconds.append(seconds(full))
+    flop = 2 * _SIZE**3
+    # Paired, so that a machine that is busy for a while slows both alike.
+    ratios = [h / f for h, f in zip(half_seconds, full_seconds, strict=True)]
+    return Speed(
+        half=flop / statistics.median(half_seconds),
+        full=flop / statistics.median(full_seconds),
+        ratio=statistics.median(ratios),
     )
-    return Speed(of_half, of_full, statistics.median(a / b for a, b in pairs))
 
 
 def slow_here(dtype: str | None, device: str) -> str | None:
-    """What to tell whoever wants to compute in a dtype on a device, where float32 is
-    faster; None where it is not, and on a GPU.
+    """Return a warning where a dtype is slower than float32 on a device; else None.
+
+    None on a GPU, too. The warning is for whoever wants to compute in that dtype.
     """
     if dtype not in HALF or not device.startswith("cpu"):
         return None
@@ -61,7 +79,7 @@ def slow_here(dtype: str | None, device: str) -> str | None:
 
 
 def sentence(dtype: str, speed: Speed) -> str:
-    """Which is faster, with the figures."""
+    """Return which of a dtype and float32 is faster, with the figures."""
     figures = f"{speed.half / 1e9:,.0f} against {speed.full / 1e9:,.0f} GFLOP/s"
     if not speed.slow:
         return (

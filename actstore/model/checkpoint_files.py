@@ -1,5 +1,7 @@
-"""A model's folder as files: what is damaged, missing or needs code of its own is told
-by name, before it is used.
+"""Look at a model's folder as files, before any of it is used.
+
+What is damaged, missing, pickled or needs code of its own is named in an error. How the
+tensors in the files differ from the model's parameters is `KeyDifferences`.
 """
 
 from __future__ import annotations
@@ -21,35 +23,36 @@ from actstore.store.tokenizer_files import (
 )
 from schemas.source import ModelSource
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
-
-_READ = (
+# The files beside the weights that are read.
+_READ_FILES = (
     *TOKENIZER,
     "config.json",
     "generation_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-
-_CONSTANTS = {
+# Masks and tables that older versions of transformers kept among the weights.
+_CONSTANT_NAMES = {
     "masked_bias",
     "causal_mask",
     "position_ids",
     "token_type_ids",
     "inv_freq",
 }
+# As safetensors names integer types.
+_INTEGER_DTYPES = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
 
 
-_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}
+class KeyDifferences(NamedTuple):
+    """Differences between the keys of a checkpoint and the parameters of its model.
 
-
-class Keys(NamedTuple):
-    """Where a checkpoint's keys and its model's differ; names of parameters, sorted.
-
-    constants: those of `unexpected` that are no weights (masks and tables that older
-    versions of transformers kept).
+    Attributes:
+        missing: parameters that the checkpoint lacks, sorted.
+        unexpected: keys of the checkpoint that the model has no place for, sorted.
+        constants: those of `unexpected` that are masks or tables, and no weights.
     """
 
     missing: tuple[str, ...] = ()
@@ -57,21 +60,23 @@ class Keys(NamedTuple):
     constants: frozenset[str] = frozenset()
 
 
-KEYS_FIT = Keys()
+NO_DIFFERENCES = KeyDifferences()
 
 
 def check_files(folder: Path) -> list[Path]:
-    """The files with the weights. Raises ModelError naming one that is missing,
-    damaged, pickled or a LFS pointer.
+    """Check the files of a model, and return those with the weights.
+
+    Raises:
+        ModelError: a file is missing, damaged, pickled or a git-LFS pointer.
     """
-    for path in files_like(folder, _READ):
+    for path in files_like(folder, _READ_FILES):
         check_pointer(path)
     if is_unreadable(folder / "config.json"):
         raise ModelError(
             f"{folder / 'config.json'}: wanted a JSON object that describes the model;"
             " get the file again"
         )
-    weights = list(_weights(folder))
+    weights = list(_weight_files(folder))
     for path in weights:
         check_pointer(path)
         _check_safetensors(path)
@@ -79,20 +84,34 @@ def check_files(folder: Path) -> list[Path]:
 
 
 def check_code(source: ModelSource, folder: Path) -> None:
-    """Raises SpecError where custom code is trusted and there is none."""
-    if source.trust_remote_code and not any(
-        map(auto_map, (folder / "config.json", folder / "tokenizer_config.json"))
-    ):
-        raise SpecError(
-            f"{OPTION}: model {source.name!r} has no code of its own; leave the"
-            " option out"
-        )
+    """Check that code which is trusted is there.
+
+    Raises:
+        SpecError: `trust_remote_code` is given, and the model has no code of its own.
+    """
+    if not source.trust_remote_code:
+        return
+    for name in ("config.json", "tokenizer_config.json"):
+        if auto_map(folder / name):
+            return
+    raise SpecError(
+        f"{OPTION}: model {source.name!r} has no code of its own; leave the option out"
+    )
 
 
 def confirm_code(source: ModelSource, again: bool, where: str) -> None:
-    """What a store says of its model does not make code run: the user says so again.
+    """Check that the user trusts a model's code again when a store names that model.
 
-    Raises ModelError where that is missing, SpecError where it is not needed.
+    What a store says of its model does not make code run: it may come from anyone.
+
+    Args:
+        source: the model, as the store names it.
+        again: whether the user gave the option now.
+        where: the store, for the error.
+
+    Raises:
+        ModelError: the option is missing.
+        SpecError: the option is given, and the model runs no code of its own.
     """
     if source.trust_remote_code and not again:
         raise ModelError(
@@ -106,69 +125,76 @@ def confirm_code(source: ModelSource, again: bool, where: str) -> None:
         )
 
 
-def constants(files: Iterable[Path], names: Iterable[str]) -> frozenset[str]:
-    """Of tensors in the files, those that are masks or tables and no weights, told by
-    name, type and shape.
-    """
+def constant_tensors(files: Iterable[Path], names: Iterable[str]) -> frozenset[str]:
+    """Return those of the named tensors in the files that are masks or tables."""
     from safetensors import safe_open
 
-    wanted, found = set(names), set()
-    for path in files if wanted else ():
-        with safe_open(path, "pt") as tensors:
-            for name in wanted & set(tensors.keys()):
-                if _constant(name, tensors.get_slice(name)):
-                    found.add(name)
-    return frozenset(found)
-
-
-def integers(files: Iterable[Path]) -> set[str]:
-    """Tensors in the files that are integers and no masks or tables."""
-    from safetensors import safe_open
-
-    found = set()
+    wanted = set(names)
+    if not wanted:
+        return frozenset()
+    constants = set()
     for path in files:
         with safe_open(path, "pt") as tensors:
-            parts = ((name, tensors.get_slice(name)) for name in tensors.keys())  # noqa: SIM118 (it is no mapping)
-            found |= {
-                name
-                for name, part in parts
-                if part.get_dtype() in _INTEGERS and not _constant(name, part)
-            }
-    return found
+            for name in wanted & set(tensors.keys()):
+                if _is_constant(name, tensors.get_slice(name)):
+                    constants.add(name)
+    return frozenset(constants)
+
+
+def integer_tensors(files: Iterable[Path]) -> set[str]:
+    """Return the names of tensors in the files that are integers and no constants."""
+    from safetensors import safe_open
+
+    integers = set()
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = tensors.get_slice(name)
+                is_integer = tensor.get_dtype() in _INTEGER_DTYPES
+                if is_integer and not _is_constant(name, tensor):
+                    integers.add(name)
+    return integers
 
 
 def mend_auto_map(path: Path) -> None:
-    """transformers writes the class of a custom tokenizer as one name, and reads a pair
-    (slow, fast).
+    """Mend a tokenizer_config.json that transformers wrote for a custom tokenizer.
+
+    transformers writes the tokenizer's class as one name, and reads a pair of names
+    (the slow one, the fast one).
     """
-    found = json_object(path)
-    auto = found.get("auto_map")
-    if isinstance(auto, dict) and isinstance(auto.get("AutoTokenizer"), str):
-        found["auto_map"] = {**auto, "AutoTokenizer": [auto["AutoTokenizer"], None]}
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    config = json_object(path)
+    classes = config.get("auto_map")
+    if isinstance(classes, dict) and isinstance(classes.get("AutoTokenizer"), str):
+        pair = [classes["AutoTokenizer"], None]
+        config["auto_map"] = {**classes, "AutoTokenizer": pair}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _constant(name: str, part: Any) -> bool:
-    """Whether a tensor is a mask or a table by name, type or shape."""
-    shape = part.get_shape()
-    mask = part.get_dtype() == "BOOL" or (
-        len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3]
-    )
-    return mask or name.rpartition(".")[2] in _CONSTANTS
+def _is_constant(name: str, tensor: Any) -> bool:
+    """Tell whether a tensor in a file is a mask or a table, and no weight."""
+    shape = tensor.get_shape()
+    if tensor.get_dtype() == "BOOL":
+        return True
+    # GPT-2's causal mask is [1, 1, 1024, 1024], for instance.
+    if len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3]:
+        return True
+    return name.rpartition(".")[2] in _CONSTANT_NAMES
 
 
-def _weights(folder: Path) -> Iterator[Path]:
-    """In the order in which transformers looks. Raises ModelError where there are none."""
-    named = json_object(folder / "config.json").get("transformers_weights")
-    single, index = (
-        folder / (named if isinstance(named, str) else WEIGHTS),
-        folder / INDEX,
-    )
+def _weight_files(folder: Path) -> Iterator[Path]:
+    """Give the files with the weights, looked for in the order of transformers.
+
+    Raises:
+        ModelError: there are none, or one that the index names is missing.
+    """
+    named_file = json_object(folder / "config.json").get("transformers_weights")
+    single = folder / (named_file if isinstance(named_file, str) else WEIGHTS)
+    index = folder / INDEX
     if single.is_file() and single.suffix == ".safetensors":
         yield single
     elif index.is_file():
         check_pointer(index)
-        for name in _shards(index):
+        for name in _files_of_index(index):
             if not (folder / name).is_file():
                 raise ModelError(
                     f"{index}: the weights are in several files, and {name} is not"
@@ -176,32 +202,29 @@ def _weights(folder: Path) -> Iterator[Path]:
                 )
             yield folder / name
     else:
-        pickled = [
-            path.name
-            for path in files_like(folder, ("*.bin", "*.pt", "*.pth", "*.ckpt"))
-        ]
-        what = (
-            f"only {', '.join(pickled)}, which"
-            if pickled
-            else f"no {WEIGHTS}; pickled weights (pytorch_model.bin)"
-        )
-        raise ModelError(
-            f"{folder}: wanted weights as safetensors, there is {what} would not be"
-            " read: unpickling can run code. Convert them once where you trust them:"
-            " load the model with transformers, then model.save_pretrained(FOLDER)"
-        )
+        raise _no_safetensors_error(folder)
 
 
-def _shards(index: Path) -> list[str]:
+def _no_safetensors_error(folder: Path) -> ModelError:
+    pickled = [
+        path.name for path in files_like(folder, ("*.bin", "*.pt", "*.pth", "*.ckpt"))
+    ]
+    if pickled:
+        what = f"only {', '.join(pickled)}, which"
+    else:
+        what = f"no {WEIGHTS}; pickled weights (pytorch_model.bin)"
+    return ModelError(
+        f"{folder}: wanted weights as safetensors, there is {what} would not be"
+        " read: unpickling can run code. Convert them once where you trust them:"
+        " load the model with transformers, then model.save_pretrained(FOLDER)"
+    )
+
+
+def _files_of_index(index: Path) -> list[str]:
+    """Return the names of the files that an index lists. Raises ModelError."""
     try:
-        return sorted(
-            {
-                str(name)
-                for name in json.loads(index.read_text(encoding="utf-8"))[
-                    "weight_map"
-                ].values()
-            }
-        )
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({str(name) for name in weight_map.values()})
     except (
         OSError,
         ValueError,

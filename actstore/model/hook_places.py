@@ -1,5 +1,7 @@
-"""Where the plain model has the values of TransformerLens' hook points: places that
-may, tried on a few tokens.
+"""Find where the plain model has the values of TransformerLens' hook points.
+
+Candidates are inputs and outputs of modules, or parts of them. The plain model is run
+on a few tokens, and a candidate counts only if its values are those of the bridge.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from torch import Tensor, nn
 from actstore.model.bridge import Bridged
 from actstore.model.forward import forward_of, probing
 from actstore.model.hooks import Put, module_hook, watch
-from actstore.model.padding import close
-from actstore.model.value_layouts import Layout, arranged, layout_of
+from actstore.model.padding import nearly_equal
+from actstore.model.value_layouts import ValueLayout, arranged, layout_of
 
 Pick = Callable[[Tensor], Tensor]
 
 
 class Candidate(NamedTuple):
-    """A place in the plain model: a module's name, its input or output, and perhaps a
-    part of the values.
+    """A place in the plain model that may have a hook point's values.
+
+    Attributes:
+        module: the name of a module.
+        where: "in" for its input, "out" for its output.
+        pick: takes a part of the values; None: the whole.
     """
 
     module: str
@@ -30,99 +36,136 @@ class Candidate(NamedTuple):
     pick: Pick | None = None
 
 
-class Found(NamedTuple):
-    """Where the plain model has a hook name's values, and how they lie there."""
+class Match(NamedTuple):
+    """A candidate that has a hook point's values.
 
-    place: Candidate
-    layout: Layout
-
-
-def places_of(
-    module: nn.Module, bridged: Bridged, wanted: dict[str, Tensor], tokens: Tensor
-) -> dict[str, Found]:
-    """Where the plain model has the values of hook names; without those that it has
-    nowhere.
+    Attributes:
+        candidate: the place in the plain model.
+        layout: how the values lie there.
     """
-    bridge, plain = bridged.bridge, bridged.names
+
+    candidate: Candidate
+    layout: ValueLayout
+
+
+def match_hooks(
+    module: nn.Module, bridged: Bridged, wanted: dict[str, Tensor], tokens: Tensor
+) -> dict[str, Match]:
+    """Return where the plain model has the values of hook points.
+
+    Args:
+        module: the plain model.
+        bridged: the bridge over a copy of it.
+        wanted: the bridge's values by hook name, [b, t, d], from a run on `tokens`.
+        tokens: of the probe, int64 [b, t].
+
+    Returns:
+        Matches by hook name, without the names whose values are nowhere.
+    """
+    bridge = bridged.bridge
+    module_names = bridged.names
     with probing(f"{type(module).__name__} does not run on token ids alone"):
-        found = _match(module, _candidates(bridge, plain, list(wanted)), wanted, tokens)
-        missing = {
-            name: _anywhere(bridge, plain, name) for name in wanted if name not in found
+        candidates = _likely_candidates(bridge, module_names, list(wanted))
+        matches = _match(module, candidates, wanted, tokens)
+        # Only what is left is looked for in the whole block, which are many places.
+        more_candidates = {
+            name: _candidates_in_block(bridge, module_names, name)
+            for name in wanted
+            if name not in matches
         }
-        return found | _match(module, missing, wanted, tokens)
+        return matches | _match(module, more_candidates, wanted, tokens)
 
 
-def _candidates(
-    bridge: Any, plain: dict[int, str], names: list[str]
+def _likely_candidates(
+    bridge: Any, module_names: dict[int, str], hook_names: list[str]
 ) -> dict[str, list[Candidate]]:
-    """Where a site's values might be in the plain model."""
-    places: dict[int, list[Candidate]] = {}
+    """Return where each hook's values should be by the way the bridge is built.
+
+    A component of the bridge wraps one module of the model: its `hook_in` and
+    `hook_out` are that module's input and output.
+    """
+    candidates: dict[int, list[Candidate]] = {}  # by the `id` of a hook point
     for component in bridge.modules():
+        module_name = module_names.get(id(_wrapped_module(component)))
+        if module_name is None:
+            continue
         for where in ("in", "out"):
             point = component._modules.get(f"hook_{where}")
             if point is not None:
-                places.setdefault(id(point), []).extend(
-                    _places(component, plain, where)
-                )
+                candidate = Candidate(module_name, where)
+                candidates.setdefault(id(point), []).append(candidate)
+    # Some models have one projection for queries, keys and values together.
     for component in bridge.modules():
-        joint = plain.get(id(_original(getattr(component, "qkv", None))))
-        if joint is not None:
-            for i, part in enumerate("qkv"):
-                split = getattr(component, part, None)
-                if split is not None:
-                    places.setdefault(id(split.hook_out), []).extend(
-                        _joint_parts(joint, i, bridge.cfg)
-                    )
-    return {name: places.get(id(bridge.hook_dict[name]), []) for name in names}
+        joint_module = _wrapped_module(getattr(component, "qkv", None))
+        joint_name = module_names.get(id(joint_module))
+        if joint_name is None:
+            continue
+        for part, letter in enumerate("qkv"):
+            split = getattr(component, letter, None)
+            if split is not None:
+                candidates.setdefault(id(split.hook_out), []).extend(
+                    _joint_parts(joint_name, part, bridge.cfg)
+                )
+    return {name: candidates.get(id(bridge.hook_dict[name]), []) for name in hook_names}
 
 
-def _anywhere(bridge: Any, plain: dict[int, str], name: str) -> list[Candidate]:
-    """Every place in a site's own block, for a hook point that stands before no module
-    of its own.
+def _candidates_in_block(
+    bridge: Any, module_names: dict[int, str], hook_name: str
+) -> list[Candidate]:
+    """Return every place in a hook's own block.
+
+    Some hook points stand for no module: `blocks.3.hook_resid_mid` is the input of
+    whichever module comes next in block 3.
     """
-    parts = name.split(".")
-    if len(parts) < 3 or not parts[1].isdigit():
+    steps = hook_name.split(".")
+    if len(steps) < 3 or not steps[1].isdigit():
         return []
-    block = plain.get(id(_original(getattr(bridge, parts[0])[int(parts[1])])))
-    inside = [
-        one
-        for one in plain.values()
-        if block and (one == block or one.startswith(block + "."))
-    ]
-    return [Candidate(one, where) for one in inside for where in ("in", "out")]
+    blocks = getattr(bridge, steps[0])
+    block_name = module_names.get(id(_wrapped_module(blocks[int(steps[1])])))
+    if not block_name:
+        return []
+    candidates = []
+    for name in module_names.values():
+        if name == block_name or name.startswith(f"{block_name}."):
+            candidates.append(Candidate(name, "in"))
+            candidates.append(Candidate(name, "out"))
+    return candidates
 
 
-def _original(component: Any) -> Any:
+def _wrapped_module(component: Any) -> Any:
     return getattr(component, "original_component", None)
 
 
-def _places(component: Any, plain: dict[int, str], where: str) -> Iterator[Candidate]:
-    name = plain.get(id(_original(component)))
-    if name is not None:
-        yield Candidate(name, where)
+def _joint_parts(module_name: str, part: int, cfg: Any) -> Iterator[Candidate]:
+    """Give where queries (part 0), keys (1) or values (2) may be in a joint projection.
 
-
-def _joint_parts(module: str, part: int, cfg: Any) -> Iterator[Candidate]:
-    """Part 0, 1 or 2 of a joint query-key-value projection: one behind the other, or
-    head by head.
+    They come one after the other, or head by head.
     """
-    heads, width = cfg.n_heads, cfg.d_head
-    grouped = cfg.n_key_value_heads or heads
-    sizes = [heads * width, grouped * width, grouped * width]
-    start = sum(sizes[:part])
-    yield Candidate(
-        module, "out", partial(_slice, start=start, stop=start + sizes[part])
-    )
-    if grouped == heads:
-        yield Candidate(module, "out", partial(_per_head, heads=heads, part=part))
+    heads = cfg.n_heads
+    key_heads = cfg.n_key_value_heads or heads
+    # 8 heads of 16 for queries, 2 for keys and 2 for values make sizes 128, 32, 32:
+    # keys are columns 128 to 159 of 192.
+    part_sizes = [
+        heads * cfg.d_head,
+        key_heads * cfg.d_head,
+        key_heads * cfg.d_head,
+    ]
+    start = sum(part_sizes[:part])
+    stop = start + part_sizes[part]
+    yield Candidate(module_name, "out", partial(_columns, start=start, stop=stop))
+    if key_heads == heads:
+        head_by_head = partial(_part_of_each_head, heads=heads, part=part)
+        yield Candidate(module_name, "out", head_by_head)
 
 
-def _slice(x: Tensor, start: int, stop: int) -> Tensor:
+def _columns(x: Tensor, start: int, stop: int) -> Tensor:
     return x[..., start:stop]
 
 
-def _per_head(x: Tensor, heads: int, part: int) -> Tensor:
-    return x.reshape(*x.shape[:-1], heads, 3, -1)[..., part, :].flatten(-2)
+def _part_of_each_head(x: Tensor, heads: int, part: int) -> Tensor:
+    """Return one of q, k, v from columns that are q1 k1 v1 q2 k2 v2 ... by head."""
+    by_head = x.reshape(*x.shape[:-1], heads, 3, -1)
+    return by_head[..., part, :].flatten(-2)
 
 
 def _match(
@@ -130,52 +173,70 @@ def _match(
     candidates: dict[str, list[Candidate]],
     wanted: dict[str, Tensor],
     tokens: Tensor,
-) -> dict[str, Found]:
-    """For each site the first candidate whose values are the bridge's, from one forward
-    of the plain model.
+) -> dict[str, Match]:
+    """Return for each hook the first candidate whose values are the bridge's.
+
+    One forward of the plain model tries all candidates. Each has a list of verdicts,
+    one for every time that it is passed: the layout where the values are those wanted,
+    else None. In that forward, say, `blocks.0.hook_mlp_out` has the candidates
+
+    * input of `h.0.mlp`: verdicts [None], for other values;
+    * output of `h.0.mlp`: verdicts ["sequences"], which is the match;
+    * output of `h.0.drop`, a module used twice: verdicts ["sequences", None], no match,
+      since a hook there would pass two values for each token.
     """
     modules = dict(module.named_modules())
-    every = [
+    pairs = [
         (name, candidate)
-        for name, options in candidates.items()
-        for candidate in options
+        for name, candidates_of_name in candidates.items()
+        for candidate in candidates_of_name
     ]
-    seen: list[list[Layout | None]] = [[] for _ in every]
-    attach = [module_hook(modules[c.module], c.where) for _, c in every]
-    checks = [
-        _checker(verdicts, candidate.pick, wanted[name], tokens.shape)
-        for verdicts, (name, candidate) in zip(seen, every, strict=True)
-    ]
-    watch(attach, checks, lambda: forward_of(module, body=True)(tokens, None, None))
-    found: dict[str, Found] = {}
-    for (name, candidate), verdicts in zip(every, seen, strict=True):
-        if len(verdicts) == 1 and verdicts[0] is not None:
-            found.setdefault(name, Found(candidate, verdicts[0]))
-    return found
+    attach = []
+    checkers = []
+    verdicts: list[list[ValueLayout | None]] = []
+    for name, candidate in pairs:
+        own_verdicts: list[ValueLayout | None] = []
+        verdicts.append(own_verdicts)
+        attach.append(module_hook(modules[candidate.module], candidate.where))
+        checkers.append(
+            _checker(own_verdicts, candidate.pick, wanted[name], tokens.shape)
+        )
+    call = forward_of(module, body=True)
+    watch(attach, checkers, lambda: call(tokens, None, None))
+    matches: dict[str, Match] = {}
+    for (name, candidate), own_verdicts in zip(pairs, verdicts, strict=True):
+        if len(own_verdicts) == 1 and own_verdicts[0] is not None:
+            matches.setdefault(name, Match(candidate, own_verdicts[0]))
+    return matches
 
 
 def _checker(
-    verdicts: list[Layout | None], pick: Pick | None, wanted: Tensor, shape: torch.Size
+    verdicts: list[ValueLayout | None],
+    pick: Pick | None,
+    wanted: Tensor,
+    shape: torch.Size,
 ) -> Put:
-    return lambda x: verdicts.append(_same(x, pick, wanted, shape))
+    """Return what adds a verdict on each value that passes."""
+    # Verdicts rather than values are kept: those of a large model would fill memory.
+    return lambda x: verdicts.append(_layout_if_same(x, pick, wanted, shape))
 
 
-def _same(
+def _layout_if_same(
     x: Tensor, pick: Pick | None, wanted: Tensor, shape: torch.Size
-) -> Layout | None:
-    """How the values lie, if they are those wanted but for what other kernels round
-    differently; else None.
-    """
-    if pick is not None and x.shape[-1] < wanted.shape[-1]:
-        return None
-    try:
-        x = pick(x) if pick else x
-    except RuntimeError:  # the projection does not divide in this way
-        return None
+) -> ValueLayout | None:
+    """Return how values lie if they are those wanted, but for rounding; else None."""
+    if pick is not None:
+        if x.shape[-1] < wanted.shape[-1]:
+            return None
+        try:
+            x = pick(x)
+        except RuntimeError:  # the projection does not divide in this way
+            return None
     layout = layout_of(x, shape)
-    values = arranged(x, layout, shape) if layout is not None else None
-    return (
-        layout
-        if values is not None and wanted.any() and close(values, wanted)
-        else None
-    )
+    if layout is None:
+        return None
+    values = arranged(x, layout, shape)
+    # Values that are zero everywhere are equal to those of any silent place.
+    if values is None or not wanted.any():
+        return None
+    return layout if nearly_equal(values, wanted) else None

@@ -1,4 +1,4 @@
-"""Hooks at modules: putting them there, taking the values that pass, and removing them."""
+"""Put hooks at modules, take the values that pass there, and remove the hooks again."""
 
 from __future__ import annotations
 
@@ -8,49 +8,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Gets each value that passes a hook, in the model's own shape.
 Put = Callable[[Tensor], None]
-
-
-Attach = Callable[[Put], Callable[[], None]]  # adds one hook and gives its remover
+Remove = Callable[[], None]
+# Puts one hook somewhere, which hands values to the `Put`, and returns its remover.
+Attach = Callable[[Put], Remove]
 
 
 def module_hook(
     module: nn.Module, where: str, pick: Callable[[Tensor], Tensor] | None = None
 ) -> Attach:
-    """`attach` for a plain module's input ("in") or output ("out"), or a part of it."""
+    """Return what attaches a hook to a module.
 
-    def attach(put: Put) -> Callable[[], None]:
-        def take(value: Any) -> None:
+    Args:
+        module: to put the hook at.
+        where: "in" for the module's input, "out" for its output.
+        pick: takes a part of each value; None: the whole.
+    """
+
+    def attach(put: Put) -> Remove:
+        def hand_over(value: Any) -> None:
             x = first_tensor(value)
-            if x is not None:
-                put(pick(x) if pick else x)
+            if x is None:
+                return
+            put(pick(x) if pick else x)
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            hand_over((args, kwargs))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            hand_over(output)
 
         if where == "in":
-            handle = module.register_forward_pre_hook(
-                lambda _m, args, kwargs: take((args, kwargs)), with_kwargs=True
-            )
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
         else:
-            handle = module.register_forward_hook(
-                lambda _m, _args, output: take(output)
-            )
+            handle = module.register_forward_hook(after)
         return handle.remove
 
     return attach
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor of a module's input or output: itself, or the first inside tuples and
-    mappings.
+    """Return the tensor that a module's input or output is, or has first inside it.
+
+    A mapping's `hidden_states` come before all else in it. None where there is no
+    tensor of floating-point numbers.
     """
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
     if isinstance(value, dict):
-        named = value.get("hidden_states")
-        if isinstance(named, Tensor):
-            return named
+        hidden_states = value.get("hidden_states")
+        if isinstance(hidden_states, Tensor):
+            return hidden_states
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
-        return next((x for x in map(first_tensor, value) if x is not None), None)
+        for item in value:
+            x = first_tensor(item)
+            if x is not None:
+                return x
     return None
 
 
@@ -59,21 +74,31 @@ def capture(
     call: Callable[[], Any],
     keeper: Callable[[list[Tensor]], Put] | None = None,
 ) -> list[list[Tensor]]:
-    """Run `call` once with hooks; per hook, what `keeper` keeps of what it saw (None:
-    clones).
+    """Run `call` once with hooks, and return what each of them saw.
+
+    Args:
+        attach: one for each hook.
+        call: runs the model.
+        keeper: makes the `Put` that fills the list it is given; None: with clones of
+            the values.
     """
+    keeper = keeper or _keep_clones
     seen: list[list[Tensor]] = [[] for _ in attach]
-    watch(attach, [(keeper or _keeper)(kept) for kept in seen], call)
+    watch(attach, [keeper(kept) for kept in seen], call)
     return seen
 
 
 def watch(
     attach: Sequence[Attach], puts: Sequence[Put], call: Callable[[], Any]
 ) -> None:
-    """Run `call` once with hooks, each of which hands its values to the `put` of its
-    place.
+    """Run `call` once with hooks, each of which hands its values to its own `put`.
+
+    Args:
+        attach: one for each hook.
+        puts: one for each hook, in the same order.
+        call: runs the model.
     """
-    removers = [one(put) for one, put in zip(attach, puts, strict=True)]
+    removers = [attach_one(put) for attach_one, put in zip(attach, puts, strict=True)]
     try:
         with torch.inference_mode():
             call()
@@ -82,5 +107,6 @@ def watch(
             remove()
 
 
-def _keeper(kept: list[Tensor]) -> Put:
+def _keep_clones(kept: list[Tensor]) -> Put:
+    # A clone, since a model may write over its values in place later on.
     return lambda x: kept.append(x.detach().clone())

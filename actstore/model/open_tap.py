@@ -1,8 +1,10 @@
-"""Opening the tap of a model: from patterns of site names to hooks at its modules."""
+"""Open the tap of a model: from patterns of site names to hooks at its modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from torch import Tensor
 
 from actstore.format.site_patterns import match_sites
 from actstore.model.forward import check_context, forward_of, probing
@@ -10,7 +12,7 @@ from actstore.model.hook_names import bridge_tap, model_tap
 from actstore.model.hooks import module_hook
 from actstore.model.load_model import LoadedModel
 from actstore.model.probe import probe_tokens
-from actstore.model.tap import HookTap, points_of
+from actstore.model.tap import HookTap, TappedValues, points_of
 
 
 def open_tap(
@@ -20,23 +22,26 @@ def open_tap(
     compiled: bool = False,
     context: int | None = None,
 ) -> HookTap:
-    """The tap for a model's sites.
+    """Open the tap at a model's sites.
 
     For a Hugging Face model whose family TransformerLens knows, a TransformerBridge or
     a HookedTransformer, sites are its hook names (values without compatibility mode or
-    weight processing of ours); of any Hugging Face model, and of any other module, also
-    the names of its submodules, whose values are their outputs (of a tuple, the first).
-    An encoder–decoder model's decoder sees the same tokens, shifted right by one behind
-    its start token.
+    weight processing of ours). For any Hugging Face model, and any other module, sites
+    are also the names of its submodules, whose values are their outputs (of a tuple,
+    the first). An encoder–decoder model's decoder sees the same tokens, shifted right
+    by one, after its start token.
 
-    compiled: run the forward through torch.compile. context: the length that it will be
-    run with, which is tried.
+    Args:
+        model: to be run.
+        patterns: of the names of sites.
+        compiled: whether to run the forward through torch.compile.
+        context: the length that the model will be run with, which is tried.
 
     Raises:
-        SiteError: an unknown name (with the nearest that exist), or a site that has no
-        single vector per token.
-        SpecError: a context that the model does not run on.
-        ModelError: a model that does not run on token ids.
+        SiteError: an unknown name (the message has the nearest that exist), or a site
+            that has no single vector per token.
+        SpecError: the model does not run on such a context.
+        ModelError: the model does not run on token ids.
     """
     from transformers import PreTrainedModel
 
@@ -47,7 +52,10 @@ def open_tap(
     else:
         tap = _module_tap(model, patterns)
     if context is not None:
-        run = lambda tokens: tap.run(tokens, None, lambda *_: None)  # noqa: E731
+
+        def run(tokens: Tensor) -> None:
+            tap.run(tokens, None, _ignore)
+
         check_context(model.module, run, context, model.info.vocabulary)
     if compiled:
         tap.compile()
@@ -55,16 +63,16 @@ def open_tap(
 
 
 def _module_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
-    """Sites are submodules' names, values their outputs."""
+    """Return a tap at outputs of submodules, by their names."""
     module = model.module
-    modules = {name: one for name, one in module.named_modules() if name}
+    modules = {name: part for name, part in module.named_modules() if name}
     names = match_sites(patterns, list(modules))
+    attach = [module_hook(modules[name], "out") for name in names]
     call = forward_of(module)
     with probing(f"{type(module).__name__} does not run on token ids, int64 [b, t]"):
-        points = points_of(
-            names,
-            [module_hook(modules[name], "out") for name in names],
-            call,
-            probe_tokens(model),
-        )
+        points = points_of(names, attach, call, probe_tokens(model))
     return HookTap(module, points, call, model.info.vocabulary)
+
+
+def _ignore(_site: int, _values: TappedValues) -> None:
+    """Get values, and do nothing with them."""

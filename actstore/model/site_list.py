@@ -1,5 +1,6 @@
-"""What a model has to harvest: every hook name and module with the shape of its values,
-from a run on a few tokens.
+"""List all sites of a model: every hook name and module, with the shape of its values.
+
+The shapes come from a run on a few tokens.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ from torch import Tensor
 
 from actstore.errors import ModelError, SiteError
 from actstore.model.bridge import Bridged, bridge_over_copy
-from actstore.model.forward import check_takes_tokens, forward_of, probing
+from actstore.model.forward import Call, check_takes_tokens, forward_of, probing
 from actstore.model.hook_names import (
     SWITCHES,
     bridge_call,
+    config_numbers,
     point_hook,
-    sizes,
     switch_on,
 )
-from actstore.model.hook_places import places_of
+from actstore.model.hook_places import match_hooks
 from actstore.model.hooks import Attach, Put, capture, module_hook
 from actstore.model.load_model import LoadedModel
-from actstore.model.probe import probe_tokens, vectors
+from actstore.model.probe import probe_tokens, site_vectors
 
 Kind = Literal["hook", "module"]
 
 
 class SiteShape(NamedTuple):
-    """A name that the model has. d: the width of its vectors, None where it has no
-    single one per token; shape: of what it has in a run on `tokens`.
+    """A name that a model has, and what it has there.
+
+    Attributes:
+        name: a hook name, or the name of a module.
+        kind: which of the two.
+        d: the width of its vectors; None where it has no single one per token.
+        shape: of its values in a run on `ModelSites.tokens`.
     """
 
     name: str
@@ -42,9 +48,12 @@ class SiteShape(NamedTuple):
 
 
 class ModelSites(NamedTuple):
-    """sites: TransformerLens' hook names, then the model's modules; why: there are no
-    hook names, "" where there are; tokens: the shape [b, t] of the run that the shapes
-    are of.
+    """All sites of a model.
+
+    Attributes:
+        sites: TransformerLens' hook names, then the model's modules.
+        why: the reason that there are no hook names; "" where there are.
+        tokens: the shape [b, t] of the tokens that the model was run on.
     """
 
     sites: tuple[SiteShape, ...]
@@ -53,121 +62,140 @@ class ModelSites(NamedTuple):
 
 
 def list_sites(model: LoadedModel) -> ModelSites:
-    """Every site of a Hugging Face model. Raises ModelError for one that does not run
-    on token ids.
+    """Return every site of a Hugging Face model.
+
+    Raises:
+        ModelError: the model does not run on token ids.
     """
     module: Any = model.module
     check_takes_tokens(module)
-    tokens = probe_tokens(model, sizes(module.config))
+    tokens = probe_tokens(model, config_numbers(module.config))
     attach = {
-        name: module_hook(one, "out") for name, one in module.named_modules() if name
+        name: module_hook(part, "out") for name, part in module.named_modules() if name
     }
-    call = _runs(module, tokens)
-    modules = _shapes("module", attach, lambda: call(tokens, None, None), tokens)
-    hooks, why = [], ""
+    call = _working_call(module, tokens)
+    module_sites = _shapes("module", attach, lambda: call(tokens, None, None), tokens)
+    hook_sites: list[SiteShape] = []
+    why = ""
     try:
         with probing("TransformerLens' bridge over it does not run"):
-            hooks = _hooks(module, bridge_over_copy(module), tokens)
+            hook_sites = _hook_sites(module, bridge_over_copy(module), tokens)
     except ModelError as error:
         why = str(error)
-    return ModelSites((*hooks, *modules), why, (tokens.shape[0], tokens.shape[1]))
+    shape = (tokens.shape[0], tokens.shape[1])
+    return ModelSites((*hook_sites, *module_sites), why, shape)
 
 
 def condensed(sites: Iterable[SiteShape]) -> list[SiteShape]:
-    """The same with names of many layers as one pattern, such as
+    """Return the sites with names of many layers joined to one pattern.
+
+    `blocks.0.hook_mlp_out` to `blocks.5.hook_mlp_out`, all of the same width, become
     `blocks.{0..5}.hook_mlp_out`.
     """
-    groups: dict[tuple[str, str, Any, Any], list[SiteShape]] = {}
+    groups: dict[tuple[str, str, Any, int], list[SiteShape]] = {}
     for site in sites:
+        # The layer is the first step of the name that is a number.
         layer = re.search(r"(?<=\.)\d+(?=\.|$)", site.name)
-        head, tail = (
-            (site.name[: layer.start()], site.name[layer.end() :])
-            if layer
-            else (site.name, "")
-        )
-        groups.setdefault((head, tail, site.d, len(site.shape)), []).append(site)
+        head = site.name
+        tail = ""
+        if layer:
+            head = site.name[: layer.start()]
+            tail = site.name[layer.end() :]
+        group = (head, tail, site.d, len(site.shape))
+        groups.setdefault(group, []).append(site)
     return [
-        found[0]._replace(name=_joint(head, tail, found))
-        for (head, tail, *_), found in groups.items()
+        members[0]._replace(name=_joint_name(head, tail, members))
+        for (head, tail, _, _), members in groups.items()
     ]
 
 
-def _joint(head: str, tail: str, found: Sequence[SiteShape]) -> str:
-    if len(found) == 1:
-        return found[0].name
+def _joint_name(head: str, tail: str, members: Sequence[SiteShape]) -> str:
+    if len(members) == 1:
+        return members[0].name
     end = -len(tail) or None
-    return head + _braces([int(site.name[len(head) : end]) for site in found]) + tail
+    layers = [int(site.name[len(head) : end]) for site in members]
+    return f"{head}{_braces(layers)}{tail}"
 
 
 def _braces(numbers: Sequence[int]) -> str:
+    """Return numbers as a pattern: `{0..5}` without gaps, `{0,2,4}` with some."""
     if list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
         return f"{{{numbers[0]}..{numbers[-1]}}}"
     return f"{{{','.join(map(str, numbers))}}}"
 
 
-def _runs(module: Any, tokens: Tensor) -> Any:
-    """The whole model's call, or where its head wants more than tokens, that of its
-    body.
+def _working_call(module: Any, tokens: Tensor) -> Call:
+    """Return the whole model's call, or, where that fails, the call of its body.
+
+    The heads of some models want more than tokens.
     """
+    whole = forward_of(module)
     with suppress(Exception), torch.inference_mode():
-        forward_of(module)(tokens, None, None)
-        return forward_of(module)
+        whole(tokens, None, None)
+        return whole
+    body = forward_of(module, body=True)
     with (
         probing(f"{type(module).__name__} does not run on token ids alone"),
         torch.inference_mode(),
     ):
-        forward_of(module, body=True)(tokens, None, None)
-    return forward_of(module, body=True)
+        body(tokens, None, None)
+    return body
 
 
-def _hooks(module: Any, bridged: Bridged, tokens: Tensor) -> list[SiteShape]:
+def _hook_sites(module: Any, bridged: Bridged, tokens: Tensor) -> list[SiteShape]:
+    """Return the hook names whose values a harvest can get."""
     bridge = bridged.bridge
     call = bridge_call(bridge)
     attach = {name: point_hook(point) for name, point in bridge.hook_dict.items()}
     if bridged.whole:
-        usual = _shapes("hook", attach, lambda: call(tokens, None, None), tokens)
-        passed = {site.name for site in usual}
-        more = {
-            name: one
-            for name, one in attach.items()
+        sites = _shapes("hook", attach, lambda: call(tokens, None, None), tokens)
+        passed = {site.name for site in sites}
+        switchable = {
+            name: attach_one
+            for name, attach_one in attach.items()
             if name.rpartition(".")[2] in SWITCHES and name not in passed
         }
-        # a model without attention has no per-head results to switch on
+        # A model without attention has no results of heads to switch on.
         with suppress(Exception):
-            switch_on(bridge, more)
-            usual += _shapes("hook", more, lambda: call(tokens, None, None), tokens)
-        return usual
+            switch_on(bridge, switchable)
+            sites += _shapes(
+                "hook", switchable, lambda: call(tokens, None, None), tokens
+            )
+        return sites
+    # Of a model that is only the body of the bridged one, a harvest runs the body
+    # alone: what counts is where that has the values.
     seen = capture(list(attach.values()), lambda: call(tokens, None, None))
     wanted = {}
     for name, values in zip(attach, seen, strict=True):
         with suppress(SiteError):
-            wanted[name], _ = vectors(name, values, tokens.shape)
-    found = places_of(module, bridged, wanted, tokens)
+            wanted[name], _ = site_vectors(name, values, tokens.shape)
+    matches = match_hooks(module, bridged, wanted, tokens)
     return [
         SiteShape(name, "hook", x.shape[2], tuple(x.shape))
         for name, x in wanted.items()
-        if name in found
+        if name in matches
     ]
 
 
 def _shapes(
     kind: Kind, attach: Mapping[str, Attach], call: Callable[[], Any], tokens: Tensor
 ) -> list[SiteShape]:
-    """Of every name that a run passes, once: what is seen twice has no single vector
-    per token.
+    """Return the shape of every name that a run passes.
+
+    A name that is passed twice has no single vector per token.
     """
-    seen = dict(
-        zip(attach, capture(list(attach.values()), call, _shape_keeper), strict=True)
-    )
-    out = []
-    for name, values in seen.items():
+    seen = capture(list(attach.values()), call, _keep_shapes)
+    sites = []
+    for name, values in zip(attach, seen, strict=True):
+        if not values:
+            continue
         d = None
         with suppress(SiteError):
-            d = vectors(name, values, tokens.shape)[0].shape[2]
-        if values:
-            out.append(SiteShape(name, kind, d, tuple(values[0].shape)))
-    return out
+            d = site_vectors(name, values, tokens.shape)[0].shape[2]
+        sites.append(SiteShape(name, kind, d, tuple(values[0].shape)))
+    return sites
 
 
-def _shape_keeper(kept: list[Tensor]) -> Put:
+def _keep_shapes(kept: list[Tensor]) -> Put:
+    # Tensors without data: the values of all modules would fill memory.
     return lambda x: kept.append(torch.empty(x.shape, dtype=x.dtype, device="meta"))

@@ -1,8 +1,9 @@
-"""From a site's name to its values: the module to hook, and a forward that stops behind
-the last one.
+"""Run a model on batches of tokens, and hand over the values of some sites.
 
-A site is a hook name of TransformerLens (`hook_names.py`), where it knows the model's
-family, or the name of one of the model's own modules, whose output it is.
+A tap has hooks at the sites. Its forward stops after the last of them, so that later
+layers and the head cost nothing. A site is a hook name of TransformerLens
+(`actstore/model/hook_names.py`), where it knows the model's family, or the name of one
+of the model's own modules, whose output it is.
 """
 
 from __future__ import annotations
@@ -20,31 +21,51 @@ from actstore.errors import ModelError
 from actstore.model.forward import Call
 from actstore.model.hooks import Attach, Put, capture
 from actstore.model.padding import Padding
-from actstore.model.probe import vectors
-from actstore.model.value_layouts import Layout, arranged
+from actstore.model.probe import site_vectors
+from actstore.model.value_layouts import ValueLayout, arranged
 from schemas.source import Site
 
-Sink = Callable[[int, Tensor], None]
+# What a site has in one forward: [b, t, d], with heads flattened into d, in the dtype
+# that the model computes in.
+TappedValues = Tensor
+# Gets the index of a site among those of the tap, and its values.
+Sink = Callable[[int, TappedValues], None]
 
 
 class Tap(Protocol):
-    """Runs the model and hands over each site's values."""
+    """Runs a model and hands over each site's values.
+
+    Attributes:
+        sites: whose values are handed over, in the order of their indices.
+    """
 
     sites: tuple[Site, ...]
 
     def run(self, tokens: Tensor, mask: Tensor | None, sink: Sink) -> None:
-        """tokens: int64 [b, t]; mask: 1 where there is a token, int64 [b, t], None for
-        everywhere.
+        """Run the model once; `sink(i, values)` gets the values of site i.
 
-        `sink(i, x)` gets site i's values, [b, t, d] with heads flattened, valid during
-        the call only. Values at tokens are those without padding. Raises SpecError
-        where the model does not give these.
+        Values at tokens are those that the sequences have without padding. They are
+        valid during the call of `sink` only.
+
+        Args:
+            tokens: int64 [b, t].
+            mask: int64 [b, t], 1 where there is a token; None for everywhere.
+            sink: called once for each site, in the order in which the model computes
+                them.
+
+        Raises:
+            SpecError: padding changes the model's values at tokens.
         """
         ...
 
     def check_padding(self, tokens: NDArray[np.int32]) -> None:
-        """Raises SpecError where the model gives other values for sequences that are
-        padded as these, with -1.
+        """Check that the model can be run on sequences that are padded as these.
+
+        Args:
+            tokens: int32 [n, t], -1 where there is padding.
+
+        Raises:
+            SpecError: padding there changes its values at tokens.
         """
         ...
 
@@ -53,51 +74,78 @@ class Tap(Protocol):
         ...
 
 
-class _Stop(Exception):  # noqa: N818 (not an error: the last site has been seen)
-    """Ends a forward."""
+class _StopForward(Exception):  # noqa: N818 (not an error: the last site has been seen)
+    """Ends a forward from inside a hook."""
 
 
-class Point(NamedTuple):
-    """A site, how its values are got, and how they lie."""
+class TapPoint(NamedTuple):
+    """A site with all that is needed to get its values.
+
+    Attributes:
+        site: its name and width.
+        attach: puts the hook there.
+        layout: how its values lie.
+    """
 
     site: Site
     attach: Attach
-    layout: Layout
+    layout: ValueLayout
 
 
 class HookTap:
-    """Hooks that hand values to a sink, and the call that runs the model."""
+    """A tap made of hooks and a call that runs the model.
+
+    Args:
+        module: the model.
+        points: one for each site.
+        call: runs the model on tokens, a mask and positions.
+        vocabulary: token ids are below it; 0: not known.
+    """
 
     def __init__(
-        self, module: nn.Module, points: Sequence[Point], call: Call, vocabulary: int
+        self,
+        module: nn.Module,
+        points: Sequence[TapPoint],
+        call: Call,
+        vocabulary: int,
     ) -> None:
         self.sites = tuple(point.site for point in points)
         self._layouts = [point.layout for point in points]
         self._call = call
-        self._padding = Padding(module, self._values, vocabulary)
+        self._padding = Padding(module, self._collected, vocabulary)
+        # Of the forward that is running: who gets the values, the shape of its tokens,
+        # and how many sites have been seen.
         self._sink: Sink | None = None
-        self._shape, self._seen = torch.Size(), 0
+        self._shape = torch.Size()
+        self._n_seen = 0
         self._hand_over: Sink = self._take
-        self._removers = [point.attach(self._put(i)) for i, point in enumerate(points)]
+        self._removers = [
+            point.attach(self._put_for(i)) for i, point in enumerate(points)
+        ]
 
     def run(self, tokens: Tensor, mask: Tensor | None, sink: Sink) -> None:
+        """See `Tap.run`."""
         positions = None
         if mask is not None:
             tokens, positions = self._padding.prepared(tokens, mask)
         self._run(tokens, mask, positions, sink)
 
     def check_padding(self, tokens: NDArray[np.int32]) -> None:
+        """See `Tap.check_padding`."""
         mask = torch.from_numpy(tokens >= 0).long()
+        # Only the mask counts here, so it does for the tokens too.
         self._padding.prepared(mask, mask)
 
     def compile(self) -> None:
-        """Run the forward through torch.compile; the hooks stay outside of the compiled
-        graphs.
+        """Run the forward through torch.compile from now on.
+
+        The hooks stay outside of the compiled graphs.
         """
         self._call = torch.compile(self._call)
         self._hand_over = torch.compiler.disable(self._take)
 
     def close(self) -> None:
+        """See `Tap.close`."""
         for remove in self._removers:
             remove()
         self._removers.clear()
@@ -105,55 +153,72 @@ class HookTap:
     def _run(
         self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None, sink: Sink
     ) -> None:
-        self._sink, self._shape, self._seen = sink, tokens.shape, 0
+        self._sink = sink
+        self._shape = tokens.shape
+        self._n_seen = 0
         try:
-            with torch.inference_mode(), suppress(_Stop):
+            with torch.inference_mode(), suppress(_StopForward):
                 self._call(tokens, mask, positions)
         finally:
             self._sink = None
-        if self._seen != len(self.sites):
+        if self._n_seen != len(self.sites):
             raise ModelError(
-                f"only {self._seen} of {len(self.sites)} sites were computed; please"
+                f"only {self._n_seen} of {len(self.sites)} sites were computed; please"
                 " report this model"
             )
 
-    def _values(
+    def _collected(
         self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None
-    ) -> list[Tensor]:
-        got: dict[int, Tensor] = {}
-        self._run(tokens, mask, positions, lambda i, x: got.__setitem__(i, x.clone()))
-        return [got[i] for i in range(len(self.sites))]
+    ) -> list[TappedValues]:
+        """Return a copy of every site's values."""
+        values: dict[int, TappedValues] = {}
 
-    def _put(self, site: int) -> Put:
-        return lambda x: self._hand_over(site, x)
+        def keep(i: int, x: TappedValues) -> None:
+            values[i] = x.clone()
 
-    def _take(self, site: int, x: Tensor) -> None:
+        self._run(tokens, mask, positions, keep)
+        return [values[i] for i in range(len(self.sites))]
+
+    def _put_for(self, i: int) -> Put:
+        # `_hand_over` is looked up at each call, since `compile` replaces it.
+        return lambda x: self._hand_over(i, x)
+
+    def _take(self, i: int, x: Tensor) -> None:
+        """Hand the values of site i to the sink, as [b, t, d]."""
         if self._sink is None:
+            # Somebody else runs the model while the hooks are there.
             return
-        values = arranged(x, self._layouts[site], self._shape)
-        if values is None or values.shape[2] != self.sites[site].d:
+        site = self.sites[i]
+        values = arranged(x, self._layouts[i], self._shape)
+        if values is None or values.shape[2] != site.d:
             raise ModelError(
-                f"site {self.sites[site].name!r} has values of shape {list(x.shape)}"
-                f" for tokens of shape {list(self._shape)}, not one vector of"
-                f" {self.sites[site].d} per token; take another site"
+                f"site {site.name!r} has values of shape {list(x.shape)} for tokens of"
+                f" shape {list(self._shape)}, not one vector of {site.d} per token;"
+                " take another site"
             )
-        self._sink(site, values)
-        self._seen += 1
-        if self._seen == len(self.sites):
-            raise _Stop
+        self._sink(i, values)
+        self._n_seen += 1
+        if self._n_seen == len(self.sites):
+            raise _StopForward
 
 
 def points_of(
     names: Sequence[str], attach: Sequence[Attach], call: Call, tokens: Tensor
-) -> list[Point]:
-    """Sites by name, from one run on a probe. Raises SiteError for one that has no
-    vector per token.
+) -> list[TapPoint]:
+    """Return the sites of these names, after one run on a probe.
+
+    Args:
+        names: of the sites.
+        attach: for each of them, what puts a hook there.
+        call: runs the model.
+        tokens: of the probe, int64 [b, t].
+
+    Raises:
+        SiteError: a site has not exactly one vector per token.
     """
     seen = capture(attach, lambda: call(tokens, None, None))
-    found = [
-        vectors(name, x, tokens.shape) for name, x in zip(names, seen, strict=True)
-    ]
-    return [
-        Point(Site(name=name, d=x.shape[2]), one, layout)
-        for name, one, (x, layout) in zip(names, attach, found, strict=True)
-    ]
+    points = []
+    for name, attach_one, values in zip(names, attach, seen, strict=True):
+        x, layout = site_vectors(name, values, tokens.shape)
+        points.append(TapPoint(Site(name=name, d=x.shape[2]), attach_one, layout))
+    return points

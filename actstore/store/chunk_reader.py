@@ -1,139 +1,246 @@
-"""Chunks of a store straight into buffers. numpy only: no torch, no zarr.
+"""Reads the chunks of a store's shards and decodes them.
 
-A shard's index is read once and kept; with the `raw` codec it is arithmetic. Local
-bytes come by `preadv` into a buffer that each thread reuses (for `raw`: into the place
+This is the one way from a shard's bytes to rows, for `Store.read` and for streams.
+
+Needs numpy only: no torch, no zarr. Where a chunk lies is known from its shard's index,
+which the store keeps; with the `raw` codec it is arithmetic. Local bytes come by
+`preadv` into a buffer that each thread uses again and again (for `raw`: straight to
 where they are wanted), since fresh memory costs more than decoding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, ObjectError
-from actstore.format import keys
-from actstore.format.dtypes import Int8Rows, decode_int8
-from actstore.format.shard import ABSENT, CRC_BYTES, ShardCodec, ShardIndex
-from actstore.store.store import Store
+from actstore.format import object_keys
+from actstore.format.shard import (
+    ABSENT,
+    CRC_BYTES,
+    ShardCodec,
+    check_chunk_checksum,
+)
+from actstore.format.stored_dtypes import Int8Rows, decode_int8
 
-KEPT_INDEXES = 1 << 14
-# bytes of int8 scales that are kept, since chunks of one unit come near each other
-KEPT_PARTS = 64 << 20
+if TYPE_CHECKING:
+    from actstore.store.stored_objects import StoredObjects
+
+# Bytes of int8 scales that are kept, since chunks of one unit come near each other.
+KEPT_SCALE_BYTES = 64 << 20
+# Chunks that are asked for together from an object store, where each request waits.
+CHUNKS_PER_REQUEST = 16
 
 
 class ChunkReader:
-    """Reads and decodes chunks of some sites of a store; safe to use from several
-    threads.
+    """Reads and decodes chunks of some sites of a store.
+
+    Safe to use from several threads.
+
+    Attributes:
+        store: where the chunks lie.
+        sites: the names of the sites; methods take a site by its number in these.
+        codecs: how each site's rows are stored.
+        dtype: of the rows that `read` gives: float32 for int8 stores.
     """
 
-    def __init__(self, store: Store, sites: tuple[str, ...]) -> None:
+    def __init__(self, store: StoredObjects, sites: tuple[str, ...]) -> None:
         self.store = store
         self.sites = sites
         self.codecs: list[ShardCodec] = [store.codec(site) for site in sites]
-        self.dtype = (
-            np.dtype(np.float32)
-            if self.codecs[0].dtype == np.int8
-            else self.codecs[0].dtype
-        )
-        self._indexes: dict[tuple[int, int], ShardIndex] = {}
-        self._parts: dict[
+        self.dtype = self.codecs[0].dtype
+        if self.dtype == np.int8:
+            self.dtype = np.dtype(np.float32)
+        self._int8_parts: dict[
             tuple[int, int], tuple[NDArray[np.float16], NDArray[np.float32]]
         ] = {}
         self._threads = threading.local()
 
-    def read(self, site: int, unit: int, chunk: int, out: NDArray[Any]) -> None:
-        """One chunk into `out`, contiguous [chunk_rows, d]; int8 stores are decoded to
-        float32 if `out` is that.
+    def read(
+        self,
+        site: int,
+        unit: int,
+        chunk: int,
+        out: NDArray[Any],
+    ) -> None:
+        """Read one chunk into `out`, contiguous [chunk_rows, d].
 
-        Raises CorruptError that names unit, site and chunk.
+        Args:
+            site: number of the site in `sites`.
+            unit: the unit.
+            chunk: number of the chunk in the unit's shard.
+            out: of the dtype that is stored; or float32 for an int8 store, whose rows
+                are then decoded.
+
+        Raises:
+            CorruptError: names unit, site and chunk.
+            ObjectError: the shard cannot be read.
         """
         codec = self.codecs[site]
-        target = (
-            out
-            if codec.dtype == out.dtype
-            else self._buffer("decoded", codec.chunk_bytes).view(codec.dtype)
-        )
-        self._read(site, unit, chunk, target)
-        if target is not out:
-            scale, step = self.int8_parts(site, unit, chunk)
-            out[:] = decode_int8(Int8Rows(target.reshape(out.shape), scale, step))
+        # Also int8 into int8: a GPU decodes these itself.
+        if codec.dtype == out.dtype:
+            self._read_stored(site, unit, chunk, out)
+            return
+        buffer = self._buffer("stored", codec.chunk_bytes)
+        stored = buffer.view(codec.dtype).reshape(out.shape)
+        self._read_stored(site, unit, chunk, stored)
+        scale, step = self.int8_parts(site, unit, chunk)
+        out[:] = decode_int8(Int8Rows(stored, scale, step))
+
+    def read_slots(
+        self, site: int, unit: int, slots: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """Return rows of a unit as they are stored, [n, d], by their slots, int64 [n].
+
+        Each chunk that has some of them is read once. `site` is a number in `sites`;
+        errors are those of `read`.
+        """
+        codec = self.codecs[site]
+        chunk_of_slot = slots // codec.chunk_rows
+        chunks = np.unique(chunk_of_slot).tolist()
+        stored_chunks = self._stored_bytes(site, unit, chunks)
+        decoded = np.empty((0, codec.d), codec.dtype)
+        out = np.empty((0, codec.d), codec.dtype)
+        for chunk in chunks:
+            with self._errors_named(site, unit, chunk):
+                stored = next(stored_chunks)
+                if not len(decoded):
+                    # Memory is taken once a chunk has shown that it holds what the
+                    # manifest says, never on the manifest's word alone.
+                    codec.check_chunk(stored)
+                    decoded = np.empty((codec.chunk_rows, codec.d), codec.dtype)
+                    out = np.empty((len(slots), codec.d), codec.dtype)
+                codec.decode_chunk(stored, decoded)
+            in_chunk = chunk_of_slot == chunk
+            out[in_chunk] = decoded[slots[in_chunk] % codec.chunk_rows]
+        return out
 
     def int8_parts(
         self, site: int, unit: int, chunk: int
     ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-        """Row scales [chunk_rows] of a chunk, and its unit's channel mean and step [2,
-        d].
-        """
-        parts = self._parts.get((site, unit))
-        if parts is None:
-            parts = self.store.int8_parts(self.sites[site], unit)
-            if (len(self._parts) + 1) * sum(part.nbytes for part in parts) > KEPT_PARTS:
-                self._parts.clear()
-            self._parts[site, unit] = parts
-        rows = self.codecs[site].chunk_rows
-        return parts[0][chunk * rows : (chunk + 1) * rows], parts[1]
+        """Return what a chunk of an int8 store is decoded with.
 
-    def _read(self, site: int, unit: int, chunk: int, target: NDArray[Any]) -> None:
+        Returns:
+            The scale of each of the chunk's rows, float16 [chunk_rows]; and its unit's
+            channel mean and step, float32 [2, d].
+        """
+        of_unit = self._int8_parts.get((site, unit))
+        if of_unit is None:
+            of_unit = self.store.int8_parts(self.sites[site], unit)
+            unit_bytes = sum(array.nbytes for array in of_unit)
+            kept_bytes = len(self._int8_parts) * unit_bytes
+            if kept_bytes + unit_bytes > KEPT_SCALE_BYTES:
+                # All at once: to know the oldest, threads would have to take turns.
+                self._int8_parts.clear()
+            self._int8_parts[site, unit] = of_unit
+        scale, step = of_unit
+        chunk_rows = self.codecs[site].chunk_rows
+        first = chunk * chunk_rows
+        return scale[first : first + chunk_rows], step
+
+    def _read_stored(
+        self,
+        site: int,
+        unit: int,
+        chunk: int,
+        out: NDArray[Any],
+    ) -> None:
+        """Read one chunk into `out`, of the dtype that is stored."""
         codec = self.codecs[site]
-        key = keys.chunk_key(keys.acts_key(self.sites[site]), unit, 0)
-        try:
+        with self._errors_named(site, unit, chunk):
             if codec.codec == "raw" and self.store.storage.local is not None:
-                self._read_raw(codec, key, chunk, target)
+                self._read_raw(codec, self._key(site, unit), chunk, out)
             else:
-                offset, length = self._place(site, unit, chunk)
-                codec.decode_chunk(self._bytes(key, offset, length), target)
-        except CorruptError as error:
-            raise CorruptError(
-                f"{self.store.url}/{key}: unit {unit}, site {self.sites[site]}, chunk"
-                f" {chunk}: {error}; `actstore verify` lists every bad object"
-            ) from error
+                stored = next(self._stored_bytes(site, unit, [chunk]))
+                codec.decode_chunk(stored, out)
 
     def _read_raw(
-        self, codec: ShardCodec, key: str, chunk: int, target: NDArray[Any]
+        self, codec: ShardCodec, key: str, chunk: int, out: NDArray[Any]
     ) -> None:
-        flat, tail = target.reshape(-1).view(np.uint8), self._buffer("tail", CRC_BYTES)
-        n = self._preadv(key, [flat, tail], chunk * (codec.chunk_bytes + CRC_BYTES))
-        if n != len(flat) + CRC_BYTES or google_crc32c.value(flat) != int(
-            tail.view("<u4")[0]
-        ):
-            raise CorruptError("the chunk's checksum does not match its bytes")
+        """Read a chunk of a local `raw` shard straight into `out`.
 
-    def _place(self, site: int, unit: int, chunk: int) -> tuple[int, int]:
-        index = self._indexes.get((site, unit))
-        if index is None:
-            index = self.store.read_index(self.sites[site], unit)
-            if len(self._indexes) >= KEPT_INDEXES:
-                self._indexes.clear()
-            self._indexes[site, unit] = index
-        if index.offset[chunk] == ABSENT:
-            raise CorruptError("the chunk is absent, but rows of it are valid")
-        return int(index.offset[chunk]), int(index.length[chunk])
+        Its chunks have all the same length, so that no index is needed: with chunks of
+        1,000 bytes and checksums of 4, chunk 3 begins at byte 3,012.
+        """
+        values = out.reshape(-1).view(np.uint8)
+        checksum = self._buffer("checksum", CRC_BYTES)
+        offset = chunk * (codec.chunk_bytes + CRC_BYTES)
+        n_read = self._preadv(key, [values, checksum], offset)
+        if n_read != len(values) + CRC_BYTES:
+            raise CorruptError("the shard ends before the chunk does")
+        check_chunk_checksum(values, checksum)
 
-    def _bytes(self, key: str, offset: int, length: int) -> NDArray[np.uint8] | bytes:
+    def _stored_bytes(
+        self, site: int, unit: int, chunks: Sequence[int]
+    ) -> Iterator[NDArray[np.uint8] | bytes]:
+        """Yield the bytes of some chunks of a unit.
+
+        Those of a local chunk stay as they are until the next one is asked for.
+        """
+        key = self._key(site, unit)
+        index = self.store.index(self.sites[site], unit)
+        byte_ranges = []
+        for chunk in chunks:
+            if index.offset[chunk] == ABSENT:
+                raise CorruptError("the chunk is absent, but rows of it are valid")
+            offset = int(index.offset[chunk])
+            length = int(index.length[chunk])
+            byte_ranges.append((offset, length))
         if self.store.storage.local is None:
-            return self.store.storage.read_ranges(key, [(offset, length)])[0]
-        raw = self._buffer("raw", length)
-        n = self._preadv(key, [raw], offset)
-        return raw[:n]
+            for first in range(0, len(byte_ranges), CHUNKS_PER_REQUEST):
+                together = byte_ranges[first : first + CHUNKS_PER_REQUEST]
+                yield from self.store.storage.read_ranges(key, together)
+            return
+        for offset, length in byte_ranges:
+            buffer = self._buffer("encoded", length)
+            n_read = self._preadv(key, [buffer], offset)
+            yield buffer[:n_read]
 
-    def _preadv(self, key: str, buffers: list[Any], offset: int) -> int:
+    def _preadv(
+        self,
+        key: str,
+        buffers: list[Any],
+        offset: int,
+    ) -> int:
+        """Fill buffers from a local object; return how many bytes there were."""
+        with self.store.storage.opened(key) as file:
+            return os.preadv(file.fd, buffers, offset)
+
+    def _key(self, site: int, unit: int) -> str:
+        """Return the key of the shard with a site's rows of a unit."""
+        array_key = object_keys.acts_key(self.sites[site])
+        return object_keys.chunk_key(array_key, unit, 0)
+
+    @contextlib.contextmanager
+    def _errors_named(
+        self,
+        site: int,
+        unit: int,
+        chunk: int,
+    ) -> Iterator[None]:
+        """Say in errors which chunk could not be read, and what helps."""
         try:
-            with self.store.storage.opened(key) as file:
-                return os.preadv(file.fd, buffers, offset)
-        except CorruptError:
-            raise
+            yield
+        except CorruptError as error:
+            raise CorruptError(
+                f"{self.store.url}/{self._key(site, unit)}: unit {unit}, site"
+                f" {self.sites[site]}, chunk {chunk}: {error}; `actstore verify` lists"
+                " every bad object"
+            ) from error
         except ObjectError as error:
             raise ObjectError(
-                f"{error} ({key}); `actstore verify` lists what is missing"
+                f"{error}; `actstore verify` lists what is missing"
             ) from error
 
     def _buffer(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
-        """This thread's buffer of that name, grown when needed."""
+        """Return this thread's buffer of that name, grown when needed."""
+        # Chunks differ in length where they are compressed: the longest one counts.
         kept: NDArray[np.uint8] | None = getattr(self._threads, name, None)
         if kept is None or len(kept) < n_bytes:
             kept = np.empty(n_bytes, np.uint8)

@@ -1,5 +1,6 @@
-"""The unit and block records that workers have committed, whether or not the store is
-finished.
+"""Reads the records of units and token blocks that workers have committed.
+
+The store may be finished or not.
 """
 
 from __future__ import annotations
@@ -8,32 +9,41 @@ import re
 from typing import NamedTuple
 
 from actstore.errors import CorruptError, UnfinishedError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.json_records import parsed_record, read_record
 from actstore.format.manifest_checks import check_record
-from actstore.format.object_sizes import (
-    RECORD_JSON,
-    SMALL_JSON,
-)
+from actstore.format.object_sizes import RECORD_JSON, SMALL_JSON
 from actstore.format.storage import Storage
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, StoreManifest, UnitRecord
 
+# Keys such as `units/00012.json`, `units-3/00012.json` or `blocks/00012.json`.
 _RECORD = re.compile(r"[a-z]+(?:-\d+)?/(\d{5,10})\.json", re.ASCII)
 
 
-class Committed(NamedTuple):
-    """A unit's record and the bytes that it stands in, which the digests are of."""
+class CommittedRecord(NamedTuple):
+    """A unit's record, and the bytes that it was read from."""
 
     record: UnitRecord
+    """What was committed."""
+
     data: bytes
+    """The record's JSON, of which the digests are made."""
 
 
 def committed_records(
     storage: Storage, plan: Plan, parent: StoreManifest | None
-) -> list[Committed]:
-    """The records of a generation's units, in order. Raises UnfinishedError with those
-    that are missing.
+) -> list[CommittedRecord]:
+    """Return the records of a generation's units, in order.
+
+    Args:
+        storage: where the store lies.
+        plan: the generation's plan.
+        parent: the manifest of the store that the generation adds to, if it does.
+
+    Raises:
+        UnfinishedError: some are missing; the message names them.
+        CorruptError: one cannot be a record of its unit.
     """
     wanted = wanted_units(storage, plan, parent)
     if wanted is None:
@@ -41,8 +51,9 @@ def committed_records(
             f"{storage.url}: the corpus has not been read to its end; run the same"
             " harvest again"
         )
-    done = committed_units(storage, plan.generation)
-    missing = [unit for unit in wanted if unit not in done]
+    there = committed_units(storage, plan.generation)
+    missing = [unit for unit in wanted if unit not in there]
+    # Records are read only once all are there: this is asked while workers still work.
     if missing:
         raise UnfinishedError(
             f"{storage.url}: {len(missing)} units are missing"
@@ -51,49 +62,63 @@ def committed_records(
         )
     committed = []
     for unit in wanted:
-        key = keys.unit_key(unit, plan.generation)
-        where, data = f"{storage.url}/{key}", storage.read(key, RECORD_JSON)
-        committed.append(Committed(parsed_record(UnitRecord, data, where), data))
-        check_record(plan, plan.generation, unit, committed[-1].record, where)
+        key = object_keys.unit_key(unit, plan.generation)
+        where = f"{storage.url}/{key}"
+        data = storage.read(key, RECORD_JSON)
+        record = parsed_record(UnitRecord, data, where)
+        check_record(plan, plan.generation, unit, record, where)
+        committed.append(CommittedRecord(record, data))
     return committed
 
 
 def wanted_units(
     storage: Storage, plan: Plan, parent: StoreManifest | None
 ) -> range | None:
-    """The units that a generation must have; None while the corpus' end is not known."""
+    """Return the units that a generation must have.
+
+    None while nobody knows where the corpus ends.
+    """
     if plan.adds_sites and parent is not None:
+        # New sites are harvested at the tokens that the store has already.
         return range(parent.n_units)
-    last = [
-        unit
-        for unit, block in committed_blocks(storage).items()
-        if block.last and unit >= plan.first_unit
-    ]
-    return range(plan.first_unit, last[0] + 1) if last else None
+    # A store that is extended has an earlier block that was the last one then.
+    for unit, block in committed_blocks(storage).items():
+        if block.last and unit >= plan.first_unit:
+            return range(plan.first_unit, unit + 1)
+    return None
 
 
 def committed_units(storage: Storage, generation: int) -> set[int]:
-    """Units whose record is there."""
-    return set(_by_unit(storage, keys.units_prefix(generation)))
+    """Return the units whose record is there."""
+    return set(_record_keys(storage, object_keys.units_prefix(generation)))
 
 
 def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
-    """Records of the token blocks that are there, by unit."""
-    found = {}
-    for unit, key in _by_unit(storage, "blocks").items():
-        found[unit] = read_record(storage, key, BlockRecord, SMALL_JSON)
-        if found[unit].unit != unit:
+    """Return the records of the token blocks that are there, by unit.
+
+    Raises:
+        CorruptError: a record is of another unit than its key says.
+    """
+    blocks = {}
+    for unit, key in _record_keys(storage, "blocks").items():
+        block = read_record(storage, key, BlockRecord, SMALL_JSON)
+        if block.unit != unit:
             raise CorruptError(
-                f"{storage.url}/{key}: it is of unit {found[unit].unit}, not the record"
+                f"{storage.url}/{key}: it is of unit {block.unit}, not the record"
                 " that was committed"
             )
-    return found
+        blocks[unit] = block
+    return blocks
 
 
-def _by_unit(storage: Storage, folder: str) -> dict[int, str]:
-    """Keys of the records of units in a folder; other files (such as `._00001.json`)
-    are not looked at.
+def _record_keys(storage: Storage, folder: str) -> dict[int, str]:
+    """Return the keys of the records in a folder, by unit.
+
+    Other files (such as `._00001.json`) are not looked at.
     """
-    return {
-        int(m[1]): m[0] for key in storage.list(folder) if (m := _RECORD.fullmatch(key))
-    }
+    by_unit = {}
+    for key in storage.list(folder):
+        match = _RECORD.fullmatch(key)
+        if match:
+            by_unit[int(match[1])] = key
+    return by_unit

@@ -1,108 +1,102 @@
-"""What a store holds, in lines for people."""
+"""Describes what a store holds, in lines for people."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from schemas.manifest import StoreManifest
+from schemas.source import Imported
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.streamed_store import StreamedStore
+
+Lines = list[tuple[str, str]]
+"""Names and values, as `actstore info` prints them."""
+
+_VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
-def describe(store: Store) -> list[tuple[str, str]]:
-    """Lines of `actstore info`: (name, value)."""
-    m, layout = store.manifest, store.layout
-    raw = (
-        m.n_rows
-        * sum(site.d for site in m.sites)
-        * {"float32": 4, "int8": 1}.get(m.spec.dtype, 2)
-    )
-    held = m.n_rows - m.n_train_rows
-    widths = sorted({site.d for site in m.sites})
-    return [
+def describe(store: StreamedStore) -> Lines:
+    """Return the lines of `actstore info`: (name, value)."""
+    manifest = store.manifest
+    layout = store.layout
+    spec = manifest.spec
+    widths = sorted({site.d for site in manifest.sites})
+    of_widths = f"{len(manifest.sites)} of d {', '.join(map(str, widths))}"
+    n_held_out = manifest.n_rows - manifest.n_train_rows
+    of_splits = f"{manifest.n_train_rows:,} training, {n_held_out:,} held out"
+    of_sizes = f"{layout.unit_sequences} sequences, chunks of {layout.chunk_rows} rows"
+    # Bytes against those of the bare values: below 1 by compression, above it where
+    # norms, tokens and indexes take more than that saves.
+    values_per_token = sum(site.d for site in manifest.sites)
+    value_bytes = manifest.n_rows * values_per_token * _VALUE_BYTES[spec.dtype]
+    share = manifest.n_bytes / value_bytes
+    of_bytes = f"{manifest.n_bytes / 1e6:,.1f} MB, {share:.2f} of the values"
+    lines = [
         ("store", store.url),
-        ("content id", m.content_id),
-        *_origin(m),
-        (
-            "sites",
-            f"{len(m.sites)} of d {', '.join(map(str, widths))}: {_short(store.sites)}",
-        ),
-        (
-            "rows",
-            f"{m.n_rows:,} per site: {m.n_train_rows:,} training, {held:,} held out",
-        ),
-        *([("not finite", _short(tuple(bad)))] if (bad := _non_finite(store)) else []),
-        (
-            "units",
-            (
-                f"{m.n_units} of {layout.unit_sequences} sequences, chunks of"
-                f" {layout.chunk_rows} rows"
-            ),
-        ),
-        (
-            "stored as",
-            (
-                f"{m.spec.dtype}, {m.spec.codec}: {m.n_bytes / 1e6:,.1f} MB,"
-                f" {m.n_bytes / raw:.2f} of the values"
-            ),
-        ),
-        ("format", f"{m.format_version}.{m.format_minor}"),
+        ("content id", manifest.content_id),
+        *_origin(manifest),
+        ("sites", f"{of_widths}: {_short(store.sites)}"),
+        ("rows", f"{manifest.n_rows:,} per site: {of_splits}"),
+    ]
+    non_finite = _non_finite(store)
+    if non_finite:
+        lines.append(("not finite", _short(tuple(non_finite))))
+    lines += [
+        ("units", f"{manifest.n_units} of {of_sizes}"),
+        ("stored as", f"{spec.dtype}, {spec.codec}: {of_bytes}"),
+        ("format", f"{manifest.format_version}.{manifest.format_minor}"),
+    ]
+    return lines
+
+
+def _non_finite(store: StreamedStore) -> list[str]:
+    """Return, for each site that has any, how many rows hold a NaN or an infinity."""
+    from actstore.store.non_finite import non_finite
+
+    # A store that is still being harvested has no columns yet, so nobody knows.
+    if not store.manifest.files:
+        return []
+    counts = non_finite(store.objects)
+    return [f"{count:,} rows at {site}" for site, count in counts.items()]
+
+
+def _origin(manifest: StoreManifest) -> Lines:
+    """Return where the activations come from: a model and a corpus, or files."""
+    spec = manifest.spec
+    if manifest.imported is not None:
+        return _imported_origin(manifest, manifest.imported)
+    model = manifest.model
+    about = f"{model.architecture}, {model.n_layers} layers, {spec.model.dtype}"
+    packed = "packed" if spec.pack else "not packed"
+    return [
+        ("model", f"{spec.model.name} ({about})"),
+        ("corpus", f"{spec.corpus.name}, contexts of {spec.context}, {packed}"),
     ]
 
 
-def _non_finite(store: Store) -> list[str]:
-    """Rows with a NaN or an infinity, by site; of a store that is still being harvested
-    they are not known.
-    """
-    from actstore.store.non_finite import non_finite
-
-    if not store.manifest.files:
-        return []
-    return [f"{n:,} rows at {site}" for site, n in non_finite(store).items()]
-
-
-def _origin(m: StoreManifest) -> list[tuple[str, str]]:
-    """Where the activations come from: a model and a corpus, or files."""
-    spec, found = m.spec, m.imported
-    if found is None:
-        return [
-            (
-                "model",
-                (
-                    f"{spec.model.name} ({m.model.architecture}, {m.model.n_layers}"
-                    f" layers, {spec.model.dtype})"
-                ),
-            ),
-            (
-                "corpus",
-                (
-                    f"{spec.corpus.name}, contexts of {spec.context},"
-                    f" {'packed' if spec.pack else 'not packed'}"
-                ),
-            ),
-        ]
-    kinds = sorted({f"{one.format}, {one.dtype}" for one in found.arrays})
-    size = sum(one.bytes for one in found.files)
-    files = (
-        f": {_short(tuple(one.name for one in found.files))} ({size / 1e6:,.1f} MB)"
-        if found.files
-        else ""
-    )
+def _imported_origin(manifest: StoreManifest, imported: Imported) -> Lines:
+    """Return which files the activations were imported from."""
+    spec = manifest.spec
+    kinds = sorted({f"{array.format}, {array.dtype}" for array in imported.arrays})
+    files = ""
+    if imported.files:
+        names = _short(tuple(file.name for file in imported.files))
+        n_bytes = sum(file.bytes for file in imported.files)
+        files = f": {names} ({n_bytes / 1e6:,.1f} MB)"
+    contexts = "not known: each row counts as a sequence of its own"
+    if imported.contexts:
+        contexts = f"of {spec.context}"
     return [
         ("model", f"{spec.model.name} (not harvested here)"),
         ("imported", f"{'; '.join(kinds)}{files}"),
-        ("tokens", found.tokens or "not known"),
-        (
-            "contexts",
-            (
-                f"of {spec.context}"
-                if found.contexts
-                else "not known: each row counts as a sequence of its own"
-            ),
-        ),
+        ("tokens", imported.tokens or "not known"),
+        ("contexts", contexts),
     ]
 
 
 def _short(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
+    """Return names in a line: all of up to three, else the first and the last."""
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]}, ..., {names[-1]}"

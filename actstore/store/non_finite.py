@@ -1,4 +1,4 @@
-"""Rows of a store that hold a NaN or an infinity."""
+"""Counts the rows of a store that hold a NaN or an infinity."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from actstore.store.stored_objects import StoredObjects
 
 
 def non_finite(store: StoredObjects) -> dict[str, int]:
-    """Rows of a store that hold a NaN or an infinity, training and held out, by site;
-    other sites are left out.
+    """Return how many rows hold a NaN or an infinity, by site.
+
+    Training rows and held out ones are counted together; sites without such rows are
+    left out.
+
+    Raises:
+        CorruptError: the column `sums` has counts that cannot be.
     """
-    counts = store.column("sums")[..., 1].sum(axis=(0, 2))
-    if not (counts >= 0).all() or not (counts <= store.manifest.n_rows).all():
+    # Figure 1 of the column `sums` [unit, site, stratum, figure] is the count of them.
+    by_unit = store.column("sums")[..., 1]
+    counts = by_unit.sum(axis=(0, 2))
+    # NaN is neither at least 0 nor at most n, so it is refused too.
+    possible = (counts >= 0) & (counts <= store.manifest.n_rows)
+    if not possible.all():
         raise CorruptError(
             f"{store.url}: the column `sums` has {counts.min()} to {counts.max()}"
             " non-finite rows"
         )
-    return {site: int(n) for site, n in zip(store.sites, counts, strict=True) if n}
+    by_site = zip(store.sites, counts, strict=True)
+    return {site: int(count) for site, count in by_site if count}

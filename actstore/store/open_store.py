@@ -1,32 +1,89 @@
-"""Opening a store, finished or still being harvested."""
+"""Opens a store, finished or still being harvested."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
 from actstore.store.store import Store
 
+if TYPE_CHECKING:
+    from actstore.store.followed import FollowedStore
+
+
+@overload
+def open(  # noqa: A001
+    url: str | Path,
+    options: dict[str, Any] | None = None,
+    *,
+    follow: Literal[False] = False,
+) -> Store: ...
+
+
+@overload
+def open(  # noqa: A001
+    url: str | Path,
+    options: dict[str, Any] | None = None,
+    *,
+    follow: Literal[True],
+) -> FollowedStore: ...
+
+
+@overload
+def open(  # noqa: A001
+    url: str | Path,
+    options: dict[str, Any] | None = None,
+    *,
+    follow: bool,
+) -> Store | FollowedStore: ...
+
 
 def open(  # noqa: A001
-    url: str | Path, options: dict[str, Any] | None = None, *, follow: bool = False
-) -> Store:
-    """Open a finished store at any fsspec URL; `options` go to the file system.
+    url: str | Path,
+    options: dict[str, Any] | None = None,
+    *,
+    follow: bool = False,
+) -> Store | FollowedStore:
+    """Open a finished store.
 
-    With `follow`, a store that is still being harvested: waits until its first group of
-    units is committed, and can be streamed with `StreamSpec(follow=True)` (see
-    `store/followed.py`).
+    Args:
+        url: a folder, or any URL that fsspec knows.
+        options: for the file system, such as credentials.
+        follow: open a store that is still being harvested. This waits until its first
+            group of units is committed; it can then be streamed with
+            `StreamSpec(follow=True)` (see `store/followed.py`).
 
-    Raises NotAStoreError, UnfinishedError (a harvest that has not ended),
-    FormatVersionError (written by a newer actstore) or CorruptError.
+    Raises:
+        NotAStoreError: there is no store.
+        UnfinishedError: the harvest has not ended.
+        FormatVersionError: a newer actstore has written it.
+        CorruptError: its manifest, or what it counts, cannot be.
+
+    Examples:
+        >>> import actstore
+        >>> spec = {
+        ...     "model": "builtin:mini",
+        ...     "corpus": "builtin:stdlib",
+        ...     "sites": "blocks.0.hook_mlp_out",
+        ...     "tokens": 1024,
+        ... }
+        >>> _ = actstore.harvest(spec, "activations")
+        >>> store = actstore.open("activations")
+        >>> store.read("blocks.0.hook_mlp_out").shape
+        (1024, 16)
+        >>> batch = next(store.stream(actstore.StreamSpec(batch=256)))
+        >>> batch.x.shape
+        torch.Size([256, 16])
     """
     if follow:
+        # A finished store needs none of the modules that this one loads.
         from actstore.store.followed import open_followed
 
         return open_followed(url, options)
     storage = Storage(str(url), options)
+    # What is written last is read first: with a manifest, everything else is there.
     store = Store(storage, read_manifest(storage))
     store.check()
     return store

@@ -1,8 +1,9 @@
-"""A finished store, open for reading: its manifest, norms, rows by id, provenance, and
-streams.
+"""A finished store, open for reading.
 
-Opening reads the manifest and the rows column only, whatever the number of units. This
-module loads neither torch nor zarr; `stream` and `tokenizer` load what they need.
+It gives the manifest, norms, rows by id, their provenance, and streams.
+
+Opening reads the manifest and the column of rows only, whatever the number of units.
+This module loads neither torch nor zarr; `stream` and `tokenizer` load what they need.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actstore.errors import SpecError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.content_id import content_id
-from actstore.format.dtypes import Int8Rows, decode_int8, to_float32
 from actstore.format.layout import held_out, unit_of
 from actstore.format.storage import Storage
-from actstore.store.row_ids import AskedRows, ids_of, pieces
+from actstore.format.stored_dtypes import Int8Rows, decode_int8, to_float32
+from actstore.store.chunk_reader import ChunkReader
+from actstore.store.row_ids import (
+    RowIds,
+    RowSelection,
+    selected_ids,
+    selected_pieces,
+)
 from actstore.store.stored_objects import StoredObjects
+from actstore.store.streamed_store import StreamedStore
 from schemas.manifest import NormStats, StoreManifest
 
 if TYPE_CHECKING:
@@ -30,15 +38,14 @@ if TYPE_CHECKING:
     from schemas.stream import StreamSpec
 
 
-RowIds = NDArray[np.int64]
-
-
 class Provenance(NamedTuple):
-    """Where rows come from: global sequence number, position in it, token id; int64 [n]
-    each.
+    """The origin of rows: sequence, position and token of each.
 
-    Of an imported store without tokens all tokens are -1; without contexts, `sequence`
-    is the row's number in its source.
+    Attributes:
+        sequence: number of the row's sequence in the whole store, int64 [n]; in a store
+            that was imported without contexts, the row's number in its source.
+        position: the token's position in its sequence, int64 [n].
+        token: the token's id, int64 [n]; -1 in a store imported without tokens.
     """
 
     sequence: RowIds
@@ -47,8 +54,12 @@ class Provenance(NamedTuple):
 
 
 class Store(StoredObjects):
-    """A finished store. Row id = unit * capacity + slot; the same id is the same token
-    at every site.
+    """A finished store.
+
+    Row id = unit * capacity + slot; the same id is the same token at every site.
+
+    Attributes:
+        norms: the figures of each site's L2 norms over training rows, by site.
     """
 
     def __init__(self, storage: Storage, manifest: StoreManifest) -> None:
@@ -58,50 +69,64 @@ class Store(StoredObjects):
         }
 
     def __repr__(self) -> str:
-        m = self.manifest
-        sites = (
-            f"{len(m.sites)} sites of d"
-            f" {', '.join(map(str, sorted({site.d for site in m.sites})))}"
-        )
+        manifest = self.manifest
+        widths = sorted({site.d for site in manifest.sites})
+        sites = f"{len(manifest.sites)} sites of d {', '.join(map(str, widths))}"
         return (
-            f"Store({self.url!r}: {m.spec.model.name}, {sites}, {m.n_rows:,} rows each,"
-            f" {m.spec.dtype})"
+            f"Store({self.url!r}: {manifest.spec.model.name}, {sites},"
+            f" {manifest.n_rows:,} rows each, {manifest.spec.dtype})"
         )
 
     def _repr_html_(self) -> str:
         from actstore.console.notebook import table
         from actstore.store.description import describe
 
-        return table(f"Store {self.url}", describe(self)[1:])
+        _, *lines = describe(self)  # the first one is the title
+        return table(f"Store {self.url}", lines)
+
+    @property
+    def objects(self) -> StoredObjects:
+        """The objects that the store's rows are read from: the store is them itself."""
+        return self
 
     def units(self, split: str | None = None) -> list[int]:
-        """Units of a split ("train", "held_out"), or all of them."""
-        every = range(self.manifest.n_units)
-        return [
-            unit
-            for unit in every
-            if split is None or held_out(unit) == (split == "held_out")
-        ]
+        """Return the units of a split ("train", "held_out"), or all of them."""
+        every_unit = range(self.manifest.n_units)
+        if split is None:
+            return list(every_unit)
+        wanted = split == "held_out"
+        return [unit for unit in every_unit if held_out(unit) == wanted]
 
     def rows(self, split: str | None = None) -> RowIds:
-        """Ids of all valid rows of a split, in store order: int64 [n]."""
-        counts, capacity = self.unit_rows, self.layout.capacity
-        parts = [
-            np.arange(counts[unit], dtype=np.int64) + unit * capacity
-            for unit in self.units(split)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        """Return the ids of all valid rows in store order, int64 [n].
+
+        `split` is as for `units`.
+        """
+        ids_by_unit = []
+        for unit in self.units(split):
+            first_id = unit * self.layout.capacity
+            ids_by_unit.append(
+                np.arange(self.unit_rows[unit], dtype=np.int64) + first_id
+            )
+        if not ids_by_unit:  # a small store has no unit that is held out
+            return np.zeros(0, np.int64)
+        return np.concatenate(ids_by_unit)
 
     def before(self, n_generations: int) -> Store:
-        """The store as it was when it had its first generations only: what a stream
-        that began then goes on with.
+        """Return the store as it was when it had its first generations only.
+
+        A stream that began then goes on with that.
         """
         from actstore.format.statistics import UnitStats
 
-        m, kept = self.manifest, self.manifest.generations[:n_generations]
+        kept = self.manifest.generations[:n_generations]
         n_units = max(g.first_unit + g.n_units for g in kept)
-        sites = tuple(site for g in kept if g.first_unit == 0 for site in g.sites)
-        key = keys.merged_stats_key(n_generations - 1)
+        # A generation that begins at unit 0 brings sites; one that begins later brings
+        # units. The first of all brings both.
+        bringing_sites = [g for g in kept if g.first_unit == 0]
+        sites = tuple(site for g in bringing_sites for site in g.sites)
+        bringing_units = [g for g in kept if g.first_unit > 0 or g is kept[0]]
+        key = object_keys.merged_stats_key(n_generations - 1)
         stats = UnitStats.from_bytes(sites, self.file(key), f"{self.url}/{key}")
         rows = self.unit_rows[:n_units].astype(np.int64)
         training = [unit for unit in range(n_units) if not held_out(unit)]
@@ -110,127 +135,174 @@ class Store(StoredObjects):
             "sites": sites,
             "generations": kept,
             "n_units": n_units,
-            "n_sequences": sum(
-                g.n_sequences for g in kept if g.first_unit > 0 or g is kept[0]
-            ),
+            "n_sequences": sum(g.n_sequences for g in bringing_units),
             "n_rows": int(rows.sum()),
             "n_train_rows": int(rows[training].sum()),
             "norms": stats.norms(),
         }
-        return Store(self.storage, m.model_copy(update=update))
+        return Store(self.storage, self.manifest.model_copy(update=update))
 
-    def read(self, site: str, rows: AskedRows = None) -> NDArray[np.float32]:
-        """Activations of a site, float32 [n, d]; they take n * d * 4 bytes, and
-        `read_pieces` is for more than fits.
+    def read(
+        self,
+        site: str,
+        rows: RowSelection = None,
+    ) -> NDArray[np.float32]:
+        """Return activations of a site, float32 [n, d].
 
-        rows: ids, read in their order; or a slice of all valid rows in store order,
-        `slice(0, 1000)`; or None: all. Raises SiteError, or IndexError for ids that do
-        not exist.
+        They take n * d * 4 bytes; `read_pieces` is for more than fits into memory.
+
+        Args:
+            site: name of the site.
+            rows: ids, read in their order; or a slice of all valid rows in store order,
+                such as `slice(0, 1000)`; or None for all rows.
+
+        Raises:
+            SiteError: no such site.
+            IndexError: ids that do not exist.
+            CorruptError: stored bytes are not what they must be.
         """
-        ids, d = ids_of(self, rows), self.site(site).d
+        ids = selected_ids(self, rows)
+        d = self.site(site).d
+        # Its buffers are for this call only; the shard indexes stay with the store.
+        reader = ChunkReader(self, (site,))
         out = np.empty((0, d), np.float32)
-        for unit, where in self._by_unit(ids):
-            slots = ids[where] - unit * self.layout.capacity
-            values = self._widen(site, unit, slots, self.read_slots(site, unit, slots))
-            # memory for all of them once the first are as wide as the manifest says
+        for unit, of_unit in self._by_unit(ids):
+            slots = ids[of_unit] - unit * self.layout.capacity
+            stored = reader.read_slots(0, unit, slots)
+            values = self._as_float32(site, unit, slots, stored)
+            # Memory for all rows is taken once the first ones have shown that they are
+            # as wide as the manifest says.
             if not len(out):
                 out = np.empty((len(ids), d), np.float32)
-            out[where] = values
+            out[of_unit] = values
         return out
 
     def read_pieces(
-        self, site: str, rows: AskedRows = None, size: int = 65_536
+        self, site: str, rows: RowSelection = None, size: int = 65_536
     ) -> Iterator[NDArray[np.float32]]:
-        """What `read` gives, in pieces of `size` rows (the last may be smaller), one
-        after the other.
+        """Yield what `read` returns, in pieces of `size` rows, float32 [size, d].
+
+        The last piece may be smaller.
         """
-        for ids in pieces(self, rows, size):
+        for ids in selected_pieces(self, rows, size):
             yield self.read(site, ids)
 
     def read_unit(self, site: str, unit: int) -> NDArray[np.float32]:
-        """All valid rows of a unit in slot order, float32 [n_rows, d]."""
-        return self.read(
-            site, np.arange(self.unit_rows[unit]) + unit * self.layout.capacity
-        )
+        """Return all valid rows of a unit, float32 [n_rows, d].
 
-    def read_norms(self, site: str, rows: AskedRows = None) -> NDArray[np.float32]:
-        """L2 norms of stored rows (see `read`), float32 [n], without decoding
-        activations.
+        They are in the order of their slots.
+        """
+        slots = np.arange(self.unit_rows[unit])
+        return self.read(site, slots + unit * self.layout.capacity)
+
+    def read_norms(
+        self,
+        site: str,
+        rows: RowSelection = None,
+    ) -> NDArray[np.float32]:
+        """Return L2 norms of stored rows, float32 [n], without decoding activations.
+
+        `rows` are as for `read`.
         """
         self.site(site)
-        ids = ids_of(self, rows)
+        ids = selected_ids(self, rows)
+        capacity = self.layout.capacity
         out = np.empty(len(ids), np.float32)
-        for unit, where in self._by_unit(ids):
-            key = keys.chunk_key(keys.norm_key(site), unit)
-            out[where] = self.plain(key, (self.layout.capacity,), np.float32)[
-                ids[where] % self.layout.capacity
-            ]
+        for unit, of_unit in self._by_unit(ids):
+            key = object_keys.chunk_key(object_keys.norm_key(site), unit)
+            norms = self.plain(key, (capacity,), np.float32)
+            out[of_unit] = norms[ids[of_unit] % capacity]
         return out
 
-    def provenance(self, rows: AskedRows = None) -> Provenance:
-        """(sequence, position, token) of rows (see `read`), the same for every site."""
-        ids = ids_of(self, rows)
+    def provenance(self, rows: RowSelection = None) -> Provenance:
+        """Return sequence, position and token of rows, the same for every site.
+
+        `rows` are as for `read`.
+        """
+        ids = selected_ids(self, rows)
         pairs = np.empty((len(ids), 2), np.int64)
         tokens = np.empty(len(ids), np.int64)
-        size = self.layout.unit_sequences
-        for unit, where in self._by_unit(ids):
-            here = self.pairs(unit)[ids[where] % self.layout.capacity]
-            pairs[where] = here
-            tokens[where] = self.block(unit)[here[:, 0] - unit * size, here[:, 1]]
+        unit_sequences = self.layout.unit_sequences
+        for unit, of_unit in self._by_unit(ids):
+            slots = ids[of_unit] % self.layout.capacity  # id = unit * capacity + slot
+            unit_pairs = self.pairs(unit)[slots]
+            pairs[of_unit] = unit_pairs
+            # Sequences are numbered over the whole store, but a token block has those
+            # of its unit only.
+            sequence_in_unit = unit_pairs[:, 0] - unit * unit_sequences
+            position = unit_pairs[:, 1]
+            tokens[of_unit] = self.block(unit)[sequence_in_unit, position]
         return Provenance(pairs[:, 0], pairs[:, 1], tokens)
 
     def tokens(self, sequences: ArrayLike) -> NDArray[np.int32]:
-        """Token ids of sequences, int32 [n, context]; -1 is padding.
+        """Return the token ids of sequences, int32 [n, context]; -1 is padding.
 
-        Raises SpecError where the store was imported without tokens.
+        Args:
+            sequences: numbers of sequences, integers [n].
+
+        Raises:
+            SpecError: the store was imported without tokens.
+            IndexError: there is no such sequence.
         """
         if not self.manifest.has_tokens:
             raise SpecError(
                 f"{self.url}: this store was imported without tokens; import again with"
                 " them (--tokens)"
             )
-        ids = np.asarray(sequences, np.int64)
-        end = self.manifest.n_units * self.layout.unit_sequences
-        if len(ids) and (ids.min() < 0 or ids.max() >= end):
+        numbers = np.asarray(sequences, np.int64)
+        unit_sequences = self.layout.unit_sequences
+        end = self.manifest.n_units * unit_sequences
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= end):
             raise IndexError(
-                f"sequences {ids.min()}..{ids.max()}: the store's units hold"
+                f"sequences {numbers.min()}..{numbers.max()}: the store's units hold"
                 f" 0..{end - 1}"
             )
-        out = np.empty((len(ids), self.layout.context), np.int32)
-        units = ids // self.layout.unit_sequences
+        out = np.empty((len(numbers), self.layout.context), np.int32)
+        units = numbers // unit_sequences
+        # Unit by unit, so that each token block is read once.
         for unit in np.unique(units):
-            where = units == unit
-            out[where] = self.block(int(unit))[ids[where] % self.layout.unit_sequences]
-        if len(out) and (out < 0).all(axis=1).any():
-            raise IndexError(
-                f"sequence {ids[(out < 0).all(axis=1)][0]}: its unit ends before it"
-            )
+            of_unit = units == unit
+            in_unit = numbers[of_unit] % unit_sequences
+            out[of_unit] = self.block(int(unit))[in_unit]
+        # The last unit may have fewer sequences than a unit can hold.
+        absent = (out < 0).all(axis=1)
+        if absent.any():
+            raise IndexError(f"sequence {numbers[absent][0]}: its unit ends before it")
         return out
 
     @cached_property
     def statistics(self) -> UnitStats:
-        """The merged statistics over training units, vectors and histograms included."""
+        """Statistics merged over training units.
+
+        They have each channel's sums, and the histograms of norms.
+        """
         from actstore.format.statistics import UnitStats
 
-        key = keys.merged_stats_key(self._newest)
+        key = object_keys.merged_stats_key(self._newest)
         return UnitStats.from_bytes(
             self.manifest.sites, self.file(key), f"{self.url}/{key}"
         )
 
     def mean(self, site: str) -> NDArray[np.float64]:
-        """Mean activation over training rows, float64 [d]."""
-        return self.statistics.sites[self.site(site).name].moments()[1]
+        """Return a site's mean activation over training rows, float64 [d]."""
+        name = self.site(site).name
+        return self.statistics.sites[name].moments().mean
 
     def variance(self, site: str) -> NDArray[np.float64]:
-        """Variance of each channel over training rows, float64 [d]."""
-        return self.statistics.sites[self.site(site).name].moments()[2]
+        """Return each channel's variance over training rows, float64 [d]."""
+        name = self.site(site).name
+        return self.statistics.sites[name].moments().variance
 
     def tokenizer(self, *, trust_remote_code: bool = False) -> Any:
-        """The model's tokenizer as kept in the store (transformers), or None where none
-        was kept.
+        """Return the model's tokenizer as the store keeps it, one of transformers'.
 
-        trust_remote_code: run code that is kept with it, if it needs any. Raises
-        ModelError where it cannot be read.
+        None where none was kept.
+
+        Args:
+            trust_remote_code: run code that is kept with it, if it needs any.
+
+        Raises:
+            ModelError: it cannot be read.
         """
         from actstore.store.tokenizer_files import stored_tokenizer
 
@@ -245,7 +317,7 @@ class Store(StoredObjects):
         )
 
     def stream(
-        self,
+        self: StreamedStore,
         spec: StreamSpec | None = None,
         *,
         device: Any = "cpu",
@@ -255,19 +327,26 @@ class Store(StoredObjects):
         on_corrupt: Literal["error", "skip"] = "error",
         **fields: Any,
     ) -> Stream:
-        """Shuffled batches of training rows: `store.stream(batch=512, rescale="log")`.
+        """Return a stream of shuffled batches of training rows.
 
-        `fields` are those of a StreamSpec (`schemas/stream.py`) and override `spec`'s;
-        `actstore.stream.stream.Stream` tells the rest. Raises SpecError for a field
-        that does not exist or cannot be used.
+        Args:
+            spec: what the stream gives; by default what `StreamSpec()` says.
+            fields: fields of a StreamSpec (`schemas/stream.py`), which override
+                `spec`'s. The other arguments are those of
+                `actstore.stream.stream.Stream`.
+
+        Raises:
+            SpecError: a field that does not exist or cannot be used.
+
+        Examples:
+            `store.stream(batch=512, rescale="log")`
         """
         from actstore.stream.stream import Stream
-        from actstore.stream.stream_setup import spec_with
+        from actstore.stream.stream_spec import spec_with
 
-        made = spec_with(spec, fields)
         return Stream(
             self,
-            made,
+            spec_with(spec, fields),
             device=device,
             threads=threads,
             rank=rank,
@@ -276,14 +355,20 @@ class Store(StoredObjects):
         )
 
     def _by_unit(self, ids: RowIds) -> Iterator[tuple[int, RowIds]]:
+        """Yield each unit that has some of the rows.
+
+        With it come the positions of these rows in `ids`.
+        """
         units = unit_of(ids, self.layout)
+        # Ids may come in any order, but each unit's objects are read once.
         for unit in np.unique(units):
             yield int(unit), np.flatnonzero(units == unit)
 
-    def _widen(
-        self, site: str, unit: int, slots: RowIds, values: NDArray[Any]
+    def _as_float32(
+        self, site: str, unit: int, slots: RowIds, stored: NDArray[Any]
     ) -> NDArray[np.float32]:
-        if values.dtype != np.int8:
-            return to_float32(values)
+        """Return rows of a unit, [n, d] as they are stored, in float32."""
+        if stored.dtype != np.int8:
+            return to_float32(stored)
         scale, step = self.int8_parts(site, unit)
-        return decode_int8(Int8Rows(values, scale[slots], step))
+        return decode_int8(Int8Rows(stored, scale[slots], step))

@@ -1,7 +1,6 @@
-"""A tokenizer from its files, which lie in a model's folder or in a store.
+"""Reads a tokenizer from its files, which lie in a model's folder or in a store.
 
-Files that are damaged, and tokenizers that need code of their own, are named in the
-error.
+Errors name the files that are damaged, and tokenizers that need code of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from actstore.format.file_systems import GIT_LFS
 
 OPTION = "--trust-remote-code"
 
-
+# Files that may hold a vocabulary, as the tokenizers of transformers name them.
 _VOCABULARY = (
     "tokenizer.json",
     "vocab.*",
@@ -28,12 +27,15 @@ _VOCABULARY = (
     "tekken.json",
 )
 
-
 TOKENIZER = (*_VOCABULARY, "tokenizer_config.json")
+"""Patterns of the names of a tokenizer's files."""
 
 
 def needs_code(name: str, what: str) -> ModelError:
-    """The error for a model or tokenizer (`what`) that only its own code can read."""
+    """Return the error for what only its own code can read.
+
+    `what` is a model or a tokenizer, or another part of the model called `name`.
+    """
     return ModelError(
         f"model {name!r}: its {what} is custom code that lies beside it, and running it"
         f" means trusting it with everything you may do; read it, then give {OPTION}"
@@ -44,54 +46,73 @@ def needs_code(name: str, what: str) -> ModelError:
 def read_tokenizer(
     folder: Path, name: str, *, trust: bool = False, where: str = ""
 ) -> Any:
-    """The tokenizer in a folder, None where there is none. Raises ModelError where it
-    is there and cannot be read.
+    """Return the tokenizer in a folder, one of transformers'.
 
-    name: of the model; where: the folder, if its files come from elsewhere (both for
-    errors). trust: run the code that the tokenizer brings with it, if it does.
+    None where there is none.
+
+    Args:
+        folder: where its files lie.
+        name: of the model, for errors.
+        trust: run the code that the tokenizer brings with it, if it does.
+        where: for errors, where the files come from if that is not the folder.
+
+    Raises:
+        ModelError: it is there and cannot be read.
     """
     import transformers
 
-    files, where = files_like(folder, TOKENIZER), where or str(folder)
+    files = files_like(folder, TOKENIZER)
+    where = where or str(folder)
     if not files:  # transformers would make one with an empty vocabulary
         return None
     for path in files:
         check_pointer(path, f"{where}/{path.name}")
     try:
-        found = transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust
         )
     except Exception as error:  # its parsers and plug-ins raise whatever they like
-        if asks_trust(error) or (
-            not trust
-            and "AutoTokenizer" in str(auto_map(folder / "tokenizer_config.json"))
-        ):
+        if asks_trust(error) or (not trust and _has_own_class(folder)):
             raise needs_code(name, "tokenizer") from error
-        broken = next((path for path in files if is_unreadable(path)), files[0])
+        unreadable = [path for path in files if is_unreadable(path)]
+        broken = unreadable[0] if unreadable else files[0]
         raise ModelError(
             f"model {name!r}: it has a tokenizer, but {where}/{broken.name} cannot be"
             f" read: {first_line(error)}; get the file again, or take the tokenizer's"
             " files away and give token ids"
         ) from error
-    if getattr(found, "vocab_files_names", None) and not files_like(
-        folder, _VOCABULARY
-    ):
-        wanted = ", ".join(
-            sorted({"tokenizer.json", *map(str, found.vocab_files_names.values())})
-        )
+    # The configuration alone gives a tokenizer without a vocabulary, and no error.
+    vocabulary_names = getattr(tokenizer, "vocab_files_names", None)
+    if vocabulary_names and not files_like(folder, _VOCABULARY):
+        names = {"tokenizer.json", *map(str, vocabulary_names.values())}
         raise ModelError(
-            f"model {name!r}: {where} has a tokenizer_config.json, but of the files"
-            f" with the vocabulary ({wanted}) none"
+            f"model {name!r}: {where} has a tokenizer_config.json, but none of the"
+            f" files with the vocabulary ({', '.join(sorted(names))})"
         )
-    return found
+    return tokenizer
+
+
+def _has_own_class(folder: Path) -> bool:
+    """Return whether a tokenizer's configuration names a class of its own code."""
+    return "AutoTokenizer" in str(auto_map(folder / "tokenizer_config.json"))
 
 
 def stored_tokenizer(
-    files: Mapping[str, bytes], name: str, where: str, *, trust: bool = False
+    files: Mapping[str, bytes],
+    name: str,
+    where: str,
+    *,
+    trust: bool = False,
 ) -> Any:
-    """As `read_tokenizer`, from the files that a store keeps; `name` of the store's
-    model.
+    """Return the tokenizer that a store keeps, as `read_tokenizer` does.
+
+    Args:
+        files: the bytes of its files, by name.
+        name: of the store's model, for errors.
+        where: the files lie, for errors.
+        trust: run the code that the tokenizer brings with it, if it does.
     """
+    # transformers reads tokenizers from folders only.
     with tempfile.TemporaryDirectory() as folder:
         for file, data in files.items():
             (Path(folder) / file).write_bytes(data)
@@ -99,38 +120,46 @@ def stored_tokenizer(
 
 
 def asks_trust(error: Exception) -> bool:
-    """Whether transformers refused to run custom code."""
+    """Return whether transformers refused to run custom code."""
     return isinstance(error, ValueError) and "trust_remote_code" in str(error)
 
 
 def files_like(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted(
-        {path for one in patterns for path in folder.glob(one) if path.is_file()}
-    )
+    """Return the files of a folder whose names match a pattern, sorted."""
+    paths: set[Path] = set()
+    for pattern in patterns:
+        paths.update(path for path in folder.glob(pattern) if path.is_file())
+    return sorted(paths)
 
 
 def check_pointer(path: Path, name: str = "") -> None:
+    """Raise ModelError where a file is the pointer that git-LFS leaves in its place."""
     with path.open("rb") as file:
-        if file.read(len(GIT_LFS)) == GIT_LFS:
-            raise ModelError(
-                f"{name or path}: this is a git-LFS pointer, not the file itself; run"
-                " `git lfs pull` where it lies"
-            )
+        beginning = file.read(len(GIT_LFS))
+    if beginning == GIT_LFS:
+        raise ModelError(
+            f"{name or path}: this is a git-LFS pointer, not the file itself; run"
+            " `git lfs pull` where it lies"
+        )
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where it cannot be read: whoever needs it says so."""
+    """Return a file's JSON object.
+
+    It is empty where it cannot be read: whoever needs it says so.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def auto_map(path: Path) -> Any:
+    """Return what a configuration says about classes of the model's own code."""
     return json_object(path).get("auto_map")
 
 
 def is_unreadable(path: Path) -> bool:
-    """Whether a file that should be a JSON object is none."""
+    """Return whether a file that should be a JSON object is none."""
     return path.suffix == ".json" and not json_object(path)

@@ -1,34 +1,37 @@
-"""The order of a stream: pure functions of (counts of valid rows, seed, epoch). No I/O,
-no state, no torch.
+"""The order in which a stream's rows come: pure arithmetic, which waits for nothing.
+
+It is a function of the seed, the epoch and the units that it is told of (a
+`UnitSource` tells them, group by group). It does no I/O, changes nothing, and needs no
+torch.
 
 An epoch is one sequence of elements g = 0, 1, ... n * T - 1 over n *columns*, with T
 the rows per column: element g is row g // n of column g mod n, so every stretch of it
 holds the columns in equal shares (+-1), and batch b is its elements [b B, (b + 1) B). A
-column is a site; or several that are read at the same places (aligned and pair modes);
+column is a site; or several that are read at the same tokens (aligned and pair modes);
 a site of weight w has w columns, each with other chunks of it. The rows of a column
 come window by window:
 
-- a keyed bijection over units cuts the epoch into *groups* of units, so that every
-  shard is opened in one group only (a stream that follows a harvest takes them in unit
-  order, as they are released);
+- the epoch is cut into *groups* of units, so that every shard is opened in one group
+  only: by a keyed bijection over the units, or, in a stream that follows a harvest, in
+  unit order;
 - in a group the chunks are shuffled, for every site by another permutation, but so that
-  at each place every column has a chunk with the same number of valid rows (a unit's
-  last chunk may be partial, a filter may leave rows out): windows then begin and end at
-  the same row for all columns;
-- a *window* is the next `window_chunks` chunks of every column; chunk i of it belongs
-to lane i mod `lanes`;
+  in each *cell* every column has a chunk with the same number of rows (a unit's last
+  chunk may be partial, a filter may leave rows out): windows then begin and end at the
+  same row for all columns;
+- a *window* is the next `window_chunks` cells of the group; its cell i belongs to
+  *lane* i mod `lanes`;
 - inside a window each lane's rows are permuted and the lanes take turns. Rank r of R
   serves the lanes r, r + R, ..., so the global batches are the same for every R that
   divides the lanes.
 
 With weights that differ, an epoch ends with the sites of the largest weight: it visits
-their rows once (but for at most weight - 1 chunks per group and number of valid rows),
-and those of the others at most once. How well that mixes is a number: see `mixing.py`.
+their rows once (but for at most weight - 1 chunks per group and number of rows), and
+those of the others at most once. How well that mixes is a number: see `mixing.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -39,16 +42,55 @@ from numpy.typing import NDArray
 from actstore.format.permutation import bijection, key64, mix64, permutation
 from schemas.harvest import Layout
 
-UNITS, CHUNKS, ROWS = 11, 12, 13  # stages of the key, so that no two draws share one
+# Stages of the key, so that no two draws share one.
+UNITS = 11
+CHUNKS = 12
+ROWS = 13
+# Chunks of one site in a group. They bound the memory that ordering a group takes.
 GROUP_CHUNKS = 1 << 17
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Ints = NDArray[np.int64]
 
 
+class Rank(NamedTuple):
+    """Which of several processes reads, and how many share the lanes.
+
+    Attributes:
+        number: 0 to world - 1.
+        world: How many processes there are.
+    """
+
+    number: int
+    world: int
+
+    def serves(self, lane: int) -> bool:
+        """Tell whether this process delivers the rows of a lane."""
+        return lane % self.world == self.number
+
+
+class UnitGroup(NamedTuple):
+    """Units whose chunks are shuffled together.
+
+    Attributes:
+        number: 0 for the epoch's first group.
+        unit: int64 [n], in the group's order.
+        rows: Valid rows of each unit, int64 [n].
+    """
+
+    number: int
+    unit: Ints
+    rows: Ints
+
+
 class Chunk(NamedTuple):
-    """One chunk of a window: its column, where it lies in the store, and its cell in
-    the window's buffer.
+    """One chunk of a window.
+
+    Attributes:
+        column: The column that reads it.
+        unit: The unit that it lies in.
+        chunk: Its number in that unit's shard.
+        cell: Where it lies in the window's buffer, counted in chunks.
     """
 
     column: int
@@ -58,13 +100,19 @@ class Chunk(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The chunks that are in memory together, in a buffer [n_columns, window_chunks *
-    chunk_rows].
+    """The chunks that are in memory together, and the order of their rows.
 
-    start: its first row, counted per column from the epoch's beginning. unit, chunk:
-    [n_columns, n_chunks]. source: [n_rows, n_columns], where in the (flattened) buffer
-    the rows lie, in the order in which they come; row: their ids, likewise; lane:
-    [n_rows].
+    Their memory is a buffer of [n_columns, window_chunks * chunk_rows] rows.
+
+    Attributes:
+        epoch: The epoch that it belongs to.
+        start: Its first row, counted per column from the epoch's beginning.
+        unit: Unit of the chunk in each cell, int64 [n_columns, n_cells].
+        chunk: Number of that chunk in its unit, int64 [n_columns, n_cells].
+        source: Where each row lies in the flattened buffer, in the order in which the
+            rows come, int64 [n_rows, n_columns].
+        row: Row ids, likewise.
+        lane: The lane of each row, int64 [n_rows].
     """
 
     epoch: int
@@ -77,310 +125,397 @@ class Window(NamedTuple):
 
     @property
     def stop(self) -> int:
+        """The row after its last one, counted per column."""
         return self.start + len(self.lane)
 
-    def chunks(self, rank: int, world: int, lanes: int) -> list[Chunk]:
-        """The chunks that a rank needs."""
-        n_columns, n = self.unit.shape
+    def chunks(self, rank: Rank, lanes: int) -> list[Chunk]:
+        """Return the chunks that one process needs; `lanes`: how many there are."""
+        n_columns, n_cells = self.unit.shape
+        cells = [cell for cell in range(n_cells) if rank.serves(cell % lanes)]
         return [
-            Chunk(c, int(self.unit[c, i]), int(self.chunk[c, i]), i)
-            for c in range(n_columns)
-            for i in range(n)
-            if i % lanes % world == rank
+            Chunk(
+                column,
+                int(self.unit[column, cell]),
+                int(self.chunk[column, cell]),
+                cell,
+            )
+            for column in range(n_columns)
+            for cell in cells
         ]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The rows that a filter keeps. mask: uint8 [n_units, unit_chunks, ceil(chunk_rows
-    / 8)], one bit per row, by position in `Order.unit_ids`; counts: int64 [n_units,
-    unit_chunks].
+class KeptRows:
+    """The rows that a filter keeps.
+
+    Attributes:
+        unit: The units, ascending, int64 [n_units].
+        mask: One bit per row, uint8 [n_units, unit_chunks, ceil(chunk_rows / 8)].
+        counts: Rows that are kept of each chunk, int64 [n_units, unit_chunks].
     """
 
+    unit: Ints
     mask: NDArray[np.uint8]
     counts: Ints
+
+    def positions(self, unit: Ints) -> Ints:
+        """Return where units lie in the arrays, in the shape of `unit`."""
+        return np.searchsorted(self.unit, unit)
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of every epoch of a stream.
+    """The order of a stream's rows.
 
-    unit_ids (ascending), unit_rows: the units streamed and their valid rows, int64
-    [n_units] (all memory that it takes, but for a filter's); columns: index of each
-    column's (first) site, in the order in which they take turns; window_chunks: chunks
-    per column and window; released: in a stream that follows, waits for units
-    (positions) and sets their `unit_rows`, False behind the end or when its second
-    argument says to stop.
+    Attributes:
+        layout: Sizes of the store's units and chunks.
+        columns: Index of each column's (first) site, in the order in which the columns
+            take turns.
+        window_chunks: Chunks per column and window.
+        lanes: Fixed parts of every batch, which ranks share.
+        seed: What the order depends on, besides the epoch.
+        kept: The rows that a filter keeps; None: every valid row.
     """
 
     layout: Layout
-    unit_ids: Ints
-    unit_rows: Ints
     columns: tuple[int, ...]
     window_chunks: int
     lanes: int
-    batch: int
     seed: int
-    kept: Kept | None = None
-    group_units: int = 0
-    released: Callable[[Ints, Callable[[], bool]], bool] | None = None
+    kept: KeptRows | None = None
 
     @cached_property
     def copies(self) -> int:
-        """The largest number of columns of one site."""
+        """The largest number of columns that one site has."""
         return max(self.columns.count(site) for site in self.columns)
 
-    @cached_property
-    def _epochs(self) -> dict[int, int]:
-        return {}
+    def rows_in(self, group: UnitGroup) -> int:
+        """Return the rows that each column delivers of a group."""
+        if self.copies == 1:
+            if self.kept is None:
+                return int(group.rows.sum())
+            positions = self.kept.positions(group.unit)
+            return int(self.kept.counts[positions].sum())
+        # A cell takes `copies` chunks of one number of rows from a heavy site. Of 5
+        # chunks of 4 rows, two columns of one site fill 2 cells: 8 rows per column.
+        chunks_by_rows = np.bincount(self._chunks_of(group).n_rows)
+        cells_by_rows = chunks_by_rows // self.copies
+        rows_of_a_cell = np.arange(len(cells_by_rows))
+        return int((cells_by_rows * rows_of_a_cell).sum())
 
-    def elements(self, epoch: int) -> int:
-        """Rows that an epoch delivers, over all columns. Epochs differ with weights in
-        a store of several groups.
-        """
-        key = 0 if self.copies == 1 else epoch
-        if key not in self._epochs:
-            self._epochs[key] = len(self.columns) * sum(
-                self._rows(units) for units in self._groups(epoch)
-            )
-        return self._epochs[key]
-
-    def batches(self, epoch: int) -> int:
-        """Batches of an epoch; the last may be smaller."""
-        return -(-self.elements(epoch) // self.batch)
+    def rows_of_chunk(self, unit: int, chunk: int, unit_rows: int) -> int:
+        """Return the rows that come of one chunk of a unit with `unit_rows` rows."""
+        if self.kept is not None:
+            position = int(np.searchsorted(self.kept.unit, unit))
+            return int(self.kept.counts[position, chunk])
+        rows_from_chunk_on = unit_rows - chunk * self.layout.chunk_rows
+        return min(max(rows_from_chunk_on, 0), self.layout.chunk_rows)
 
     def windows(
-        self, epoch: int, first_row: int = 0, stopped: Callable[[], bool] = bool
+        self, epoch: int, group: UnitGroup, start: int = 0, first_row: int = 0
     ) -> Iterator[Window]:
-        """An epoch's windows, from the one that holds a column's row `first_row` on.
-        stopped: whether to wait no more for units to be released.
-        """
-        start = 0
-        for number, units in enumerate(self._groups(epoch, stopped)):
-            rows = self._rows(units)
-            if start + rows > first_row:
-                yield from self._windows_of(epoch, number, units, start, first_row)
-            start += rows
+        """Yield a group's windows, from the one that holds row `first_row` on.
 
-    def chunk_rows(self, unit: int, chunk: int) -> int:
-        """Rows that come of a chunk."""
-        at = int(np.searchsorted(self.unit_ids, unit))
-        if self.kept is not None:
-            return int(self.kept.counts[at, chunk])
-        return int(
-            np.clip(
-                self.unit_rows[at] - chunk * self.layout.chunk_rows,
-                0,
-                self.layout.chunk_rows,
+        Args:
+            epoch: The epoch that the group belongs to.
+            group: Its units.
+            start: The group's first row, counted per column in the epoch.
+            first_row: Likewise; windows that end before it are left out.
+        """
+        cells = self._cells_of(epoch, group)
+        first_cells = range(0, len(cells.n_rows), self.window_chunks)
+        for number, first_cell in enumerate(first_cells):
+            inside = slice(first_cell, first_cell + self.window_chunks)
+            window_cells = _Cells(
+                unit=cells.unit[:, inside],
+                chunk=cells.chunk[:, inside],
+                n_rows=cells.n_rows[inside],
             )
+            n_rows = int(window_cells.n_rows.sum())
+            if start + n_rows > first_row:
+                key = (self.seed, ROWS, epoch, group.number, number)
+                yield self._window(epoch, start, window_cells, key)
+            start += n_rows
+
+    def _chunks_of(self, group: UnitGroup) -> _Chunks:
+        """Return a group's chunks of which rows come, in the order of its units."""
+        chunk_rows = self.layout.chunk_rows
+        if self.kept is not None:
+            kept_counts = self.kept.counts[self.kept.positions(group.unit)]
+            position, chunk = np.nonzero(kept_counts)
+            return _Chunks(group.unit[position], chunk, kept_counts[position, chunk])
+        # Units of 8 and 6 rows in chunks of 4: unit [0, 0, 1, 1], chunk [0, 1, 0, 1],
+        # n_rows [4, 4, 4, 2].
+        chunks_per_unit = -(-group.rows // chunk_rows)
+        unit = np.repeat(group.unit, chunks_per_unit)
+        first_of_unit = np.cumsum(chunks_per_unit) - chunks_per_unit
+        first_chunk = np.repeat(first_of_unit, chunks_per_unit)
+        chunk = np.arange(len(unit)) - first_chunk
+        rows_from_chunk_on = np.repeat(group.rows, chunks_per_unit) - chunk * chunk_rows
+        return _Chunks(unit, chunk, np.minimum(rows_from_chunk_on, chunk_rows))
+
+    def _cells_of(self, epoch: int, group: UnitGroup) -> _Cells:
+        """Return which chunk every column reads in each cell of a group.
+
+        A *class* is all chunks of one number of rows. One permutation says of which
+        class each cell is; then every site fills the cells of a class with its chunks
+        of that class, in an order of its own.
+
+        In numbers: the chunks 0, 1, 2, 3 have [4, 4, 4, 2] rows, and the first
+        permutation puts them in the order 1, 3, 0, 2: the cells' rows are [4, 2, 4, 4].
+        Cells sorted by class are [1 | 0, 2, 3]. A site whose own order is
+        2, 0, 3, 1 has its chunks sorted by class as [3 | 2, 0, 1]: cell 1 gets its
+        chunk 3, and cells 0, 2, 3 get 2, 0, 1. Whatever a site's order is, cell 1 holds
+        the chunk of 2 rows.
+
+        A site of two columns (`copies` 2) needs two chunks of a class for each cell: of
+        the three chunks of 4 rows, [2 | 0] fill one cell, its columns read 2 and 0, and
+        the third chunk comes in no cell of this epoch; nor does the one of 2 rows.
+        """
+        chunks = self._chunks_of(group)
+        n_chunks = len(chunks.n_rows)
+        key = (self.seed, CHUNKS, epoch, group.number)
+        first_permutation = permutation(n_chunks, *key, -1)
+        classes = self._classes(chunks.n_rows[first_permutation])
+        # Which chunk of the group is in each cell.
+        n_cells = len(classes.cell_rows)
+        chosen = np.empty((len(self.columns), n_cells), np.int64)
+        chunks_by_class: dict[int, Ints] = {}
+        earlier_columns = self._earlier_columns()
+        for column, site in enumerate(self.columns):
+            if site not in chunks_by_class:
+                own_order = permutation(n_chunks, *key, site)
+                by_class = self._sorted_by_class(chunks.n_rows[own_order])
+                chunks_by_class[site] = own_order[by_class]
+            # The second column of a site takes the chunk after the first one's.
+            number = classes.first_chunk + earlier_columns[column]
+            chosen[column, classes.cells] = chunks_by_class[site][number]
+        return _Cells(
+            unit=chunks.unit[chosen],
+            chunk=chunks.chunk[chosen],
+            n_rows=classes.cell_rows,
         )
 
-    def _groups(self, epoch: int, stopped: Callable[[], bool] = bool) -> Iterator[Ints]:
-        """Positions of each group's units."""
-        n, size = len(self.unit_ids), self.group_units or group_units(self.layout)
-        for first in range(0, n, size):
-            here = np.arange(first, min(n, first + size), dtype=np.int64)
-            if self.released is None:
-                yield bijection(here, n, self.seed, UNITS, epoch)
-            elif self.released(here, stopped):
-                yield here
-            else:
-                return
+    def _classes(self, cell_rows: Ints) -> _Classes:
+        """Return the cells of a group by class.
 
-    def _rows(self, units: Ints) -> int:
-        """Rows per column of a group."""
+        `cell_rows`: the rows of a cell for each chunk, int64 [n_chunks]. Where a site
+        has several columns there are fewer cells: `copies` chunks of a class make one.
+        """
+        cells = self._sorted_by_class(cell_rows)
+        first_chunk = np.arange(len(cells))
         if self.copies == 1:
-            return int(
-                (
-                    self.unit_rows[units]
-                    if self.kept is None
-                    else self.kept.counts[units]
-                ).sum()
-            )
-        counts = np.bincount(self._chunks(units).valid)
-        return int((counts // self.copies * np.arange(len(counts))).sum())
+            return _Classes(cell_rows, cells, first_chunk)
+        sorted_rows = cell_rows[cells]
+        number_in_class = first_chunk - np.searchsorted(sorted_rows, sorted_rows)
+        class_size = np.bincount(cell_rows)[sorted_rows]
+        # With `copies` 2 and three chunks of a class, the cell of number 0 stays:
+        # number 1 goes to the second column, and number 2 has none to go with.
+        stays = number_in_class % self.copies == 0
+        stays &= number_in_class + self.copies <= class_size
+        is_cell = np.zeros(len(cells), bool)
+        is_cell[cells[stays]] = True
+        cell_rows = cell_rows[is_cell]
+        return _Classes(cell_rows, self._sorted_by_class(cell_rows), first_chunk[stays])
 
-    def _windows_of(
-        self, epoch: int, number: int, units: Ints, start: int, first_row: int
-    ) -> Iterator[Window]:
-        places = self._places(epoch, number, units)
-        for w, first in enumerate(range(0, len(places.valid), self.window_chunks)):
-            here = slice(first, first + self.window_chunks)
-            valid = places.valid[here]
-            if start + int(valid.sum()) > first_row:
-                key = (self.seed, ROWS, epoch, number, w)
-                yield self._window(
-                    epoch,
-                    start,
-                    places.unit[:, here],
-                    places.chunk[:, here],
-                    valid,
-                    key,
-                )
-            start += int(valid.sum())
-
-    def _chunks(self, units: Ints) -> _Places:
-        """A group's chunks that have rows, in the order of its units; unit is the
-        position.
-        """
-        rows = self.layout.chunk_rows
-        if self.kept is not None:
-            at, chunk = np.nonzero(self.kept.counts[units])
-            return _Places(units[at], chunk, self.kept.counts[units[at], chunk])
-        counts = -(-self.unit_rows[units] // rows)
-        unit = np.repeat(units, counts)
-        chunk = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return _Places(
-            unit, chunk, np.minimum(self.unit_rows[unit] - chunk * rows, rows)
-        )
-
-    def _places(self, epoch: int, group: int, units: Ints) -> _Places:
-        unit, chunk, valid = self._chunks(units)
-        rows, copies = self.layout.chunk_rows, self.copies
-        in_order = valid[permutation(len(unit), self.seed, CHUNKS, epoch, group, -1)]
-        by_class = _stable_argsort(in_order, rows)
-        # index of a place's first chunk, where chunks are sorted by their class
-        first_of = np.arange(len(unit))
-        if copies > 1:
-            rank = first_of - np.searchsorted(in_order[by_class], in_order[by_class])
-            taken = rank % copies == 0
-            taken &= rank + copies <= np.bincount(valid)[in_order[by_class]]
-            first_of, chosen = first_of[taken], np.zeros(len(unit), bool)
-            chosen[by_class[taken]] = True
-            in_order = in_order[chosen]
-            by_class = _stable_argsort(in_order, rows)
-        members, turn = (
-            np.empty((len(self.columns), len(in_order)), np.int64),
-            dict.fromkeys(self.columns, 0),
-        )
-        by_site: dict[int, Ints] = {}
-        for i, site in enumerate(self.columns):
-            if site not in by_site:
-                shuffled = permutation(len(unit), self.seed, CHUNKS, epoch, group, site)
-                by_site[site] = shuffled[_stable_argsort(valid[shuffled], rows)]
-            members[i, by_class] = by_site[site][first_of + turn[site]]
-            turn[site] += 1
-        return _Places(self.unit_ids[unit][members], chunk[members], in_order)
+    def _sorted_by_class(self, n_rows: Ints) -> Ints:
+        """Return the stable order of chunks by their numbers of rows, int64 [n]."""
+        # Sixteen-bit keys take numpy's radix sort: a fifth of the time.
+        small = self.layout.chunk_rows < 1 << 16
+        keys = n_rows.astype(np.uint16) if small else n_rows
+        return np.argsort(keys, kind="stable")
 
     def _window(
         self,
         epoch: int,
         start: int,
-        unit: Ints,
-        chunk: Ints,
-        valid: Ints,
+        cells: _Cells,
         key: tuple[int, ...],
     ) -> Window:
-        """Each lane's rows permuted, the lanes taking turns (a lane that has no rows
-        left is passed over).
+        """Return a window: each lane's rows permuted, the lanes taking turns.
+
+        In numbers: one column, chunks of 4 rows, 2 lanes, and four cells of [4, 4, 4,
+        2] rows. A row's *source* is where it lies in the buffer: cell * 4 + its offset
+        in the chunk. Lane 0 has cells 0 and 2, so the sources 0 1 2 3 8 9 10 11; lane 1
+        has cells 1 and 3, so 4 5 6 7 12 13. Permuted they may be 9 2 0 11 3 8 1 10 and
+        6 12 4 13 7 5. Taking turns, they come as 9 6 2 12 0 4 11 13 3 7 8 5 1 10: a
+        lane without rows left is passed over.
         """
-        rows, n, lanes = self.layout.chunk_rows, len(self.columns), self.lanes
-        first_ids = unit * self.layout.capacity + chunk * rows
-        first_slots = np.arange(n)[:, None] * (self.window_chunks * rows)
-        slots = [
-            _slots(valid[lane::lanes], range(lane, len(valid), lanes), rows)
-            for lane in range(lanes)
-        ]
-        kept = None if self.kept is None else self._kept_slots(unit, chunk, valid)
-        longest = max(len(lane_slots) for lane_slots in slots)
-        source = np.empty((longest, lanes, n), np.int64)
-        row = np.empty_like(source)
-        there = np.arange(longest)[:, None] < [len(lane_slots) for lane_slots in slots]
-        turns = self._turns()
-        for lane, own in enumerate(slots):
-            keys = [
-                key64(*key, lane, site, *turn)
-                for site, turn in zip(self.columns, turns, strict=True)
-            ]
-            perm = permutations(len(own), keys)
-            place, offset = np.divmod(own, rows)
-            if kept is None:
-                slot, ids = own[perm], first_ids[:, place] + offset
-            else:
-                offsets = kept[:, own]
-                slot, ids = (
-                    np.take_along_axis(place * rows + offsets, perm, axis=1),
-                    first_ids[:, place] + offsets,
-                )
-            source[: len(own), lane] = (slot + first_slots).T
-            row[: len(own), lane] = np.take_along_axis(ids, perm, axis=1).T
-        lane_of = np.broadcast_to(np.arange(lanes), there.shape)
-        if there.all():
+        lane_sources = self._sources_by_lane(cells.n_rows)
+        lengths = [len(sources) for sources in lane_sources]
+        kept_offsets = None if self.kept is None else self._kept_offsets(cells)
+        # Turn by turn, a row of each lane; unset where a lane has no rows left.
+        n_columns = len(self.columns)
+        shape = (max(lengths), self.lanes, n_columns)
+        source_by_turn = np.empty(shape, np.int64)
+        row_by_turn = np.empty(shape, np.int64)
+        for lane, sources in enumerate(lane_sources):
+            keys = self._column_keys(*key, lane)
+            source, row = self._rows_of_lane(cells, sources, keys, kept_offsets)
+            source_by_turn[: len(sources), lane] = source.T
+            row_by_turn[: len(sources), lane] = row.T
+        is_row = np.arange(max(lengths))[:, None] < lengths
+        lane_by_turn = np.broadcast_to(np.arange(self.lanes), is_row.shape)
+        if is_row.all():
+            # Lanes of one length need no copy of what is there.
             return Window(
                 epoch,
                 start,
-                unit,
-                chunk,
-                source.reshape(-1, n),
-                row.reshape(-1, n),
-                lane_of.reshape(-1),
+                cells.unit,
+                cells.chunk,
+                source_by_turn.reshape(-1, n_columns),
+                row_by_turn.reshape(-1, n_columns),
+                lane_by_turn.reshape(-1),
             )
         return Window(
-            epoch, start, unit, chunk, source[there], row[there], lane_of[there]
+            epoch,
+            start,
+            cells.unit,
+            cells.chunk,
+            source_by_turn[is_row],
+            row_by_turn[is_row],
+            lane_by_turn[is_row],
         )
 
-    def _turns(self) -> list[tuple[int, ...]]:
-        """What tells the columns of one site apart: nothing for the first, so that
-        weights of 1 change no order.
-        """
-        before = [self.columns[:i].count(site) for i, site in enumerate(self.columns)]
-        return [(n,) if n else () for n in before]
+    def _sources_by_lane(self, n_rows: Ints) -> list[Ints]:
+        """Return the sources of each lane's rows; `n_rows`: of each cell."""
+        sources_by_lane = []
+        for lane in range(self.lanes):
+            sources = [np.zeros(0, np.int64)]
+            for cell in range(lane, len(n_rows), self.lanes):
+                first_source = cell * self.layout.chunk_rows
+                sources.append(first_source + np.arange(n_rows[cell], dtype=np.int64))
+            sources_by_lane.append(np.concatenate(sources))
+        return sources_by_lane
 
-    def _kept_slots(self, unit: Ints, chunk: Ints, valid: Ints) -> Ints:
-        """[n_columns, window_chunks * chunk_rows]: the offset in its chunk of a place's
-        i-th row that is kept.
+    def _rows_of_lane(
+        self,
+        cells: _Cells,
+        sources: Ints,
+        keys: list[np.uint64],
+        kept_offsets: Ints | None,
+    ) -> tuple[Ints, Ints]:
+        """Return a lane's rows of a window, each column's permuted by its key.
+
+        Two arrays, int64 [n_columns, n]: where they lie in the flattened buffer, and
+        their ids.
+        """
+        chunk_rows = self.layout.chunk_rows
+        first_ids = cells.unit * self.layout.capacity + cells.chunk * chunk_rows
+        column_rows = self.window_chunks * chunk_rows
+        first_sources = np.arange(len(self.columns))[:, None] * column_rows
+        shuffled = permutations(len(sources), keys)
+        cell, offset = np.divmod(sources, chunk_rows)
+        if kept_offsets is None:
+            source = sources[shuffled]
+            ids = first_ids[:, cell] + offset
+        else:
+            # The i-th row that comes of a chunk is its i-th one that is kept.
+            offsets = kept_offsets[:, sources]
+            source = np.take_along_axis(cell * chunk_rows + offsets, shuffled, axis=1)
+            ids = first_ids[:, cell] + offsets
+        return source + first_sources, np.take_along_axis(ids, shuffled, axis=1)
+
+    def _column_keys(self, *key: int) -> list[np.uint64]:
+        """Return a key for each column.
+
+        The first column of a site has the key that it would have alone, so that weights
+        of 1 change no order.
+        """
+        keys = []
+        for site, earlier in zip(self.columns, self._earlier_columns(), strict=True):
+            which_of_site = (earlier,) if earlier else ()
+            keys.append(key64(*key, site, *which_of_site))
+        return keys
+
+    def _earlier_columns(self) -> list[int]:
+        """Return, for each column, how many of the same site come before it."""
+        return [
+            self.columns[:column].count(site)
+            for column, site in enumerate(self.columns)
+        ]
+
+    def _kept_offsets(self, cells: _Cells) -> Ints:
+        """Return the offset in its chunk of each row that is kept.
+
+        int64 [n_columns, n_cells * chunk_rows]: at cell * chunk_rows + i, that of
+        the cell's i-th kept row.
         """
         assert self.kept is not None
-        rows = self.layout.chunk_rows
-        bits = np.unpackbits(
-            self.kept.mask[np.searchsorted(self.unit_ids, unit), chunk],
-            axis=-1,
-            count=rows,
-        )
+        chunk_rows = self.layout.chunk_rows
+        n_columns, n_cells = cells.unit.shape
+        positions = self.kept.positions(cells.unit)
+        packed = self.kept.mask[positions, cells.chunk]
+        bits = np.unpackbits(packed, axis=-1, count=chunk_rows)
         offset = np.nonzero(bits)[2]
-        nth = np.arange(rows) < valid[:, None]
-        slots = np.zeros((len(unit), len(valid) * rows), np.int64)
-        where = np.flatnonzero(nth.reshape(-1))
-        slots[:, where] = offset.reshape(len(unit), -1)
-        return slots
+        # Every column has as many kept rows in a cell, so one mask serves them all.
+        is_kept = np.arange(chunk_rows) < cells.n_rows[:, None]
+        filled = np.flatnonzero(is_kept.reshape(-1))
+        offsets = np.zeros((n_columns, n_cells * chunk_rows), np.int64)
+        offsets[:, filled] = offset.reshape(n_columns, -1)
+        return offsets
 
 
-class _Places(NamedTuple):
-    """Of a group, in streaming order: unit and chunk [n_columns, n], valid rows [n]."""
+class _Chunks(NamedTuple):
+    """Chunks of a group, of any one site: unit, chunk and rows that come of it, [n]."""
 
     unit: Ints
     chunk: Ints
-    valid: Ints
+    n_rows: Ints
 
 
-def group_units(layout: Layout) -> int:
-    """Units per group."""
+class _Cells(NamedTuple):
+    """Cells in streaming order: unit and chunk [n_columns, n], rows that come [n]."""
+
+    unit: Ints
+    chunk: Ints
+    n_rows: Ints
+
+
+class _Classes(NamedTuple):
+    """The cells of a group by class.
+
+    Attributes:
+        cell_rows: The rows of each cell, int64 [n_cells], in streaming order.
+        cells: The cells sorted by that, int64 [n_cells].
+        first_chunk: For each of these, the number of the chunk that a site's first
+            column has there, where the site's chunks are sorted by class too.
+    """
+
+    cell_rows: Ints
+    cells: Ints
+    first_chunk: Ints
+
+
+def default_group_units(layout: Layout) -> int:
+    """Return the units of a group of a finished store."""
     return max(1, GROUP_CHUNKS // layout.unit_chunks)
 
 
+def positions_of_group(
+    number: int, group_units: int, n_units: int, seed: int, epoch: int
+) -> Ints:
+    """Return which units a group has in an epoch, int64 [n], as positions in all units.
+
+    Each unit is in one group of an epoch. In numbers: 5 units in groups of 2 come, with
+    seed 0, as [2, 1], [4, 3] and [0] in the first epoch.
+    """
+    first = number * group_units
+    last = min(n_units, first + group_units)
+    return bijection(np.arange(first, last), n_units, seed, UNITS, epoch)
+
+
 def permutations(n: int, keys: list[np.uint64]) -> Ints:
-    """Several of `layout.permutation` at once, by their keys: int64 [len(keys), n]."""
+    """Return several `permutation`s at once, by their keys: int64 [len(keys), n]."""
     index = np.arange(n, dtype=np.uint64)
-    low = np.uint64((1 << max(1, (n - 1).bit_length())) - 1)
-    with np.errstate(over="ignore"):
-        draws = mix64(index * _GOLDEN + np.array(keys, np.uint64)[:, None])
+    index_bits = max(1, (n - 1).bit_length())
+    low = np.uint64((1 << index_bits) - 1)
+    key_of_row = np.array(keys, np.uint64)[:, None]
+    with np.errstate(over="ignore"):  # arithmetic is modulo 2^64
+        draws = mix64(index * _GOLDEN + key_of_row)
+    # In place: these arrays are as long as a lane, for every column.
     draws &= ~low
     draws |= index
     draws.sort(axis=1)
     draws &= low
     return draws.view(np.int64)
-
-
-def _slots(valid: Ints, places: range, chunk_rows: int) -> Ints:
-    """Rows of the window's buffer in some places: the valid ones of each."""
-    parts = [
-        place * chunk_rows + np.arange(n, dtype=np.int64)
-        for place, n in zip(places, valid, strict=True)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-def _stable_argsort(counts: Ints, largest: int) -> Ints:
-    """Sixteen-bit keys take numpy's radix sort: a fifth of the time."""
-    keys = counts.astype(np.uint16) if largest < 1 << 16 else counts
-    return np.argsort(keys, kind="stable")

@@ -1,5 +1,6 @@
-"""The stream that users get: shuffled mixed-layer batches of a store, resumable,
-rescaled, on their device.
+"""The stream that users get: shuffled batches of a store, of one layer or several.
+
+It is resumable, and its batches are rescaled and on the user's device.
 """
 
 from __future__ import annotations
@@ -18,17 +19,31 @@ from torch.utils.data import IterableDataset, get_worker_info
 from actstore.console.notebook import table
 from actstore.errors import NoRowsError, SpecError
 from actstore.store.chunk_reader import ChunkReader
-from actstore.store.followed import FollowedStore
-from actstore.store.store import Store
+from actstore.store.streamed_store import StreamedStore
 from actstore.stream.columns import columns_of
+from actstore.stream.cursor import Cursor, Stretch
 from actstore.stream.gather import GatheredRows, WindowGatherer
-from actstore.stream.mixing import Mix, mixing_shortfall
+from actstore.stream.mixing import mixing_shortfall
+from actstore.stream.order import Rank
+from actstore.stream.order_from_spec import StreamOrder, order_from_spec
 from actstore.stream.rescale import Rescaling, rescaling
-from actstore.stream.stream_setup import digests, load_plan, order_of, pinned
+from actstore.stream.state_digests import state_digests, store_of_state
+from actstore.stream.window_plan import (
+    elements_of_epoch,
+    planned_elements,
+    planned_loads,
+)
 from schemas.stream import STATE_VERSION, StreamSpec, StreamState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BOUND = 0.05  # a shortfall above this is worth a warning
+# A shortfall of distinct sequences above this share is worth a warning: more than twice
+# what windows are planned for (`mixing.TARGET`).
+POOR_MIXING = 0.05
+# Threads that read and decode, unless a user says otherwise: at most so many.
+MOST_THREADS = 8
+
+Factors = tuple[torch.Tensor, torch.Tensor | None]
+"""Scale, float32 [n_sites, 1], and mean, float32 [n_sites, d], on the device."""
 
 
 class StreamWarning(UserWarning):
@@ -36,10 +51,15 @@ class StreamWarning(UserWarning):
 
 
 class Batch(NamedTuple):
-    """x: [B, d] (aligned: [B, n_sites, d]); layer: int64 [B], index into `Stream.sites`
-    (aligned: 0); row: int64 [B], row id in the store; target: in pair mode [B,
-    d_target], the output sites' rows of the same tokens; batch_position: int64 [B], on
-    the host, ascending: where each row is in the batch of all ranks.
+    """What a stream gives.
+
+    Attributes:
+        x: Rows, [B, d]; aligned: [B, n_sites, d].
+        layer: Index of each row's site in `Stream.sites`, int64 [B]; aligned: 0.
+        row: Row ids in the store, int64 [B].
+        target: In pair mode, the output sites' rows of the same tokens, [B, d_target].
+        batch_position: Where each row is in the batch of all ranks, ascending, int64
+            [B], on the host.
     """
 
     x: torch.Tensor
@@ -50,23 +70,33 @@ class Batch(NamedTuple):
 
 
 class Stream(IterableDataset[Batch]):
-    """Batches of a store in the order of `order.py`. Iterating again goes on; `restore`
-    jumps.
+    """Batches of a store, in the order that `order.py` describes.
 
-    A torch `DataLoader(stream, batch_size=None)` accepts it too. `state()` describes
-    the next batch to be delivered. The last batch of an epoch, of `limit_rows`, and the
-    first behind `skip_rows` may be smaller. `device`: of the batches; `threads`: that
-    read and decode; with `world` ranks each delivers its own lanes' rows of every
-    batch; `on_corrupt`: "skip" leaves the rows of chunks that cannot be read out of
-    their batches, warns, and counts them in `skipped_rows`.
+    Iterating again goes on where the stream stands; `restore` jumps. `state()`
+    describes the next batch to be delivered. The last batch of an epoch, of
+    `limit_rows`, and the first after `skip_rows` may be smaller. A torch
+    `DataLoader(stream, batch_size=None)` accepts a stream too.
+
+    Attributes:
+        spec: What was asked for.
+        device: Where the batches are.
+        store: The store; after `restore`, as it was when the state was taken.
+        columns: What its columns read.
+        sites: Names of the sites that `Batch.layer` counts.
+        targets: In pair mode, the output sites; None otherwise.
+        d: Width of `Batch.x`.
+        d_target: Width of `Batch.target`; None outside of pair mode.
+        rescaling: What is done to the rows of `sites`.
+        target_rescaling: What is done to the rows of `targets`.
     """
 
-    _pool: WindowGatherer
-    _mix: Mix
+    _gatherer: WindowGatherer
+    _cursor: Cursor
+    _ordering: StreamOrder
 
     def __init__(
         self,
-        store: Store,
+        store: StreamedStore,
         spec: StreamSpec,
         *,
         device: str | torch.device = "cpu",
@@ -75,6 +105,22 @@ class Stream(IterableDataset[Batch]):
         world: int = 1,
         on_corrupt: Literal["error", "skip"] = "error",
     ) -> None:
+        """Stand at the beginning; nothing is read until the first batch is asked for.
+
+        Args:
+            store: The store to stream.
+            spec: What to stream of it.
+            device: Where the batches are to be.
+            threads: How many read and decode; None: one per core, 8 at most.
+            rank: The number of this process; it delivers its own lanes' rows of every
+                batch.
+            world: How many processes share the batches.
+            on_corrupt: "skip" leaves the rows of chunks that cannot be read out of
+                their batches, warns, and counts them in `skipped_rows`.
+
+        Raises:
+            SpecError: The spec, the store and the ranks do not go together.
+        """
         if spec.lanes % world:
             raise SpecError(
                 f"{world} ranks do not divide {spec.lanes} lanes; set `lanes` to a"
@@ -82,95 +128,123 @@ class Stream(IterableDataset[Batch]):
             )
         if not 0 <= rank < world:
             raise SpecError(f"rank {rank} of {world} ranks; ranks are 0 to {world - 1}")
-        if spec.follow and not isinstance(store, FollowedStore):
-            raise SpecError(
-                f"{store.url}: to `follow` a store, open it so: actstore.open(url,"
-                " follow=True)"
-            )
-        self.spec, self.device = spec, torch.device(device)
-        self._rank, self._world = rank, world
-        self._threads, self._skip = threads or _usable_cores(), on_corrupt == "skip"
-        self._epoch, self._batch, self._told = 0, 0, 0
+        self.spec = spec
+        self.device = torch.device(device)
+        self._rank = Rank(rank, world)
+        self._threads = threads or _usable_cores()
+        self._skip_corrupt = on_corrupt == "skip"
+        # Chunks that a warning has told of.
+        self._n_told = 0
         self._open(store)
-        if spec.skip_rows:
-            self._epoch, first = self._after(spec.skip_rows)
-            self._batch = first // spec.batch
-        # with all of them in memory there is nothing to gain
-        chunks = self._mix.group * store.layout.unit_chunks
-        if (
-            spec.window_chunks is None
-            and self.window_chunks < chunks
-            and self.mixing_shortfall > BOUND
-        ):
+        self._warn_of_poor_mixing()
+
+    def _open(self, store: StreamedStore) -> None:
+        """Set up all that depends on which units and sites there are."""
+        if hasattr(self, "_gatherer"):
+            self._gatherer.close()
+        self.store = store
+        self.columns = columns_of(store, self.spec)
+        self.sites = self.columns.sites
+        self.targets = self.columns.targets
+        widths = self.columns.widths(store)
+        self.d = widths[0]
+        self.d_target = None if self.targets is None else widths[1]
+        names = self.columns.names
+        reader = ChunkReader(store.objects, names)
+        self._ordering = order_from_spec(
+            store, self.spec, self.columns, reader.dtype.itemsize
+        )
+        planes = self.columns.planes
+        sites_by_plane = [[names.index(name) for name in plane] for plane in planes]
+        self._gatherer = WindowGatherer(
+            reader,
+            sites_by_plane,
+            self.columns.label,
+            self.window_chunks * store.layout.chunk_rows,
+            self.device,
+            self._threads,
+            skip_corrupt=self._skip_corrupt,
+        )
+        self._set_rescaling()
+        self._digests = state_digests(
+            store, self.spec, self.columns, self.window_chunks
+        )
+        self._cursor = self._new_cursor()
+
+    def _new_cursor(self) -> Cursor:
+        """Return a cursor at the beginning of the stream."""
+        spec = self.spec
+        ordering = self._ordering
+        # For units that a harvest still adds, only what is planned is known.
+        count_elements = planned_elements if spec.follow else elements_of_epoch
+        return Cursor(
+            partial(count_elements, ordering.order, ordering.units),
+            batch_rows=spec.batch,
+            epochs=self._epochs,
+            # Where a site has several columns, some chunks may be left over in each
+            # group, and the groups differ by epoch.
+            epochs_are_alike=ordering.order.copies == 1,
+            skip_rows=spec.skip_rows,
+            limit_rows=spec.limit_rows,
+            following=spec.follow,
+        )
+
+    @property
+    def _epochs(self) -> int | None:
+        """How many epochs the stream has: a harvest is followed once."""
+        return 1 if self.spec.follow else self.spec.epochs
+
+    def _warn_of_poor_mixing(self) -> None:
+        """Warn where larger windows or smaller batches would mix visibly better."""
+        group_chunks = self._ordering.mix.group * self.store.layout.unit_chunks
+        if self.spec.window_chunks is not None or self.window_chunks >= group_chunks:
+            # The window is the user's wish, or holds all there is to mix.
+            return
+        if self.mixing_shortfall > POOR_MIXING:
             warnings.warn(
-                f"{store.url}: a batch of {spec.batch} rows holds"
+                f"{self.store.url}: a batch of {self.spec.batch} rows holds"
                 f" {self.mixing_shortfall:.0%} fewer distinct sequences than an i.i.d."
                 f" draw (windows of {self.window_chunks} chunks); give `memory` for"
                 " larger windows, or smaller batches",
                 StreamWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
-    def _open(self, store: Store) -> None:
-        """All that depends on which units and sites there are."""
-        if hasattr(self, "_pool"):
-            self._pool.close()
-        self.store, self.columns = store, columns_of(store, self.spec)
-        self.sites, self.targets = self.columns.sites, self.columns.targets
-        widths = self.columns.widths(store)
-        self.d, self.d_target = widths[0], widths[1] if self.targets else None
-        names = tuple(
-            dict.fromkeys(name for plane in self.columns.planes for name in plane)
-        )
-        reader = ChunkReader(store, names)
-        self._mix, self._order = order_of(
-            store, self.spec, self.columns, reader.dtype.itemsize
-        )
-        planes = [
-            [names.index(name) for name in plane] for plane in self.columns.planes
-        ]
-        rows = self.window_chunks * store.layout.chunk_rows
-        label, skip = self.columns.label, self._skip
-        self._pool = WindowGatherer(
-            reader, planes, label, rows, self.device, self._threads, skip_corrupt=skip
-        )
-        self._set_rescaling()
-        self._digests = digests(store, self.spec, self.columns, self.window_chunks)
-
     def __repr__(self) -> str:
-        return (
-            f"Stream({self.store.url!r}:"
-            f" {', '.join(f'{name} {value}' for name, value in self._described())})"
-        )
+        described = ", ".join(f"{name} {value}" for name, value in self._described())
+        return f"Stream({self.store.url!r}: {described})"
 
     def _repr_html_(self) -> str:
         return table(f"Stream of {self.store.url}", self._described())
 
     def _described(self) -> list[tuple[str, str]]:
-        spec, names = self.spec, self.sites
-        sites = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
-        widths = f"d {self.d}" + (
-            "" if self.d_target is None else f" to {self.d_target}"
-        )
+        """Return what the stream is, in lines for people: (name, value)."""
+        spec = self.spec
+        names = self.sites
+        sites = ", ".join(names)
+        if len(names) > 3:
+            sites = f"{names[0]}, ..., {names[-1]}"
+        widths = f"d {self.d}"
+        if self.d_target is not None:
+            widths += f" to {self.d_target}"
         centred = ", centred" if spec.center else ""
+        epoch = (
+            f"{self.rows_per_epoch:,} {spec.split} rows in"
+            f" {self.batches_per_epoch:,} batches"
+        )
         return [
             ("mode", spec.mode),
             ("sites", f"{len(names)} of {widths} ({sites})"),
             ("batch", f"{spec.batch:,} rows of {spec.dtype} on {self.device}"),
             ("rescale", f"{spec.rescale}{centred}"),
-            (
-                "epoch",
-                (
-                    f"{self.rows_per_epoch:,} {spec.split} rows in"
-                    f" {self.batches_per_epoch:,} batches"
-                ),
-            ),
-            ("next", f"batch {self._batch} of epoch {self._epoch}"),
+            ("epoch", epoch),
+            ("next", f"batch {self._cursor.batch} of epoch {self._cursor.epoch}"),
         ]
 
     def held_out(self) -> Stream | None:
-        """One epoch of the store's held-out rows, read as this stream is; None where
-        there are none, or not yet, or where its filter leaves none.
+        """Return one epoch of the store's held-out rows, read as this stream is.
+
+        None where there are none, or not yet, or where the filter leaves none.
         """
         if self.spec.follow or not self.store.units("held_out"):
             return None
@@ -184,93 +258,74 @@ class Stream(IterableDataset[Batch]):
             }
         )
         with warnings.catch_warnings(), suppress(NoRowsError):
-            # how well these rows are mixed does not matter
+            # How well these rows are mixed does not matter.
             warnings.simplefilter("ignore", StreamWarning)
             return Stream(
                 self.store,
                 spec,
                 device=self.device,
                 threads=self._threads,
-                rank=self._rank,
-                world=self._world,
-                on_corrupt="skip" if self._skip else "error",
+                rank=self._rank.number,
+                world=self._rank.world,
+                on_corrupt="skip" if self._skip_corrupt else "error",
             )
         return None
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of the first epoch; the last may be smaller. A stream that follows
-        tells what is planned.
+        """Batches of the first epoch; the last may be smaller.
+
+        Where the stream follows a harvest: what is planned.
         """
-        return (
-            self._order.batches(0)
-            if not self.spec.follow
-            else -(-self.rows_per_epoch // self.spec.batch)
-        )
+        return self._cursor.batches_in(0)
 
     @property
     def rows_per_epoch(self) -> int:
-        """GatheredRows of the first epoch over all sites (pairs and aligned rows count
-        once). Following: what is planned.
+        """Rows of the first epoch over all sites (pairs and aligned rows count once).
+
+        Where the stream follows a harvest: what is planned.
         """
-        if self.spec.follow:
-            layout = self.store.layout
-            return (
-                len(self._order.unit_ids)
-                * layout.unit_sequences
-                * layout.context
-                * len(self.columns.label)
-            )
-        return self._order.elements(0)
+        return self._cursor.elements_in(0)
 
     def rows_in(self, batches: int) -> int:
-        """GatheredRows of the stream's first batches; the last one of an epoch, and the
-        first behind `skip_rows`, may be smaller. Following: at most so many.
+        """Return the rows of the stream's first batches.
+
+        The last one of an epoch, and the first after `skip_rows`, may be smaller. Where
+        the stream follows a harvest: at most so many.
         """
-        order, size = self._order, self.spec.batch
-        if self.spec.follow:
-            return batches * size
-        (epoch, first), rows = self._after(self.spec.skip_rows), 0
-        while batches > 0:
-            left = order.batches(epoch) - first // size
-            # whole epochs, which are all alike
-            if order.copies == 1 and first == 0 and batches > left:
-                whole = batches // left
-                rows, batches = (
-                    rows + whole * order.elements(epoch),
-                    batches - whole * left,
-                )
-                continue
-            rows += min((first // size + batches) * size, order.elements(epoch)) - first
-            epoch, first, batches = epoch + 1, 0, batches - left
-        return rows
+        return self._cursor.rows_in(batches)
 
     @property
     def window_chunks(self) -> int:
         """Chunks per column that are in memory together."""
-        return self._order.window_chunks
+        return self._ordering.order.window_chunks
 
     @property
     def stall_s(self) -> float:
         """Seconds spent waiting for data."""
-        return self._pool.stall_s
+        return self._gatherer.stall_s
 
     @property
     def skipped_rows(self) -> int:
-        """GatheredRows lost so far to chunks that could not be read
-        (`on_corrupt="skip"`), over all columns.
+        """Rows lost so far to chunks that could not be read, over all columns.
+
+        (`on_corrupt="skip"`)
         """
-        return sum(
-            self._order.chunk_rows(chunk.unit, chunk.chunk)
-            for chunk in self._pool.skipped
-        )
+        units = self._ordering.units
+        order = self._ordering.order
+        n_rows = 0
+        for chunk in self._gatherer.skipped:
+            unit_rows = units.rows_in(chunk.unit)
+            n_rows += order.rows_of_chunk(chunk.unit, chunk.chunk, unit_rows)
+        return n_rows
 
     @property
     def mixing_shortfall(self) -> float:
-        """Share by which a batch falls short of an i.i.d. draw in distinct sequences
-        (see `mixing.py`).
+        """The share by which a batch falls short of an i.i.d. draw (see `mixing.py`).
+
+        It is a share of the distinct sequences in the batch.
         """
-        return mixing_shortfall(self._mix, self.window_chunks, self.spec.batch)
+        return mixing_shortfall(self._ordering.mix, self.window_chunks, self.spec.batch)
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -281,61 +336,35 @@ class Stream(IterableDataset[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        order, spec = self._order, self.spec
-        if not spec.follow and self._batch >= order.batches(self._epoch):
-            self._epoch, self._batch = self._epoch + 1, 0
-        first, last = self._batch * spec.batch, (self._batch + 1) * spec.batch
-        if not spec.follow:
-            last = min(last, order.elements(self._epoch))
-        if spec.skip_rows and (at := self._after(spec.skip_rows))[0] == self._epoch:
-            first = max(first, at[1])
-        if spec.limit_rows is not None:
-            end = self._after(spec.skip_rows + spec.limit_rows)
-            last = (
-                min(last, end[1])
-                if end[0] == self._epoch
-                else last
-                if self._epoch < end[0]
-                else first
-            )
-        epochs = 1 if spec.follow else spec.epochs
-        if first >= last or (epochs is not None and self._epoch >= epochs):
-            self._pool.stop()
+        stretch = self._cursor.next_stretch()
+        if stretch is None:
+            self._gatherer.stop()
             raise StopIteration
-        if not self._pool.running:
-            row = first // len(self.columns.label)
-            self._pool.start(
-                partial(
-                    load_plan,
-                    order,
-                    self._epoch,
-                    row,
-                    epochs,
-                    (self._rank, self._world),
-                )
-            )
-        rows = self._pool.gather(self._epoch, first, last, (self._rank, self._world))
-        if not rows.planes:  # behind the end of a harvest that was followed
-            self._pool.stop()
+        if not self._gatherer.running:
+            self._start_loading(stretch)
+        rows = self._gatherer.gather(stretch, self._rank)
+        if not rows.planes:
+            # A harvest that was followed has ended with fewer rows than planned.
+            self._gatherer.stop()
             raise StopIteration
-        self._batch += 1
-        self._tell_skipped()
-        return self._batched(rows)
+        self._cursor.advance()
+        self._warn_of_skipped_chunks()
+        return self._batch_of(rows)
 
-    def _after(self, rows: int) -> tuple[int, int]:
-        """(epoch, element) behind so many rows of the stream."""
-        epoch = 0
-        if self._order.copies == 1 and not self.spec.follow:
-            epoch = min(rows // self._order.elements(0), self.spec.epochs or rows)
-            return epoch, rows - epoch * self._order.elements(0)
-        while (
-            not self.spec.follow
-            and rows >= self._order.elements(epoch)
-            and epoch != (self.spec.epochs or -1)
-        ):
-            rows -= self._order.elements(epoch)
-            epoch += 1
-        return epoch, rows
+    def _start_loading(self, stretch: Stretch) -> None:
+        """Begin to load windows, from the one that holds a stretch's first element."""
+        # The plan holds no reference to the stream, so that a stream that is dropped is
+        # collected, and its threads with it.
+        plan = partial(
+            planned_loads,
+            self._ordering.order,
+            self._ordering.units,
+            stretch.epoch,
+            stretch.first // len(self.columns.label),
+            self._epochs,
+            self._rank,
+        )
+        self._gatherer.start(plan)
 
     def __enter__(self) -> Self:
         return self
@@ -346,113 +375,141 @@ class Stream(IterableDataset[Batch]):
     def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the process ends, its threads have ended, and so have the modules that
         # closing needs.
-        if hasattr(self, "_pool") and not _exiting():
-            self._pool.close()
+        if hasattr(self, "_gatherer") and not _exiting():
+            self._gatherer.close()
 
     def close(self) -> None:
-        """Join all threads and free the windows. The stream can be iterated again; it
-        goes on where it stopped.
+        """Join all threads and free the windows.
+
+        The stream can be iterated again; it goes on where it stopped.
         """
-        self._pool.close()
+        self._gatherer.close()
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """The batches' x alone: what SAELens (6 and later) takes as a data provider,
-        and any plain training loop.
+        """Yield the batches' x alone, [B, d].
+
+        That is what SAELens (6 and later) takes as a data provider, and what any plain
+        training loop needs.
         """
         for batch in self:
             yield batch.x
 
     def state(self) -> StreamState:
-        """Where the stream stands: the next batch."""
-        store, spec = self._digests
-        return StreamState(store=store, spec=spec, epoch=self._epoch, batch=self._batch)
+        """Return where the stream stands: the next batch."""
+        return StreamState(
+            store=self._digests.store,
+            spec=self._digests.spec,
+            epoch=self._cursor.epoch,
+            batch=self._cursor.batch,
+        )
 
     def restore(self, state: StreamState) -> None:
-        """Go on from a state. A store that was extended since is read as it was (see
-        `Store.before`).
+        """Go on from a state.
 
-        Raises SpecError where the store or the spec is another; the stream is then as
-        it was.
+        A store that was extended since is read as it was (see `Store.before`).
+
+        Raises:
+            SpecError: The store or the spec is another; the stream is then as it was.
         """
         if state.version != STATE_VERSION:
             raise SpecError(
                 f"this state is of version {state.version}, this actstore knows"
                 f" {STATE_VERSION}; upgrade it"
             )
+        # Kept, so that a state that does not fit changes nothing.
         newest = self.store
-        if state.store != self._digests[0]:
-            self._open(pinned(self.store, self.spec, state))
-        beyond = not self.spec.follow and state.batch > self._order.batches(state.epoch)
-        if state.spec != self._digests[1] or beyond:
+        position = (self._cursor.epoch, self._cursor.batch)
+        if state.store != self._digests.store:
+            self._open(store_of_state(newest, self.spec, state))
+        problem = self._why_it_does_not_fit(state)
+        if problem is not None:
             if self.store is not newest:
                 self._open(newest)
-            what = (
-                "its batch is behind the epoch's end"
-                if beyond
-                else "it is of another StreamSpec or window size"
-            )
+                self._cursor.move_to(*position)
             raise SpecError(
-                f"this state does not fit: {what}; resume with the spec that the"
+                f"this state does not fit: {problem}; resume with the spec that the"
                 " stream had"
             )
-        self._pool.stop()
-        self._epoch, self._batch = state.epoch, state.batch
+        self._gatherer.stop()
+        self._cursor.move_to(state.epoch, state.batch)
 
-    def _tell_skipped(self) -> None:
-        if len(self._pool.skipped) > self._told:
-            self._told = len(self._pool.skipped)
-            last = next(reversed(self._pool.skipped.values()))
-            warnings.warn(
-                f"skipped {self._told} chunks that cannot be read,"
-                f" {self.skipped_rows:,} rows so far; the last: {last}",
-                StreamWarning,
-                stacklevel=3,
-            )
+    def _why_it_does_not_fit(self, state: StreamState) -> str | None:
+        """Return what is wrong with a state of this store; None: nothing."""
+        if not self._cursor.has(state.epoch, state.batch):
+            return "its batch comes after the epoch's end"
+        if state.spec != self._digests.spec:
+            return "it is of another StreamSpec or window size"
+        return None
+
+    def _warn_of_skipped_chunks(self) -> None:
+        """Warn where chunks were skipped since the last warning."""
+        skipped = self._gatherer.skipped
+        if len(skipped) <= self._n_told:
+            return
+        self._n_told = len(skipped)
+        last_error = next(reversed(skipped.values()))
+        warnings.warn(
+            f"skipped {self._n_told} chunks that cannot be read,"
+            f" {self.skipped_rows:,} rows so far; the last: {last_error}",
+            StreamWarning,
+            stacklevel=3,
+        )
 
     def _set_rescaling(self) -> None:
-        """One rescaling for each plane's kind of rows: the sites, and in pair mode the
-        targets.
-        """
-        kind, center = self.spec.rescale, bool(self.spec.center)
+        """Set what is done to the rows of the sites, and of the targets if any."""
+        kind = self.spec.rescale
+        center = bool(self.spec.center)
         self.rescaling: Rescaling = rescaling(self.store, self.sites, kind, center)
-        self.target_rescaling = (
-            None
-            if self.targets is None
-            else rescaling(self.store, self.targets, kind, center)
-        )
-        self._factors = [
-            (
-                None
-                if one is None or (kind == "none" and not center)
-                else one.tensors(self.device)
-            )
-            for one in (self.rescaling, self.target_rescaling)
+        self.target_rescaling: Rescaling | None = None
+        if self.targets is not None:
+            self.target_rescaling = rescaling(self.store, self.targets, kind, center)
+        self._factors = self._factors_of(self.rescaling)
+        self._target_factors = self._factors_of(self.target_rescaling)
+
+    def _factors_of(self, made: Rescaling | None) -> Factors | None:
+        """Return a rescaling on the device; None: rows are delivered as they are."""
+        changes_rows = self.spec.rescale != "none" or self.spec.center
+        if made is None or not changes_rows:
+            return None
+        return made.tensors(self.device)
+
+    def _batch_of(self, rows: GatheredRows) -> Batch:
+        """Return rows as they are delivered."""
+        if self.spec.mode == "aligned":
+            x = torch.stack(self._aligned(rows.planes), dim=1)
+        else:
+            x = self._scaled(rows.planes[0], rows.label, self._factors)
+        target = None
+        if self.targets is not None:
+            target = self._scaled(rows.planes[1], rows.label, self._target_factors)
+        return Batch(x, rows.label, rows.row, target, rows.batch_position)
+
+    def _aligned(self, planes: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Return the rows of each site, [B, d] each, rescaled."""
+        sites = torch.arange(len(self.sites), device=self.device)
+        return [
+            self._scaled(rows, sites[i : i + 1], self._factors)
+            for i, rows in enumerate(planes)
         ]
 
-    def _batched(self, rows: GatheredRows) -> Batch:
-        planes, layer, row, batch_position = rows
-        if self.spec.mode == "aligned":
-            sites = torch.arange(len(self.sites), device=self.device)
-            parts = [self._scaled(x, sites[i : i + 1], 0) for i, x in enumerate(planes)]
-            return Batch(torch.stack(parts, dim=1), layer, row, None, batch_position)
-        target = self._scaled(planes[1], layer, 1) if self.targets is not None else None
-        return Batch(
-            self._scaled(planes[0], layer, 0), layer, row, target, batch_position
-        )
-
-    def _scaled(self, x: torch.Tensor, layer: torch.Tensor, part: int) -> torch.Tensor:
-        """x [n, d] as it is delivered; layer: [n], or [1] for all rows."""
-        dtype, factors = DTYPES[self.spec.dtype], self._factors[part]
+    def _scaled(
+        self, rows: torch.Tensor, layer: torch.Tensor, factors: Factors | None
+    ) -> torch.Tensor:
+        """Return rows [n, d] as they are delivered; layer: [n], or [1] for all rows."""
+        dtype = DTYPES[self.spec.dtype]
         if factors is None:
-            return x.to(dtype)
+            return rows.to(dtype)
+        # In float32 until the end: in bfloat16, a mean that is taken off a large value
+        # would leave a few bits.
         scale, mean = factors
-        wide = x.to(torch.float32)
+        wide = rows.to(torch.float32)
         if mean is not None:
             wide = wide - mean.index_select(0, layer)
         return (wide * scale.index_select(0, layer)).to(dtype)
 
 
 def _usable_cores() -> int:
+    """Return how many threads read and decode by default."""
     if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+        return min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    return min(MOST_THREADS, os.cpu_count() or 1)

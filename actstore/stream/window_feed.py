@@ -1,10 +1,11 @@
-"""Loads windows ahead of their use: one thread that plans, some that read and decode,
-two buffers.
+"""Loads windows before they are used.
+
+One thread plans, some read and decode, and there are two buffers.
 
 A buffer goes back when its window is used up (`release`); then the next window loads
-into it. A reader's error ends the feed and is raised where the window is asked for, but
-for chunks that are corrupt or missing where these are to be skipped: they are named
-with their window. `close` joins every thread.
+into it. A reader's error ends the feed and is raised where the window is asked for. If
+chunks that are corrupt or missing are to be skipped, they are named with their window
+instead. `close` joins every thread.
 """
 
 from __future__ import annotations
@@ -22,13 +23,26 @@ from actstore.errors import CorruptError, ObjectError, StoreError
 from actstore.store.chunk_reader import ChunkReader
 from actstore.stream.order import Chunk, Window
 
-WindowLoads = Iterator[tuple[Window, list[Chunk]]]
+
+class WindowLoad(NamedTuple):
+    """A window, and the chunks of it that a process reads."""
+
+    window: Window
+    chunks: list[Chunk]
+
+
+WindowPlan = Callable[[Callable[[], bool]], Iterator[WindowLoad]]
+"""Yields the windows to load, given a function that tells whether to stop."""
 
 
 class WindowBuffer(NamedTuple):
-    """Memory of a window by plane. values: [n_columns, window_chunks * chunk_rows, d];
-    where int8 stays encoded, scale: float16 [n_columns, window_chunks * chunk_rows],
-    step: float32 [n_columns, window_chunks, 2, d].
+    """The memory of a window, by plane.
+
+    Attributes:
+        values: [n_columns, window_chunks * chunk_rows, d] each.
+        scale: Where int8 rows stay encoded, float16 [n_columns, window_chunks *
+            chunk_rows] each.
+        step: Likewise, float32 [n_columns, window_chunks, 2, d] each.
     """
 
     values: tuple[NDArray[Any], ...]
@@ -37,53 +51,69 @@ class WindowBuffer(NamedTuple):
 
 
 class LoadedWindow(NamedTuple):
-    """A window and its rows (those outside `window.source` are undefined); bad: chunks
-    skipped, and why.
+    """A window and its rows in memory.
+
+    Attributes:
+        window: Which rows come, in which order.
+        buffer: Where they lie; what `window.source` does not point to is undefined.
+        skipped: Chunks that could not be read, and why.
     """
 
     window: Window
-    rows: WindowBuffer
-    bad: dict[Chunk, StoreError]
+    buffer: WindowBuffer
+    skipped: dict[Chunk, StoreError]
 
 
 class WindowFeed:
-    """Windows in order. `plan`, given a function that tells whether to stop, yields
-    (window, the chunks to read).
-
-    planes: index in the reader's sites, by plane and column; skip_corrupt: go on
-    without chunks that cannot be read.
-    """
+    """The windows of a plan, in order, each loaded while the one before it is used."""
 
     def __init__(
         self,
         reader: ChunkReader,
         planes: Sequence[Sequence[int]],
-        plan: Callable[[Callable[[], bool]], WindowLoads],
+        plan: WindowPlan,
         buffers: list[WindowBuffer],
         threads: int,
         *,
         skip_corrupt: bool = False,
     ) -> None:
-        self._reader, self._planes, self._skip = reader, planes, skip_corrupt
+        """Begin to load.
+
+        Args:
+            reader: What reads and decodes chunks.
+            planes: Index of a site in the reader's sites, by plane and column.
+            plan: The windows, and the chunks of each that are read.
+            buffers: The memory that windows are loaded into, in turn.
+            threads: How many read and decode.
+            skip_corrupt: Go on without chunks that cannot be read.
+        """
+        self._reader = reader
+        self._planes = planes
+        self._skip_corrupt = skip_corrupt
+        # What was loaded; at the end None, or the error that ended the feed.
         self._ready: queue.Queue[LoadedWindow | BaseException | None] = queue.Queue()
+        # None tells the feeding thread to stop waiting.
         self._free: queue.Queue[WindowBuffer | None] = queue.Queue()
         self._stop = threading.Event()
         self._plan = plan(self._stop.is_set)
         for buffer in buffers:
             self._free.put(buffer)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stream-read")
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="stream-read")
+        # A daemon: a stream that nobody closes must not keep the process alive.
         self._thread = threading.Thread(
             target=self._run, name="stream-feed", daemon=True
         )
         self._thread.start()
 
     def get(self) -> LoadedWindow | None:
-        """The next window (waits for it), or None behind the last. Raises what a reader
-        raised.
+        """Return the next window, once it is loaded; None after the last.
+
+        Raises what a reader raised.
         """
         item = self._ready.get()
         if isinstance(item, BaseException):
-            self._ready.put(item)  # asking again gives the same error, not a hang
+            # Whoever asks again is given the same error, and does not hang.
+            self._ready.put(item)
             raise item
         if item is None:
             self._ready.put(None)
@@ -94,13 +124,14 @@ class WindowFeed:
         self._free.put(buffer)
 
     def close(self) -> None:
-        """Stop early; every thread has ended when this returns. Whoever waits in `get`
-        is told.
+        """Stop early; every thread has ended when this returns.
+
+        Whoever waits in `get` is given a StoreError.
         """
         self._stop.set()
         self._free.put(None)
         self._thread.join()
-        self._pool.shutdown(cancel_futures=True)
+        self._readers.shutdown(cancel_futures=True)
         self._ready.put(
             StoreError(
                 "the stream was closed while its next batch was being waited for"
@@ -108,58 +139,68 @@ class WindowFeed:
         )
 
     def _run(self) -> None:
+        """Load one window after the other: what the feeding thread does."""
         try:
-            coming = next(self._plan, None)
-            while coming is not None:
+            load = next(self._plan, None)
+            while load is not None:
                 buffer = self._free.get()
                 if buffer is None or self._stop.is_set():
                     return
-                window, chunks = coming
-                bad: dict[Chunk, StoreError] = {}
-                futures = self._submit(chunks, buffer, bad)
+                window = load.window
+                skipped: dict[Chunk, StoreError] = {}
+                futures = self._submit(load.chunks, buffer, skipped)
                 try:
-                    # the next order is worked out while this window loads
-                    coming = next(self._plan, None)
+                    # The next window's order is worked out while this one loads.
+                    load = next(self._plan, None)
                 finally:
                     self._finish(futures)
                 if self._stop.is_set():
-                    return  # chunks were left out: this window is not whole
-                self._ready.put(LoadedWindow(window, buffer, bad))
+                    # Chunks were left out: this window is not whole.
+                    return
+                self._ready.put(LoadedWindow(window, buffer, skipped))
             self._ready.put(None)
-        except BaseException as error:  # noqa: BLE001 (it is raised again where the window is asked for)
+        except BaseException as error:  # noqa: BLE001 (raised again where it is asked for)
             self._ready.put(error)
 
     def _submit(
-        self, chunks: list[Chunk], buffer: WindowBuffer, bad: dict[Chunk, StoreError]
+        self,
+        chunks: list[Chunk],
+        buffer: WindowBuffer,
+        skipped: dict[Chunk, StoreError],
     ) -> list[Future[None]]:
-        def load(one: Chunk, plane: int) -> None:
+        """Begin to load chunks, at every plane; those that cannot be read are noted."""
+
+        def load(chunk: Chunk, plane: int) -> None:
             if self._stop.is_set():
                 return
             try:
-                self._load(one, plane, buffer)
+                self._load(chunk, plane, buffer)
             except (CorruptError, ObjectError) as error:
-                if not self._skip:
+                if not self._skip_corrupt:
                     raise
-                bad[one] = error
+                skipped[chunk] = error
 
         return [
-            self._pool.submit(load, chunk, plane)
+            self._readers.submit(load, chunk, plane)
             for chunk in chunks
             for plane in range(len(self._planes))
         ]
 
-    def _load(self, one: Chunk, plane: int, buffer: WindowBuffer) -> None:
-        site, rows = self._planes[plane][one.column], self._reader.codecs[0].chunk_rows
-        here = slice(one.cell * rows, (one.cell + 1) * rows)
-        self._reader.read(
-            site, one.unit, one.chunk, buffer.values[plane][one.column, here]
-        )
+    def _load(self, chunk: Chunk, plane: int, buffer: WindowBuffer) -> None:
+        """Read one chunk into its cell."""
+        site = self._planes[plane][chunk.column]
+        chunk_rows = self._reader.codecs[0].chunk_rows
+        first_row = chunk.cell * chunk_rows
+        rows = slice(first_row, first_row + chunk_rows)
+        values = buffer.values[plane][chunk.column, rows]
+        self._reader.read(site, chunk.unit, chunk.chunk, values)
         if buffer.scale:
-            scale, step = self._reader.int8_parts(site, one.unit, one.chunk)
-            buffer.scale[plane][one.column, here] = scale
-            buffer.step[plane][one.column, one.cell] = step
+            scale, step = self._reader.int8_parts(site, chunk.unit, chunk.chunk)
+            buffer.scale[plane][chunk.column, rows] = scale
+            buffer.step[plane][chunk.column, chunk.cell] = step
 
     def _finish(self, futures: list[Future[None]]) -> None:
+        """Wait for all reads; where one fails, none of the others runs on."""
         try:
             for future in futures:
                 future.result()

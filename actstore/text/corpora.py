@@ -1,10 +1,13 @@
-"""Where documents come from. Every source can start anywhere: a piece carries the
-cursor that leads back to it.
+"""Open the corpus that a spec names, so that documents can be read from it.
 
-A cursor is a small JSON object, its meaning known to its source alone: `{"document":
-i}` (builtin, memory), `{"file": i, "offset": bytes}` (text, JSONL; offsets of the
-decompressed bytes), `{"file": i, "group": g, "row": r}` (Parquet), `{"row": r}` (data
-sets).
+Every corpus can be read from any point on: each piece carries the cursor that leads
+back to it. A cursor is a small JSON object, whose meaning only its own corpus knows:
+
+* `{"document": i}`: the corpus that ships, and documents in memory;
+* `{"file": i, "offset": bytes}`: text and JSON lines, where the offset counts
+  decompressed bytes;
+* `{"file": i, "group": g, "row": r}`: Parquet, by row group;
+* `{"row": r}`: data sets.
 """
 
 from __future__ import annotations
@@ -14,67 +17,88 @@ import warnings
 from collections.abc import Iterable, Iterator, Sized
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from actstore.errors import CorpusError, HarvestWarning, SpecError
-from actstore.text.corpus_files import Files, find
-from actstore.text.documents import Column, Content, Corpus, Cursor, Piece, shown
-from actstore.text.file_choice import documents_of, kind_of
-from actstore.text.file_formats import JsonLines, Parquet, TextFiles
+from actstore.text.choose_files import files_with_documents, kind_of_files
+from actstore.text.corpus_files import CorpusFiles, find_files
+from actstore.text.documents import (
+    Content,
+    Corpus,
+    CorpusCursor,
+    DocumentColumn,
+    Piece,
+    describe_value,
+)
+from actstore.text.file_formats import (
+    FileCorpus,
+    FileFormat,
+    JsonLinesFormat,
+    ParquetFormat,
+    TextFormat,
+)
 from schemas.source import CorpusSource
 
 __all__ = [
-    "Builtin",
+    "BuiltinCorpus",
     "Corpus",
-    "Cursor",
-    "Memory",
+    "CorpusCursor",
+    "MemoryCorpus",
     "Piece",
     "check_options",
     "open_corpus",
 ]
 
-COLUMNS = ("split", "text_column", "token_column")
-TAKES = {
+BUILTIN_PREFIX = "builtin:"
+WITHOUT_FILES = frozenset({"builtin", "dataset", "hub", "memory", "imported"})
+
+_TABLE_OPTIONS = ("split", "text_column", "token_column")
+# The options of a CorpusSource that each kind of corpus has a use for.
+OPTIONS_OF_KIND: dict[str, tuple[str, ...]] = {
     "builtin": (),
     "memory": (),
     "text": ("split",),
-    **dict.fromkeys(("jsonl", "parquet", "dataset"), COLUMNS),
-    "hub": (*COLUMNS, "revision", "config"),
+    "jsonl": _TABLE_OPTIONS,
+    "parquet": _TABLE_OPTIONS,
+    "dataset": _TABLE_OPTIONS,
+    "hub": (*_TABLE_OPTIONS, "revision", "config"),
 }
-WHY = {
-    "revision": "revision (--corpus-revision) is of a data set on the hub",
-    "config": "config (--corpus-config) is of a data set on the hub",
-    "split": "split (--split) is of files and data sets",
-    "text_column": "text_column (--text-column) is of JSONL, Parquet and data sets",
-    "token_column": "token_column (--token-column) is of JSONL, Parquet and data sets",
+# For messages: an option as it is written in Python and on the command line, and what
+# it belongs to.
+OPTION_TEXTS = {
+    "revision": ("revision (--corpus-revision)", "a data set on the hub"),
+    "config": ("config (--corpus-config)", "a data set on the hub"),
+    "split": ("split (--split)", "files and data sets"),
+    "text_column": (
+        "text_column (--text-column)",
+        "JSONL, Parquet and data sets",
+    ),
+    "token_column": (
+        "token_column (--token-column)",
+        "JSONL, Parquet and data sets",
+    ),
 }
 
 
 def open_corpus(source: CorpusSource) -> Corpus:
-    """The corpus a source names; `kind="auto"` decides from the name and from what lies
-    there.
+    """Open the corpus that a source names.
 
-    Warns (HarvestWarning) of files that are left out.
+    `kind="auto"` is decided by the name, and by the files that it leads to. Files that
+    are left out are told of in a HarvestWarning.
 
     Raises:
-        SpecError: an option that the kind has no use for; CorpusError: nothing to read,
-        or no such split.
+        SpecError: an option that a corpus of this kind has no use for.
+        CorpusError: there is nothing to read, or no such split.
     """
-    files = (
-        None
-        if source.kind in {"builtin", "dataset", "hub", "memory", "imported"}
-        else _files(source)
-    )
-    kind = (
-        source.kind
-        if source.kind != "auto"
-        else kind_of(files)
-        if files
-        else _without_files(source)
-    )
+    files = None
+    if source.kind not in WITHOUT_FILES:
+        files = _files_of(source)
+    kind = _kind_of(source, files)
     check_options(source, kind)
     if kind == "builtin":
-        return Builtin(source.name)
+        return BuiltinCorpus(source.name)
     if kind in {"dataset", "hub"}:
+        # `datasets` takes seconds to import, and most harvests do without it.
         from actstore.text.hf_datasets import open_dataset
 
         return open_dataset(source, hub=kind == "hub")
@@ -83,25 +107,28 @@ def open_corpus(source: CorpusSource) -> Corpus:
             f"corpus {source.name!r} of kind {kind!r}: pass its documents as `tokens=`"
             " from Python"
         )
-    column = Column.of(source)
-    kept, said = documents_of(files, kind, source.split, column)
-    for text in said:
-        warnings.warn(f"corpus {source.name}: {text}", HarvestWarning, stacklevel=2)
-    if kind == "text":
-        return TextFiles(kept)
-    return JsonLines(kept, column) if kind == "jsonl" else Parquet(kept, column)
+    column = DocumentColumn.of(source)
+    kept, notes = files_with_documents(files, kind, source.split, column)
+    for note in notes:
+        warnings.warn(f"corpus {source.name}: {note}", HarvestWarning, stacklevel=2)
+    return FileCorpus(kept, _format_of(kind, column))
 
 
 def check_options(source: CorpusSource, kind: str) -> None:
-    """Raises SpecError for an option that a corpus of this kind has no use for."""
-    for name, why in WHY.items():
-        if getattr(source, name) == "":
+    """Check that a corpus of this kind has a use for every option that is given.
+
+    Raises:
+        SpecError: it has none for one of them, or one is empty, or two contradict.
+    """
+    useful = OPTIONS_OF_KIND.get(kind, ())
+    for name, (option, belongs_to) in OPTION_TEXTS.items():
+        value = getattr(source, name)
+        if value == "":
+            raise SpecError(f"{option}: wanted a name, got ''; leave it out")
+        if value is not None and name not in useful:
             raise SpecError(
-                f"{why.split(' is of ')[0]}: wanted a name, got ''; leave it out"
-            )
-        if getattr(source, name) is not None and name not in TAKES.get(kind, ()):
-            raise SpecError(
-                f"corpus {source.name!r} is of kind {kind}, but {why}; leave it out"
+                f"corpus {source.name!r} is of kind {kind}, but {option} belongs to"
+                f" {belongs_to}; leave it out"
             )
     if source.text_column is not None and source.token_column is not None:
         raise SpecError(
@@ -110,40 +137,51 @@ def check_options(source: CorpusSource, kind: str) -> None:
         )
 
 
-def _files(source: CorpusSource) -> Files | None:
-    """The files of a name; None where it is no path: what ships, or what can only be on
-    the hub.
+def _kind_of(source: CorpusSource, files: CorpusFiles | None) -> str:
+    if source.kind != "auto":
+        return source.kind
+    if files:
+        return kind_of_files(files)
+    return "builtin" if source.name.startswith(BUILTIN_PREFIX) else "hub"
+
+
+def _format_of(kind: str, column: DocumentColumn) -> FileFormat:
+    if kind == "text":
+        return TextFormat()
+    if kind == "jsonl":
+        return JsonLinesFormat(column)
+    return ParquetFormat(column)
+
+
+def _files_of(source: CorpusSource) -> CorpusFiles | None:
+    """Return the files that a name leads to.
+
+    None where it is no path: the corpus that ships, or what can only be on the hub.
     """
-    if source.kind == "auto" and source.name.startswith("builtin:"):
+    if source.kind == "auto" and source.name.startswith(BUILTIN_PREFIX):
         return None
     try:
-        return find(source.name)
+        return find_files(source.name)
     except CorpusError:
-        if source.kind == "auto" and _may_be_hub(source.name):
+        if source.kind == "auto" and _may_be_on_the_hub(source.name):
             return None
         raise
 
 
-def _without_files(source: CorpusSource) -> str:
-    return "builtin" if source.name.startswith("builtin:") else "hub"
-
-
-def _may_be_hub(name: str) -> bool:
-    """Whether a name that leads to no file can be one on the hub: `name` or
-    `user/name`.
-    """
-    if (
-        name.startswith(("/", ".", "~"))
-        or name.count("/") > 1
-        or any(sign in name for sign in ":*?[\\")
-    ):
+def _may_be_on_the_hub(name: str) -> bool:
+    """Tell whether a name can be one on the hub: `name` or `user/name`."""
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return False
+    if any(sign in name for sign in ":*?[\\"):
+        return False
+    # A folder of that name which cannot be read is what was meant, not the hub.
     return not Path(name).exists()
 
 
-class Builtin:
-    """`builtin:stdlib`: the standard library of the running interpreter. Cursor:
-    {"document": i}, i among its paths.
+class BuiltinCorpus:
+    """`builtin:stdlib`: the standard library of the Python that is running.
+
+    Its cursor is `{"document": i}`, i counting its paths.
     """
 
     def __init__(self, name: str) -> None:
@@ -153,67 +191,81 @@ class Builtin:
             )
 
     @cached_property
-    def _files(self) -> Files:
+    def _files(self) -> CorpusFiles:
         import fsspec
 
         from actstore.builtin import stdlib_corpus
 
-        root = stdlib_corpus.library()
-        return Files(
-            fsspec.filesystem("file"),
-            tuple(str(root / path) for path in stdlib_corpus.paths(root)),
-        )
+        root = stdlib_corpus.library_folder()
+        paths = [str(root / path) for path in stdlib_corpus.document_paths(root)]
+        return CorpusFiles(fsspec.filesystem("file"), tuple(paths))
 
-    def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
-        start = cursor["document"] if cursor else 0
-        for i, path in enumerate(
-            itertools.islice(self._files.paths, start, None), start
-        ):
+    def pieces(self, cursor: CorpusCursor | None) -> Iterator[Piece]:
+        """See `Corpus.pieces`."""
+        for i, name in _numbered_from(cursor, self._files.paths):
+            path = Path(name)
             try:
-                yield Piece(
-                    {"document": i},
-                    Path(path).read_text(encoding="utf-8"),
-                    size=Path(path).stat().st_size,
-                )
+                text = path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
-                # the library's few files that test other encodings
+                # The library has a few files that test other encodings.
                 continue
+            yield Piece({"document": i}, text, size=path.stat().st_size)
 
     def digest(self) -> str | None:
+        """See `Corpus.digest`."""
         return self._files.digest()
 
     def size(self) -> int | None:
+        """Return the bytes of all files."""
         return self._files.size()
 
 
-class Memory:
-    """Documents that are in memory already: texts, or sequences of token ids. Cursor:
-    {"document": i}.
+class MemoryCorpus:
+    """Documents that are in memory already: texts, or lists of token ids.
 
-    To go on after an interruption the iterable must give the same documents again.
+    Its cursor is `{"document": i}`. To go on after an interruption, the iterable must
+    give the same documents again.
+
+    Args:
+        documents: read once for each call of `pieces`.
+        separate: whether each item is a document of its own. If not, all of them are
+            one stream that neither begins nor ends.
     """
 
     def __init__(self, documents: Iterable[Content], *, separate: bool = True) -> None:
-        self._documents, self._separate = documents, separate
+        self._documents = documents
+        self._separate = separate
 
-    def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
-        start = cursor["document"] if cursor else 0
-        for i, content in enumerate(
-            itertools.islice(self._documents, start, None), start
-        ):
-            if content is not None and (
-                not hasattr(content, "__len__") or getattr(content, "ndim", 1) == 0
-            ):
+    def pieces(self, cursor: CorpusCursor | None) -> Iterator[Piece]:
+        """See `Corpus.pieces`."""
+        for i, content in _numbered_from(cursor, self._documents):
+            # Arrays of no dimension have `__len__` too, and raise when it is called.
+            has_length = (
+                hasattr(content, "__len__") and getattr(content, "ndim", 1) != 0
+            )
+            if content is not None and not has_length:
                 raise CorpusError(
                     f"document {i}: wanted a text or a list of token ids, got"
-                    f" {shown(content)}"
+                    f" {describe_value(content)}"
                 )
             yield Piece(
                 {"document": i}, content, first=self._separate, last=self._separate
             )
 
     def digest(self) -> str | None:
+        """Return None: only reading all documents would tell."""
         return None
 
     def size(self) -> int | None:
-        return len(self._documents) if isinstance(self._documents, Sized) else None
+        """Return the number of documents, where the iterable has a length."""
+        if isinstance(self._documents, Sized):
+            return len(self._documents)
+        return None
+
+
+def _numbered_from(
+    cursor: CorpusCursor | None, documents: Iterable[Any]
+) -> Iterator[tuple[int, Any]]:
+    """Give the documents from a cursor on, each with its number in the corpus."""
+    start = cursor["document"] if cursor else 0
+    return enumerate(itertools.islice(documents, start, None), start)

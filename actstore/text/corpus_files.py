@@ -1,5 +1,6 @@
-"""Finding and opening corpus files under any fsspec URL; every failure becomes a
-CorpusError that names the file.
+"""Find and open the files of a corpus, on this machine or under any fsspec URL.
+
+Whatever fails becomes a CorpusError that names the file.
 """
 
 from __future__ import annotations
@@ -21,16 +22,22 @@ from actstore.errors import CorpusError
 from actstore.format.file_systems import file_system
 from actstore.format.storage import is_of_a_service
 
-# which fsspec has by a further package only, and reads one frame of
-BY_ARROW = {".zst": "zstd", ".lz4": "lz4"}
-COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", *BY_ARROW)
+# fsspec reads these with a further package only, and of several frames in one file only
+# the first. pyarrow, which is here anyway, reads them whole.
+ARROW_CODECS = {".zst": "zstd", ".lz4": "lz4"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", *ARROW_CODECS)
 ARCHIVES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar")
-_SKIP = 1 << 20
+_SKIP_BYTES = 1 << 20  # read at a time to get to an offset without seeking
 
 
-class Files(NamedTuple):
-    """Files of one corpus, sorted by path. root: the folder that they were looked for
-    in; given: how that was named.
+class CorpusFiles(NamedTuple):
+    """The files of one corpus.
+
+    Attributes:
+        fs: the fsspec file system that they are in.
+        paths: of the files, sorted.
+        root: the folder that they were looked for in.
+        given: whether the user named one file, a folder or a pattern.
     """
 
     fs: Any
@@ -38,53 +45,67 @@ class Files(NamedTuple):
     root: str = ""
     given: Literal["file", "folder", "pattern"] = "folder"
 
-    def only(self, paths: tuple[str, ...]) -> Files:
-        """Some of them."""
+    def only(self, paths: tuple[str, ...]) -> CorpusFiles:
+        """Return the same corpus with some of its files."""
         return self._replace(paths=paths)
 
     def relative(self, path: str) -> str:
-        """A path of theirs below the root."""
-        return (
-            path[len(self.root) :].lstrip("/")
-            if self.root and path.startswith(self.root)
-            else path
-        )
+        """Return a path of one of the files as seen from the root."""
+        if self.root and path.startswith(self.root):
+            return path[len(self.root) :].lstrip("/")
+        return path
 
     def digest(self) -> str:
-        """Of the files' names and sizes: enough to notice another corpus under the same
-        name, without reading it.
+        """Return a digest of the files' names and sizes.
+
+        That is enough to notice another corpus under the same name, and needs no
+        reading.
         """
         state = blake3.blake3()
         for path in self.paths:
-            state.update(f"{PurePosixPath(path).name}\0{self.fs.size(path)}\0".encode())
+            name = PurePosixPath(path).name
+            state.update(f"{name}\0{self.fs.size(path)}\0".encode())
         return str(state.hexdigest())
 
     def size(self, paths: tuple[str, ...] | None = None) -> int | None:
-        """Bytes of all files, or of some; None where one is compressed, or its size is
-        not known.
+        """Return the bytes of all files, or of those in `paths`.
+
+        None where one of them is compressed, or its size is not known.
         """
-        paths = self.paths if paths is None else paths
+        if paths is None:
+            paths = self.paths
         if any(path.lower().endswith(COMPRESSED) for path in paths):
             return None
         sizes = [self.fs.size(path) for path in paths]
-        return None if None in sizes else int(sum(sizes))
+        if None in sizes:
+            return None
+        return int(sum(sizes))
 
     @contextlib.contextmanager
     def open(self, index: int, offset: int = 0) -> Iterator[IO[bytes]]:
-        """One file for reading bytes from an offset on, decompressed by its suffix."""
+        """Open one file for reading, decompressed as its suffix says.
+
+        Args:
+            index: of the file among `paths`.
+            offset: where to begin, in bytes after decompression.
+
+        Raises:
+            CorpusError: it cannot be read.
+        """
         path = self.paths[index]
-        codec = BY_ARROW.get(PurePosixPath(path.lower()).suffix)
+        codec = ARROW_CODECS.get(PurePosixPath(path.lower()).suffix)
+        by_fsspec = None if codec else "infer"
         with (
-            reading(path),
-            self.fs.open(path, "rb", compression=None if codec else "infer") as raw,
+            read_errors_named(path),
+            self.fs.open(path, "rb", compression=by_fsspec) as raw,
         ):
             file = _decompressed(raw, codec) if codec else raw
             _go_to(file, offset)
             yield file
 
     def head(self, path: str, n: int) -> bytes:
-        """The first bytes of a file, as they lie there."""
-        with reading(path), self.fs.open(path, "rb") as file:
+        """Return the first `n` bytes of a file, without decompressing them."""
+        with read_errors_named(path), self.fs.open(path, "rb") as file:
             return bytes(file.read(n))
 
 
@@ -99,13 +120,20 @@ def _go_to(file: IO[bytes], offset: int) -> None:
     if file.seekable():
         file.seek(offset)
         return
-    while offset > 0 and (passed := len(file.read(min(offset, _SKIP)))):
+    # A decompressor can only read on: what comes before the offset is thrown away.
+    while offset > 0:
+        passed = len(file.read(min(offset, _SKIP_BYTES)))
+        if passed == 0:
+            return
         offset -= passed
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Failures of the medium or the decompression as CorpusError."""
+def read_errors_named(path: str) -> Iterator[None]:
+    """Turn failures of reading or decompressing into a CorpusError that names `path`.
+
+    Other errors, which would be faults of ours, pass through.
+    """
     try:
         yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -122,92 +150,101 @@ def reading(path: str) -> Iterator[None]:
         ) from error
 
 
-def find(url: str) -> Files:
-    """The files that a path, a folder (all below it, hidden ones left out) or a pattern
-    means. Raises CorpusError.
+def find_files(url: str) -> CorpusFiles:
+    """Return the files that a path, a folder or a pattern means.
 
-    What lies there by exactly that name comes before a pattern.
+    A folder means all files below it, but for hidden ones. What lies there under
+    exactly that name comes before a pattern: a folder named `a[1]` is that folder.
+
+    Raises:
+        CorpusError: there is no file, or one that is not a regular file.
     """
     try:
-        with reading(url):
-            found = _found(url)
+        with read_errors_named(url):
+            files = _look_up(url)
     except (ValueError, ImportError) as error:
         raise CorpusError(f"corpus {url}: {error}") from error
-    if odd := _not_regular(found):
+    special_file = _first_special_file(files)
+    if special_file:
         raise CorpusError(
-            f"{odd}: not a regular file but a pipe, a socket or a device; remove it"
-            " from the corpus"
+            f"{special_file}: not a regular file but a pipe, a socket or a device;"
+            " remove it from the corpus"
         )
-    if not found.paths:
+    if not files.paths:
         raise CorpusError(
             f"corpus {url}: there is no such file or folder, or no file in it"
         )
-    return found
+    return files
 
 
-def _found(url: str) -> Files:
+def _look_up(url: str) -> CorpusFiles:
     fs, path = file_system(url)
     if fs.isdir(path):
-        below = [p for p in fs.find(path) if not _hidden(p[len(path) :])]
-        found = Files(fs, tuple(sorted(below)), path.rstrip("/"))
+        below = [p for p in fs.find(path) if not _is_hidden(p[len(path) :])]
+        files = CorpusFiles(fs, tuple(sorted(below)), path.rstrip("/"))
     elif fs.exists(path):
-        found = Files(fs, (path,), path.rpartition("/")[0], "file")
+        folder = path.rpartition("/")[0]
+        files = CorpusFiles(fs, (path,), folder, "file")
     elif fsspec.core.has_magic(path):
-        root, pattern = _literal(fs, path)
-        found = Files(
-            fs,
-            tuple(sorted(p for p in fs.glob(pattern) if fs.isfile(p))),
-            root,
-            "pattern",
-        )
+        root, pattern = _split_pattern(fs, path)
+        matching = [p for p in fs.glob(pattern) if fs.isfile(p)]
+        files = CorpusFiles(fs, tuple(sorted(matching)), root, "pattern")
     else:
-        found = Files(fs, ())
-    if not found.paths:
-        _refusing(fs, path)
-    return found
+        files = CorpusFiles(fs, ())
+    if not files.paths:
+        _check_permission(fs, path)
+    return files
 
 
-def _not_regular(files: Files) -> str | None:
-    """The first path that is a pipe, a socket or a device here; opening one may never
-    return.
+def _first_special_file(files: CorpusFiles) -> str | None:
+    """Return the first path that is a pipe, a socket or a device on this machine.
+
+    To open one might never return.
     """
     if not isinstance(files.fs, LocalFileSystem):
         return None
-    for path in files.paths:
-        there = Path(path)
-        if there.exists() and not there.is_file() and not there.is_dir():
-            return path
+    for name in files.paths:
+        path = Path(name)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return name
     return None
 
 
-def _literal(fs: Any, path: str) -> tuple[str, str]:
-    """The folder that a pattern is of, and the pattern; folders that lie there by
-    exactly their name are meant.
+def _split_pattern(fs: Any, path: str) -> tuple[str, str]:
+    """Return the folder that a pattern looks in, and the pattern with it escaped.
+
+    A step that looks like a pattern and exists under exactly that name is a folder. If
+    `/data/a[1]` exists, `/data/a[1]/*.txt` is `*.txt` in `/data/a[1]`; if not, it is
+    `a[1]/*.txt` in `/data`, which finds `/data/a1/x.txt`.
     """
-    parts = path.split("/")
-    first = next(i for i, part in enumerate(parts) if fsspec.core.has_magic(part))
-    while first < len(parts) - 1 and fs.isdir("/".join(parts[: first + 1])):
+    steps = path.split("/")
+    first = 0
+    while not fsspec.core.has_magic(steps[first]):
         first += 1
-    root = "/".join(parts[:first])
-    return root, "/".join([glob.escape(root), *parts[first:]])
+    while first < len(steps) - 1 and fs.isdir("/".join(steps[: first + 1])):
+        first += 1
+    root = "/".join(steps[:first])
+    pattern = "/".join([glob.escape(root), *steps[first:]])
+    return root, pattern
 
 
-def _refusing(fs: Any, path: str) -> None:
-    """Raises PermissionError where a local path or folder seems empty because it may
-    not be looked into.
-    """
+def _check_permission(fs: Any, path: str) -> None:
+    """Raise PermissionError where a folder seems empty and may not be looked into."""
     if isinstance(fs, LocalFileSystem) and not fsspec.core.has_magic(path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             next(Path(path).iterdir(), None)
 
 
-def suffix(path: str) -> str:
-    """The lower-case suffix before any compression suffix: `a.jsonl.gz` -> `.jsonl`."""
+def data_suffix(path: str) -> str:
+    """Return the suffix before that of a compression, in lower case.
+
+    `a.jsonl.gz` has `.jsonl`, as has `a.jsonl`; `a` has "".
+    """
     suffixes = PurePosixPath(path.lower()).suffixes
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes = suffixes[:-1]
     return suffixes[-1] if suffixes else ""
 
 
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(".") for part in relative.split("/"))
+def _is_hidden(relative: str) -> bool:
+    return any(step.startswith(".") for step in relative.split("/"))

@@ -1,9 +1,9 @@
-"""How many tokens a corpus holds, from what the calibration batches had to read of it;
-the rest stays unread.
+"""Estimate how many tokens a corpus holds, from what calibration had to read of it.
 
-All of it was read: the number is counted. Else it is what was read times the corpus'
-size over that part's size, in bytes of files or in rows, where the corpus knows its
-size. Tokens are positions of whole contexts, as in a spec.
+The rest of the corpus stays unread. If calibration read all of it, the tokens are
+counted. If not, the estimate is the tokens that were read, times the size of the whole
+corpus over the size of the part that was read (bytes of files, or rows), where the
+corpus knows its size. Tokens are positions of whole contexts, as in a spec.
 """
 
 from __future__ import annotations
@@ -15,68 +15,92 @@ from actstore.text.sequences import (
     ArraySequencer,
     DocumentSequencer,
     Sequencer,
-    Sequences,
+    TokenBlock,
 )
 from schemas.harvest import HarvestSpec, Layout
 from schemas.records import CorpusEstimate
 
 
 def corpus_estimate(
-    spec: HarvestSpec, source: Sequencer, corpus: Corpus | None, sample: Sequences
+    spec: HarvestSpec, source: Sequencer, corpus: Corpus | None, sample: TokenBlock
 ) -> CorpusEstimate:
-    """What the corpus of `source` holds; `sample` is what `source.take` gave from its
-    beginning on.
+    """Return what is known of how many tokens a corpus holds.
+
+    Args:
+        spec: of the harvest.
+        source: gives the sequences of the corpus, and counts what it read for them.
+        corpus: what `source` reads; None for an array in memory.
+        sample: the first block that `source` gave, from the beginning of the corpus.
     """
-    n = len(sample.tokens)
     if isinstance(source, ArraySequencer):
-        return _found(spec, source.n_sequences, "counted", source.n_sequences)
+        n_sequences = source.n_sequences
+        return _estimate(spec, n_sequences, "counted", n_sequences)
     if not isinstance(source, DocumentSequencer):
-        return _found(spec, None, "unknown", 0)
-    total, seen = corpus.size() if corpus is not None else None, source.seen
+        return _estimate(spec, None, "unknown", 0)
+    total_size = corpus.size() if corpus is not None else None
+    n_taken = len(sample.tokens)
+    seen = source.seen
     if sample.ended:
-        return _found(spec, n, "counted", seen.documents)
-    upper = 1 + (seen.tokens // _payload(spec, source) if spec.pack else seen.documents)
-    if total is not None and seen.size >= total:  # the rest is tokenised already
-        left = source.take(max(1, upper - n + 1))
-        if left.ended:
-            return _found(spec, n + len(left.tokens), "counted", seen.documents)
-    if total is None or not seen.size:
-        return _found(spec, None, "unknown", seen.documents)
-    share = total / seen.size
-    sequences = (
-        seen.tokens * share / _payload(spec, source)
-        if spec.pack
-        else seen.documents * share
-    )
-    return _found(spec, max(n, math.floor(sequences)), "estimated", seen.documents)
+        return _estimate(spec, n_taken, "counted", seen.documents)
+    if total_size is not None and seen.size >= total_size:
+        # All of the corpus is tokenised already, and waits to be cut into contexts: to
+        # count them costs nothing more. No more than `at_most` contexts can come.
+        if spec.pack:
+            at_most = 1 + seen.tokens // _document_tokens_per_context(spec, source)
+        else:
+            at_most = 1 + seen.documents
+        rest = source.take(max(1, at_most - n_taken + 1))
+        if rest.ended:
+            n_sequences = n_taken + len(rest.tokens)
+            return _estimate(spec, n_sequences, "counted", seen.documents)
+    if total_size is None or not seen.size:
+        return _estimate(spec, None, "unknown", seen.documents)
+    # 1 MB of a corpus of 10 MB gave 250,000 tokens: the whole gives about 2,500,000,
+    # which are 19,531 contexts of 128.
+    ratio = total_size / seen.size
+    if spec.pack:
+        sequences = seen.tokens * ratio / _document_tokens_per_context(spec, source)
+    else:
+        sequences = seen.documents * ratio
+    n_sequences = max(n_taken, math.floor(sequences))
+    return _estimate(spec, n_sequences, "estimated", seen.documents)
 
 
-def _payload(spec: HarvestSpec, source: DocumentSequencer) -> int:
-    """Tokens of the corpus in a context: all, or all but the BOS that is put before
-    each.
+def _document_tokens_per_context(spec: HarvestSpec, source: DocumentSequencer) -> int:
+    """Return how many tokens of a context come from the corpus.
+
+    All of them, or all but the BOS that every context begins with.
     """
-    return max(1, spec.context - 1) if source.bos.every else spec.context
+    if source.boundaries.every_context:
+        return max(1, spec.context - 1)
+    return spec.context
 
 
-def _found(
-    spec: HarvestSpec, sequences: int | None, how: str, documents: int
+def _estimate(
+    spec: HarvestSpec, n_sequences: int | None, how: str, n_documents: int
 ) -> CorpusEstimate:
-    tokens = None if sequences is None else sequences * spec.context
-    short = sequences is not None and sequences < -(-spec.tokens // spec.context)
+    tokens = None
+    short = False
+    if n_sequences is not None:
+        tokens = n_sequences * spec.context
+        # Rounded up: 1,000 tokens are 8 contexts of 128, the last of them in part.
+        asked_sequences = -(-spec.tokens // spec.context)
+        short = n_sequences < asked_sequences
     return CorpusEstimate.model_validate(
         {
             "asked": spec.tokens,
             "tokens": tokens,
             "how": how,
-            "documents": documents,
+            "documents": n_documents,
             "short": short,
         }
     )
 
 
-def filled(layout: Layout, corpus: CorpusEstimate) -> Layout:
-    """The units that a corpus fills; their size is what a harvest of the tokens asked
-    for makes it.
+def layout_for_corpus(layout: Layout, corpus: CorpusEstimate) -> Layout:
+    """Return the layout with only as many units as the corpus fills.
+
+    The size of a unit stays what a harvest of the tokens asked for makes it.
     """
     if not corpus.short or corpus.tokens is None:
         return layout
@@ -85,28 +109,29 @@ def filled(layout: Layout, corpus: CorpusEstimate) -> Layout:
     return layout.model_copy(update={"n_sequences": n_sequences, "n_units": n_units})
 
 
-def sentence(found: CorpusEstimate, name: str) -> str:
-    """For people: what is known, how, and what follows."""
-    read = f"{found.documents:,} document{'s' if found.documents != 1 else ''}"
-    if found.tokens is None:
+def describe_estimate(estimate: CorpusEstimate, name: str) -> str:
+    """Return a sentence on a corpus: what is known, how, and what follows from it."""
+    plural = "" if estimate.documents == 1 else "s"
+    documents = f"{estimate.documents:,} document{plural}"
+    if estimate.tokens is None:
         return (
             f"the size of corpus {name} is not known; should it end before"
-            f" {found.asked:,} tokens, all is less"
+            f" {estimate.asked:,} tokens, all is less"
         )
-    if found.how == "counted":
+    if estimate.how == "counted":
         text = (
-            f"corpus {name} ends after {found.tokens:,} tokens in whole contexts"
-            f" ({read}; all of it was read)"
+            f"corpus {name} ends after {estimate.tokens:,} tokens in whole contexts"
+            f" ({documents}; all of it was read)"
         )
     else:
         text = (
-            f"corpus {name} holds about {found.tokens:,} tokens (from tokens per size"
-            f" of the first {read})"
+            f"corpus {name} holds about {estimate.tokens:,} tokens (from tokens per"
+            f" size of the first {documents})"
         )
-    if not found.short:
+    if not estimate.short:
         return text
     return (
-        f"{text}, fewer than the {found.asked:,} asked; the figures are for that many."
-        f" Give more text, or `--tokens {found.tokens}`, so that units are cut for what"
-        " there is"
+        f"{text}, fewer than the {estimate.asked:,} asked; the figures are for that"
+        f" many. Give more text, or `--tokens {estimate.tokens}`, so that units are cut"
+        " for what there is"
     )

@@ -1,5 +1,7 @@
-"""Documents from the `datasets` library: a saved folder, or a hub data set that is
-streamed.
+"""Read documents with the `datasets` library.
+
+They come from a folder that `save_to_disk` wrote, or from a data set on the hub, which
+is streamed.
 """
 
 from __future__ import annotations
@@ -10,70 +12,82 @@ from typing import Any
 import blake3
 
 from actstore.errors import CorpusError
-from actstore.text.documents import Column, Cursor, Piece
-from actstore.text.splits import TRAIN
+from actstore.text.documents import CorpusCursor, DocumentColumn, Piece
+from actstore.text.split_names import TRAIN
 from schemas.source import CorpusSource
 
 _TIMEOUT_S = 20.0
 
 
-class DatasetColumn:
-    """One column of a data set, in its own order. Cursor: {"row": r}."""
+class DatasetCorpus:
+    """The documents in one column of a data set, in its own order.
 
-    def __init__(self, data: Any, column: Column, digest: str | None) -> None:
-        self._data, self._column, self._digest = data, column, digest
+    Its cursor is `{"row": r}`.
+    """
 
-    def pieces(self, cursor: Cursor | None) -> Iterator[Piece]:
+    def __init__(self, data: Any, column: DocumentColumn, digest: str | None) -> None:
+        self._data = data
+        self._column = column
+        self._digest = digest
+
+    def pieces(self, cursor: CorpusCursor | None) -> Iterator[Piece]:
+        """See `Corpus.pieces`."""
         start = cursor["row"] if cursor else 0
         rows = self._data.skip(start) if start else self._data
         for r, row in enumerate(rows, start):
-            yield Piece(
-                {"row": r}, self._column.of_row(row, f"row {r} of the data set")
-            )
+            document = self._column.of_row(row, f"row {r} of the data set")
+            yield Piece({"row": r}, document)
 
     def digest(self) -> str | None:
+        """See `Corpus.digest`."""
         return self._digest
 
     def size(self) -> int | None:
-        """Rows; of a streamed data set those its card promises, where the split has a
-        card of its own.
+        """Return the number of rows.
+
+        For a streamed data set that is what its card promises for the split. A part of
+        a split (`train[:10%]`) has no entry in the card, and its size is not known.
         """
         if isinstance(self._data, Sized):
             return len(self._data)
-        split, splits = (
-            getattr(self._data, "split", None),
-            getattr(self._data.info, "splits", None) or {},
-        )
-        found = splits.get(str(split)) if split is not None else None
-        return (
-            int(found.num_examples)
-            if found is not None and found.num_examples
-            else None
-        )
+        split = getattr(self._data, "split", None)
+        if split is None:
+            return None
+        card_splits = getattr(self._data.info, "splits", None) or {}
+        promised = card_splits.get(str(split))
+        if promised is None or not promised.num_examples:
+            return None
+        return int(promised.num_examples)
 
 
-def open_dataset(source: CorpusSource, *, hub: bool) -> DatasetColumn:
-    """A data set folder written by `save_to_disk`, or a hub name (streamed). Raises
-    CorpusError.
+def open_dataset(source: CorpusSource, *, hub: bool) -> DatasetCorpus:
+    """Open a data set: a folder that `save_to_disk` wrote, or a name on the hub.
+
+    Raises:
+        CorpusError: it cannot be opened, or lacks the split or the column.
     """
     import datasets
 
-    bars = datasets.is_progress_bar_enabled()
+    # Its progress bars would break into those of the command line.
+    bars_were_on = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         data = _streamed(source) if hub else _saved(source)
     except ImportError as error:
         raise CorpusError(f"data set {source.name}: {error}") from error
     finally:
-        if bars:
+        if bars_were_on:
             datasets.enable_progress_bars()
-    column = Column.of(source)
-    if (names := data.column_names) is not None:
-        first = column.path(names)[0]
-        if first not in names:
-            raise column.missing(names, f"data set {source.name}")
-        data = data.select_columns([first])
-    return DatasetColumn(data.with_format(None), column, _digest(source, data, hub=hub))
+    column = DocumentColumn.of(source)
+    column_names = data.column_names
+    if column_names is not None:
+        outer_name = column.path(column_names)[0]
+        if outer_name not in column_names:
+            raise column.missing(column_names, f"data set {source.name}")
+        # Other columns (images, long tables) would be decoded for nothing.
+        data = data.select_columns([outer_name])
+    digest = _digest(source, data, hub=hub)
+    return DatasetCorpus(data.with_format(None), column, digest)
 
 
 def _saved(source: CorpusSource) -> Any:
@@ -91,7 +105,8 @@ def _saved(source: CorpusSource) -> Any:
             f"{source.name}: not a folder that `save_to_disk` wrote: {error}"
         ) from error
     if not isinstance(data, datasets.DatasetDict):
-        return _of_split(data, source)
+        _check_single_split(data, source)
+        return data
     split = source.split or TRAIN
     if split not in data:
         raise CorpusError(
@@ -101,17 +116,19 @@ def _saved(source: CorpusSource) -> Any:
     return data[split]
 
 
-def _of_split(data: Any, source: CorpusSource) -> Any:
-    """A single data set, if it is of the split that is asked for: its own, or train
-    where it has no name.
+def _check_single_split(data: Any, source: CorpusSource) -> None:
+    """Raise CorpusError unless a single data set is of the split that is asked for.
+
+    `train[:10%]` is of train, and so is a data set that was saved without a name.
     """
-    own = str(data.split) if data.split is not None else None
-    if source.split in {None, own, (own or TRAIN).partition("[")[0]}:
-        return data
-    have = f"of split {own!r}" if own else "without a split's name"
+    own_split = str(data.split) if data.split is not None else None
+    base_split = (own_split or TRAIN).partition("[")[0]
+    if source.split in {None, own_split, base_split}:
+        return
+    told = f"of split {own_split!r}" if own_split else "without a split's name"
     raise CorpusError(
-        f"{source.name}: a single data set {have}, there is no split {source.split!r};"
-        " leave --split out, or give the folder of the split"
+        f"{source.name}: a single data set {told}, there is no split"
+        f" {source.split!r}; leave --split out, or give the folder of the split"
     )
 
 
@@ -121,14 +138,14 @@ def _streamed(source: CorpusSource) -> Any:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it has
 
     split = source.split or TRAIN
-    # the question first, since `load_dataset` asks again and again where there is no
-    # network
     try:
-        found = huggingface_hub.HfApi().dataset_info(
+        # This is asked first because it gives up after a while: without a network,
+        # `load_dataset` tries again and again.
+        info = huggingface_hub.HfApi().dataset_info(
             source.name, revision=source.revision, timeout=_TIMEOUT_S
         )
         return datasets.load_dataset(
-            source.name, source.config, split=split, revision=found.sha, streaming=True
+            source.name, source.config, split=split, revision=info.sha, streaming=True
         )
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         revision = f" at revision {source.revision}" if source.revision else ""
@@ -143,8 +160,6 @@ def _digest(source: CorpusSource, data: Any, *, hub: bool) -> str | None:
     if hub:
         return source.revision
     fingerprint = getattr(data, "_fingerprint", None)
-    return (
-        str(blake3.blake3(str(fingerprint).encode()).hexdigest())
-        if fingerprint
-        else None
-    )
+    if not fingerprint:
+        return None
+    return str(blake3.blake3(str(fingerprint).encode()).hexdigest())

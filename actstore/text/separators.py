@@ -1,5 +1,7 @@
-"""What stands between documents, and at the beginning of contexts: from a spec and the
-model's tokenizer.
+"""Decide which tokens stand between documents and at the beginning of contexts.
+
+A spec's `separator` and `prepend_bos` and the model's tokenizer together give
+`BoundaryTokens`, which `actstore/text/sequences.py` puts in.
 """
 
 from __future__ import annotations
@@ -13,83 +15,86 @@ from schemas.harvest import Separator
 
 
 @dataclass(frozen=True, slots=True)
-class Bos:
-    """token: the model's BOS or CLS, where it is put in at all; every: whether each
-    context begins with it.
+class BoundaryTokens:
+    """The tokens that are put in at the boundaries of documents and of contexts.
 
-    documents: whether each document begins with it. after: the token that each document
-    ends with, or none.
+    Attributes:
+        bos: the model's BOS, or else its CLS; None where none is put in anywhere.
+        every_context: whether each context begins with `bos`.
+        every_document: whether each document begins with `bos`.
+        document_end: the token that each document ends with; None for no such token.
     """
 
-    token: int | None
-    every: bool
-    documents: bool = True
-    after: int | None = None
+    bos: int | None
+    every_context: bool
+    every_document: bool = True
+    document_end: int | None = None
 
     @property
-    def before(self) -> int | None:
-        """The token that each document begins with, or none."""
-        return self.token if self.documents else None
+    def document_begin(self) -> int | None:
+        """The token that each document begins with; None for no such token."""
+        return self.bos if self.every_document else None
 
 
-def bos_of(tokenizer: Any, prepend: bool | None, separator: Separator = "auto") -> Bos:
-    """What `prepend_bos` and `separator` mean for a tokenizer (None: there is none, and
-    nothing is put in).
+def boundary_tokens(
+    tokenizer: Any, prepend_bos: bool | None, separator: Separator = "auto"
+) -> BoundaryTokens:
+    """Return what `prepend_bos` and `separator` of a spec mean for a tokenizer.
 
-    Raises SpecError where a token is asked for that the tokenizer does not have.
+    Args:
+        tokenizer: of the model; None: there is none, and no token is put in unasked.
+        prepend_bos: as in a spec; None: whatever the tokenizer itself does.
+        separator: as in a spec.
+
+    Raises:
+        SpecError: a token is asked for that the tokenizer does not have.
     """
-    found = _beginning(tokenizer, prepend)
+    bos, every_context = _context_begin(tokenizer, prepend_bos)
     if isinstance(separator, int):
-        return Bos(found.token, found.every, documents=False, after=separator)
+        return BoundaryTokens(
+            bos, every_context, every_document=False, document_end=separator
+        )
     if separator in {"eos", "sep"}:
-        return Bos(
-            found.token,
-            found.every,
-            documents=False,
-            after=_asked(tokenizer, separator),
+        asked_token = _asked_token(tokenizer, separator)
+        return BoundaryTokens(
+            bos, every_context, every_document=False, document_end=asked_token
         )
     if separator == "none":
-        return Bos(found.token, found.every, documents=False)
-    if separator == "bos" and found.token is None:
-        why = (
-            "prepend_bos is false"
-            if prepend is False
-            else "the model's tokenizer has no BOS token"
-        )
+        return BoundaryTokens(bos, every_context, every_document=False)
+    if separator == "bos" and bos is None:
+        if prepend_bos is False:
+            reason = "prepend_bos is false"
+        else:
+            reason = "the model's tokenizer has no BOS token"
         raise SpecError(
-            f"separator (--separator) bos: {why}; choose eos, sep, none or a token id,"
-            " or leave it out"
+            f"separator (--separator) bos: {reason}; choose eos, sep, none or a token"
+            " id, or leave it out"
         )
+    document_end = None
     if separator == "auto" and tokenizer is not None and tokenizer.bos_token_id is None:
-        after = next(
-            (
-                one
-                for one in (_id(tokenizer, "eos"), _id(tokenizer, "sep"))
-                if one is not None
-            ),
-            None,
-        )
-        return Bos(found.token, found.every, after=after)
-    return found
+        # Models without BOS (BERT, T5, Qwen) have seen texts end with EOS or SEP.
+        document_end = _token_id(tokenizer, "eos")
+        if document_end is None:
+            document_end = _token_id(tokenizer, "sep")
+    return BoundaryTokens(bos, every_context, document_end=document_end)
 
 
-def tell(bos: Bos, tokenizer: Any, separator: Separator) -> None:
-    """Warns (HarvestWarning) of a separator that nobody asked for, or of there being
-    none.
-    """
+def warn_of_separator(
+    boundaries: BoundaryTokens, tokenizer: Any, separator: Separator
+) -> None:
+    """Warn (HarvestWarning) of a separator that nobody asked for, or of having none."""
     if separator != "auto" or tokenizer is None or tokenizer.bos_token_id is not None:
         return
-    if bos.after is not None:
-        name = "EOS" if bos.after == _id(tokenizer, "eos") else "SEP"
-        end = f"each document ends with its {name} (token {bos.after})"
-        begin = (
-            f" and begins with its CLS (token {bos.before})"
-            if bos.before is not None
-            else ""
-        )
-        text = f"{end}{begin}; --separator chooses another token, or none"
-    elif bos.before is not None:
-        text = f"each document begins with its CLS (token {bos.before})"
+    begin = boundaries.document_begin
+    end = boundaries.document_end
+    if end is not None:
+        name = "EOS" if end == _token_id(tokenizer, "eos") else "SEP"
+        text = f"each document ends with its {name} (token {end})"
+        if begin is not None:
+            text += f" and begins with its CLS (token {begin})"
+        text += "; --separator chooses another token, or none"
+    elif begin is not None:
+        text = f"each document begins with its CLS (token {begin})"
     else:
         text = (
             "and no EOS or SEP, so nothing stands between documents; --separator ID"
@@ -100,9 +105,15 @@ def tell(bos: Bos, tokenizer: Any, separator: Separator) -> None:
     )
 
 
-def check_known(token: int | None, vocabulary: int) -> None:
-    """Raises SpecError for a separator that the model does not know (vocabulary 0: its
-    size is not known).
+def check_separator(token: int | None, vocabulary: int) -> None:
+    """Check that the model knows the separator.
+
+    Args:
+        token: the separator; None: there is none.
+        vocabulary: how many tokens the model knows; 0: not known.
+
+    Raises:
+        SpecError: the token is not among them.
     """
     if token is not None and vocabulary and token >= vocabulary:
         raise SpecError(
@@ -111,40 +122,41 @@ def check_known(token: int | None, vocabulary: int) -> None:
         )
 
 
-def _beginning(tokenizer: Any, prepend: bool | None) -> Bos:
-    token = None
+def _context_begin(tokenizer: Any, prepend_bos: bool | None) -> tuple[int | None, bool]:
+    """Return BOS, or else CLS, and whether every context begins with it."""
+    bos = None
     if tokenizer is not None:
-        token = (
-            tokenizer.bos_token_id
-            if tokenizer.bos_token_id is not None
-            else tokenizer.cls_token_id
-        )
-    if prepend is False:
-        return Bos(None, every=False)
-    if prepend and token is None:
+        bos = tokenizer.bos_token_id
+        if bos is None:
+            bos = tokenizer.cls_token_id
+    if prepend_bos is False:
+        return None, False
+    if prepend_bos and bos is None:
         raise SpecError(
             "prepend_bos: the model's tokenizer has no BOS token; leave the option out"
         )
-    if prepend is None and token is not None:
+    if prepend_bos is None and bos is not None:
+        # Llama's tokenizer makes [BOS, a] of a text, GPT-2's only [a]. One token alone
+        # is a text that happens to be BOS.
         ids = tokenizer("a", add_special_tokens=True)["input_ids"]
-        return Bos(token, every=bool(ids) and ids[0] == token and len(ids) > 1)
-    return Bos(token, every=bool(prepend))
+        return bos, len(ids) > 1 and ids[0] == bos
+    return bos, bool(prepend_bos)
 
 
-def _asked(tokenizer: Any, name: str) -> int:
-    found = None if tokenizer is None else _id(tokenizer, name)
-    if found is None:
-        has = (
-            f"no {name.upper()} token"
-            if tokenizer is not None
-            else "nothing to find it with: it has no tokenizer"
-        )
+def _asked_token(tokenizer: Any, name: str) -> int:
+    """Return the id of "eos" or "sep". Raises SpecError where there is none."""
+    token = None if tokenizer is None else _token_id(tokenizer, name)
+    if token is None:
+        if tokenizer is None:
+            missing = "nothing to find it with: it has no tokenizer"
+        else:
+            missing = f"no {name.upper()} token"
         raise SpecError(
-            f"separator (--separator) {name}: the model has {has}; give a token id, or"
-            " leave it out"
+            f"separator (--separator) {name}: the model has {missing}; give a token id,"
+            " or leave it out"
         )
-    return found
+    return token
 
 
-def _id(tokenizer: Any, name: str) -> int | None:
+def _token_id(tokenizer: Any, name: str) -> int | None:
     return getattr(tokenizer, f"{name}_token_id", None)

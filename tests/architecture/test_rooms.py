@@ -28,6 +28,16 @@ HARVESTED = STORED | {
     "actstore.model",
     "actstore.harvesting",
 }
+# The trainer's rooms, each with what lies below it.
+BELOW_KERNELS = HARVESTED | {"actstore.stream", "trainer.errors"}
+BELOW_SAES = BELOW_KERNELS | {"trainer.kernels"}
+BELOW_DISTRIBUTED = BELOW_SAES | {"trainer.saes"}
+BELOW_RUNS = BELOW_DISTRIBUTED | {"trainer.distributed"}
+BELOW_EVALUATION = BELOW_RUNS | {"trainer.runs"}
+BELOW_TRAINING = BELOW_EVALUATION | {"trainer.evaluation"}
+BELOW_EXPORTS = BELOW_TRAINING | {"trainer.analysis", "trainer.training"}
+BELOW_REPORTS = BELOW_EXPORTS | {"trainer.exports", "trainer.imports"}
+BELOW_COMMANDS = BELOW_REPORTS | {"trainer.reports", "actstore.inspect"}
 MAY_IMPORT: dict[str, set[str]] = {
     "schemas": {"schemas"},
     "actstore.errors": set(),
@@ -43,6 +53,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.importing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
+    "trainer.errors": GROUND,
+    "trainer.kernels": BELOW_KERNELS,
+    "trainer.saes": BELOW_SAES,
+    "trainer.distributed": BELOW_DISTRIBUTED,
+    "trainer.runs": BELOW_RUNS,
+    "trainer.evaluation": BELOW_EVALUATION,
+    "trainer.analysis": BELOW_TRAINING | {"actstore.inspect"},
+    "trainer.training": BELOW_TRAINING,
+    "trainer.exports": BELOW_EXPORTS,
+    # What is exchanged has one neutral form and one set of file names.
+    "trainer.imports": BELOW_EXPORTS | {"trainer.exports"},
+    "trainer.reports": BELOW_REPORTS,
+    "trainer.recipes": BELOW_COMMANDS,
+    "trainer.cli": BELOW_COMMANDS,
+    "trainer.demo": BELOW_COMMANDS,
 }
 # `Store.stream` is for users: the one step from a lower folder to a higher one.
 EXCEPTIONS = {("actstore.store.store", "actstore.stream")}

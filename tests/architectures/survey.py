@@ -15,7 +15,7 @@ from transformers.models.auto import modeling_auto
 
 from actstore.errors import ActstoreError
 from actstore.model.hook_names import SWITCHES
-from actstore.model.load_model import LoadedModel, describe
+from actstore.model.load_model import LoadedModel, wrap_module
 from actstore.model.open_tap import open_tap
 from actstore.model.site_list import list_sites
 from tests.architectures.small import SMALL, small_model
@@ -59,7 +59,7 @@ class Line(NamedTuple):
 def surveyed(model_type: str, name: str) -> Line:
     """Build, list, open and run. An error that is not the project's own goes through."""
     try:
-        model = describe(small_model(model_type, name))
+        model = wrap_module(small_model(model_type, name))
         runs = _runs(model.module)
     except Exception as error:  # noqa: BLE001 (transformers' own, of a configuration that is too small)
         return Line(model_type, name, "not built", says=_short(error))
@@ -138,7 +138,7 @@ def _harvested(model: LoadedModel, widths: dict[str, Any]) -> str:
         sides = []
         for side, tokens in (
             ("before", [[-1, -1, 5, 6, 7]]),
-            ("behind", [[5, 6, 7, -1, -1]]),
+            ("after", [[5, 6, 7, -1, -1]]),
         ):
             try:
                 tap.check_padding(np.array(tokens, np.int32))
@@ -155,7 +155,7 @@ def _base(model_type: str, name: str) -> int | None:
     base = modeling_auto.MODEL_MAPPING_NAMES.get(model_type)
     if not isinstance(base, str) or base == name:
         return None
-    found = list_sites(describe(small_model(model_type, base)))
+    found = list_sites(wrap_module(small_model(model_type, base)))
     return sum(site.kind == "hook" and site.d is not None for site in found.sites)
 
 

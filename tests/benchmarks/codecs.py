@@ -27,7 +27,7 @@ from schemas.sae import TopK
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.evaluate.row_metrics import evaluate
+from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.training.train_group import train_group
 
 WAYS = [
@@ -131,7 +131,7 @@ def final_fvu(exact: Store, store: Store, folder: Path, steps: int) -> float:
         rows=steps * BATCH,
     )
     train_group(store, {out: spec})
-    return evaluate(trainer.load(out), exact, split="held_out")[0].pooled.fvu
+    return evaluate_rows(trainer.load(out), exact, split="held_out")[0].pooled.fvu
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import actstore
-from actstore.harvesting.worker import Progress
+from actstore.harvesting.progress import Progress
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.machine.half_precision import slow_here
 from schemas.records import BenchRecord

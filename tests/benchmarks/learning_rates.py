@@ -17,6 +17,7 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ import torch
 import actstore
 from actstore.machine.glibc_malloc import keep_freed_memory
 from schemas.train import Optimiser, TrainSpec
-from trainer.evaluate.row_metrics import evaluate
+from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.runs.trained_sae import load
 from trainer.training.learning_rates import peak_rate
 from trainer.training.train_group import train_group
@@ -45,7 +46,7 @@ def cell(
     rates: list[float],
     batch: int,
     beta2: float,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Train and evaluate every kind with every rate."""
     base = {
         "store": store.url,
@@ -85,19 +86,19 @@ def measured(
     rows: int,
     batch: int,
     beta2: float,
-) -> dict:
+) -> dict[str, Any]:
     """One line."""
     sae = load(url)
-    record, _ = evaluate(sae, store, max_rows=HELD_OUT)
+    record, _ = evaluate_rows(sae, store, max_rows=HELD_OUT)
     return {
         "kind": kind, "latents": size, "rows": rows, "batch": batch, "d": sae.d, "beta2": beta2, "lr": lr,
         "fvu": record.pooled.fvu, "l0": record.pooled.l0, "dead": record.dead / size,
     }  # fmt: skip
 
 
-def fit(lines: list[dict]) -> None:
+def fit(lines: list[dict[str, Any]]) -> None:
     """Print one line per cell."""
-    cells: dict[tuple[str, int, int, int], dict[float, dict]] = {}
+    cells: dict[tuple[str, int, int, int], dict[float, dict[str, Any]]] = {}
     for one in lines:
         if one["beta2"] == BETA2:
             cells.setdefault(
@@ -129,7 +130,7 @@ def fit(lines: list[dict]) -> None:
         )
 
 
-def matched(one: dict) -> float:
+def matched(one: dict[str, Any]) -> float:
     """FVU moved to an L0 of 32 along the usual slope, for what is a per cent or two
     off.
     """

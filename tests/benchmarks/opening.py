@@ -70,7 +70,7 @@ def first_batch_of_many_units(url: str, spec: StreamSpec, threads: int) -> Parts
 
 
 def one_window(store: Store, window_chunks: int, threads: int) -> float:
-    """Seconds for as many chunks as a window has, one behind the other, into memory
+    """Seconds for as many chunks as a window has, one after the other, into memory
     that is there.
     """
     reader = ChunkReader(store, store.sites)
@@ -95,14 +95,13 @@ def measure(folder: Path, n_units: int, memory: int, threads: int, rounds: int) 
     with store.stream(spec) as stream:
         window = stream.window_chunks
     first_batch_of_many_units(store.url, spec, threads)  # warms up
-    taken, floors = [], []
+    taken = []
+    floors = []
     for _ in range(rounds):
         taken.append(first_batch_of_many_units(store.url, spec, threads))
         floors.append(one_window(store, window, threads))
-    floor, value = (
-        statistics.median(floors),
-        statistics.median(sum(parts) for parts in taken),
-    )
+    floor = statistics.median(floors)
+    value = statistics.median(sum(parts) for parts in taken)
     ratio = statistics.median(
         f / sum(parts) for f, parts in zip(floors, taken, strict=True)
     )

@@ -32,7 +32,11 @@ from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
 from tests.support import make_store
 
-N_SITES, D, CONTEXT, BATCH = 12, 768, 128, 4096
+N_SITES = 12
+D = 768
+CONTEXT = 128
+BATCH = 4096
+# Different rows of the store: more would take memory and change nothing.
 POOL = 1 << 13
 
 
@@ -48,9 +52,8 @@ def benchmark_store(
 
     def values(site: str, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:
         i = numbers[site]
-        return pool[(sequence * CONTEXT + position + 997 * i) % POOL] * np.float32(
-            1 + i
-        )
+        which = (sequence * CONTEXT + position + 997 * i) % POOL
+        return pool[which] * np.float32(1 + i)
 
     sequences = rows // CONTEXT
     unit = max(1, sequences // 32)
@@ -75,22 +78,22 @@ class Spent(NamedTuple):
 
 
 def timed(work: Callable[[], object]) -> Spent:
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     work()
     return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def floor(store: Store, window_chunks: int, threads: int) -> Callable[[], None]:
     """Reads the stream's shards in file order."""
-    reader, rows = ChunkReader(store, store.sites), store.layout.chunk_rows
-    window = np.zeros((window_chunks * N_SITES, rows, D), reader.dtype)
-    per_unit = -(-store.unit_rows // rows)
-    chunks = [
-        (s, u, c)
-        for u in store.units("train")
-        for s in range(N_SITES)
-        for c in range(per_unit[u])
-    ]
+    reader = ChunkReader(store, store.sites)
+    chunk_rows = store.layout.chunk_rows
+    window = np.zeros((window_chunks * N_SITES, chunk_rows, D), reader.dtype)
+    chunks_per_unit = -(-store.unit_rows // chunk_rows)
+    chunks = []
+    for unit in store.units("train"):
+        for site in range(N_SITES):
+            chunks += [(site, unit, chunk) for chunk in range(chunks_per_unit[unit])]
 
     def read(part: int) -> None:
         for i in range(part, len(chunks), threads):
@@ -130,21 +133,20 @@ def measure(
     first = time.perf_counter() - began
     gigabytes = stream.rows_per_epoch * D * 2 / 1e9
     window = stream.window_chunks
-    read, consume, floors, streams = (
-        floor(store, window, threads),
-        epoch(stream),
-        [],
-        [],
-    )
+    read = floor(store, window, threads)
+    consume = epoch(stream)
+    floors = []
+    streams = []
     with stream:
         for _ in range(rounds + 1):
             floors.append(timed(read))
-            # while it is not asked, the stream loads ahead: what it has goes by before
-            # its clock starts
+            # While it is not asked, the stream loads ahead: what it has goes by before
+            # its clock starts.
             consume()
             streams.append(timed(consume))
     pairs = list(zip(floors, streams, strict=True))[1:]  # the first round warms up
-    by_clock, by_cpu = (statistics.median(f[i] for f, _ in pairs) for i in (0, 1))
+    by_clock = statistics.median(f.wall for f, _ in pairs)
+    by_cpu = statistics.median(f.cpu for f, _ in pairs)
     value = statistics.median(s.wall for _, s in pairs)
     ratio = statistics.median(f.wall / s.wall for f, s in pairs)
     _print(
@@ -154,12 +156,11 @@ def measure(
         gigabytes / by_clock,
         ratio,
     )
-    value, ratio = (
-        statistics.median(v)
-        for v in ([s.cpu for _, s in pairs], [s.cpu / f.cpu for f, s in pairs])
-    )
+    value = statistics.median(s.cpu for _, s in pairs)
+    ratio = statistics.median(s.cpu / f.cpu for f, s in pairs)
     _print(f"{codec}_cpu", value / gigabytes, "CPU s/GB", by_cpu / gigabytes, ratio)
-    load = by_clock * window * store.layout.chunk_rows * N_SITES / stream.rows_per_epoch
+    window_rows = window * store.layout.chunk_rows * N_SITES
+    load = by_clock * window_rows / stream.rows_per_epoch
     _print(
         f"{codec}_first_batch_against_one_window_read", first, "s", load, first / load
     )

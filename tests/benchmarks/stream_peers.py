@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 import actstore
-from actstore.format.dtypes import to_float32
+from actstore.format.stored_dtypes import to_float32
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.store.chunk_reader import ChunkReader
 from actstore.store.store import Store
@@ -98,13 +98,16 @@ def loaders(
 
 
 def rate(loader: Loader, untimed: int, batches: int, seconds: float) -> Rate:
-    """What a loader delivers over at least so many batches and seconds, behind so many
+    """What a loader delivers over at least so many batches and seconds, after so many
     untimed batches.
     """
     with loader() as take:
         for _ in range(untimed):
             take()
-        rows, done, cpu, began = 0, 0, time.process_time(), time.perf_counter()
+        rows = 0
+        done = 0
+        cpu = time.process_time()
+        began = time.perf_counter()
         while done < batches or time.perf_counter() - began < seconds:
             rows += len(take())
             done += 1
@@ -137,20 +140,17 @@ def saelens_cases(
 
 def write_rows(store: Store, path: Path, dtype: str) -> None:
     """All rows of the first site, in the order of the store."""
-    rows, first = store.layout.chunk_rows, 0
-    reader, chunk = (
-        ChunkReader(store, store.sites[:1]),
-        np.empty((store.layout.chunk_rows, D), np.float32),
-    )
-    raw = np.empty((rows, D), reader.dtype)
-    counts = [int(n) for n in store.unit_rows]
-    out = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (sum(counts), D))
-    for unit, count in enumerate(counts):
-        for number in range(-(-count // rows)):
-            reader.read(0, unit, number, raw)
-            valid = min(rows, count - number * rows)
-            chunk[:] = to_float32(raw)
-            out[first : first + valid] = chunk[:valid]
+    chunk_rows = store.layout.chunk_rows
+    reader = ChunkReader(store, store.sites[:1])
+    raw = np.empty((chunk_rows, D), reader.dtype)
+    unit_rows = store.unit_rows.tolist()
+    out = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (sum(unit_rows), D))
+    first = 0
+    for unit, n_rows in enumerate(unit_rows):
+        for chunk in range(-(-n_rows // chunk_rows)):
+            reader.read(0, unit, chunk, raw)
+            valid = min(chunk_rows, n_rows - chunk * chunk_rows)
+            out[first : first + valid] = to_float32(raw)[:valid]
             first += valid
     out.flush()
 
@@ -171,7 +171,8 @@ def measure(
     """Every loader in turn, `rounds` times; one record per peer."""
     turns: dict[str, Callable[[], Rate]] = {}
     with store.stream(StreamSpec(batch=BATCH, window_chunks=options.window)) as stream:
-        window, epoch = stream.window_chunks, stream.batches_per_epoch
+        window = stream.window_chunks
+        epoch = stream.batches_per_epoch
     untimed = 3 * window * store.layout.chunk_rows * len(store.sites) // BATCH
     for name, loader in loaders(store, window, options).items():
         turns[name] = partial(rate, loader, untimed, epoch, options.seconds)
@@ -203,14 +204,16 @@ def measure(
         report(
             f"{codec} {name} cpu",
             "CPU s/Mrow",
-            *([1e6 * v.cpu / v.rows for v in part] for part in (own, values)),
+            [1e6 * v.cpu / v.rows for v in own],
+            [1e6 * v.cpu / v.rows for v in values],
         )
 
 
 def report(case: str, unit: str, own: list[float], theirs: list[float]) -> float:
     """Print the medians, and return the median of the rounds' ratios."""
     ratio = statistics.median(a / b for a, b in zip(own, theirs, strict=True))
-    value, floor = statistics.median(own), statistics.median(theirs)
+    value = statistics.median(own)
+    floor = statistics.median(theirs)
     record = BenchRecord(
         bench="stream_peers",
         case=case,

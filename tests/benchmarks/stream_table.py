@@ -21,18 +21,21 @@ from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
 from tests.benchmarks.stream import BATCH, D, benchmark_store
 
-SITES, CHUNKS, THREADS = (1, 4, 12), (128, 256, 512, 1024, 2048), (1, 2, 3)
+SITES = (1, 4, 12)
+CHUNKS = (128, 256, 512, 1024, 2048)
+THREADS = (1, 2, 3)
 
 
 def gigabytes_per_second(store: Store, n_sites: int, threads: int) -> float:
-    """Behind the first epoch, which warms up."""
+    """Over a second after the first epoch, which warms up."""
     spec = StreamSpec(
         sites=store.sites[:n_sites], batch=BATCH, dtype="bfloat16", epochs=None
     )
     with store.stream(spec, threads=threads) as stream:
         for _ in range(stream.batches_per_epoch):
             next(stream)
-        rows, began = 0, time.perf_counter()
+        rows = 0
+        began = time.perf_counter()
         while time.perf_counter() - began < 1.0:
             rows += len(next(stream).x)
         return rows * D * 2 / 1e9 / (time.perf_counter() - began)
@@ -60,7 +63,8 @@ def main() -> None:
         ]
         for case in dict.fromkeys(cases):
             n_sites, rows, threads = case
-            values, floors = [], []
+            values = []
+            floors = []
             for _ in range(arguments.rounds):
                 floors.append(gigabytes_per_second(stores[1024], 12, 2))
                 values.append(gigabytes_per_second(stores[rows], n_sites, threads))

@@ -88,7 +88,7 @@ class Work:
             )
             seconds.append(
                 _seconds(lambda one=one, block=block: writer.commit_unit(one, block))
-            )  # type: ignore[misc]
+            )
         writer.close()
         return self.bytes / statistics.median(seconds)
 

@@ -52,7 +52,7 @@ def test_tiny_is_trained() -> None:
     texts = [
         text[:20_000]
         for path, text in stdlib_corpus.documents()
-        if stdlib_corpus.held_out(path)
+        if stdlib_corpus.is_held_out(path)
     ][:40]
     ids = [
         torch.tensor([0, *tokenizer.backend_tokenizer.encode(text).ids])
@@ -76,7 +76,7 @@ def test_corpus_order_and_split_depend_on_paths_alone(tmp_path: Path) -> None:
     assert [path for path, _ in stdlib_corpus.documents(tmp_path)] == [
         path for path in before if path != "m7.py"
     ]
-    assert 0 < sum(map(stdlib_corpus.held_out, before)) < 15
+    assert 0 < sum(map(stdlib_corpus.is_held_out, before)) < 15
 
 
 @pytest.mark.slow
@@ -89,10 +89,10 @@ def test_the_script_trains_and_writes_a_model_that_loads(
     documents += [
         (path, text[:2000])
         for path, text in stdlib_corpus.documents()
-        if stdlib_corpus.held_out(path)
+        if stdlib_corpus.is_held_out(path)
     ][:5]
     tokenizer = train_language_models.train_tokenizer([text for _, text in documents])
-    data = train_language_models.split(tokenizer, documents)
+    data = train_language_models.token_streams(tokenizer, documents)
     model = train_language_models.fit("mini", data, steps=12, seed=0)
     train_language_models.save(model, tokenizer, data, tmp_path, 12, 60.0)
     card = json.loads((tmp_path / "card.json").read_text())

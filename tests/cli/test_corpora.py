@@ -96,15 +96,20 @@ def test_options_that_would_do_nothing(cli: Cli, folder: Path, tmp_path: Path) -
             folder,
             "--corpus-revision",
             "abc",
-            "revision (--corpus-revision) is of a data set on the hub",
+            "revision (--corpus-revision) belongs to a data set on the hub",
         ),
         (
             folder,
             "--corpus-config",
             "en",
-            "config (--corpus-config) is of a data set on the hub",
+            "config (--corpus-config) belongs to a data set on the hub",
         ),
-        (folder, "--revision", "abc", "revision (--revision) is of a model on the hub"),
+        (
+            folder,
+            "--revision",
+            "abc",
+            "revision (--revision) belongs to a model on the hub",
+        ),
         (tmp_path / "texts", "--split", "test", "named after a split"),
         (
             tmp_path / "texts",

@@ -19,8 +19,8 @@ import pytest
 import actstore
 from actstore.builtin import stdlib_corpus
 from actstore.format.storage import Storage
-from actstore.harvesting import harvest_command
-from actstore.harvesting.worker import Progress
+from actstore.harvesting import progress_display
+from actstore.harvesting.progress import Progress
 from actstore.inspect.verify import verify
 from tests.cli.test_bad_input import refused
 from tests.harvesting.checkpoints import gpt2, saved, with_own_code
@@ -299,15 +299,15 @@ def test_the_first_line_without_a_terminal_has_a_speed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its clock starts with the first batch, not with the first line."""
-    monkeypatch.setattr(harvest_command, "REPORT_EVERY_S", 10.0)
+    monkeypatch.setattr(progress_display, "REPORT_EVERY_S", 10.0)
     now, said = [100.0], []
-    monkeypatch.setattr(harvest_command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_display.time, "monotonic", lambda: now[0])
     console = SimpleNamespace(print=lambda line, **_: said.append(line))
-    with harvest_command._plain_lines(console) as report:
-        report("starting up", None)
-        for tokens in (1000, 3000, 13_000):
-            report("harvesting", Progress("harvesting", tokens, 37_000, 1, 9))
-            now[0] += 6
+    report = progress_display.PlainLines(console)
+    report(Progress("loading the model"))
+    for tokens in (1000, 3000, 13_000):
+        report(Progress("harvesting", tokens, 37_000, 1, 9))
+        now[0] += 6
     assert len(said) == 1
     assert said[0].startswith("13,000/37,000 tokens, 1,000 tokens/s, unit 1/9")
     assert said[0].endswith("24 s left")

@@ -28,7 +28,7 @@ from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.export.export import export_run
+from trainer.exports.export import export
 from trainer.training.train_group import train_group
 from trainer.training.train_options import FIELDS as OF_TRAINING
 from trainer.training.train_spec import from_options, load_spec
@@ -244,7 +244,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"store": "", "sae": sae, "stream": {"batch": 128}, "rows": 256}
         )
         train_group(of_model, {"plain": plain})
-        export_run("r", "theirs", "saelens")
+        export("r", "theirs", "saelens")
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
     ids = np.arange(64, dtype=np.int32)
     save_file({"a": x, "b": x + 1, "ids": ids}, folder / "x.safetensors")

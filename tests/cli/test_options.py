@@ -31,7 +31,7 @@ COMMANDS = [
     (name, command)
     for name, app in APPS.items()
     for command in typer.main.get_command(app).commands
-]  # type: ignore[attr-defined]
+]
 KINDS = [one.model_fields["kind"].default for one in get_args(FlatSpec)]
 
 
@@ -270,7 +270,7 @@ def test_every_option_of_a_field_gets_there(tmp_path: Path) -> None:
             None, from_options({"store": "s", "sae": "nsae", "alpha": 0.0})
         ).sae.alpha
         == 0
-    )  # type: ignore[union-attr]
+    )
     paired = load_spec(
         None,
         from_options(
@@ -281,7 +281,7 @@ def test_every_option_of_a_field_gets_there(tmp_path: Path) -> None:
         "transcoder",
         3,
         "pairs",
-    )  # type: ignore[union-attr]
+    )
     assert (paired.seed, paired.stream.seed) == (7, 7)
     assert {path.removeprefix("sae.") for path in OF_LATENTS} <= {
         field
@@ -312,7 +312,7 @@ def test_yaml_reads_counts_and_sizes_as_options_do(tmp_path: Path) -> None:
         4000,
         ("a.*",),
     )
-    assert (made.sae.l1, made.sae.target_l0) == (None, 16)  # type: ignore[union-attr]
+    assert (made.sae.l1, made.sae.target_l0) == (None, 16)
     again = yaml.safe_load(made.to_json())
     assert (again["rows"], again["stream"]["memory"], again["resample"]["every"]) == (
         10**6,

@@ -17,8 +17,8 @@ from rich.console import Console
 
 import actstore
 from actstore.console.cli_output import PLAIN, survive_any_encoding
-from actstore.harvesting.harvest_command import _bar
-from actstore.harvesting.worker import Progress
+from actstore.harvesting.progress import Progress
+from actstore.harvesting.progress_display import progress_bar
 from tests.support import make_store
 from trainer.training.progress_display import bar
 
@@ -161,7 +161,7 @@ def test_json_stays_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> Non
     survive_any_encoding()
     sys.stdout.write(json.dumps({"a": NAME}, ensure_ascii=False))
     sys.stdout.flush()
-    assert json.loads(sys.stdout.buffer.getvalue())["a"] == NAME.replace("→", ">")  # type: ignore[attr-defined]
+    assert json.loads(sys.stdout.buffer.getvalue())["a"] == NAME.replace("→", ">")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -169,10 +169,10 @@ def test_bars_are_drawn_in_any_encoding(encoding: str) -> None:
     survive_any_encoding()
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=PLAIN)
     console = Console(file=file, force_terminal=True, width=100)
-    with _bar(console) as report:
-        report("harvesting …", Progress("harvesting", 50, 100, 1, 2))
+    with progress_bar(console) as report:
+        report(Progress("harvesting …", 50, 100, 1, 2))
     with bar(console) as (shown, _):
         shown.update(shown.task_ids[0], total=10, completed=5)
     with console.status("evaluating"):
         pass
-    assert file.buffer.getvalue()  # type: ignore[attr-defined]
+    assert file.buffer.getvalue()

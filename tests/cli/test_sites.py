@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actstore.format.site_patterns import match_sites
-from actstore.model.load_model import describe
+from actstore.model.load_model import wrap_module
 from actstore.model.open_tap import open_tap
 from actstore.model.site_list import condensed, list_sites
 from tests.cli.conftest import Cli
@@ -26,7 +26,7 @@ from tests.harvesting.test_classes import module
     ],
 )
 def test_what_is_listed_can_be_harvested(kind: str) -> None:
-    model = describe(module(kind))
+    model = wrap_module(module(kind))
     found = list_sites(model)
     assert ("no adapter for XLNetLMHeadModel" in found.why) == kind.startswith("XLNet")
     hooks = {
@@ -48,7 +48,7 @@ def test_what_is_listed_can_be_harvested(kind: str) -> None:
 
 
 def test_the_patterns_are_of_the_names_they_stand_for() -> None:
-    found = list_sites(describe(module("T5ForConditionalGeneration"))).sites
+    found = list_sites(wrap_module(module("T5ForConditionalGeneration"))).sites
     names = [site.name for site in found]
     patterns = condensed(found)
     assert len(patterns) < len(names)
@@ -108,4 +108,4 @@ def test_mistakes_are_told(cli: Cli) -> None:
         "actstore", "sites", "--model", "builtin:mini", "--revision", "main"
     )
     assert code == 1
-    assert "revision (--revision) is of a model on the hub" in err
+    assert "revision (--revision) belongs to a model on the hub" in err

@@ -25,8 +25,7 @@ from tests.support import make_store
 from tests.trainer.test_stopping import journal
 from trainer.training import checkpoint
 from trainer.training.resume_hint import resuming
-from trainer.training.train_command import run_groups
-from trainer.training.train_spec import load_spec
+from trainer.training.train import train
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 245, 64
@@ -55,7 +54,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(spec: Path) -> Path:
     """An undisturbed run."""
     out = spec.parent / "whole"
-    run_groups([{str(out): load_spec(str(spec), {})}], "cpu", resume=False)
+    train(str(spec), str(out))
     return out
 
 

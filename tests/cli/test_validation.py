@@ -79,7 +79,7 @@ def test_an_error_without_its_schema_is_told_too() -> None:
     assert (
         sentences(found.value)
         == "tokens: 'no' is not a count; write 300k, 1M, 2.5B or plain digits"
-    )  # type: ignore[arg-type]
+    )
     with pytest.raises(Exception, match="manifest") as bad:
         parse_manifest(
             b'{"format": "actstore", "format_version": 1, "n_rows": "x"}', "there"

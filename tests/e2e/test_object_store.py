@@ -11,7 +11,7 @@ import trainer
 from actstore.format.storage import Storage
 from actstore.inspect.verify import verify
 from schemas.train import TrainSpec
-from trainer.report.report import write_report
+from trainer.reports.report import report
 from trainer.training.train_group import train_group
 
 
@@ -42,6 +42,6 @@ def test_harvest_train_evaluate_report(
     )
     train_group(store, {f"{url}/run": spec})
     assert len(Storage(f"{url}/run").list("checkpoints")) == 2 * 5
-    write_report([f"{url}/run"], f"{url}/report.html", None, 2, "object store")
+    report([f"{url}/run"], f"{url}/report.html", latents=2, title="object store")
     assert b"Cross-layer latents" in Storage(url).read("report.html")
     assert trainer.load(f"{url}/run").sites == store.sites

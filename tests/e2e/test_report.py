@@ -15,7 +15,7 @@ import pytest
 
 from schemas.train import SweepSpec
 from tests.support import make_store
-from trainer.report.report import write_report
+from trainer.reports.report import report as write_report
 from trainer.training.sweep import expand
 from trainer.training.train_group import train_group
 
@@ -61,7 +61,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = train_group(
         store, {str(folder / name): spec for name, spec in expand(sweep).items()}
     )
-    write_report(runs, str(folder / "report.html"), None, 4, "A <report> & its title")
+    write_report(
+        runs, str(folder / "report.html"), latents=4, title="A <report> & its title"
+    )
     return folder / "report.html"
 
 

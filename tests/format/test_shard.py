@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actstore.errors import CorruptError
-from actstore.format.dtypes import (
+from actstore.format.shard import ShardCodec, ShardIndex, with_checksum
+from actstore.format.storage import Storage
+from actstore.format.stored_dtypes import (
     bits,
     decode_int8,
     encode_int8,
     numpy_dtype,
     to_float32,
 )
-from actstore.format.shard import ShardCodec, ShardIndex, with_checksum
-from actstore.format.storage import Storage
 
 DTYPES, CODECS = ("bfloat16", "float16", "float32", "int8"), ("lz4", "zstd", "raw")
 QUICK = settings(
@@ -170,7 +170,7 @@ def test_a_chunk_shorter_than_its_header_says_is_not_read_behind_its_end(
 def test_zarr_python_reads_bfloat16_in_another_process(
     tmp_path: Path, first: str
 ) -> None:
-    """With the line that FORMAT.md gives; and without it by those that load entry
+    """With the line that docs/FORMAT.md gives; and without it by those that load entry
     points.
     """
     if not first and zarr.__version__.startswith("3.1."):

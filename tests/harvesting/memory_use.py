@@ -45,7 +45,8 @@ def main(what: str, out: str, changes: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     keep_freed_memory()
     import actstore
-    from actstore.harvesting.estimate import estimate, peak, reset_peak
+    from actstore.harvesting.estimate import estimate
+    from actstore.harvesting.process_memory import peak, reset_peak
 
     n = int(changes.pop("sequences"))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (n, CONTEXT))

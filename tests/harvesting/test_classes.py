@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from actstore.errors import ModelError, SiteError, SpecError
-from actstore.model.load_model import LoadedModel, describe
+from actstore.model.load_model import LoadedModel, wrap_module
 from actstore.model.open_tap import open_tap
 
 SIZES = {
@@ -146,7 +146,7 @@ def test_base_and_task_classes_have_the_hook_names_and_values_of_their_family(
     other.base_model.load_state_dict(whole.base_model.state_dict(), strict=False)
     patterns = BOTH if whole.config.is_encoder_decoder else HOOKS
     wanted, got = (
-        values(open_tap(describe(one), patterns), row()) for one in (whole, other)
+        values(open_tap(wrap_module(one), patterns), row()) for one in (whole, other)
     )
     assert list(got) == list(wanted)
     for name, x in wanted.items():
@@ -157,7 +157,7 @@ def test_an_encoder_alone_has_the_hook_names_of_its_half() -> None:
     whole, other = module("T5ForConditionalGeneration"), module("T5EncoderModel")
     other.load_state_dict(whole.state_dict(), strict=False)
     wanted, got = (
-        values(open_tap(describe(one), BOTH[:1]), row()) for one in (whole, other)
+        values(open_tap(wrap_module(one), BOTH[:1]), row()) for one in (whole, other)
     )
     for name, x in wanted.items():
         torch.testing.assert_close(got[name], x, rtol=1e-4, atol=1e-5)
@@ -165,7 +165,7 @@ def test_an_encoder_alone_has_the_hook_names_of_its_half() -> None:
         SiteError,
         match=r"decoder_blocks\.0.*T5EncoderModel computes nothing of the same values",
     ):
-        open_tap(describe(other), BOTH[1:])
+        open_tap(wrap_module(other), BOTH[1:])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_modules_are_sites_by_their_names(
     kind: str, patterns: tuple[str, ...], first: str
 ) -> None:
     model = module(kind)
-    tap = open_tap(describe(model), patterns)
+    tap = open_tap(wrap_module(model), patterns)
     assert tap.sites[0].name == first
     for shape in ((2, 7), (3, 3)):  # as many sequences as positions too
         tokens = torch.randint(3, 97, shape, generator=torch.Generator().manual_seed(2))
@@ -219,7 +219,7 @@ def test_modules_are_sites_by_their_names(
 
 def test_hook_names_and_modules_go_together() -> None:
     model = module("GPT2LMHeadModel")
-    tap = open_tap(describe(model), ("transformer.h.1.mlp", "blocks.*.hook_mlp_out"))
+    tap = open_tap(wrap_module(model), ("transformer.h.1.mlp", "blocks.*.hook_mlp_out"))
     got = values(tap, row())
     assert [s.name for s in tap.sites] == [
         "transformer.h.1.mlp",
@@ -228,13 +228,15 @@ def test_hook_names_and_modules_go_together() -> None:
     ]
     torch.testing.assert_close(got["transformer.h.1.mlp"], got["blocks.1.hook_mlp_out"])
     with pytest.raises(SiteError, match="within TransformerLens' bridge only"):
-        open_tap(describe(model), ("transformer.h.1.mlp", "blocks.0.attn.hook_result"))
+        open_tap(
+            wrap_module(model), ("transformer.h.1.mlp", "blocks.0.attn.hook_result")
+        )
 
 
 def test_two_dimensional_values_have_hook_names_too() -> None:
     model = module("OPTForCausalLM")
     got = values(
-        open_tap(describe(model), ("blocks.*.{hook_mlp_out,mlp.hook_post}",)), row()
+        open_tap(wrap_module(model), ("blocks.*.{hook_mlp_out,mlp.hook_post}",)), row()
     )
     wanted = outputs(model, "model.decoder.layers.1.fc2", input_ids=row()).reshape(
         2, 7, 32
@@ -264,7 +266,7 @@ def test_what_cannot_be_is_refused(
     kind: str, site: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:
-        open_tap(describe(module(kind)), (site,))
+        open_tap(wrap_module(module(kind)), (site,))
     assert says in str(caught.value)
 
 
@@ -274,7 +276,7 @@ def test_what_cannot_be_is_refused(
 def test_a_decoder_sees_the_tokens_shifted_right(kind: str) -> None:
     model = module(kind, decoder_start_token_id=2)
     tap = open_tap(
-        describe(model),
+        wrap_module(model),
         ("decoder_blocks.1.hook_resid_post", "encoder_blocks.1.hook_resid_post"),
     )
     got, tokens = values(tap, row()), row()
@@ -304,7 +306,7 @@ def test_a_decoder_sees_the_tokens_shifted_right(kind: str) -> None:
 def test_values_at_tokens_are_those_without_padding(
     kind: str, site: str, side: str
 ) -> None:
-    tap = open_tap(describe(module(kind)), (site,))
+    tap = open_tap(wrap_module(module(kind)), (site,))
     tokens, pads = row(), torch.zeros(2, 4, dtype=torch.int64)
     mask = torch.ones_like(tokens)
     both = (
@@ -320,7 +322,7 @@ def test_values_at_tokens_are_those_without_padding(
 
 
 def test_padding_that_a_model_cannot_take_is_refused() -> None:
-    bart = open_tap(describe(module("BartModel")), ("encoder.layers.1.fc2",))
+    bart = open_tap(wrap_module(module("BartModel")), ("encoder.layers.1.fc2",))
     left = torch.tensor([[-1, -1, 5, 6], [3, 4, 5, 6]], dtype=torch.int32).numpy()
     with pytest.raises(SpecError, match="BartModel gives other values then"):
         bart.check_padding(left)
@@ -328,7 +330,7 @@ def test_padding_that_a_model_cannot_take_is_refused() -> None:
     with pytest.raises(SpecError, match="padded before their tokens"):
         bart.run(torch.ones(1, 4).long(), torch.tensor([[0, 1, 1, 1]]), lambda *_: None)
     # it has no mask
-    fnet = open_tap(describe(module("FNetModel")), ("encoder.layer.1.output",))
+    fnet = open_tap(wrap_module(module("FNetModel")), ("encoder.layer.1.output",))
     with pytest.raises(SpecError, match="FNetModel gives other values at tokens then"):
         fnet.check_padding(left[:, ::-1])
 
@@ -339,12 +341,12 @@ def test_contexts_are_as_long_as_the_model_has_positions() -> None:
             model.check_context(length)
             open_tap(model, ("encoder.layer.1.output",), context=length)
 
-    roberta = describe(module("RobertaModel"))
+    roberta = wrap_module(module("RobertaModel"))
     assert roberta.max_context == 64  # of 66, the first two are for padding
     contexts(roberta, 63, 64)
     with pytest.raises(SpecError, match="RobertaModel has 64 positions"):
         roberta.check_context(65)
-    contexts(describe(module("BertModel")), 64)
+    contexts(wrap_module(module("BertModel")), 64)
 
 
 def test_a_context_that_does_not_run_is_refused_at_the_door() -> None:
@@ -362,9 +364,9 @@ def test_a_context_that_does_not_run_is_refused_at_the_door() -> None:
                 self.embed(tokens) + self.place(torch.arange(tokens.shape[1]))
             )
 
-    model = describe(Plain())
+    model = wrap_module(Plain())
     open_tap(model, ("out",), context=12)
-    open_tap(model, ("embed",), context=13)  # nothing behind it is run
+    open_tap(model, ("embed",), context=13)  # nothing after it is run
     with pytest.raises(
         SpecError, match="Plain does not run on a context of 13 tokens: IndexError"
     ):
@@ -386,7 +388,7 @@ def test_a_width_that_grows_with_the_context_is_no_vector() -> None:
             scores = self.pattern(x @ x.mT)
             return self.chosen(scores.argmax(-1, keepdim=True).float()) + x
 
-    model = describe(Attends())
+    model = wrap_module(Attends())
     with pytest.raises(SiteError, match="not one vector per token"):
         open_tap(model, ("pattern",))
     assert open_tap(model, ("chosen",)).sites[0].d == 1

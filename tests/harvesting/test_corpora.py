@@ -20,9 +20,9 @@ import pytest
 from huggingface_hub.errors import HTTPError
 
 from actstore.errors import CorpusError, HarvestWarning, SpecError
-from actstore.text.corpora import Memory, check_options, open_corpus
-from actstore.text.corpus_files import find, reading
-from actstore.text.splits import splits_of
+from actstore.text.corpora import MemoryCorpus, check_options, open_corpus
+from actstore.text.corpus_files import find_files, read_errors_named
+from actstore.text.split_names import splits_of
 from schemas.source import CorpusKind, CorpusSource
 
 LAYOUTS = {
@@ -514,7 +514,7 @@ def test_documents_in_memory_are_texts_or_lists() -> None:
         with pytest.raises(
             CorpusError, match="document 1: wanted a text or a list of token ids"
         ):
-            list(Memory(["a", value]).pieces(None))
+            list(MemoryCorpus(["a", value]).pieces(None))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -574,7 +574,7 @@ def test_a_literal_path_comes_before_a_pattern(
         f"{tmp_path}/{name}/x*",
     ):
         assert read(text) == wanted, text
-    assert len(find("*/*.jsonl").paths) >= 3
+    assert len(find_files("*/*.jsonl").paths) >= 3
 
 
 def test_paths_that_are_not_there(
@@ -603,6 +603,6 @@ def test_an_object_store_that_refuses_is_told() -> None:
             CorpusError,
             match="cannot read s3://b/x: Unable to locate credentials; check the endpoint",
         ),
-        reading("s3://b/x"),
+        read_errors_named("s3://b/x"),
     ):
         raise NoCredentialsError

@@ -20,11 +20,12 @@ import actstore
 from actstore.errors import CorpusError
 from actstore.harvesting.estimate import estimate
 from actstore.text import file_formats
-from actstore.text.corpora import Memory, open_corpus
-from actstore.text.corpus_files import find
-from actstore.text.corpus_size import corpus_estimate, sentence
-from actstore.text.file_formats import Parquet
-from actstore.text.sequences import bos_of, sequencer
+from actstore.text.corpora import MemoryCorpus, open_corpus
+from actstore.text.corpus_files import find_files
+from actstore.text.corpus_size import corpus_estimate, describe_estimate
+from actstore.text.file_formats import FileCorpus
+from actstore.text.separators import boundary_tokens
+from actstore.text.sequences import sequencer
 from schemas.harvest import HarvestSpec
 from schemas.records import CorpusEstimate, HarvestEstimate
 from schemas.source import CorpusSource
@@ -130,7 +131,7 @@ def test_the_estimate_is_the_count_within_the_tolerance(
     assert found.documents <= 128 < N_DOCUMENTS
     assert found.tokens == pytest.approx(counted(spec, memory, adds_bos), rel=TOLERANCE)
     assert found.short
-    said = sentence(found, spec.corpus.name)
+    said = describe_estimate(found, spec.corpus.name)
     assert f"holds about {found.tokens:,} tokens" in said
     assert "fewer than the 1,000,000,000 asked" in said
 
@@ -148,7 +149,7 @@ def test_a_corpus_that_calibration_reads_to_its_end_is_counted(
         assert (found.how, found.short) == ("counted", True)
         assert found.tokens == counted(spec, memory)
         assert found.documents == sum(map(bool, texts))
-    assert "ends after" in sentence(found, "c")
+    assert "ends after" in describe_estimate(found, "c")
 
 
 def test_one_long_text_is_estimated_from_its_first_piece(
@@ -182,7 +183,7 @@ def test_a_size_that_is_not_known_is_said_to_be_unknown(
     source: Iterator[str] | None = iter(texts) if kind == "iterator" else None
     found = looked_at(spec_of(str(tmp_path) if source is None else "memory"), source)
     assert (found.how, found.tokens, found.short) == ("unknown", None, False)
-    assert "is not known" in sentence(found, "c")
+    assert "is not known" in describe_estimate(found, "c")
 
 
 def test_rows_of_many_parquet_files_follow_from_some_footers(
@@ -195,7 +196,7 @@ def test_rows_of_many_parquet_files_follow_from_some_footers(
             tmp_path / f"{i:02}.parquet",
         )
     corpus = open_corpus(CorpusSource(name=str(tmp_path)))
-    assert isinstance(corpus, Parquet)
+    assert isinstance(corpus, FileCorpus)
     assert corpus.size() == pytest.approx(2300, rel=0.01)
     (tmp_path / "00.parquet").write_bytes(b"PAR1 not parquet")
     with pytest.raises(CorpusError, match=r"00\.parquet"):
@@ -205,16 +206,16 @@ def test_rows_of_many_parquet_files_follow_from_some_footers(
 def test_a_streamed_data_set_has_the_rows_of_its_card() -> None:
     import datasets
 
-    from actstore.text.hf_datasets import DatasetColumn
+    from actstore.text.hf_datasets import DatasetCorpus
 
     data = datasets.Dataset.from_dict({"text": ["a"] * 7}).to_iterable_dataset()
-    assert DatasetColumn(data, "text", None).size() is None
+    assert DatasetCorpus(data, "text", None).size() is None
     info = datasets.DatasetInfo()
     info.splits = {"train": datasets.SplitInfo(name="train", num_examples=1234)}
     for split, rows in (("train", 1234), ("train[:10%]", None)):
         told = datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset()
         told._info, told._split = info, split
-        assert DatasetColumn(told, "text", None).size() == rows
+        assert DatasetCorpus(told, "text", None).size() == rows
 
 
 def test_sizes_are_the_sum_of_the_pieces(tmp_path: Path) -> None:
@@ -223,10 +224,10 @@ def test_sizes_are_the_sum_of_the_pieces(tmp_path: Path) -> None:
         folder.mkdir()
         corpus = open_corpus(CorpusSource(name=write(kind, folder, documents(30))))
         assert corpus.size() == sum(piece.size for piece in corpus.pieces(None)), kind
-    assert Memory(["a", "b"]).size() == 2
-    files = find(str(tmp_path / "text"))
+    assert MemoryCorpus(["a", "b"]).size() == 2
+    files = find_files(str(tmp_path / "text"))
     assert files.size() == sum(Path(path).stat().st_size for path in files.paths)
-    assert bos_of(Letters(), None).token == 1
+    assert boundary_tokens(Letters(), None).bos == 1
 
 
 class One(nn.Module):

@@ -32,10 +32,10 @@ from actstore.errors import (
     SpecError,
     StorageError,
 )
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.storage import Storage
+from actstore.harvesting.progress import Progress
 from actstore.harvesting.store_writer import StoreWriter
-from actstore.harvesting.worker import Progress
 from actstore.model.load_model import load_model
 from actstore.model.open_tap import open_tap
 from schemas.manifest import BlockRecord
@@ -312,7 +312,7 @@ def test_a_corpus_that_ends_early_is_said_and_finished(tmp_path: Path) -> None:
     assert 0 < n < 63
     assert got.manifest.n_rows == n * 32
     assert BlockRecord.model_validate_json(
-        got.storage.read(keys.block_key(got.manifest.n_units - 1))
+        got.storage.read(object_keys.block_key(got.manifest.n_units - 1))
     ).last
 
 

@@ -22,7 +22,8 @@ from actstore.errors import CorpusError, SpecError
 from actstore.format.token_ids import moved_left
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.extend import extend
-from actstore.harvesting.harvest_plan import _corpus_digest, parse_worker
+from actstore.harvesting.harvest_plan import _corpus_digest
+from actstore.harvesting.worker_share import parse_worker
 from actstore.text.sequences import sequencer
 from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource
@@ -126,7 +127,7 @@ def test_every_integer_dtype_gives_the_same_ids_and_digest(dtype: str) -> None:
     assert _corpus_digest(None, ["a"]) is None
 
 
-def test_padding_before_a_rows_tokens_is_moved_behind_them() -> None:
+def test_padding_before_a_rows_tokens_is_moved_after_them() -> None:
     rows = np.array(
         [[-1, -1, 3, 4], [1, 2, 3, 4], [-1, 6, 7, -1], [8, -1, -1, -1], [-1, -1, -1, 9]]
     )

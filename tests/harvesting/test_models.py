@@ -18,13 +18,13 @@ import torch
 import transformers
 
 import actstore
-from actstore.errors import ModelError, SpecError
+from actstore.errors import HarvestWarning, ModelError, SpecError
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.extend import extend
 from actstore.harvesting.harvest import harvest
-from actstore.harvesting.worker import HarvestWarning
-from actstore.model.load_model import BUILTIN, load_model
+from actstore.model.load_model import load_model
 from actstore.model.loaded_weights import check_used, check_whole
+from actstore.model.model_folder import BUILTIN
 from actstore.model.open_tap import open_tap
 from actstore.store.store import Store
 from actstore.store.tokenizer_files import stored_tokenizer
@@ -556,7 +556,7 @@ def test_custom_code_is_run_only_when_told(custom: Path, tmp_path: Path) -> None
     check_used(model, Watched(model.module, "transformer.h.1.mlp"))
 
 
-def test_custom_code_behind_a_known_model_type(custom: Path, tmp_path: Path) -> None:
+def test_custom_code_of_a_known_model_type(custom: Path, tmp_path: Path) -> None:
     """Its config is one of transformers, its class is not."""
     rewrite(
         custom / "config.json",

@@ -17,11 +17,10 @@ import torch
 from torch import nn
 
 import actstore
-from actstore.errors import NoRowsError, NumericsError, SpecError
+from actstore.errors import HarvestWarning, NoRowsError, NumericsError, SpecError
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.extend import extend
 from actstore.harvesting.plan_command import lines
-from actstore.harvesting.worker import HarvestWarning
 from actstore.inspect.store_info import norms_figure
 from actstore.inspect.verify import verify
 from actstore.store.description import describe
@@ -30,7 +29,7 @@ from actstore.stream.rescale import rescaling
 from schemas.manifest import StoreManifest, StratumNorms
 from tests.cli.conftest import Cli, cli
 from tests.support import low_rank, make_plan, make_store
-from trainer.evaluate.metrics import LayerSums
+from trainer.evaluation.metrics import LayerSums
 
 CLI = cli  # a fixture of the command lines' tests
 

@@ -19,6 +19,7 @@ from actstore.errors import HarvestWarning, ModelError, SpecError
 from actstore.format.storage import Storage
 from actstore.harvesting import writer_thread
 from actstore.harvesting.row_collector import RowCollector
+from actstore.harvesting.sealed_unit import seal
 from actstore.harvesting.unit_buffer import UnitBuffer
 from schemas.source import Site
 
@@ -181,12 +182,11 @@ def test_staging_on_a_device_gives_the_same_bytes(
         spec, f"memory://plain-{dtype}", model=Model(), tokens=TOKENS
     )
 
-    def staging(self: writer_thread.Writing) -> tuple[UnitBuffer, ...]:
-        return self._make(device=torch.device("cpu")), self._make(
-            device=torch.device("cpu")
-        )
+    def staging(self: writer_thread.WriterThread) -> tuple[UnitBuffer, ...]:
+        cpu = torch.device("cpu")
+        return self._make_buffer(device=cpu), self._make_buffer(device=cpu)
 
-    monkeypatch.setattr(writer_thread.Writing, "staging", staging)
+    monkeypatch.setattr(writer_thread.WriterThread, "staging_buffers", staging)
     staged = actstore.harvest(
         spec, f"memory://staged-{dtype}", model=Model(), tokens=TOKENS
     )
@@ -252,11 +252,11 @@ def test_norms_are_of_the_stored_values_and_overflow_is_seen_late() -> None:
     """A collector alone: rows of two batches, norms in float32 of what was cast."""
     site = Site(name="s", d=6)
     collector = RowCollector((site,), np.array([], np.int32), torch.device("cpu"))
-    collector.begin(UnitBuffer.make((site,), 16, "bfloat16"))
+    collector.begin_unit(UnitBuffer.make((site,), 16, "bfloat16"))
     x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1)) * 100
-    collector.batch(np.ones((2, 4), np.int32), 0)
-    collector.take(0, x)
-    rows = collector.finish(0, 2).rows()
+    collector.begin_batch(np.ones((2, 4), np.int32), 0)
+    collector.add_values(0, x)
+    rows = seal(collector.finish_unit(0, 2))
     cast = x.bfloat16().float().reshape(8, 6)
     np.testing.assert_allclose(rows.norms["s"], cast.norm(dim=1), rtol=1e-6)
     assert rows.stats.sites["s"].count.tolist() == [2, 6]

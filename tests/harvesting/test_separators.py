@@ -15,7 +15,7 @@ import actstore
 from actstore.errors import HarvestWarning, SpecError
 from actstore.harvesting.harvest_spec import resolve_spec
 from actstore.text import file_formats
-from actstore.text.separators import Bos, bos_of
+from actstore.text.separators import BoundaryTokens, boundary_tokens
 from actstore.text.sequences import DocumentSequencer, sequencer
 from schemas.harvest import HarvestSpec, Plan
 
@@ -137,12 +137,12 @@ def test_a_separator_that_cannot_be_is_refused() -> None:
         ("bert", "eos", "no EOS token"),
     ):
         with pytest.raises(SpecError, match=says):
-            bos_of(Tokenizer(family), None, separator)  # type: ignore[arg-type]
+            boundary_tokens(Tokenizer(family), None, separator)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="prepend_bos is false"):
-        bos_of(Tokenizer("llama"), prepend=False, separator="bos")
+        boundary_tokens(Tokenizer("llama"), prepend_bos=False, separator="bos")
     with pytest.raises(SpecError, match="no tokenizer"):
-        bos_of(None, None, "eos")
-    assert bos_of(None, None) == Bos(None, every=False)
+        boundary_tokens(None, None, "eos")
+    assert boundary_tokens(None, None) == BoundaryTokens(None, every_context=False)
     for wrong in ("moon", -1, True, 1.5):
         with pytest.raises(SpecError, match="separator"):
             spec_of(separator=wrong)

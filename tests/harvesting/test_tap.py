@@ -14,7 +14,8 @@ from torch import nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from actstore.errors import ModelError, SiteError
-from actstore.model.load_model import BUILTIN, LoadedModel, describe, load_model
+from actstore.model.load_model import LoadedModel, load_model, wrap_module
+from actstore.model.model_folder import BUILTIN
 from actstore.model.open_tap import open_tap
 from actstore.model.tap import HookTap
 from schemas.source import ModelSource
@@ -97,7 +98,7 @@ def loaded(module: Any) -> LoadedModel:
     # the default initialisation hides what norms and biases do
     for p in module.parameters():
         nn.init.normal_(p, std=0.2)
-    return describe(module)
+    return wrap_module(module)
 
 
 def values(
@@ -183,7 +184,7 @@ def test_order_of_sites_is_that_of_the_patterns_then_of_the_layers() -> None:
     ]
 
 
-def test_the_forward_stops_behind_the_last_site_and_computes_no_logits() -> None:
+def test_the_forward_stops_after_the_last_site_and_computes_no_logits() -> None:
     model = loaded(gpt2(n_layer=4))
     ran: list[str] = []
     for name, module in model.module.named_modules():
@@ -262,7 +263,7 @@ def test_plain_modules_have_their_submodules_as_sites() -> None:
             return x
 
     module = Plain()
-    tap = open_tap(describe(module), ("layers.*",))
+    tap = open_tap(wrap_module(module), ("layers.*",))
     assert isinstance(tap, HookTap)
     tokens = torch.randint(0, 2, (2, 5))
     x = module.embed(tokens)
@@ -270,17 +271,17 @@ def test_plain_modules_have_their_submodules_as_sites() -> None:
         values(tap, tokens)["layers.0"], module.layers[0](x).detach()
     )
     with pytest.raises(SiteError, match=r"layers\.1"):
-        open_tap(describe(module), ("layers.11",))
+        open_tap(wrap_module(module), ("layers.11",))
 
 
 def test_a_bridge_in_memory_is_tapped_as_it_is() -> None:
     module = loaded(gpt2()).module
     tokens = torch.randint(0, 97, (2, 9))
-    wanted = reference(describe(module), tokens)["blocks.1.hook_mlp_out"]
+    wanted = reference(wrap_module(module), tokens)["blocks.1.hook_mlp_out"]
     bridge = build_bridge_from_module(
         module, "GPT2LMHeadModel", hf_config=module.config
     )
-    got = values(open_tap(describe(bridge), ("blocks.1.hook_mlp_out",)), tokens)[
+    got = values(open_tap(wrap_module(bridge), ("blocks.1.hook_mlp_out",)), tokens)[
         "blocks.1.hook_mlp_out"
     ]
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from actstore.errors import CorpusError, SpecError
 from actstore.text import file_formats
-from actstore.text.corpora import Memory, open_corpus
-from actstore.text.sequences import END, Bos, DocumentSequencer, bos_of, sequencer
+from actstore.text.corpora import MemoryCorpus, open_corpus
+from actstore.text.separators import BoundaryTokens, boundary_tokens
+from actstore.text.sequences import END, DocumentSequencer, sequencer
 from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource, ModelSource
 
@@ -52,13 +53,15 @@ def ids(text: str) -> list[int]:
 
 
 def packed(
-    documents: list[Any], context: int, bos: Bos, pack: bool = True
+    documents: list[Any], context: int, boundaries: BoundaryTokens, pack: bool = True
 ) -> DocumentSequencer:
-    return DocumentSequencer(Memory(documents), Letters(), context, pack=pack, bos=bos)
+    return DocumentSequencer(
+        MemoryCorpus(documents), Letters(), context, pack=pack, boundaries=boundaries
+    )
 
 
 def by_hand(documents: list[list[int]], context: int, every: bool) -> list[list[int]]:
-    """The rule of tokens.py, spelled out one token at a time."""
+    """The rule of `actstore/text/sequences.py`, spelled out one token at a time."""
     stream = [t for d in documents if d for t in ([("bos", 1), *(("t", x) for x in d)])]
     rows, row = [], []
     for kind, token in stream:
@@ -79,7 +82,7 @@ documents = st.lists(st.lists(st.integers(2, 90), max_size=12), max_size=12)
 def test_packing_is_the_rule_by_hand(
     docs: list[list[int]], context: int, every: bool
 ) -> None:
-    got = packed(docs, context, Bos(1, every)).take(100)
+    got = packed(docs, context, BoundaryTokens(1, every)).take(100)
     assert got.tokens.tolist() == by_hand(docs, context, every)
     assert got.ended
     assert got.cursor == END
@@ -96,10 +99,10 @@ def test_packing_is_the_rule_by_hand(
 def test_any_cursor_leads_on_to_the_same_blocks(
     docs: list[list[int]], context: int, every: bool, pack: bool, sizes: list[int]
 ) -> None:
-    whole = packed(docs, context, Bos(1, every), pack)
+    whole = packed(docs, context, BoundaryTokens(1, every), pack)
     blocks = [whole.take(n) for n in sizes]
     for k in range(1, len(sizes)):
-        other = packed(docs, context, Bos(1, every), pack)
+        other = packed(docs, context, BoundaryTokens(1, every), pack)
         other.seek(json.loads(json.dumps(blocks[k - 1].cursor)))
         for n, wanted in zip(sizes[k:], blocks[k:], strict=True):
             got = other.take(n)
@@ -116,17 +119,17 @@ def test_any_cursor_leads_on_to_the_same_blocks(
 def test_a_block_says_that_nothing_follows(
     docs: list[list[int]], context: int, every: bool, pack: bool, size: int
 ) -> None:
-    source = packed(docs, context, Bos(1, every), pack)
+    source = packed(docs, context, BoundaryTokens(1, every), pack)
     while not (got := source.take(size)).ended:
         assert len(got.tokens) == size
     assert got.cursor == END
     assert len(got.tokens) > 0 or not len(
-        packed(docs, context, Bos(1, every), pack).take(1).tokens
+        packed(docs, context, BoundaryTokens(1, every), pack).take(1).tokens
     )
 
 
 def test_without_packing_a_context_is_one_document() -> None:
-    got = packed(TEXTS, 8, Bos(1, False), pack=False).take(10)
+    got = packed(TEXTS, 8, BoundaryTokens(1, False), pack=False).take(10)
     assert [row[row >= 0].tolist() for row in got.tokens] == [
         [1, *ids(text)][:8] for text in TEXTS if text
     ]
@@ -135,18 +138,26 @@ def test_without_packing_a_context_is_one_document() -> None:
 
 
 def test_bos_follows_the_tokenizer() -> None:
-    assert bos_of(Letters(), None) == Bos(1, every=False)
-    assert bos_of(Letters(adds_bos=True), None) == Bos(1, every=True)
-    assert bos_of(Letters(), prepend=True) == Bos(1, every=True)
-    assert bos_of(Letters(adds_bos=True), prepend=False) == Bos(None, every=False)
-    assert bos_of(Letters(bos=None), None) == Bos(None, every=False)
-    assert bos_of(None, None) == Bos(None, every=False)
+    assert boundary_tokens(Letters(), None) == BoundaryTokens(1, every_context=False)
+    assert boundary_tokens(Letters(adds_bos=True), None) == BoundaryTokens(
+        1, every_context=True
+    )
+    assert boundary_tokens(Letters(), prepend_bos=True) == BoundaryTokens(
+        1, every_context=True
+    )
+    assert boundary_tokens(Letters(adds_bos=True), prepend_bos=False) == BoundaryTokens(
+        None, every_context=False
+    )
+    assert boundary_tokens(Letters(bos=None), None) == BoundaryTokens(
+        None, every_context=False
+    )
+    assert boundary_tokens(None, None) == BoundaryTokens(None, every_context=False)
     with pytest.raises(SpecError, match="no BOS token"):
-        bos_of(Letters(bos=None), prepend=True)
+        boundary_tokens(Letters(bos=None), prepend_bos=True)
 
 
 def test_documents_that_do_not_tokenise_are_left_out_and_counted() -> None:
-    got = packed(["ab", "\ud800", None, "cd"], 6, Bos(1, False)).take(1)
+    got = packed(["ab", "\ud800", None, "cd"], 6, BoundaryTokens(1, False)).take(1)
     assert got.tokens.tolist() == [[1, *ids("ab"), 1, *ids("cd")]]
     assert got.skipped == 2
 

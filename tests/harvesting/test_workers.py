@@ -16,10 +16,10 @@ import torch
 
 import actstore
 from actstore.errors import ExistsError, OthersUnfinishedError, SpecError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.storage import Storage
-from actstore.harvesting.harvest_plan import Share, parse_worker
 from actstore.harvesting.store_writer import StoreWriter
+from actstore.harvesting.worker_share import Share, parse_worker
 from tests.harvesting import killing
 from tests.support import low_rank, make_plan, make_tokens, unit_rows
 
@@ -165,7 +165,7 @@ def test_a_unit_done_twice_has_one_record_and_its_own_bytes(tmp_path: Path) -> N
         unit_rows(plan, 0, tokens, lambda *a: values(*a) + 1), block
     )
     assert other != first
-    assert storage.read(keys.unit_key(0)) == other.to_json().encode()
+    assert storage.read(object_keys.unit_key(0)) == other.to_json().encode()
     from actstore.format.object_records import object_record
 
     for key, record in other.objects.items():

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import actstore
 from actstore.errors import (
     ExistsError,
+    HarvestWarning,
     NumericsError,
     SourceError,
     SpecError,
@@ -28,14 +29,14 @@ from actstore.errors import (
 )
 from actstore.format.storage import Storage
 from actstore.harvesting.extend import extend
-from actstore.harvesting.worker import HarvestWarning, Progress
+from actstore.harvesting.progress import Progress
 from actstore.importing import sequence_feed
 from actstore.inspect.verify import verify
 from schemas.stream import StreamSpec
 from tests.support import make_store
 from trainer.analysis.latent_examples import _Text
 from trainer.errors import RunError
-from trainer.evaluate.model_metrics import model_metrics
+from trainer.evaluation.metrics_of_model import model_metrics
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -460,7 +461,7 @@ torch.set_num_threads(1)
 from actstore.machine.glibc_malloc import keep_freed_memory
 keep_freed_memory()
 import actstore
-from actstore.harvesting.estimate import peak, reset_peak
+from actstore.harvesting.process_memory import peak, reset_peak
 actstore.import_activations({"a": np.ones((99, 8), np.float32)}, "memory://first")
 before = reset_peak()
 store = actstore.import_activations(sys.argv[1], sys.argv[2], memory=24 << 20, codec="raw")

@@ -1,5 +1,5 @@
-"""What the README shows exists: every command line of it is read by the command that it
-names.
+"""What README.md and the guides show exists: every command line of theirs is read by
+the command that it names.
 """
 
 from __future__ import annotations
@@ -7,51 +7,68 @@ from __future__ import annotations
 import ast
 import re
 
+import click
 import pytest
 import typer.main
 
 import actstore.cli
 import trainer.cli
-from tests.readme.tour import LEFT_OUT, README, commands, python_blocks
+from tests.readme.tour import (
+    LEFT_OUT,
+    all_commands,
+    all_python_blocks,
+    commands,
+)
 
-TEXT = README.read_text()
-APPS = {
-    "actstore": typer.main.get_command(actstore.cli.app),
-    "trainer": typer.main.get_command(trainer.cli.app),
-}
+# Shown with what it prints elsewhere, or harmless.
+SHELL = ("until ", "python -c ", "printf ")
 CALL = re.compile(r"\b(actstore|trainer) ([a-z]+)((?: +(?!#)[^\n&;]+| *\\\n)*)")
 
 
+def apps() -> dict[str, dict[str, click.Command]]:
+    """The commands of both command lines, by name."""
+    found = {}
+    for name, app in (("actstore", actstore.cli.app), ("trainer", trainer.cli.app)):
+        group = typer.main.get_command(app)
+        found[name] = dict(vars(group)["commands"])
+    return found
+
+
+APPS = apps()
+
+
 def options_of(program: str, command: str) -> set[str]:
-    params = APPS[program].commands[command].params  # type: ignore[union-attr]
+    params = APPS[program][command].params
     return {name for param in params for name in (*param.opts, *param.secondary_opts)}
 
 
-@pytest.mark.parametrize("text", [one.text for one in commands(TEXT)])
+@pytest.mark.parametrize("text", [command.text for command in all_commands()])
 def test_each_command_and_option_exists(text: str) -> None:
     if text.startswith("HARVEST="):
         text = "actstore harvest " + text
     calls = CALL.findall(text)
-    assert calls or text.startswith(("until ", "python -c ")), text
+    assert calls or text.startswith(SHELL), text
     for program, command, rest in calls:
-        assert command in APPS[program].commands, text  # type: ignore[union-attr]
+        assert command in APPS[program], text
         given = set(re.findall(r"(?<=\s)--[a-z0-9-]+", rest.partition("#")[0]))
         assert given <= options_of(program, command), text
 
 
-def test_the_readme_has_commands_and_python() -> None:
-    found = commands(TEXT)
-    assert len(found) > 15
+def test_the_documents_have_commands_and_python() -> None:
+    found = all_commands()
+    assert len(found) > 20
     # nothing is listed that is not there
-    assert {one.left_out for one in found} == {None, *LEFT_OUT.values()}
-    assert len(python_blocks(TEXT)) >= 2
-    for block in python_blocks(TEXT):
+    assert {command.left_out for command in found} == {None, *LEFT_OUT.values()}
+    assert {command.document for command in found} >= {"README.md", "harvest.md"}
+    blocks = all_python_blocks()
+    assert len(blocks) >= 3
+    for block in blocks:
         ast.parse(block)
 
 
 def test_commands_go_on_over_lines() -> None:
     text = "x\n    $ a --b \\\n        --c\n    out\n    $ D=\"1\n         2\"\n    $ e 'f' # it's\n"
-    assert [one.text for one in commands(text)] == [
+    assert [command.text for command in commands(text)] == [
         "a --b \\\n    --c",
         'D="1\n     2"',
         "e 'f' # it's",

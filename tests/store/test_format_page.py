@@ -13,7 +13,7 @@ import pytest
 from blake3 import blake3
 
 import actstore
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.harvesting.extend import extend
 
 SPEC: dict[str, Any] = {
@@ -45,28 +45,28 @@ def plain(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 def test_names_of_generations_are_those_on_the_page(store: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/FORMAT.md").read_text()
     for key in (
-        keys.plan_key(),
-        keys.units_prefix(),
-        keys.columns_prefix(),
-        keys.merged_stats_key(),
-        keys.MANIFEST,
+        object_keys.plan_key(),
+        object_keys.units_prefix(),
+        object_keys.columns_prefix(),
+        object_keys.merged_stats_key(),
+        object_keys.MANIFEST,
     ):
         assert f"`{key}" in page
     for key in (
-        keys.plan_key(7),
-        keys.units_prefix(7),
-        keys.columns_prefix(7),
-        keys.merged_stats_key(7),
+        object_keys.plan_key(7),
+        object_keys.units_prefix(7),
+        object_keys.columns_prefix(7),
+        object_keys.merged_stats_key(7),
     ):
         assert f"`{key.replace('7', 'g')}" in page
     for key in (
-        keys.block_key(42),
-        keys.claim_key(42),
-        keys.unit_key(42),
-        keys.unit_stats_key(42),
+        object_keys.block_key(42),
+        object_keys.claim_key(42),
+        object_keys.unit_key(42),
+        object_keys.unit_stats_key(42),
     ):
         assert f"`{key}`" in page
-    assert f"`{keys.unit_key(42, 7).replace('-7', '-g')}`" in page
+    assert f"`{object_keys.unit_key(42, 7).replace('-7', '-g')}`" in page
     there = {path.name for path in store.iterdir()}
     suffixes = ("", "-1", "-2", "-3")
     wanted = {

@@ -31,7 +31,7 @@ from actstore.errors import (
     SpecError,
     StorageError,
 )
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.content_id import content_id
 from actstore.format.local_files import FOLLOW_LINKS
 from actstore.format.manifest import read_plan
@@ -70,7 +70,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 def changed(folder: Path, change: Callable[[Json], Any]) -> None:
     """Change the manifest, and make its content id right again."""
-    path = folder / keys.MANIFEST
+    path = folder / object_keys.MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
@@ -145,7 +145,7 @@ def test_plans_and_records_are_where_they_must_be(
 
 @pytest.mark.parametrize("key", OUTSIDE)
 def test_objects_of_a_unit_are_those_that_it_has(folder: Path, key: str) -> None:
-    path = folder / keys.unit_key(3)
+    path = folder / object_keys.unit_key(3)
     record = json.loads(path.read_text())
     record["objects"][key] = {"bytes": 1, "digest": "0" * 64}
     path.write_text(json.dumps(record))
@@ -209,7 +209,7 @@ def test_a_module_with_such_a_name_is_refused_before_anything_is_written(
 def test_links_are_followed_inside_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = keys.chunk_key(keys.norm_key("a"), 0)
+    key = object_keys.chunk_key(object_keys.norm_key("a"), 0)
     good = actstore.open(str(folder)).read_norms("a", [0])
     (folder / key).rename(folder / "kept")
     (folder / key).symlink_to(folder / "kept")
@@ -267,20 +267,20 @@ def test_listing_goes_in_no_circle(folder: Path) -> None:
     (folder / "blocks" / "up").symlink_to(folder)
     (folder / "tokenizer").symlink_to("/")
     storage = Storage(folder)
-    assert storage.list("blocks") == [keys.block_key(unit) for unit in range(21)]
+    assert storage.list("blocks") == [object_keys.block_key(unit) for unit in range(21)]
     with pytest.raises(CorruptError, match="outside"):
         storage.list("tokenizer")
 
 
 KEYS = [
-    keys.MANIFEST,
-    keys.chunk_key("columns/rows", 0),
+    object_keys.MANIFEST,
+    object_keys.chunk_key("columns/rows", 0),
     "norms.stats",
     "plan.json",
     "acts/zarr.json",
-    keys.unit_key(0),
-    keys.block_key(0),
-    *(keys.chunk_key(name, 0, 0) for name in ("acts/a", "rows", "tokens")),
+    object_keys.unit_key(0),
+    object_keys.block_key(0),
+    *(object_keys.chunk_key(name, 0, 0) for name in ("acts/a", "rows", "tokens")),
 ]
 
 
@@ -368,7 +368,7 @@ def test_json_nested_deeply(folder: Path, key: str, form: str, where: str) -> No
         text = (folder / key).read_bytes().rstrip()
         data = text[:-1] + b',"more":' + data + b"}"
     (folder / key).write_bytes(data)
-    if key == keys.MANIFEST:
+    if key == object_keys.MANIFEST:
         refused(folder, "nested 100000 deep|nested 100001 deep")
     elif key == "plan.json":
         followed = lambda: actstore.open(str(folder), follow=True)  # noqa: E731
@@ -384,14 +384,18 @@ def test_brackets_in_strings_nest_nothing(folder: Path) -> None:
 
 
 def test_json_larger_than_any_manifest_is_not_read(folder: Path) -> None:
-    with (folder / keys.MANIFEST).open("r+b") as file:
+    with (folder / object_keys.MANIFEST).open("r+b") as file:
         file.truncate(1 << 40)  # takes no space
     refused(folder, "bytes, wanted at most")
 
 
 @pytest.mark.parametrize(
     "key",
-    ["norms.stats", keys.chunk_key("columns/rows", 0), keys.chunk_key("norm/a", 0)],
+    [
+        "norms.stats",
+        object_keys.chunk_key("columns/rows", 0),
+        object_keys.chunk_key("norm/a", 0),
+    ],
 )
 def test_objects_are_read_up_to_their_size(folder: Path, key: str) -> None:
     with (folder / key).open("r+b") as file:
@@ -401,11 +405,13 @@ def test_objects_are_read_up_to_their_size(folder: Path, key: str) -> None:
 
 def test_an_integer_of_thousands_of_digits(folder: Path) -> None:
     for field in ("n_rows", "n_units", "n_train_rows", "n_bytes"):
-        text = json.loads((folder / keys.MANIFEST).read_text())
-        (folder / keys.MANIFEST).write_text(json.dumps(text | {field: -(10**4000)}))
+        text = json.loads((folder / object_keys.MANIFEST).read_text())
+        (folder / object_keys.MANIFEST).write_text(
+            json.dumps(text | {field: -(10**4000)})
+        )
         with pytest.raises(CorruptError):
             actstore.open(str(folder))
-        (folder / keys.MANIFEST).write_text(json.dumps(text))
+        (folder / object_keys.MANIFEST).write_text(json.dumps(text))
     for field in (
         "capacity",
         "chunk_rows",
@@ -414,7 +420,7 @@ def test_an_integer_of_thousands_of_digits(folder: Path) -> None:
         "n_units",
         "n_sequences",
     ):
-        (folder / keys.MANIFEST).write_text(
+        (folder / object_keys.MANIFEST).write_text(
             json.dumps(text | {"layout": text["layout"] | {field: 10**4000}})
         )
         with pytest.raises(CorruptError):
@@ -438,7 +444,7 @@ def quantiles(n: int) -> Callable[[Json], None]:
 
 def both(**update: Any) -> Callable[[Json], None]:
     """The manifest's counts and its only generation's."""
-    return lambda m: (m.update(update), m["generations"][0].update(update))  # type: ignore[func-returns-value]
+    return lambda m: (m.update(update), m["generations"][0].update(update))
 
 
 def wide(m: Json, d: int = 1 << 24) -> None:
@@ -541,7 +547,7 @@ FAULTS: dict[str, tuple[Callable[[Json], Any], str]] = {
         "its digests are none",
     ),
     "a column of another size": (
-        lambda m: m["files"][keys.chunk_key("columns/rows", 0)].update(bytes=92),
+        lambda m: m["files"][object_keys.chunk_key("columns/rows", 0)].update(bytes=92),
         "has 92 bytes",
     ),
     "no statistics": (
@@ -626,7 +632,7 @@ def rows_column(folder: Path, rows: np.ndarray, *, counts: bool) -> None:
     """
 
     def change(m: Json) -> None:
-        key = keys.chunk_key("columns/rows", 0)
+        key = object_keys.chunk_key("columns/rows", 0)
         claim_file(m, folder, key, encode_plain(rows.astype("<i4"), rows.shape, 0))
         if counts:
             m["n_rows"] = m["generations"][0]["n_rows"] = int(rows.sum())
@@ -657,7 +663,7 @@ def test_row_counts_that_do_not_add_up(folder: Path, unit: int, n: int) -> None:
     "pair", [(2, 0), (4, 0), (-1, -1), (3, 20), (3, -1), (2**31 - 1, 0)]
 )
 def test_a_provenance_pair_out_of_range(folder: Path, pair: tuple[int, int]) -> None:
-    key = keys.chunk_key("rows", 3, 0)
+    key = object_keys.chunk_key("rows", 3, 0)
     pairs = np.frombuffer((folder / key).read_bytes()[:-4], "<i4").reshape(32, 2).copy()
     pairs[7] = pair
     (folder / key).write_bytes(with_checksum(pairs.tobytes()))
@@ -671,7 +677,7 @@ def test_a_provenance_pair_out_of_range(folder: Path, pair: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("token", [-2, 100, 2**31 - 1])
 def test_a_token_out_of_the_vocabulary(folder: Path, token: int) -> None:
-    key = keys.chunk_key("tokens", 3, 0)
+    key = object_keys.chunk_key("tokens", 3, 0)
     tokens = np.frombuffer((folder / key).read_bytes()[:-4], "<i4").copy()
     tokens[5] = token
     (folder / key).write_bytes(with_checksum(tokens.tobytes()))
@@ -689,7 +695,7 @@ RECORDS: dict[str, tuple[Callable[[Json], Any], str]] = {
         "2 sequences, a unit has at most 1",
     ),
     "an object less": (
-        lambda r: r["objects"].pop(keys.chunk_key("norm/a", 3)),
+        lambda r: r["objects"].pop(object_keys.chunk_key("norm/a", 3)),
         "'norm/a/c/3' is missing",
     ),
     "another unit's object": (
@@ -710,7 +716,7 @@ RECORDS: dict[str, tuple[Callable[[Json], Any], str]] = {
 @pytest.mark.parametrize("fault", sorted(RECORDS))
 def test_a_record_that_cannot_be(folder: Path, fault: str) -> None:
     change, words = RECORDS[fault]
-    path = folder / keys.unit_key(3)
+    path = folder / object_keys.unit_key(3)
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
@@ -718,7 +724,10 @@ def test_a_record_that_cannot_be(folder: Path, fault: str) -> None:
     with pytest.raises(CorruptError, match=words):
         store.record(3)
     assert (
-        len([line for line in verify(store).problems if keys.unit_key(3) in line]) == 1
+        len(
+            [line for line in verify(store).problems if object_keys.unit_key(3) in line]
+        )
+        == 1
     )
 
 
@@ -760,7 +769,10 @@ def test_an_index_lies_as_the_page_says(indexed: Store) -> None:
     """After a swap `read` gave other rows than `stream`: both refuse, or both give what
     was written.
     """
-    key, size = keys.chunk_key(keys.acts_key("a"), 1, 0), indexed.codec("a").index_bytes
+    key, size = (
+        object_keys.chunk_key(object_keys.acts_key("a"), 1, 0),
+        indexed.codec("a").index_bytes,
+    )
     shard, good = indexed.storage.read(key), indexed.read("a", slice(40, 80))
     streamed = rows_of(indexed)
     pairs = np.frombuffer(shard[-size:-4], "<u8").reshape(-1, 2)
@@ -842,7 +854,7 @@ def test_every_changed_leaf_of_a_manifest_is_found(
         if generations > 1
         else make_store(url, {"a": 4}, n_units=1)
     )
-    good = json.loads(store.storage.read(keys.MANIFEST))
+    good = json.loads(store.storage.read(object_keys.MANIFEST))
     looked = 0
     for path in leaves(good):
         old: Any = good
@@ -850,7 +862,7 @@ def test_every_changed_leaf_of_a_manifest_is_found(
             old = old[key]
         for value in flipped(old):
             store.storage.put(
-                keys.MANIFEST, json.dumps(with_leaf(good, path, value)).encode()
+                object_keys.MANIFEST, json.dumps(with_leaf(good, path, value)).encode()
             )
             try:
                 result = verify(actstore.open(store.url), threads=1, repair=True)
@@ -860,7 +872,7 @@ def test_every_changed_leaf_of_a_manifest_is_found(
             assert result.problems, (path, old, value)
             assert result.repaired == [], (path, old, value)
     assert looked > 50
-    store.storage.put(keys.MANIFEST, json.dumps(good).encode())
+    store.storage.put(object_keys.MANIFEST, json.dumps(good).encode())
     assert verify(actstore.open(store.url)).problems == []
 
 
@@ -986,8 +998,8 @@ def test_a_limit_holds_in_other_places(memory_url: str, s3_url: str) -> None:
 
 
 def test_a_folder_for_a_manifest_is_no_store(folder: Path) -> None:
-    (folder / keys.MANIFEST).unlink()
-    (folder / keys.MANIFEST).mkdir()
+    (folder / object_keys.MANIFEST).unlink()
+    (folder / object_keys.MANIFEST).mkdir()
     (folder / "plan.json").unlink()
     with pytest.raises(NotAStoreError):
         actstore.open(str(folder))
@@ -1002,7 +1014,7 @@ def test_statistics_are_as_large_as_the_arithmetic_says(whole: Path) -> None:
 
 def unfinished(folder: Path) -> StoreWriter:
     """What a harvest that was stopped just before its end finds there."""
-    (folder / keys.MANIFEST).unlink()
+    (folder / object_keys.MANIFEST).unlink()
     storage = Storage(str(folder))
     return StoreWriter(storage, read_plan(storage))
 
@@ -1018,11 +1030,11 @@ def unfinished(folder: Path) -> StoreWriter:
 def test_a_harvest_that_goes_on_commits_no_record_that_cannot_be(
     folder: Path, changes: Json
 ) -> None:
-    writer, path = unfinished(folder), folder / keys.unit_key(2)
+    writer, path = unfinished(folder), folder / object_keys.unit_key(2)
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
     with pytest.raises(CorruptError, match=r"units/00002\.json"):
         writer.finish()
-    assert not (folder / keys.MANIFEST).exists()
+    assert not (folder / object_keys.MANIFEST).exists()
 
 
 @pytest.mark.parametrize(
@@ -1031,7 +1043,7 @@ def test_a_harvest_that_goes_on_commits_no_record_that_cannot_be(
 def test_a_harvest_that_goes_on_takes_no_tokens_but_those_recorded(
     folder: Path, changes: Json
 ) -> None:
-    writer, path = unfinished(folder), folder / keys.block_key(2)
+    writer, path = unfinished(folder), folder / object_keys.block_key(2)
     path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
     with pytest.raises(CorruptError, match=r"blocks/00002\.json"):
         writer.block_tokens(writer.committed_blocks()[2])

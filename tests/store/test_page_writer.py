@@ -1,4 +1,4 @@
-"""What is written from `FORMAT.md` alone is a store, and what is read from it alone is
+"""What is written from `docs/FORMAT.md` alone is a store, and what is read from it alone is
 what a store holds.
 """
 

@@ -62,7 +62,7 @@ def test_rows_norms_and_provenance_are_those_harvested(url: str, dtype: str) -> 
         for site in store.sites:
             x, wanted = (
                 store.read(site, every[here][order]),
-                exact.sites[site].astype(np.float32),
+                exact.values[site].astype(np.float32),
             )
             fvu = np.square(x - wanted).sum() / np.square(wanted - wanted.mean(0)).sum()
             assert fvu < 2e-4 if dtype == "int8" else (x == wanted).all()

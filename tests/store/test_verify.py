@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import actstore
 from actstore.cli import app
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.storage import Storage
 from actstore.inspect.verify import verify
 from actstore.store.store import Store
@@ -47,7 +47,9 @@ def run(*words: str) -> tuple[int, str]:
 def metadata_keys(store: Store) -> list[str]:
     """Everything but values and the manifest, which is what `verify` starts from."""
     return [
-        key for key in store.storage.list() if "/c/" not in key and key != keys.MANIFEST
+        key
+        for key in store.storage.list()
+        if "/c/" not in key and key != object_keys.MANIFEST
     ]
 
 
@@ -132,7 +134,7 @@ def test_each_field_of_a_block_record_is_held_against_its_unit(
     tmp_path: Path, field: str, value: Any
 ) -> None:
     store = make_store(tmp_path / "s", n_units=3, padded=True)
-    key = keys.block_key(1)
+    key = object_keys.block_key(1)
     record = json.loads(store.storage.read(key))
     assert record[field] != value
     # other white space is the same record
@@ -160,7 +162,7 @@ def test_zarr_json_is_repaired_and_nothing_else_is(store: Store) -> None:
         store.storage.put(
             key, before[key].replace(b'"zarr_format": 3', b'"zarr_format": true')
         )
-    norms = keys.chunk_key(keys.norm_key(store.sites[0]), 0)
+    norms = object_keys.chunk_key(object_keys.norm_key(store.sites[0]), 0)
     store.storage.put(norms, b"")
     code, out = run("verify", store.url)
     assert code == 1
@@ -188,7 +190,7 @@ def test_arrays_grown_by_an_extension_that_has_not_ended_are_as_they_should_be(
         == UNITS * store.layout.unit_sequences
     )
     assert verify(store).problems == []
-    Storage(store.url).delete(keys.plan_key(1))
+    Storage(store.url).delete(object_keys.plan_key(1))
     assert {key.split("/")[0] for key in named(store, verify(store).problems)} == {
         "acts",
         "norm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import actstore
 from actstore.errors import CorruptError, ObjectError, SiteError, SpecError
-from actstore.format.dtypes import to_float32
+from actstore.format.stored_dtypes import to_float32
 from actstore.store.store import Store
 from actstore.stream.stream import Batch
 from schemas.stream import StreamSpec, StreamState
@@ -32,11 +33,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
 
 
-def spec(**changes: object) -> StreamSpec:
+def spec(**changes: Any) -> StreamSpec:
     return StreamSpec.model_validate({**SMALL, **changes})
 
 
-def collect(store: Store, one: StreamSpec, **runtime: object) -> list[Batch]:
+def collect(store: Store, one: StreamSpec, **runtime: Any) -> list[Batch]:
     with store.stream(one, **runtime) as stream:
         return list(stream)
 
@@ -237,7 +238,7 @@ def test_a_window_on_a_device_gives_the_same_batches(store: Store) -> None:
     """
     for runtime in ({}, {"rank": 1, "world": 2}):
         stream = store.stream(spec(rescale="log", center=True), **runtime)
-        stream._pool._in_place = False
+        stream._gatherer._gathers_on_host = False
         assert same(
             list(stream), collect(store, spec(rescale="log", center=True), **runtime)
         )
@@ -301,7 +302,7 @@ def test_a_reader_that_dies_ends_the_stream(
         if next(calls) > 20:
             raise ValueError("dead")
 
-    monkeypatch.setattr(stream._pool._reader, "read", read)
+    monkeypatch.setattr(stream._gatherer._reader, "read", read)
     with stream, pytest.raises(ValueError, match="dead"):
         list(stream)
     assert not stream_threads()

@@ -19,13 +19,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import actstore
 from actstore.errors import CorruptError, ObjectError
-from actstore.format.keys import acts_key, chunk_key
+from actstore.format.object_keys import acts_key, chunk_key
 from actstore.store.store import Store
 from actstore.stream.stream import Batch, Stream
 from schemas.stream import StreamSpec
@@ -126,7 +127,7 @@ def test_a_with_block_that_fails_joins_every_thread(store: Store) -> None:
 def test_closing_does_not_wait_for_the_windows_that_are_still_to_be_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two chunks that are being read are waited for, the ten behind them are not."""
+    """Two chunks that are being read are waited for, the ten after them are not."""
     stream, its = started(store, 0, threads=2)
     next(stream)
     slowed(monkeypatch, 0.2)
@@ -164,7 +165,7 @@ def raise_in_a_loop(stream: Stream) -> None:
 
 def test_an_abandoned_stream_in_a_cycle_is_collected_too(store: Store) -> None:
     stream, its = started(store, 2)
-    holder: dict[str, object] = {"stream": stream}
+    holder: dict[str, Any] = {"stream": stream}
     holder["self"] = holder
     del stream, holder
     gc.collect()
@@ -268,14 +269,16 @@ def test_a_failed_stream_that_is_dropped_leaves_no_thread(own: Store) -> None:
 
 
 def in_a_process(store: Store, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code behind an open `stream`, in a process that a hang cannot keep."""
+    """Runs code after an open `stream`, in a process that a hang cannot keep."""
     head = f"""
 import faulthandler, signal, threading, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
+# a suite in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 faulthandler.dump_traceback_later({HANG_S / 3}, exit=True)
 import actstore
 from schemas.stream import StreamSpec
-stream = actstore.open({store.url!r}).stream(StreamSpec.model_validate_json({SPEC.model_dump_json()!r}))
+spec = StreamSpec.model_validate_json({SPEC.model_dump_json()!r})
+stream = actstore.open({store.url!r}).stream(spec)
 next(stream)
 """
     return subprocess.run(

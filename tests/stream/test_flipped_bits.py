@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import actstore
 from actstore.cli import app
 from actstore.errors import CorruptError
-from actstore.format.keys import acts_key, chunk_key
+from actstore.format.object_keys import acts_key, chunk_key
 from actstore.format.shard import ABSENT, with_checksum
 from actstore.format.storage import Storage
 from actstore.inspect.verify import verify
@@ -119,7 +119,7 @@ def rows_of(store: Store, unit: int, chunk: int) -> np.ndarray:
 
 
 def streamed(store: Store, site: str) -> dict[int, bytes]:
-    """Every training row of a site through a stream: row id -> the bytes of its values."""
+    """Every training row of a site through a stream: row id -> its values, as bytes."""
     with fresh(store).stream(
         StreamSpec(sites=(site,), batch=64, window_chunks=4, lanes=1), threads=1
     ) as stream:
@@ -287,7 +287,7 @@ def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """A chunk of another layout, its checksum right: Blosc alone would leave the rows
-    behind it as they were.
+    after it as they were.
     """
     store = make_store(
         tmp_path_factory.mktemp("part") / "store",
@@ -315,6 +315,7 @@ def test_a_chunk_that_holds_fewer_rows_is_not_filled_up(
     ):
         with pytest.raises(
             CorruptError,
-            match=r"unit 1, site a, chunk 0: the chunk decodes to 128 bytes, wanted 256",
+            match=r"unit 1, site a, chunk 0: the chunk decodes to 128 bytes, wanted"
+            " 256",
         ):
             read()

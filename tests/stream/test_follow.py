@@ -15,7 +15,7 @@ import torch
 
 import actstore
 from actstore.errors import NotAStoreError, SpecError, StoreError
-from actstore.format import keys
+from actstore.format import object_keys
 from actstore.format.storage import Storage
 from actstore.harvesting.extend import extend
 from actstore.harvesting.store_writer import StoreWriter
@@ -59,7 +59,7 @@ class Growing:
 def follow(url: str) -> FollowedStore:
     return FollowedStore(
         Storage(url),
-        Plan.model_validate_json(Storage(url).read(keys.plan_key())),
+        Plan.model_validate_json(Storage(url).read(object_keys.plan_key())),
         poll_s=0.01,
     )
 
@@ -80,13 +80,15 @@ def test_a_unit_that_is_no_file_is_an_error_and_no_wait(
 ) -> None:
     growing = Growing(tmp_path / "store")
     growing.commit(6)
-    record = tmp_path / "store" / keys.unit_key(2)
+    record = tmp_path / "store" / object_keys.unit_key(2)
     record.unlink()
     if thing == "pipe":
         os.mkfifo(record)
     else:
         record.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match=f"{keys.unit_key(2)}|outside of the folder"):
+    with pytest.raises(
+        StoreError, match=f"{object_keys.unit_key(2)}|outside of the folder"
+    ):
         follow(growing.url)
     growing.writer.close()
 

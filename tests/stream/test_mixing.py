@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
 from actstore.errors import SpecError
 from actstore.format.permutation import unit_permutation
 from actstore.stream.mixing import TARGET, Mix, mixing_shortfall, window_chunks
-from actstore.stream.order import Order
+from actstore.stream.order import Order, default_group_units
+from actstore.stream.unit_source import FinishedUnits
+from actstore.stream.window_plan import windows_of_epoch
 from schemas.harvest import Layout
 from schemas.stream import StreamSpec
 
@@ -32,13 +36,16 @@ def measured(
     """
     order = Order(
         layout=layout,
-        unit_ids=np.arange(layout.n_units),
-        unit_rows=np.full(layout.n_units, layout.capacity),
         columns=tuple(range(n_sites)),
         window_chunks=chunks,
         lanes=8,
-        batch=BATCH,
         seed=1,
+    )
+    units = FinishedUnits(
+        np.arange(layout.n_units),
+        np.full(layout.n_units, layout.capacity),
+        seed=1,
+        group_units=default_group_units(layout),
     )
     of_unit = [
         unit_permutation(0, u, layout.capacity) // layout.context
@@ -47,9 +54,7 @@ def measured(
     sequence = np.concatenate(
         [own + u * layout.unit_sequences for u, own in enumerate(of_unit)]
     )
-    windows = (
-        window for _, window in zip(range(n_windows), order.windows(0), strict=False)
-    )
+    windows = islice(windows_of_epoch(order, units, epoch=0), n_windows)
     elements = np.concatenate([sequence[window.row.reshape(-1)] for window in windows])
     batches = elements[: len(elements) // BATCH * BATCH].reshape(-1, BATCH)
     distinct = np.array([len(np.unique(batch)) for batch in batches])
@@ -97,3 +102,94 @@ def test_a_window_is_no_larger_than_the_memory_or_the_store() -> None:
     assert window_chunks(mix, 2 << 20, StreamSpec(window_chunks=9)) == 16
     with pytest.raises(SpecError, match="raise it, or lower `lanes`"):
         window_chunks(mix, 2 << 20, StreamSpec(memory=1 << 20))
+
+
+def by_hand(mix: Mix, chunks: int, batch: int) -> float:
+    """The formula of `mixing.py`'s docstring, from shares and not from copies."""
+    layout = mix.layout
+    size, per_unit = layout.unit_sequences, layout.unit_chunks
+    in_group = mix.group * per_unit
+    same_site, other_sites = 0.0, 1.0
+    for copies in mix.copies:
+        share = copies / sum(mix.copies)
+        window = min(copies * chunks, in_group)
+        elsewhere = (per_unit - 1) / (in_group - 1) if in_group > 1 else 0.0
+        same_site += share**2 * (1 / window + (1 - 1 / window) * elsewhere)
+        other_sites -= share**2
+    p = (same_site + other_sites / mix.group) / size
+    n = mix.n_units * size
+
+    def distinct(m: float) -> float:
+        return m * (1 - np.exp(-batch / m))
+
+    return 1 - distinct(1 / p) / distinct(n)
+
+
+@pytest.mark.parametrize("copies", [(1,), (1, 1, 1), (1, 2), (5,)])
+@pytest.mark.parametrize("group", [None, 1, 7])
+@pytest.mark.parametrize("chunks", [8, 32])
+def test_the_shortfall_is_that_of_the_formula(
+    copies: tuple[int, ...], group: int | None, chunks: int
+) -> None:
+    mix = Mix(make(128, 64, 50, 512), 50, copies)
+    assert mix.group == 50
+    if group is not None:
+        mix = mix._replace(group_units=group)
+        assert mix.group == group
+    wanted = by_hand(mix, chunks, BATCH)
+    assert 0 < wanted < 1
+    assert mixing_shortfall(mix, chunks, BATCH) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_shortfall_of_windows_that_are_one_whole_unit() -> None:
+    # One of three units, of 8 sequences in 2 chunks: a batch is a draw from 8 sequences
+    # where an i.i.d. one is from 24.
+    mix = Mix(make(16, 8, 3, 64), 3, (1,), 1)
+    distinct = [n * (1 - np.exp(-16 / n)) for n in (8, 24)]
+    wanted = 1 - distinct[0] / distinct[1]
+    assert mixing_shortfall(mix, 8, 16) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_shortfall_is_no_less_than_nothing() -> None:
+    # One unit of one chunk: a window holds every row there is.
+    mix = Mix(make(16, 4, 1, 64), 1, (1,))
+    assert mixing_shortfall(mix, 8, 4) == 0.0
+    assert Mix(make(16, 4, 1, 64), 0, (1,)).group == 1
+    assert Mix(make(16, 4, 3, 64), 3, (1,), 99).group == 3
+
+
+def test_a_window_that_is_given_is_rounded_up_to_whole_lanes() -> None:
+    mix = Mix(make(128, 4, 30, 256), 30, (1, 1))
+    for asked, chunks in ((1, 8), (8, 8), (9, 16), (17, 24)):
+        assert window_chunks(mix, 1, StreamSpec(window_chunks=asked)) == chunks
+    with pytest.raises(
+        SpecError,
+        match=r"^`memory` plans the windows, and `window_chunks` gives their size;"
+        " leave one of them out$",
+    ):
+        window_chunks(mix, 1, StreamSpec(window_chunks=8, memory=1 << 20))
+
+
+def test_the_memory_holds_two_windows() -> None:
+    mix = Mix(make(128, 4, 1000, 256), 1000, (1, 2))
+    exact = StreamSpec(memory=2 * 1000 * 8, batch=1 << 20)
+    assert window_chunks(mix, 1000, exact) == 8
+    assert window_chunks(
+        mix, 1000, StreamSpec(memory=2 * 1000 * 16, batch=1 << 20)
+    ) == (16)
+    with pytest.raises(
+        SpecError,
+        match=r"^two windows of 8 chunks \(one per lane\) of 3 columns take 16,000"
+        " bytes, but `memory` is 15,999; raise it, or lower `lanes`$",
+    ):
+        window_chunks(mix, 1000, StreamSpec(memory=15_999))
+    # no more than a group has, here one unit of 32 chunks, though more would be better
+    small = Mix(make(128, 64, 10, 256), 10, (1,), 1)
+    assert window_chunks(small, 1, StreamSpec()) == 32
+    assert mixing_shortfall(small, 32, 4096) > TARGET
+    # and no more than are needed
+    assert TARGET == 0.02
+    large = Mix(make(128, 640, 100, 1024), 100, (1,))
+    chunks = window_chunks(large, 1, StreamSpec(batch=1 << 16))
+    assert mixing_shortfall(large, chunks, 1 << 16) <= TARGET
+    assert mixing_shortfall(large, chunks - 8, 1 << 16) > TARGET

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,8 @@ import actstore
 from actstore.errors import CorruptError, SpecError
 from actstore.store.store import Store
 from actstore.stream.columns import turns
-from actstore.stream.order import Kept, Order
+from actstore.stream.order import KeptRows
 from actstore.stream.stream import Batch, StreamWarning
-from schemas.harvest import Layout
 from schemas.stream import StreamSpec, StreamState
 from tests.stream.test_order import make_order
 from tests.support import make_store
@@ -44,11 +44,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
 
 
-def spec(**changes: object) -> StreamSpec:
+def spec(**changes: Any) -> StreamSpec:
     return StreamSpec.model_validate({**SMALL, "sites": OUT, **changes})
 
 
-def collect(store: Store, one: StreamSpec, **runtime: object) -> list[Batch]:
+def collect(store: Store, one: StreamSpec, **runtime: Any) -> list[Batch]:
     with store.stream(one, **runtime) as stream:
         return list(stream)
 
@@ -100,7 +100,7 @@ def test_weighted_sites_give_their_rows_at_most_once_an_epoch(
     every = np.concatenate(
         [
             np.arange(n) + unit * 16
-            for unit, n in zip(order.unit_ids, counts, strict=True)
+            for unit, n in zip(order.units.unit, counts, strict=True)
         ]
     )
     most = max(copies)
@@ -127,26 +127,10 @@ def test_filtered_rows_come_once_and_no_others(
     ).reshape(-1, 4, 4)
     if not mask.any():
         return
-    kept = Kept(np.packbits(mask, axis=-1), mask.sum(axis=-1))
-    layout = Layout(
-        context=8,
-        n_sequences=2 * len(bits),
-        unit_sequences=2,
-        capacity=16,
-        chunk_rows=4,
-        n_units=99,
+    kept = KeptRows(
+        np.arange(len(bits)) * 2 + 1, np.packbits(mask, axis=-1), mask.sum(axis=-1)
     )
-    order = Order(
-        layout=layout,
-        unit_ids=np.arange(len(bits)) * 2 + 1,
-        unit_rows=np.full(len(bits), 16),
-        columns=tuple(range(n_sites)),
-        window_chunks=4,
-        lanes=2,
-        batch=7,
-        seed=3,
-        kept=kept,
-    )
+    order = make_order([16] * len(bits), columns=tuple(range(n_sites)), kept=kept)
     got = np.concatenate([window.row for window in order.windows(0)])
     unit, slot = np.nonzero(mask.reshape(-1, 16))
     for site in range(n_sites):
@@ -229,7 +213,7 @@ def test_pairs_are_input_and_output_of_the_same_tokens(
     )
     with store.stream(one) as stream:
         batches = list(stream)
-        scales = stream.rescaling.scale, stream.target_rescaling.scale  # type: ignore[union-attr]
+        scales = stream.rescaling.scale, stream.target_rescaling.scale
     whole = joined(batches)
     for i in range(3):
         here, rows = whole.layer == i, whole.row[whole.layer == i].numpy()
@@ -260,7 +244,7 @@ def test_pairs_may_differ_in_width(tmp_path: Path) -> None:
     "changes", [{"mode": "aligned"}, {"weights": {"blocks.0.*": 2.0}}, {"filter": True}]
 )
 def test_every_mode_resumes_and_shares_out_to_ranks(
-    store: Store, changes: dict[str, object]
+    store: Store, changes: dict[str, Any]
 ) -> None:
     if "filter" in changes:
         changes = {"filter": {"positions": (1, 20)}}
@@ -356,7 +340,7 @@ def test_skipped_rows_and_a_limit_cut_the_same_sequence(
     ],
 )
 def test_what_cannot_be_streamed_is_refused(
-    store: Store, changes: dict[str, object], message: str
+    store: Store, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(Exception, match=message):
         store.stream(spec(**changes))
@@ -374,7 +358,7 @@ def test_int8_decodes_on_the_device_as_on_the_host(tmp_path: Path, codec: str) -
     ):
         host = joined(collect(eight, spec(**changes)))
         with eight.stream(spec(**changes)) as stream:
-            stream._pool._in_place = False
+            stream._gatherer._gathers_on_host = False
             device = joined(list(stream))
         for got, wanted in zip(device, host, strict=True):
             if wanted is not None:

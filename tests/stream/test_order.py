@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,13 +14,44 @@ from hypothesis import strategies as st
 
 from actstore.format.permutation import permutation
 from actstore.stream import order as module
-from actstore.stream.order import Order, permutations
+from actstore.stream.order import (
+    KeptRows,
+    Order,
+    Rank,
+    Window,
+    default_group_units,
+    permutations,
+)
+from actstore.stream.unit_source import FinishedUnits
+from actstore.stream.window_plan import elements_of_epoch, windows_of_epoch
 from schemas.harvest import Layout
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "stream_order.json"
 
 
-def make_order(counts: list[int], **changes: object) -> Order:
+class Ordered(NamedTuple):
+    """An order, and the units that it is told of."""
+
+    order: Order
+    units: FinishedUnits
+
+    def windows(self, epoch: int, first_row: int = 0) -> Iterator[Window]:
+        return windows_of_epoch(self.order, self.units, epoch, first_row)
+
+    def elements(self, epoch: int) -> int:
+        return elements_of_epoch(self.order, self.units, epoch)
+
+
+def make_order(
+    counts: list[int],
+    *,
+    columns: tuple[int, ...] = (0, 2, 5),
+    window_chunks: int = 4,
+    lanes: int = 2,
+    seed: int = 3,
+    kept: KeptRows | None = None,
+) -> Ordered:
+    """Every second unit of a store, with so many rows."""
     layout = Layout(
         context=8,
         n_sequences=2 * len(counts),
@@ -29,20 +61,19 @@ def make_order(counts: list[int], **changes: object) -> Order:
         n_units=99,
     )
     units = np.arange(len(counts)) * 2 + 1
-    given = {
-        "columns": (0, 2, 5),
-        "window_chunks": 4,
-        "lanes": 2,
-        "batch": 7,
-        "seed": 3,
-        **changes,
-    }
-    return Order(
-        layout=layout, unit_ids=units, unit_rows=np.array(counts, np.int64), **given
-    )  # type: ignore[arg-type]
+    order = Order(
+        layout=layout,
+        columns=columns,
+        window_chunks=window_chunks,
+        lanes=lanes,
+        seed=seed,
+        kept=kept,
+    )
+    rows = np.array(counts, np.int64)
+    return Ordered(order, FinishedUnits(units, rows, seed, default_group_units(layout)))
 
 
-def rows(order: Order, epoch: int = 0, first: int = 0) -> np.ndarray:
+def rows(order: Ordered, epoch: int = 0, first: int = 0) -> np.ndarray:
     """Row ids [rows, n_sites] of an epoch in order, from a row on."""
     windows = list(order.windows(epoch, first))
     assert windows[0].start <= first < windows[0].stop
@@ -80,13 +111,12 @@ def test_every_site_gives_each_of_its_rows_once(
     wanted = np.concatenate(
         [
             np.arange(n) + unit * 16
-            for unit, n in zip(order.unit_ids, counts, strict=True)
+            for unit, n in zip(order.units.unit, counts, strict=True)
         ]
     )
     for site in range(3):
         np.testing.assert_array_equal(np.sort(got[:, site]), wanted)
     assert order.elements(epoch) == 3 * len(wanted)
-    assert order.batches(epoch) == -(-3 * len(wanted) // 7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -105,7 +135,7 @@ def test_windows_follow_from_a_row_alone(
 @given(counts)
 def test_the_chunks_to_load_hold_the_rows_that_come(counts: list[int]) -> None:
     for window in make_order(counts).windows(0):
-        loaded = {(c.column, c.cell): c for c in window.chunks(0, 1, 2)}
+        loaded = {(c.column, c.cell): c for c in window.chunks(Rank(0, 1), lanes=2)}
         site, slot = np.divmod(window.source, 4 * 4)
         np.testing.assert_array_equal(site, np.broadcast_to(np.arange(3), site.shape))
         for s, at, row in zip(site.flat, slot.flat, window.row.flat, strict=True):
@@ -117,9 +147,9 @@ def test_the_chunks_to_load_hold_the_rows_that_come(counts: list[int]) -> None:
 def test_ranks_share_the_chunks_and_the_rows_out(world: int) -> None:
     order = make_order([16, 13, 16, 7, 16], lanes=4)
     for window in order.windows(0):
-        every = {(c.column, c.cell) for c in window.chunks(0, 1, 4)}
+        every = {(c.column, c.cell) for c in window.chunks(Rank(0, 1), lanes=4)}
         parts = [
-            {(c.column, c.cell) for c in window.chunks(rank, world, 4)}
+            {(c.column, c.cell) for c in window.chunks(Rank(rank, world), lanes=4)}
             for rank in range(world)
         ]
         assert sum(map(len, parts)) == len(every)
@@ -134,7 +164,7 @@ def test_another_seed_or_epoch_is_another_order() -> None:
     order = make_order([16] * 6)
     first = rows(order)
     np.testing.assert_array_equal(first, rows(order))
-    for other in (rows(order, 1), rows(replace(order, seed=4))):
+    for other in (rows(order, 1), rows(make_order([16] * 6, seed=4))):
         assert (first == other).mean() < 0.1
 
 

@@ -65,7 +65,7 @@ def bytes_of(batch: Batch) -> tuple[bytes, bytes, bytes]:
 def undisturbed(
     store: Store, one: StreamSpec, **runtime: Any
 ) -> tuple[list[Batch], list[str]]:
-    """All batches, and the state before each and behind the last, as JSON."""
+    """All batches, and the state before each and after the last, as JSON."""
     with store.stream(one, threads=2, **runtime) as stream:
         states, batches = [stream.state().to_json()], []
         for batch in stream:

@@ -21,9 +21,9 @@ from actstore.stream.stream import Batch, Stream
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from trainer.distributed.data_parallel import DataParallel
-from trainer.distributed.group_start import Together
-from trainer.distributed.parallel import Parallel
+from trainer.distributed.parallel_protocol import Parallel
 from trainer.distributed.processes import World, started
+from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.distributed.split_dictionary import SplitDictionary
 from trainer.errors import SaeError
 from trainer.kernels.select_across_processes import largest_of_all
@@ -58,9 +58,13 @@ def main(path: Path) -> None:
                 half_done(Path(run["half_of"]), Path(run["out"]), run["step"])
             world.barrier()
             group = {run["out"]: TrainSpec.model_validate(run["spec"])}
-            together = Together(world, run["shard"])
             train_group(
-                store, group, resume=bool(run["half_of"]), threads=1, together=together
+                store,
+                group,
+                resume=bool(run["half_of"]),
+                threads=1,
+                world=world,
+                shard_dictionary=run["shard"],
             )
         with Stream(
             store,
@@ -161,13 +165,14 @@ def alike(world: World, kind: str, split: bool) -> list[float]:
         | {"optimiser": {"lr": 0.01, "eps": 1e-4}}
     )
     parallel: Parallel = (
-        SplitDictionary(world, spec, D, SITES) if split else DataParallel(world, spec)
+        SplitDictionary(world, spec, D, SITES) if split else DataParallel(world)
     )
-    one, whole = learner(spec, parallel), learner(spec, None)
+    one, whole = learner(spec, parallel), learner(spec, SINGLE_PROCESS)
     one.sae.load_state_dict(
         parallel.own(lambda: build(spec.sae, D, spec.seed, SITES).state_dict())
     )
-    off = {"b_enc": torch.arange(M) % 5 == 2}
+    bias = bias_name(one)
+    off = {bias: torch.arange(M) % 5 == 2}
     own_off, g = parallel.own(lambda: dict(off)), torch.Generator().manual_seed(1)
     for step in range(12):
         x, layer = (
@@ -181,8 +186,8 @@ def alike(world: World, kind: str, split: bool) -> list[float]:
             else slice(first * world.rank, first if world.lead else 40)
         )
         if step in {0, 6}:
-            silence(one, own_off["b_enc"])
-            silence(whole, off["b_enc"])
+            silence(one, own_off[bias])
+            silence(whole, off[bias])
         place = torch.arange(40)
         one.update(x[own], layer[own], batch_position=place[own])
         whole.update(x, layer)
@@ -236,9 +241,12 @@ class Same:
             yield self._batch
 
 
+def bias_name(one: Learner) -> str:
+    return "b_enc" if hasattr(one.sae, "b_enc") else "b_gate"
+
+
 def bias_of(one: Learner) -> Tensor:
-    name = "b_enc" if hasattr(one.sae, "b_enc") else "b_gate"
-    bias: Tensor = getattr(one.sae, name).data
+    bias: Tensor = getattr(one.sae, bias_name(one)).data
     return bias
 
 
@@ -247,8 +255,8 @@ def silence(one: Learner, latents: Tensor) -> None:
     bias_of(one)[latents] = -1e3
 
 
-def learner(spec: TrainSpec, parallel: Parallel | None) -> Learner:
-    sae = build(spec.sae if parallel is None else parallel.local, D, spec.seed, SITES)
+def learner(spec: TrainSpec, parallel: Parallel) -> Learner:
+    sae = build(spec.sae, D, spec.seed, SITES, latents_here=parallel.latents_here)
     rescale = Rescaling(np.array([1.0, 0.5, 2.0]), None)
     norms = torch.tensor([1.0, 2.0, 0.5])
     return Learner(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actstore.harvesting.estimate import peak, reset_peak
+from actstore.harvesting.process_memory import peak, reset_peak
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.store.store import Store
 from schemas.train import TrainSpec

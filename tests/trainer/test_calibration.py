@@ -18,10 +18,10 @@ import trainer
 from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.saes.build import build, raise_thresholds
-from trainer.saes.ops import ScaledRows
-from trainer.training import calibration
-from trainer.training.calibration import Levels
+from trainer.evaluation.l0_levels import Levels
+from trainer.saes.build import build
+from trainer.saes.scaled_rows import ScaledRows
+from trainer.training import calibrate_group
 from trainer.training.train_group import Progress, train_group
 
 BATCH, STEPS, M = 256, 50, 64
@@ -254,7 +254,7 @@ def test_levels_are_those_of_a_plain_sort(
                 pytest.approx(float(values[n - 1]), rel=1e-5, abs=1e-5) for n in halves
             ]
             assert float(value) in wanted, "but for the last bits of products"
-    raise_thresholds(sae, found)
+    sae.raise_thresholds(found)
     active = (sae.encode(torch.cat(x), of) > 0).sum()
     if not layered and (sae.threshold > 0).all():
         assert abs(int(active) - round(l0 * len(of))) <= 2
@@ -271,17 +271,17 @@ def test_runs_of_a_group_share_one_pass_over_rows_held_out(
     for name, spec in specs.items():
         train_group(store, {str(tmp_path / "alone" / name): spec})
     read = []
-    plain = calibration.next_batch
+    plain = calibrate_group.next_batch
 
     def counted(*given: Any) -> Any:
         read.append(plain(*given))
         return read[-1]
 
-    monkeypatch.setattr(calibration, "next_batch", counted)
+    monkeypatch.setattr(calibrate_group, "next_batch", counted)
     rows = len(store.rows("held_out")) * len(store.sites)
     for limit, most in ((1 << 30, 1), (3 << 20, 4)):
         read.clear()
-        monkeypatch.setattr(calibration, "MARGINS", limit)
+        monkeypatch.setattr(calibrate_group, "MARGINS", limit)
         train_group(
             store,
             {str(tmp_path / f"{limit}" / name): spec for name, spec in specs.items()},

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.kernels import topk_select
-from trainer.kernels.nonzeros import Pattern
+from trainer.kernels.nonzeros import Chosen, Pattern
 from trainer.kernels.sparse_products import decoded
-from trainer.saes.sparse_codes import fired, lowest, prefix_decoded, running_mean
+from trainer.saes.sparse_codes import fired, prefix_decoded, running_mean, smallest
 
 
 def selected(pre: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -143,11 +143,12 @@ def test_prefixes_counts_and_smallest_values_are_the_dense_ones() -> None:
             b * kept if b.shape == kept.shape else b,
         )
     assert torch.equal(fired(values, pattern), (dense > 0).sum(0))
-    found = lowest(values, pattern, layer, 4)
+    chosen = Chosen(values, pattern)
+    found = smallest(chosen, layer, 4)
     for i in range(3):
         assert found[i] == dense[layer == i][dense[layer == i] > 0].min().float()
     assert found[3] == torch.inf
-    assert lowest(values, pattern, None, 1)[0] == dense[dense > 0].min().float()
+    assert smallest(chosen, None, 1)[0] == dense[dense > 0].min().float()
 
 
 @given(

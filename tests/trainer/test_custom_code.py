@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 
 import actstore
 import trainer
-from actstore.errors import CorruptError, ModelError, SpecError
-from actstore.harvesting.worker import HarvestWarning
+from actstore.errors import CorruptError, HarvestWarning, ModelError, SpecError
 from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.harvesting.checkpoints import gpt2, saved, transformers, with_own_code
 from trainer.cli import app
-from trainer.evaluate.model_metrics import model_metrics, subject_of
-from trainer.report.report import write_report
+from trainer.evaluation.metrics_of_model import model_metrics, subject_of
+from trainer.reports.report import report
 from trainer.training.train_group import train_group
 
 SITE = "blocks.0.hook_mlp_out"
@@ -80,9 +79,7 @@ def test_trust_that_a_store_does_not_need_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="was harvested without custom code"):
         subject_of(trainer.load(run), store, trust_remote_code=True)
     with pytest.raises(SpecError, match="was harvested without custom code"):
-        write_report(
-            [run], str(tmp_path / "r.html"), None, 2, "title", trust_remote_code=True
-        )
+        report([run], str(tmp_path / "r.html"), trust_remote_code=True)
     assert len(model_metrics(trainer.load(run), store, n_sequences=2)) == 1
 
 
@@ -107,5 +104,5 @@ def test_a_report_on_a_store_whose_tokenizer_is_broken(tmp_path: Path) -> None:
         CorruptError,
         match=r"tokenizer/tokenizer.json: its bytes are not those recorded",
     ):
-        write_report([run], str(tmp_path / "r.html"), None, 2, "title")
+        report([run], str(tmp_path / "r.html"), latents=2, title="title")
     assert not (tmp_path / "r.html").exists()

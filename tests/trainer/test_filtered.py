@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluate.row_metrics import evaluate
+from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.training import final_summary
 from trainer.training.train_group import train_group
 
@@ -38,9 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
 
 
-def trained(
-    store: Store, out: Path, rule: dict[str, object] | None, **more: object
-) -> str:
+def trained(store: Store, out: Path, rule: dict[str, Any] | None, **more: Any) -> str:
     spec = {
         "store": store.url,
         "sae": {"kind": "batch_topk", "k": 3, "n_latents": 64},
@@ -58,7 +57,7 @@ def said(*command: str) -> str:
     return result.stdout
 
 
-def kept(store: Store, split: str, rule: dict[str, object]) -> np.ndarray:
+def kept(store: Store, split: str, rule: dict[str, Any]) -> np.ndarray:
     """By their definition."""
     ids = store.rows(split)
     if rule is FIRST:
@@ -71,7 +70,7 @@ def kept(store: Store, split: str, rule: dict[str, object]) -> np.ndarray:
 @pytest.mark.parametrize("rule", [FIRST, NORMS])
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_the_rows_kept_are_those_of_a_stream(
-    store: Store, rule: dict[str, object], split: str
+    store: Store, rule: dict[str, Any], split: str
 ) -> None:
     found = kept_ids(store, RowFilter.model_validate(rule), split, store.sites)
     assert 0 < len(found) < len(store.rows(split))
@@ -105,7 +104,7 @@ def test_eval_takes_rows_of_the_filter_and_says_so(
     record = json.loads(said("eval", run, "--json", "--all-rows"))
     assert record["rows"] == len(every) * len(store.sites)
     assert record["filter"] is None
-    few, _ = evaluate(sae, store, max_rows=10)
+    few, _ = evaluate_rows(sae, store, max_rows=10)
     assert few.rows == 10 * len(store.sites)
 
 
@@ -141,8 +140,8 @@ def test_a_filter_that_leaves_no_row_held_out_ends_well(
     with pytest.raises(
         RunError, match=r"the filter leaves no held-out row.*--all-rows"
     ):
-        evaluate(sae, store)
-    assert evaluate(sae, store, all_rows=True)[0].rows == len(
+        evaluate_rows(sae, store)
+    assert evaluate_rows(sae, store, all_rows=True)[0].rows == len(
         store.rows("held_out")
     ) * len(store.sites)
     assert "no rows out that it could see" in one.note
@@ -156,7 +155,7 @@ def test_a_filter_that_leaves_no_row_held_out_ends_well(
 
 @pytest.mark.parametrize("rule", [{"positions": [0, 1]}, FIRST, NORMS])
 def test_rows_that_a_filter_keeps_have_a_mean_square_of_one(
-    store: Store, tmp_path: Path, rule: dict[str, object]
+    store: Store, tmp_path: Path, rule: dict[str, Any]
 ) -> None:
     sae = trainer.load(trained(store, tmp_path / "run", rule))
     ids = kept_ids(store, RowFilter.model_validate(rule), "train", store.sites)
@@ -182,7 +181,7 @@ def test_a_transcoders_rows_are_kept_by_its_inputs(
         },
         stream={"mode": "pairs", "sites": sites[:1], "targets": sites[1:2]},
     )
-    record, _ = evaluate(trainer.load(run), store)
+    record, _ = evaluate_rows(trainer.load(run), store)
     assert record.pooled.l0 == pytest.approx(3, rel=0.005)
 
 
@@ -229,7 +228,7 @@ def test_runs_of_a_sweep_that_see_other_rows_or_fewer_are_told_apart(
     ],
 )
 def test_what_makes_no_sense_is_refused_at_the_door(
-    spec: dict[str, object], words: str
+    spec: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         TrainSpec.model_validate({"store": "s", "sae": {"kind": "topk"}, **spec})
@@ -242,5 +241,5 @@ def test_a_store_that_does_not_know_tokens_refuses(
     url = actstore.import_activations(values, str(tmp_path / "imported")).url
     run = trained(store, tmp_path / "run", FIRST)
     with pytest.raises(RunError, match=r"position.*--all-rows"):
-        evaluate(trainer.load(run), actstore.open(url), "train")
+        evaluate_rows(trainer.load(run), actstore.open(url), "train")
     said("calibrate", run, "--store", url, "--all-rows")

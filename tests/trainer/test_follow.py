@@ -19,9 +19,9 @@ from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
 from tests.stream.test_follow import Growing
 from tests.support import make_store
-from trainer.evaluate.row_metrics import evaluate
-from trainer.export.export import export_run
-from trainer.export.export_origin import read_origin
+from trainer.evaluation.metrics_of_rows import evaluate_rows
+from trainer.exports.export import export
+from trainer.exports.export_origin import read_origin
 from trainer.training.train_group import Progress, train_group
 
 BATCH = 64
@@ -78,7 +78,7 @@ def test_training_follows_a_harvest_and_goes_on_behind_its_end(
 
     thread = threading.Thread(target=harvest)
     store = actstore.open(growing.url, follow=True)
-    store.poll_s = 0.01  # type: ignore[attr-defined]
+    store.poll_s = 0.01
     thread.start()
     one = spec(growing.url)
     live, cut = str(tmp_path / "live"), str(tmp_path / "cut")
@@ -100,9 +100,9 @@ def test_training_follows_a_harvest_and_goes_on_behind_its_end(
     last = f"checkpoints/step-{steps:08d}/optimiser.safetensors"
     for name in ("sae.safetensors", "sae.json", last):
         assert (Path(cut) / name).read_bytes() == (Path(live) / name).read_bytes(), name
-    record, _ = evaluate(trainer.load(live), finished)
+    record, _ = evaluate_rows(trainer.load(live), finished)
     assert record.pooled.fvu < 0.9
-    export_run(live, str(tmp_path / "out"), "safetensors", growing.url)
+    export(live, str(tmp_path / "out"), "safetensors", growing.url)
     assert read_origin(live).manifest == finished.manifest
 
 

@@ -19,8 +19,8 @@ from actstore.format.storage import Storage
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.errors import RunError
-from trainer.evaluate.row_metrics import evaluate, write
-from trainer.export.export_origin import read_origin
+from trainer.evaluation.metrics_of_rows import evaluate_rows, write_evaluation
+from trainer.exports.export_origin import read_origin
 from trainer.runs import journal
 from trainer.runs.run_data import read_run
 from trainer.training import checkpoint
@@ -57,8 +57,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         },
     )
-    record, firings = evaluate(trainer.load(str(out)), store)
-    write(str(out), record, firings)
+    record, firings = evaluate_rows(trainer.load(str(out)), store)
+    write_evaluation(str(out), record, firings)
     return out
 
 

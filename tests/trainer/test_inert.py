@@ -20,7 +20,7 @@ from schemas.source import ModelSource
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import ExchangeError, SaeError
-from trainer.export.export import export_run
+from trainer.exports.export import export
 from trainer.training.train_group import train_group
 from trainer.training.train_spec import load_spec
 
@@ -176,7 +176,7 @@ def test_of_a_model_and_tokens_in_memory(tmp_path: Path) -> None:
 def test_a_revision_of_what_is_not_on_the_hub(tmp_path: Path) -> None:
     for name in ("builtin:mini", str(tmp_path)):
         with pytest.raises(
-            SpecError, match=r"revision \(--revision\) is of a model on the hub"
+            SpecError, match=r"revision \(--revision\) belongs to a model on the hub"
         ):
             load_model(ModelSource(name=name, revision="main"))
 
@@ -195,8 +195,6 @@ def test_an_expansion_given_replaces_the_files_size(tmp_path: Path) -> None:
 
 def test_a_private_export_that_is_not_to_the_hub(tmp_path: Path) -> None:
     with pytest.raises(
-        ExchangeError, match="--private is of a new repository on the hub"
+        ExchangeError, match="--private is for a new repository on the hub"
     ):
-        export_run(
-            str(tmp_path / "run"), str(tmp_path / "out"), "saelens", private=True
-        )
+        export(str(tmp_path / "run"), str(tmp_path / "out"), "saelens", private=True)

@@ -23,7 +23,8 @@ from schemas.stream import StreamSpec
 from schemas.train import Optimiser, Resampling, TrainSpec
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
-from trainer.saes.ops import ScaledRows, geometric_median
+from trainer.saes.centres import geometric_median
+from trainer.saes.scaled_rows import ScaledRows
 from trainer.saes.step_noise import Draws
 from trainer.training.learner import Learner
 from trainer.training.resample_dead import candidates, due, replace, resample
@@ -207,10 +208,9 @@ def test_micro_batches_of_batch_topk_select_as_the_whole_batch(
     assert (a.loss, a.l0, a.fvu) == pytest.approx((b.loss, b.l0, b.fvu), rel=1e-5)
     assert 0 < a.l0 < 3.001
     rows = whole.rows(x, layer)
-    short = whole.sae.choose(whole.rows(x[10:], layer[10:])).pattern.rows
-    assert len(short) > 1.5 * (whole.sae.choose(rows).pattern.rows >= 10).sum(), (
-        "selections in parts are others"
-    )
+    short = whole.sae.select(whole.rows(x[10:], layer[10:])).chosen.pattern.rows
+    both = whole.sae.select(rows).chosen.pattern.rows
+    assert len(short) > 1.5 * (both >= 10).sum(), "selections in parts are others"
 
 
 @pytest.mark.parametrize("kind", ["crosscoder", "transcoder"])

@@ -21,9 +21,9 @@ from actstore.stream.rescale import rescaling
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.errors import SaeError
-from trainer.evaluate.row_metrics import evaluate
-from trainer.export.export import export_run
-from trainer.report.report import write_report
+from trainer.evaluation.metrics_of_rows import evaluate_rows
+from trainer.exports.export import export
+from trainer.reports.report import report
 from trainer.training.train_group import Progress, train_group
 
 IN, OUT = (
@@ -122,7 +122,7 @@ def test_a_transcoder_is_evaluated_from_inputs_to_outputs(
         )
         assert mean is not None
         assert torch.equal(mean, torch.from_numpy(factors.mean))
-    record, firings = evaluate(sae, store)
+    record, firings = evaluate_rows(sae, store)
     errors, variances = [], []
     for i, layer in enumerate(record.layers):
         x, y = (
@@ -159,7 +159,7 @@ def test_a_crosscoder_is_evaluated_per_site(
     store: Store, runs: dict[tuple[str, str], str], inner: str
 ) -> None:
     sae = trainer.load(runs["crosscoder", inner])
-    record, firings = evaluate(sae, store)
+    record, firings = evaluate_rows(sae, store)
     x = torch.stack(
         [torch.from_numpy(store.read(site, store.rows("held_out"))) for site in IN],
         dim=1,
@@ -253,7 +253,7 @@ def test_a_transcoder_is_exported_with_both_sites(
     store: Store, runs: dict[tuple[str, str], str], tmp_path: Path
 ) -> None:
     run = runs["transcoder", "relu_l1"]
-    export_run(run, str(tmp_path / "out"), "saelens")
+    export(run, str(tmp_path / "out"), "saelens")
     sae = trainer.load(run)
     for site, target in zip(IN, OUT, strict=True):
         folder = tmp_path / "out" / f"{site}--{target}"
@@ -274,9 +274,7 @@ def test_the_report_shows_both_kinds(
     runs: dict[tuple[str, str], str], tmp_path: Path
 ) -> None:
     for kind in STREAMS:
-        write_report(
-            [runs[kind, "topk"]], str(tmp_path / f"{kind}.html"), None, 3, kind
-        )
+        report([runs[kind, "topk"]], str(tmp_path / f"{kind}.html"), latents=3)
         assert "<mark>" in (tmp_path / f"{kind}.html").read_text()
 
 

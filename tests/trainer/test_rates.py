@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from schemas.train import TrainSpec
-from trainer.training.learning_rates import RATES, dead_after, peak_rate
+from trainer.saes.build import every_kind
+from trainer.training.learning_rates import dead_after, peak_rate
+
+RATES = {
+    kind.name: kind.learning_rate
+    for kind in every_kind()
+    if kind.learning_rate is not None
+}
 
 
 def spec(kind: str = "topk", batch: int = 4096, **more: object) -> TrainSpec:

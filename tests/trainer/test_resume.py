@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 import trainer
 from tests.support import make_store
 from trainer.training import journal_sinks, train_group
-from trainer.training.train_command import run_groups
+from trainer.training.train import train
 from trainer.training.train_spec import load_spec
 
 PRELOADED = (train_group, journal_sinks)  # the command imports them when it runs
@@ -84,7 +84,7 @@ def command(spec: Path, out: Path, *more: str) -> None:
 def resume(spec: str, out: str) -> None:
     """In a process of its own, to be killed."""
     torch.set_num_threads(1)
-    run_groups([{out: load_spec(spec, {})}], "cpu", resume=True)
+    train(spec, out, resume=True)
 
 
 @pytest.mark.slow
@@ -145,9 +145,7 @@ def test_an_averaged_and_resampled_run_hands_on_the_average(tmp_path: Path) -> N
     write_spec(
         spec, make_store(tmp_path / "store", n_units=24, unit_sequences=8).url, "topk"
     )
-    run_groups(
-        [{str(run): load_spec(str(spec), {"rows": 70 * BATCH})}], "cpu", resume=False
-    )
+    train(load_spec(str(spec), {"rows": 70 * BATCH}), str(run))
     sae, last = trainer.load(str(run)), run / "checkpoints/step-00000070"
     average, weights = (
         load_file(last / "average.safetensors"),
@@ -161,6 +159,6 @@ def test_an_averaged_and_resampled_run_hands_on_the_average(tmp_path: Path) -> N
     made = load_spec(str(spec), {"rows": 70 * BATCH}).model_copy(
         update={"resample": None}
     )
-    run_groups([{str(other): made}], "cpu", resume=False)
+    train(made, str(other))
     again = load_file(other / "checkpoints/step-00000070/weights.safetensors")
     assert not torch.equal(again["W_dec"], weights["W_dec"]), "nothing was resampled"

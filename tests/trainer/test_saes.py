@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from schemas.sae import Penalised, SaeSpec, inner_of
 from trainer.errors import SaeError
 from trainer.saes.build import build, initialise_from
-from trainer.saes.ops import ScaledRows
+from trainer.saes.scaled_rows import ScaledRows
 
 D, M, SITES = 8, 24, 3
 WEIGHT = 0.05  # of the sparsity penalty, which a step is given
@@ -380,8 +380,9 @@ def test_training_and_use_agree(name: str) -> None:
 
 def test_nsae_has_noise_in_training_only_and_new_noise_after_an_update() -> None:
     sae, rows = make("nsae"), batch("nsae", dtype=torch.float32)
-    noisy = sae.training_step(rows, 1.0, dead()).loss
-    sae.after_update()
+    step = sae.training_step(rows, 1.0, dead())
+    noisy = step.loss
+    sae.after_update(step)
     assert not torch.equal(noisy, sae.training_step(rows, 1.0, dead()).loss)
     again = make("nsae")
     again.load_state_dict(written(sae))
@@ -424,10 +425,10 @@ def test_the_threshold_is_the_running_mean_of_the_smallest_selected(name: str) -
         pre = sae.pre_activations(rows.x, rows.layer)
         cut = pre.flatten().sort().values[-120]
         before = sae.threshold.clone()
-        sae.training_step(rows, 1.0, dead())
+        step = sae.training_step(rows, 1.0, dead())
         assert torch.equal(before, sae.threshold)
         sae.W_dec.grad = torch.zeros_like(sae.W_dec)
-        sae.after_update()
+        sae.after_update(step)
         groups = (
             [rows.layer == i for i in range(SITES)]
             if layered
@@ -515,10 +516,11 @@ def train(sae: Any, batches: list[ScaledRows]) -> None:
     optimiser = torch.optim.SGD(sae.parameters(), 0.01)
     for rows in batches:
         optimiser.zero_grad()
-        sae.training_step(rows, 1.0, dead(9)).loss.backward()
+        step = sae.training_step(rows, 1.0, dead(9))
+        step.loss.backward()
         sae.before_update()
         optimiser.step()
-        sae.after_update()
+        sae.after_update(step)
 
 
 @pytest.mark.parametrize("name", sorted(UNIT))
@@ -526,9 +528,8 @@ def test_decoder_rows_stay_at_norm_one(name: str) -> None:
     sae = make(name)
     optimiser = torch.optim.AdamW(sae.parameters(), 0.05)
     for seed in range(5):
-        sae.training_step(
-            batch(name, 64, seed, torch.float32), 1.0, dead()
-        ).loss.backward()
+        step = sae.training_step(batch(name, 64, seed, torch.float32), 1.0, dead())
+        step.loss.backward()
         sae.before_update()
         along = (sae.W_dec.grad * sae.W_dec).sum(1) / sae.W_dec.grad.norm(
             dim=1
@@ -536,7 +537,7 @@ def test_decoder_rows_stay_at_norm_one(name: str) -> None:
         assert along.abs().max() < 1e-4
         optimiser.step()
         optimiser.zero_grad()
-        sae.after_update()
+        sae.after_update(step)
         assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(M), atol=1e-6)
 
 
@@ -562,11 +563,8 @@ def test_initialisation_from_data(name: str) -> None:
         sae.W_dec[:10], centred / centred.norm(dim=1, keepdim=True), atol=1e-6
     )
     projected = centred @ sae.W_dec.T
-    linear = next(
-        getattr(sae, of)
-        for of in ("pre_activations", "gate", "margins")
-        if hasattr(sae, of)
-    )
+    # after the hidden layer, where there is one
+    linear = sae.margins if name == "mlp_encoder" else sae.pre_activations
     pre = linear(rows)
     scale = ((pre[0] - pre[1]) / (projected[0] - projected[1])).detach()
     assert torch.allclose(scale, scale.mean().expand(M), rtol=1e-3)
@@ -734,7 +732,7 @@ def test_known_features_are_found(name: str) -> None:
         result.loss.backward()
         sae.before_update()
         optimiser.step()
-        sae.after_update()
+        sae.after_update(result)
         silent = (silent + 256).masked_fill(result.fired > 0, 0)
     learnt = torch.nn.functional.normalize(sae.W_dec.detach().flatten(1), dim=1)
     wanted = (

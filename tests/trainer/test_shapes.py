@@ -16,9 +16,9 @@ from rich.console import Console
 from schemas.records import EvalRecord, LayerMetrics, ModelMetrics, RunRecord
 from schemas.sae import SaeSpec
 from trainer.errors import SaeError
-from trainer.evaluate.eval_command import tables
-from trainer.evaluate.metrics import pooled
-from trainer.evaluate.row_metrics import with_model
+from trainer.evaluation.eval_tables import tables
+from trainer.evaluation.metrics import pooled
+from trainer.evaluation.metrics_of_rows import with_model
 from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build
 
@@ -113,7 +113,7 @@ def record(name: str) -> EvalRecord:
     layers = [
         LayerMetrics(
             site=name.format(i), l1_decoder=1.2341e-7, suppression=0.84352, **figures
-        )  # type: ignore[arg-type]
+        )
         for i in range(12)
     ]
     effects = tuple(

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from schemas.sae import DEFAULT_L0, SaeSpec
-from trainer.saes.build import build, initialise_from, margin_std, raise_thresholds
+from trainer.saes.build import build, initialise_from
+from trainer.saes.centres import geometric_median
 from trainer.saes.encoder_init import limits, whitened
-from trainer.saes.ops import ScaledRows, geometric_median
+from trainer.saes.scaled_rows import ScaledRows
 from trainer.saes.sparse_codes import top_k
 from trainer.saes.topk import TopKSae
 
@@ -176,7 +177,7 @@ def test_the_encoders_length_is_that_of_the_least_squared_error(name: str) -> No
     """
     sae, rows = made(name, 40, **target_of(name, 40)), rows_of("sparse", N)
     initialise_from(sae, rows)
-    fit = ScaledRows(rows.x[-4096:], rows.layer[-4096:])  # type: ignore[index]
+    fit = ScaledRows(rows.x[-4096:], rows.layer[-4096:])
     added = again(sae, fit) - sae.b_dec
     error = fit.x - sae.b_dec - added
     assert abs(float((error * added).sum())) < 1e-3 * float(added.square().sum())
@@ -269,8 +270,8 @@ def test_thresholds_that_rise_make_latents_rarer_by_what_margins_say(name: str) 
     assert (
         torch.equal(sae.encode(rows.x, rows.layer) > 0, margins > 0) or name == "gated"
     )
-    by = 0.3 * margin_std(sae)
-    raise_thresholds(sae, torch.tensor(by))
+    by = 0.3 * sae.margin_std
+    sae.raise_thresholds(torch.tensor(by))
     kept = sae.margins(rows.x, rows.layer)
     near = (margins - by).abs() < 1e-5
     assert (((margins > by) == (kept > 0)) | near).all()

@@ -24,7 +24,7 @@ from actstore.stream.rescale import Rescaling
 from schemas.sae import DEFAULT_L0
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.saes.build import build, margin_std
+from trainer.saes.build import build, every_kind, named
 from trainer.training.learner import Learner
 from trainer.training.sparsity_steering import (
     DIRECT,
@@ -32,7 +32,6 @@ from trainer.training.sparsity_steering import (
     MEMORY,
     PROPORTIONAL,
     RANGE,
-    STARTING_WEIGHT,
     Steering,
 )
 from trainer.training.train_group import Progress, train_group
@@ -61,13 +60,20 @@ GIVEN = {
     "nsae": "alpha",
     "mlp_encoder": "l1",
 }
+PENALISED = sorted(kind.name for kind in every_kind() if kind.starting_penalty)
 l0s = st.lists(st.floats(0, 1e6, width=32), max_size=60)
+
+
+def steering(kind: str, target: float) -> Steering:
+    start = named(kind).starting_penalty
+    assert start is not None
+    return Steering(start, target, CPU)
 
 
 def steered(
     values: list[float], kind: str = "gated", target: float = 8.0, share: float = 1.0
 ) -> list[float]:
-    one = Steering(kind, target, CPU)
+    one = steering(kind, target)
     out = []
     for value in values:
         rise = one.update(torch.tensor(value), share)
@@ -77,7 +83,7 @@ def steered(
 
 @given(
     l0s,
-    st.sampled_from(sorted(STARTING_WEIGHT)),
+    st.sampled_from(PENALISED),
     st.sampled_from([0.5, 8.0, 300.0]),
     st.floats(0, 1),
 )
@@ -90,7 +96,7 @@ def test_the_weight_and_the_thresholds_are_those_of_the_formula(
         error = min(1.0, max(-1.0, math.log(max(value, 1e-3) / target)))
         total = min(RANGE, max(-RANGE, total + GAIN * share * error))
         recent = MEMORY * recent + (1 - MEMORY) * error
-        first = STARTING_WEIGHT[kind] * DEFAULT_L0 / target
+        first = named(kind).starting_penalty * DEFAULT_L0 / target
         assert found[2 * i] == pytest.approx(
             first * math.exp(total + PROPORTIONAL * recent), rel=1e-5
         )
@@ -102,7 +108,7 @@ def test_the_weight_stays_in_bounds_and_comes_back(l0: float) -> None:
     """However long nothing fires, or everything: and then it takes no longer to come
     back than it took to go.
     """
-    one = Steering("relu_l1", 8.0, CPU)
+    one = steering("relu_l1", 8.0)
     first = float(one.weight)
     for _ in range(1000):
         assert abs(float(one.update(torch.tensor(l0), 1.0))) <= DIRECT + 1e-6
@@ -119,7 +125,7 @@ def test_it_is_a_function_of_the_batches_and_goes_on_from_its_state(
     before: list[float], after: list[float]
 ) -> None:
     assert steered(before + after) == steered(before + after)
-    one, again = Steering("gated", 8.0, CPU), Steering("gated", 8.0, CPU)
+    one, again = steering("gated", 8.0), steering("gated", 8.0)
     for value in before:
         one.update(torch.tensor(value), 1.0)
     again.state.copy_(one.state)
@@ -193,14 +199,14 @@ def test_an_update_moves_the_weight_and_the_thresholds_as_the_rule_says(
         revive=False,
     )
     one.sae.eval()  # without the noise of nsae
-    rows, wanted, used = one.rows(*batch(0)), Steering(KINDS[kind]["kind"], 3, CPU), []
+    rows, wanted, used = one.rows(*batch(0)), steering(KINDS[kind]["kind"], 3), []
     for _ in range(4):
         before = one.sae.margins(rows.x, rows.layer).detach()
         l0, weight = (before > 0).sum(1).double().mean(), one._penalty()
         assert torch.equal(torch.as_tensor(weight), wanted.weight)
         used.append(float(wanted.weight))
         one.update(*batch(0))
-        rise = float(wanted.update(l0.float(), 1.0)) * margin_std(one.sae)
+        rise = float(wanted.update(l0.float(), 1.0)) * one.sae.margin_std
         after = one.sae.margins(rows.x, rows.layer).detach()
         finite = before.isfinite()
         assert torch.allclose(after[finite], before[finite] - rise, atol=1e-5)

@@ -22,8 +22,7 @@ from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.stream.test_follow import Growing
 from tests.support import make_store
-from trainer.training import checkpoint
-from trainer.training import train_group as train_group_module
+from trainer.training import checkpoint, group_processes
 from trainer.training.train_group import Progress, train_group
 
 BATCH, STEPS = 64, 60
@@ -211,7 +210,7 @@ def test_a_signal_before_the_first_step_ends_it_at_once(
         raise AssertionError("it went on")
 
     with monkeypatch.context() as patch, signals() as stop:
-        patch.setattr(train_group_module, "initialise", initialise)
+        patch.setattr(group_processes, "initialise", initialise)
         with pytest.raises(Stopped, match="interrupted"):
             train_group(store, {str(run): spec(store.url)}, stop=stop)
     assert sorted(path.name for path in run.iterdir()) == ["spec.json", "store.json"]

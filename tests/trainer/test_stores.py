@@ -25,11 +25,11 @@ from tests.store.test_verify import grow
 from tests.support import SITES, make_store
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluate.model_metrics import model_metrics
-from trainer.export.export import export_run
+from trainer.evaluation.metrics_of_model import model_metrics
+from trainer.exports.export import export
 from trainer.imports.import_sae import import_sae
 from trainer.recipes.__main__ import _harvest
-from trainer.report.report import write_report
+from trainer.reports.report import report
 from trainer.training.train_group import train_group
 
 TRAIN = (
@@ -294,7 +294,7 @@ def test_a_runs_own_spec_trains_from_its_own_store(projects: Path) -> None:
 
 def test_each_run_of_a_report_is_shown_with_its_own_store(projects: Path) -> None:
     said("train", "--store", "demo/store", "--out", "runs/b", *TRAIN)
-    write_report(["../one/runs/a", "runs/b"], "page.html", None, 2, "Two stores")
+    report(["../one/runs/a", "runs/b"], "page.html", latents=2, title="Two stores")
     assert evaluation("../one/runs/a").content_id == content_id("../one/demo/store")
     assert evaluation("runs/b").content_id == content_id("demo/store")
     text = Path("page.html").read_text()
@@ -330,7 +330,7 @@ def test_an_imported_sae_holds_its_store_likewise(projects: Path) -> None:
     train_group(
         actstore.open("../one/demo/store"), {"runs/one": TrainSpec.model_validate(spec)}
     )
-    export_run("runs/one", "out", "saelens")
+    export("runs/one", "out", "saelens")
     import_sae(f"out/{site}", "runs/back", store=actstore.open("../one/demo/store"))
     record = trainer.load("runs/back").record
     assert (record.store, record.store_path) == (
@@ -357,7 +357,7 @@ def test_an_export_does_not_tell_where_things_lie_on_this_machine(
         model="/home/someone/models/my-gpt2",
         store=str(projects / "one/demo/store"),
     )
-    export_run("../one/runs/a", "out", form)
+    export("../one/runs/a", "out", form)
     files = {
         path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()
     }

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 import actstore
 import trainer
-from actstore.model.load_model import describe
+from actstore.model.load_model import wrap_module
 from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.harvesting.test_classes import module, outputs
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluate.model_metrics import model_metrics
-from trainer.evaluate.patched_subject import Subject, check_predicts_next
+from trainer.evaluation.metrics_of_model import model_metrics
+from trainer.evaluation.patched_language_model import Subject, check_predicts_next
 from trainer.training.train_group import train_group
 
 SITE = {
@@ -37,7 +37,7 @@ SITE |= {"BertForMaskedLM": "blocks.1.hook_mlp_out"}
     ["GPT2LMHeadModel", "OPTForCausalLM", "LlamaForCausalLM", "MixtralForCausalLM"],
 )
 def test_causal_language_models_are_taken(kind: str) -> None:
-    check_predicts_next(describe(module(kind)))
+    check_predicts_next(wrap_module(module(kind)))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_others_are_refused(kind: str, says: str) -> None:
         RunError,
         match=f"{kind}: the cross-entropy of the next token is not defined.*{says}",
     ):
-        check_predicts_next(describe(module(kind)))
+        check_predicts_next(wrap_module(module(kind)))
 
 
 def trained(kind: str, folder: Path) -> tuple[Store, str, Any]:
@@ -157,6 +157,6 @@ def test_eval_refuses_before_a_row_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_sites_of_both_kinds_are_refused() -> None:
-    model = describe(module("GPT2LMHeadModel"))
+    model = wrap_module(module("GPT2LMHeadModel"))
     with pytest.raises(RunError, match="sites of one kind"):
         Subject(model, ["blocks.0.hook_mlp_out", "transformer.h.0.mlp"])

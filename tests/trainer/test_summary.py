@@ -18,8 +18,8 @@ from actstore.format.storage import Storage
 from actstore.store.store import Store
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
 from tests.support import make_store
-from trainer.evaluate import row_metrics
-from trainer.evaluate.row_metrics import evaluate
+from trainer.evaluation import metrics_of_rows
+from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.runs.journal import read
 from trainer.training import final_summary
 
@@ -62,7 +62,7 @@ def test_a_run_ends_with_its_figures_by_layer_and_what_to_do_next(
     assert (code, told) == (0, f"run: {out}\n"), err
     lines_fit(err)
     sae = trainer.load(out)
-    record, firings = evaluate(
+    record, firings = evaluate_rows(
         sae, actstore.open(store.url), max_rows=final_summary.LEAST_ROWS // 3
     )
     assert f"{record.rows:,} held-out rows" in err
@@ -112,7 +112,7 @@ def test_a_sweep_ends_with_a_line_for_each_run(
     names = sorted(path.name for path in Path(out).iterdir())
     assert len(names) == 8
     for name in names:
-        record, _ = evaluate(
+        record, _ = evaluate_rows(
             trainer.load(f"{out}/{name}"), store, max_rows=final_summary.LEAST_ROWS // 3
         )
         pooled = record.pooled
@@ -157,7 +157,7 @@ def test_an_l0_that_is_not_the_one_asked_for_is_told(
     """A given penalty leads to what it leads to; here the L0 that was wanted is
     pretended to be another.
     """
-    monkeypatch.setattr("trainer.evaluate.calibrate.asked_l0", lambda _: 6.0)
+    monkeypatch.setattr("trainer.evaluation.thresholds.asked_l0", lambda _: 6.0)
     code, _, err = cli(
         "trainer",
         "train",
@@ -184,7 +184,7 @@ def test_a_run_that_cannot_be_evaluated_has_ended_all_the_same(
         raise RuntimeError("CUDA out of memory")
 
     if how == "no room":
-        monkeypatch.setattr(row_metrics, "layer_sums", full)
+        monkeypatch.setattr(metrics_of_rows, "layer_sums", full)
     spec = spec_file(tmp_path, store.url, rows=10 * BATCH)
     code, out, err = cli(
         "trainer", "train", "--spec", spec, "--out", str(tmp_path / "r")
@@ -240,16 +240,16 @@ def test_many_latents_are_evaluated_in_small_blocks(
         ]
         == 0
     )
-    sae, sizes, real = trainer.load(out), [], row_metrics.layer_sums
-    whole, _ = evaluate(sae, store)
+    sae, sizes, real = trainer.load(out), [], metrics_of_rows.layer_sums
+    whole, _ = evaluate_rows(sae, store)
 
     def sums(x: Any, *more: Any) -> Any:
         sizes.append(len(x))
         return real(x, *more)
 
-    monkeypatch.setattr(row_metrics, "layer_sums", sums)
-    monkeypatch.setattr(row_metrics, "BLOCK_LATENTS", 10 * 64)
-    small, _ = evaluate(sae, store)
+    monkeypatch.setattr(metrics_of_rows, "layer_sums", sums)
+    monkeypatch.setattr(metrics_of_rows, "BLOCK_LATENTS", 10 * 64)
+    small, _ = evaluate_rows(sae, store)
     assert max(sizes) == 10
     assert small.pooled.fvu == pytest.approx(whole.pooled.fvu, rel=1e-6)
     assert small.dead == whole.dead

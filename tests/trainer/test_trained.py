@@ -27,9 +27,13 @@ from schemas.source import ModelSource
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
-from trainer.evaluate.metrics import layer_shares, log_density, spread
-from trainer.evaluate.model_metrics import held_out_tokens, model_metrics, special_mask
-from trainer.evaluate.row_metrics import evaluate
+from trainer.evaluation.metrics import layer_shares, log_density, spread
+from trainer.evaluation.metrics_of_model import (
+    held_out_tokens,
+    model_metrics,
+    special_mask,
+)
+from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build
 from trainer.training.sweep import expand, groups
@@ -122,7 +126,7 @@ def test_every_kind_trains_loads_and_folds(
         assert torch.allclose(
             folded.decode(latents), sae.decode(latents, site), atol=1e-3
         )
-    record, _ = evaluate(sae, store)
+    record, _ = evaluate_rows(sae, store)
     assert record.pooled.fvu < 0.75, "nothing was learned"
     with pytest.raises(SaeError, match="which layer"):
         sae.encode(x)
@@ -188,7 +192,7 @@ def test_a_crosscoder_takes_rows_of_all_sites(store: Store) -> None:
 
 def test_evaluation_is_the_plain_formulas(store: Store, run: str) -> None:
     sae = trainer.load(run)
-    record, firings = evaluate(sae, store)
+    record, firings = evaluate_rows(sae, store)
     ids = store.rows("held_out")
     errors, variances = [], []
     for layer, site in zip(record.layers, store.sites, strict=True):
@@ -257,7 +261,7 @@ def test_divergence_names_the_last_good_checkpoint(
         init="random",
     )
     with pytest.raises(
-        DivergedError, match=r"no numbers any more at step \d+; the last good"
+        DivergedError, match=r"are not finite at step \d+; the last good"
     ) as found:
         train_group(store, {str(tmp_path / "r"): bad})
     assert not (tmp_path / "r" / "sae.json").exists()

@@ -1,5 +1,6 @@
-"""Figures of one or more runs: tables in, plotly figures out. Every metric is in
-original activation units.
+"""Draws figures of one or more runs with plotly.
+
+Every metric is in original activation units.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from actstore.store.store import Store
-from trainer.evaluate.metrics import log_density
-from trainer.runs.run_data import RunData, short
+from trainer.evaluation.metrics import log_density
+from trainer.runs.run_data import RunData, short_site
 
-MOST_NAMES = 16
+MOST_NAMES = 16  # more runs than these leave no room for a legend
 COLOURS = (
     "#3b6fb6",
     "#d1672e",
@@ -28,24 +30,24 @@ COLOURS = (
 
 
 def norms(store: Store, sites: Sequence[str]) -> Any:
-    """Mean L2 norm against layer, with its 5 to 95 % band."""
+    """Draw the mean L2 norm against layer, with its 5 to 95 % band."""
     from actstore.inspect.store_info import norms_figure
 
     figure = norms_figure(store)
-    return _styled(
-        figure, "layer", "mean L2 norm", ticks=[short(site) for site in sites]
-    )
+    ticks = [short_site(site) for site in sites]
+    return _styled(figure, "layer", "mean L2 norm", ticks=ticks)
 
 
 def pareto(runs: Sequence[RunData]) -> Any:
-    """FVU against L0: a small point per layer, a large one pooled, a colour per run."""
+    """Draw FVU against L0: for each run a large point pooled, a small one per layer."""
     figure = go.Figure()
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
-        layers, pooled = run.evaluation.layers, run.evaluation.pooled
+        layers = run.evaluation.layers
+        pooled = run.evaluation.pooled
         figure.add_scatter(
-            x=[one.l0 for one in layers],
-            y=[one.fvu for one in layers],
-            text=[short(one.site) for one in layers],
+            x=[layer.l0 for layer in layers],
+            y=[layer.fvu for layer in layers],
+            text=[short_site(layer.site) for layer in layers],
             mode="markers+text" if len(runs) == 1 else "markers",
             textposition="top center",
             marker={"size": 7, "color": colour, "opacity": 0.6},
@@ -56,18 +58,19 @@ def pareto(runs: Sequence[RunData]) -> Any:
                 " %{y:.3f}<extra></extra>"
             ),
         )
+        diamond = {
+            "size": 15,
+            "color": colour,
+            "symbol": "diamond",
+            "line": {"width": 1, "color": "white"},
+        }
         figure.add_scatter(
             x=[pooled.l0],
             y=[pooled.fvu],
             mode="markers",
             name=run.name,
             legendgroup=run.name,
-            marker={
-                "size": 15,
-                "color": colour,
-                "symbol": "diamond",
-                "line": {"width": 1, "color": "white"},
-            },
+            marker=diamond,
             hovertemplate=(
                 f"{run.name}, pooled<br>L0 %{{x:.1f}}, FVU %{{y:.3f}}<extra></extra>"
             ),
@@ -76,38 +79,39 @@ def pareto(runs: Sequence[RunData]) -> Any:
 
 
 def curve_of(runs: Sequence[RunData]) -> str | None:
-    """What the curves of FVU against L0 are by: "layer" for SAEs of one layer each,
-    "rescaling"; None for none.
+    """Return what the curves of FVU against L0 are drawn by.
+
+    "layer" where each run is of one layer and they differ, "rescaling" where several
+    runs share one of several rescalings, None where there are no curves to draw.
     """
-    if len({run.record.sites for run in runs}) > 1 and all(
-        len(run.record.sites) == 1 for run in runs
-    ):
+    layers = {run.record.sites for run in runs}
+    if len(layers) > 1 and all(len(sites) == 1 for sites in layers):
         return "layer"
-    return (
-        "rescaling"
-        if 1 < len({run.record.rescale for run in runs}) < len(runs)
-        else None
-    )
+    rescalings = {run.record.rescale for run in runs}
+    return "rescaling" if 1 < len(rescalings) < len(runs) else None
 
 
 def curves(runs: Sequence[RunData], by: str) -> Any:
-    """Pooled FVU against L0: a point per run, joined in the order of L0 to a curve per
-    layer, or per rescaling.
+    """Draw pooled FVU against L0, a point per run, a colour per layer or rescaling.
+
+    Points of one layer are joined in the order of L0.
+
+    Args:
+        runs: The runs.
+        by: What `curve_of` gave.
     """
     groups: dict[str, list[RunData]] = {}
     for run in runs:
-        groups.setdefault(
-            short(run.record.sites[0]) if by == "layer" else run.record.rescale, []
-        ).append(run)
+        name = short_site(run.record.sites[0]) if by == "layer" else run.record.rescale
+        groups.setdefault(name, []).append(run)
     figure = go.Figure()
-    for (name, group), colour in zip(
-        groups.items(), _colours(len(groups)), strict=True
-    ):
-        found = sorted(group, key=lambda run: run.evaluation.pooled.l0)
+    colours = _colours(len(groups))
+    for (name, group), colour in zip(groups.items(), colours, strict=True):
+        by_l0 = sorted(group, key=lambda run: run.evaluation.pooled.l0)
         figure.add_scatter(
-            x=[run.evaluation.pooled.l0 for run in found],
-            y=[run.evaluation.pooled.fvu for run in found],
-            text=[run.name for run in found],
+            x=[run.evaluation.pooled.l0 for run in by_l0],
+            y=[run.evaluation.pooled.fvu for run in by_l0],
+            text=[run.name for run in by_l0],
             mode="lines+markers" if by == "layer" else "markers",
             name=name,
             marker={"color": colour, "size": 8},
@@ -118,13 +122,19 @@ def curves(runs: Sequence[RunData], by: str) -> Any:
 
 
 def by_layer(runs: Sequence[RunData], metric: str, label: str) -> Any:
-    """One metric by layer, a line per run."""
+    """Draw one metric by layer, a line per run.
+
+    Args:
+        runs: The runs.
+        metric: A field of LayerMetrics.
+        label: What the axis says.
+    """
     figure = go.Figure()
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
         layers = run.evaluation.layers
         figure.add_scatter(
-            x=[short(one.site) for one in layers],
-            y=[getattr(one, metric) for one in layers],
+            x=[short_site(layer.site) for layer in layers],
+            y=[getattr(layer, metric) for layer in layers],
             mode="lines+markers",
             name=run.name,
             line={"color": colour},
@@ -134,45 +144,55 @@ def by_layer(runs: Sequence[RunData], metric: str, label: str) -> Any:
 
 
 def density(runs: Sequence[RunData]) -> Any:
-    """Histogram of log10 density over latents, pooled over layers; 1e-10 for a latent
-    that never fired.
+    """Draw a histogram of log10 density over latents, pooled over layers.
+
+    A latent that never fired counts as 1e-10.
     """
     figure = go.Figure()
-    bins = np.linspace(-10.25, 0.25, 43)
+    # Bins of a quarter, from below -10 (never) to above 0 (on every row).
+    edges = np.linspace(-10.25, 0.25, 43)
+    centres = (edges[1:] + edges[:-1]) / 2
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
         pooled = run.firings.sum(dim=0).double() / float(run.rows.sum())
-        counts, _ = np.histogram(log_density(pooled).numpy(), bins)
+        counts, _ = np.histogram(log_density(pooled).numpy(), edges)
         figure.add_bar(
-            x=(bins[1:] + bins[:-1]) / 2,
-            y=counts,
-            name=run.name,
-            marker_color=colour,
-            opacity=0.75,
+            x=centres, y=counts, name=run.name, marker_color=colour, opacity=0.75
         )
     figure.update_layout(barmode="group", bargap=0.05)
     return _styled(figure, "log10 density", "latents")
 
 
 def losses(runs: Sequence[RunData]) -> Any:
-    """FVU in training against rows seen."""
+    """Draw FVU in training against rows seen."""
     figure = go.Figure()
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
-        x, y = [step.rows for step in run.steps], [step.fvu for step in run.steps]
         figure.add_scatter(
-            x=x, y=y, mode="lines", name=run.name, line={"color": colour}
+            x=[step.rows for step in run.steps],
+            y=[step.fvu for step in run.steps],
+            mode="lines",
+            name=run.name,
+            line={"color": colour},
         )
     figure.update_yaxes(type="log")
     return _styled(figure, "rows seen", "FVU while training (log)")
 
 
-def spreads(values: np.ndarray, frequency: np.ndarray, n_layers: int) -> Any:
-    """Effective number of layers of each latent against its frequency."""
-    alive = frequency > 0
+def spreads(
+    widths: NDArray[np.float64], frequency: NDArray[np.float64], n_layers: int
+) -> Any:
+    """Draw the effective number of layers of each latent against its frequency.
+
+    Args:
+        widths: Effective numbers of layers, [m].
+        frequency: Shares of rows on which each latent fires, [m].
+        n_layers: How many layers there are.
+    """
+    fires = frequency > 0
     figure = go.Figure()
     figure.add_scattergl(
-        x=np.log10(frequency[alive]),
-        y=values[alive],
-        text=[f"latent {i}" for i in np.flatnonzero(alive)],
+        x=np.log10(frequency[fires]),
+        y=widths[fires],
+        text=[f"latent {i}" for i in np.flatnonzero(fires)],
         mode="markers",
         marker={"size": 5, "opacity": 0.5, "color": COLOURS[0]},
         hovertemplate=(
@@ -188,8 +208,10 @@ def _colours(n: int) -> list[str]:
 
 
 def _styled(figure: Any, x: str, y: str, ticks: Sequence[str] | None = None) -> Any:
-    if sum(trace.showlegend is not False for trace in figure.data) > MOST_NAMES:
-        # it would leave no room for the figure; names come with the pointer
+    """Give a figure the style of all, and its axes their titles and ticks."""
+    n_names = sum(trace.showlegend is not False for trace in figure.data)
+    if n_names > MOST_NAMES:
+        # The pointer still shows the name of each point.
         figure.update_layout(showlegend=False)
     figure.update_layout(
         template="plotly_white",

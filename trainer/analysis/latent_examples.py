@@ -1,7 +1,7 @@
-"""Latents that fire at many layers, and the contexts where they fire most.
+"""Finds latents that fire at many layers, and the contexts where they fire most.
 
-Spread of a latent: exp of the entropy of its firings over layers, p_l proportional to
-firings_l / rows_l (methods, section 1): the effective number of layers.
+The spread of a latent is the effective number of layers of its firings
+(docs/methods.md, "1. Multi-layer SAE"; `evaluation/metrics.py`).
 """
 
 from __future__ import annotations
@@ -10,19 +10,36 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.store.store import Store
-from schemas.sae import Crosscoder
-from trainer.evaluate.metrics import layer_shares, spread
+from trainer.evaluation.metrics import layer_shares, spread
 from trainer.runs.trained_sae import TrainedSae
 
-BEFORE, AFTER = 12, 6
-LOW, HIGH = 1e-4, 2e-2
+# Tokens shown before and after the one where a latent fires.
+BEFORE = 12
+AFTER = 6
+# Frequencies of the latents that are shown: rarer ones have few contexts, more frequent
+# ones say little.
+LOW = 1e-4
+HIGH = 2e-2
+BLOCK = 4096  # rows that are encoded at once
+MOST_TRAINING_ROWS = 20_000  # that are looked at where a store holds no rows out
+# How many of the strongest firings are looked at, for each context that is shown.
+LOOKED_AT = 50
 
 
 class Context(NamedTuple):
-    """One firing: its strength, its site, and the text before, at and after its token."""
+    """One firing of a latent.
+
+    Attributes:
+        value: Its strength, in original units.
+        site: The site it fired at.
+        before: The text before its token.
+        token: The text of its token.
+        after: The text after its token.
+    """
 
     value: float
     site: str
@@ -32,11 +49,16 @@ class Context(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One latent: frequency over all rows, effective layers, share of firings by layer
-    [n_layers], best contexts.
+    """One latent.
 
-    variance: of its activation over the layers of one token (rows are aligned across
-    sites), mean over tokens, in original units.
+    Attributes:
+        latent: Its number.
+        frequency: The share of all rows on which it fires.
+        layers: Its effective number of layers.
+        shares: How its firings are spread over layers, [n_layers].
+        contexts: Where it fires most.
+        variance: Of its activation over the layers of one token, mean over tokens, in
+            original units.
     """
 
     latent: int
@@ -47,17 +69,36 @@ class Example(NamedTuple):
     variance: float
 
 
+class _Firing(NamedTuple):
+    """One firing among the rows that are looked at: its strength, and indices."""
+
+    value: float
+    site: int
+    row: int
+
+
 def widest(
     firings: Tensor, rows: Tensor, n: int, low: float = LOW, high: float = HIGH
 ) -> Tensor:
-    """The n latents of widest spread among those of a frequency within [low, high] (of
-    all that fire, if none is).
+    """Return the latents of widest spread among those of middling frequency.
+
+    Args:
+        firings: On how many rows each latent fired, int64 [n_layers, m].
+        rows: Rows of each layer, int64 [n_layers].
+        n: How many latents are wanted.
+        low: The lowest frequency.
+        high: The highest. Where no latent is in between, all that fire are considered.
+
+    Returns:
+        Numbers of latents, int64 [at most n], widest first.
     """
     frequency = firings.sum(dim=0).double() / rows.sum()
     width = spread(layer_shares(firings, rows))
-    inside = (frequency >= low) & (frequency <= high)
-    chosen = inside if inside.any() else frequency > 0
-    return width.masked_fill(~chosen, -1).topk(min(n, int(chosen.sum()))).indices
+    eligible = (frequency >= low) & (frequency <= high)
+    if not eligible.any():
+        eligible = frequency > 0
+    n_found = min(n, int(eligible.sum()))
+    return width.masked_fill(~eligible, -1).topk(n_found).indices
 
 
 def compute_examples(
@@ -70,94 +111,107 @@ def compute_examples(
     *,
     trust_remote_code: bool = False,
 ) -> list[Example]:
-    """Examples from the held-out rows (training rows where there are none)."""
+    """Return the widest latents with the contexts where they fire most.
+
+    Args:
+        sae: The SAE.
+        store: The store; its held-out rows are looked at, or the first training rows
+            where it holds none out.
+        firings: On how many rows each latent fired, int64 [n_layers, m].
+        rows: Rows of each layer, int64 [n_layers].
+        n_latents: How many latents are wanted.
+        n_contexts: How many contexts of each.
+        trust_remote_code: Run code that the store keeps with its tokenizer.
+    """
     latents = widest(firings, rows, n_latents)
     ids = store.rows("held_out")
-    ids = ids if len(ids) else store.rows()[:20_000]
+    if not len(ids):
+        ids = store.rows()[:MOST_TRAINING_ROWS]
     values = _activations(sae, store, ids, latents)
     frequency = firings.sum(dim=0).double() / rows.sum()
     shares = layer_shares(firings, rows)
     width = spread(shares)
     text = _Text(store, trust=trust_remote_code)
-    out = []
+    examples = []
     for j, latent in enumerate(latents.tolist()):
+        values_of_latent = values[:, :, j]
         contexts = [
-            text.context(value, sae.sites[site], ids[row])
-            for value, site, row in _best(values[:, :, j], n_contexts)
+            text.context(firing.value, sae.sites[firing.site], int(ids[firing.row]))
+            for firing in _strongest(values_of_latent, n_contexts)
         ]
-        rate, by_layer = float(frequency[latent]), shares[:, latent].tolist()
-        out.append(
-            Example(
-                latent,
-                rate,
-                float(width[latent]),
-                by_layer,
-                contexts,
-                layer_variance(values[:, :, j]),
-            )
+        example = Example(
+            latent=latent,
+            frequency=float(frequency[latent]),
+            layers=float(width[latent]),
+            shares=shares[:, latent].tolist(),
+            contexts=contexts,
+            variance=layer_variance(values_of_latent),
         )
-    return out
+        examples.append(example)
+    return examples
 
 
 def layer_variance(values: Tensor) -> float:
-    """Population variance over layers of one latent on aligned rows [n_layers, n_rows],
-    mean over rows.
+    """Return the variance over layers of one latent, mean over tokens.
+
+    values: its activations on the same tokens of every layer, [n_layers, n_rows].
     """
     return float(values.double().var(dim=0, correction=0).mean())
 
 
 @torch.no_grad()
 def _activations(
-    sae: TrainedSae, store: Store, ids: np.ndarray, latents: Tensor
+    sae: TrainedSae, store: Store, ids: NDArray[np.int64], latents: Tensor
 ) -> Tensor:
-    """Chosen latents on aligned rows: [n_sites, n_rows, n_latents], in original units.
+    """Return chosen latents on the same rows of every site, in original units.
 
     A crosscoder's latent counts at each site by the norm of its decoder there.
+
+    Returns:
+        float32 [n_sites, n_rows, n_latents].
     """
-    out = torch.zeros(len(sae.sites), len(ids), len(latents))
-    if isinstance(sae.spec, Crosscoder):
+    values = torch.zeros(len(sae.sites), len(ids), len(latents))
+    if sae.of_all_sites:
         weights = sae.decoder[latents].norm(dim=2) / sae.scale
-        for first in range(0, len(ids), 4096):
-            x = np.stack(
-                [store.read(site, ids[first : first + 4096]) for site in sae.sites],
-                axis=1,
-            )
-            found = sae.encode(torch.from_numpy(x))[:, latents]
-            out[:, first : first + 4096] = (found[:, :, None] * weights).permute(
-                2, 0, 1
-            )
-        return out
+        for first in range(0, len(ids), BLOCK):
+            some_ids = ids[first : first + BLOCK]
+            rows = np.stack([store.read(site, some_ids) for site in sae.sites], axis=1)
+            encoded = sae.encode(torch.from_numpy(rows))[:, latents]
+            by_row = encoded[:, :, None] * weights  # [n_rows, n_latents, n_sites]
+            values[:, first : first + BLOCK] = by_row.permute(2, 0, 1)
+        return values
     for i, site in enumerate(sae.sites):
-        parts = [
-            sae.encode(x, site)[:, latents]
-            for x in torch.from_numpy(store.read(site, ids)).split(4096)
+        rows_of_site = torch.from_numpy(store.read(site, ids))
+        blocks = [
+            sae.encode(block, site)[:, latents] for block in rows_of_site.split(BLOCK)
         ]
-        out[i] = torch.cat(parts) / float(sae.scale_out[i])
-    return out
+        values[i] = torch.cat(blocks) / float(sae.scale_out[i])
+    return values
 
 
-def _best(values: Tensor, n: int) -> list[tuple[float, int, int]]:
-    """The strongest firings [n_sites, n_rows], half of them over all layers, the rest
-    one per further layer.
+def _strongest(values: Tensor, n: int) -> list[_Firing]:
+    """Return n of the strongest firings of a latent, no two of the same row.
+
+    The first half are the strongest of all; after them each is of a site that has not
+    been shown yet, so that other layers are seen too.
+
+    values: [n_sites, n_rows].
     """
-    order = values.flatten().argsort(descending=True)[: 50 * n].tolist()
-    found = [
-        (float(values.flatten()[i]), *divmod(i, values.shape[1]))
-        for i in order
-        if values.flatten()[i] > 0
-    ]
-    chosen: list[tuple[float, int, int]] = []
-    seen_rows: set[int] = set()
-    seen_sites: set[int] = set()
-    for one in found:
-        if (
-            one[2] not in seen_rows
-            and (len(chosen) < n // 2 or one[1] not in seen_sites)
-            and len(chosen) < n
-        ):
-            chosen.append(one)
-            seen_rows.add(one[2])
-            seen_sites.add(one[1])
+    flat = values.flatten()
+    n_rows = values.shape[1]
+    chosen: list[_Firing] = []
+    rows_shown: set[int] = set()
+    sites_shown: set[int] = set()
+    for i in flat.argsort(descending=True)[: LOOKED_AT * n].tolist():
+        value = float(flat[i])
+        if value <= 0 or len(chosen) >= n:
+            break
+        site, row = divmod(i, n_rows)
+        is_wanted = len(chosen) < n // 2 or site not in sites_shown
+        if row not in rows_shown and is_wanted:
+            chosen.append(_Firing(value, site, row))
+            rows_shown.add(row)
+            sites_shown.add(site)
     return chosen
 
 
@@ -165,31 +219,27 @@ class _Text:
     """Decodes the tokens around a row."""
 
     def __init__(self, store: Store, *, trust: bool) -> None:
-        self._store, self._tokenizer = store, store.tokenizer(trust_remote_code=trust)
+        self._store = store
+        self._tokenizer = store.tokenizer(trust_remote_code=trust)
 
     def context(self, value: float, site: str, row: int) -> Context:
+        """Return the context of a firing at a row (its id)."""
         if not self._store.manifest.has_tokens:
-            return Context(
-                value,
-                site,
-                "",
-                f"row {row}: imported without tokens, so there is no text",
-                "",
-            )
-        found = self._store.provenance([row])
-        sequence, at = int(found.sequence[0]), int(found.position[0])
-        ids = self._store.tokens([sequence])[0]
-        before, after = ids[max(0, at - BEFORE) : at], ids[at + 1 : at + 1 + AFTER]
+            no_text = f"row {row}: imported without tokens, so there is no text"
+            return Context(value, site, "", no_text, "")
+        provenance = self._store.provenance([row])
+        sequence = int(provenance.sequence[0])
+        position = int(provenance.position[0])
+        tokens = self._store.tokens([sequence])[0]
+        before = tokens[max(0, position - BEFORE) : position]
+        token = tokens[position : position + 1]
+        after = tokens[position + 1 : position + 1 + AFTER]
         return Context(
-            value,
-            site,
-            self._decode(before),
-            self._decode(ids[at : at + 1]),
-            self._decode(after),
+            value, site, self._decode(before), self._decode(token), self._decode(after)
         )
 
-    def _decode(self, ids: np.ndarray) -> str:
-        kept = [int(i) for i in ids if i >= 0]
+    def _decode(self, tokens: NDArray[np.int32]) -> str:
+        without_padding = [int(token) for token in tokens if token >= 0]
         if self._tokenizer is None:
-            return " ".join(map(str, kept))
-        return str(self._tokenizer.decode(kept))
+            return " ".join(map(str, without_padding))
+        return str(self._tokenizer.decode(without_padding))

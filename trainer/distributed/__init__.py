@@ -1,6 +1,7 @@
-"""Training on several devices, one process each, started by torchrun.
+"""Training in one process or in several, which torchrun starts on one device each.
 
-`world` is how processes talk; `parallel` what a learner asks of them; `data` splits the
-batch and `shards` the dictionary, whose forwards are in `steps`. With one process
-nothing of this is loaded.
+`parallel_protocol` is what a learner asks of the processes. `single_process`,
+`data_parallel` (parts of the batch) and `split_dictionary` (parts of the dictionary)
+answer it, and `processes` is how several of them talk. With one process torch's own
+distributed code is not loaded.
 """

@@ -2,8 +2,8 @@
 
 Losses are means over rows, so a process's gradient counts with its share of the batch's
 rows; their sum is the gradient of the whole batch, and every process takes the same
-optimiser step. What is no mean over rows is shared apart: the selection of BatchTopK
-(`kernels.peers`), the latents that fired, the rows drawn for dead ones.
+optimiser step. What is not a mean over rows is shared apart: the selection of BatchTopK
+(`row_parts`), the latents that fired, the rows drawn for dead ones.
 """
 
 from __future__ import annotations
@@ -14,57 +14,47 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from schemas.sae import SaeSpec
-from schemas.train import TrainSpec
-from trainer.distributed.parallel import Tensors, Totals
+from trainer.distributed.parallel_protocol import Tensors, Totals
 from trainer.distributed.processes import Waiting, World
-from trainer.kernels.select_across_processes import rows_among
-from trainer.saes.build import Sae
-from trainer.saes.ops import Penalty, ScaledRows, Step
-from trainer.training.compiled_forward import Forward, forward_of
-from trainer.training.micro_batches import selected
-from trainer.training.resample_dead import mean_norm
+from trainer.distributed.row_parts import RowParts
+from trainer.distributed.several_processes import SeveralProcesses
+from trainer.saes.dictionary_parts import Parts
+from trainer.saes.unit_rows import mean_norm
 
 
-class DataParallel:
-    """Equal to one process up to the order of sums."""
+class DataParallel(SeveralProcesses):
+    """Equal to one process up to the order of sums; it satisfies `Parallel`."""
 
-    def __init__(self, world: World, spec: TrainSpec, skips: bool = False) -> None:
-        self.world, self._spec, self._skips = world, spec, skips
+    latents_here: int | None = None
+    uneven_rows = True
 
-    @property
-    def local(self) -> SaeSpec:
-        return self._spec.sae
+    def __init__(self, world: World, skips: bool = False) -> None:
+        """Share the rows of batches.
 
-    def forward_of(self, sae: Sae) -> Forward:
-        """Selections go over the rows of all processes."""
-        plain = forward_of(sae, self._spec.compile, uneven=True)
-
-        def forward(rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:
-            with rows_among(self.world):
-                return plain(rows, penalty, dead)
-
-        return forward
-
-    def selected(self, sae: Sae, rows: ScaledRows) -> ScaledRows:
-        with rows_among(self.world):
-            return selected(sae, rows)
+        Args:
+            world: The processes.
+            skips: Whether rows that cannot be read are left out, so that a batch may
+                have none.
+        """
+        super().__init__(world)
+        self.parts: Parts = RowParts(world)
+        self._skips = skips
 
     def has_rows(self, n: int) -> bool:
-        # else asking the device would cost a wait
+        # without skipping every batch has rows, and asking would cost a wait
         return not self._skips or self.world.total(n) > 0
 
     def rows(self, n: int) -> Tensor:
-        """On the device: nothing waits for it."""
-        return self.world.sum_(
-            torch.full((), n, dtype=torch.int64, device=self.world.device)
-        )
+        """Return how many rows the whole batch has: int64 scalar.
+
+        It is on the device, so that nothing waits for it.
+        """
+        n_here = torch.full((), n, dtype=torch.int64, device=self.world.device)
+        return self.world.sum_(n_here)
 
     @contextmanager
     def reducing(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """Each gradient is summed as soon as backward has it, beside the computation of
-        the others.
-        """
+        """Sum each gradient as soon as backward has it, while others are computed."""
         works: list[Waiting] = []
 
         def reduce(parameter: Tensor) -> None:
@@ -80,46 +70,56 @@ class DataParallel:
         finally:
             for hook in hooks:
                 hook.remove()
+        # not where backward failed: other processes may never begin these sums
         for work in works:
             work.wait()
 
     @torch.no_grad()
     def totals(self, n: int, fired: Tensor, means: Tensors, by_layer: Tensor) -> Totals:
-        """Means are weighted by rows; those of no rows are not looked at."""
-        figures = torch.stack([value.double() * n for value in means.values()])
-        local = torch.cat([figures, by_layer.double().flatten()])
-        if not n:
-            local = torch.zeros_like(local)
-        counts = torch.cat(
-            [fired, torch.full((1,), n, dtype=fired.dtype, device=fired.device)]
-        )
-        works = [self.world.sum_later(counts), self.world.sum_later(local)]
+        """Return figures of the whole batch.
+
+        Means are weighted by rows; those of no rows are not looked at. Arguments are
+        those of `Parallel.totals`: `fired` is int64 [m], `by_layer` [2, n_sites].
+        """
+        # A mean of 2.0 over 3 rows here and one of 4.0 over 1 row there are (2.0 * 3 +
+        # 4.0 * 1) / 4 = 2.5 over all.
+        weighted_means = [value.double() * n for value in means.values()]
+        weighted = torch.stack(weighted_means)
+        layer_sums = by_layer.double().flatten()
+        sums = torch.cat([weighted, layer_sums])
+        if not n:  # means of nothing are NaN
+            sums = torch.zeros_like(sums)
+        rows_here = torch.full((1,), n, dtype=fired.dtype, device=fired.device)
+        counts = torch.cat([fired, rows_here])
+        # two exchanges under way together: counts are int64, sums float64
+        works = [self.world.sum_later(counts), self.world.sum_later(sums)]
         for work in works:
             work.wait()
-        rows, figures = counts[-1], local[: len(means)] / counts[-1]
-        whole = dict(zip(means, figures.unbind(), strict=True))
+        rows = counts[-1]
+        n_means = len(means)
+        whole_means = (sums[:n_means] / rows).unbind()
         return Totals(
-            rows, counts[:-1], whole, local[len(means) :].reshape(by_layer.shape)
+            rows=rows,
+            fired=counts[:-1],
+            means=dict(zip(means, whole_means, strict=True)),
+            by_layer=sums[n_means:].reshape(by_layer.shape),
         )
 
     def clip(self, sae: nn.Module, limit: float) -> None:
-        """Gradients are those of the whole batch already."""
+        # gradients are those of the whole batch already
         torch.nn.utils.clip_grad_norm_(sae.parameters(), limit)
 
     def all_rows(self, tensor: Tensor) -> Tensor:
         return self.world.gather_rows(tensor)
 
-    def places(self, n: int) -> tuple[int, int]:
+    def latent_positions(self, n: int) -> tuple[int, int]:
         return 0, n
 
     def mean_norm(self, vectors: Tensor) -> Tensor | float:
         return mean_norm(vectors)
 
-    def agreed(self, good: bool) -> bool:
-        return self.world.least(float(good)) > 0
-
-    def latents(self, n: int) -> int:
-        return n
+    def n_latents(self, here: int) -> int:
+        return here
 
     def whole(self, tensors: Tensors) -> Tensors:
         return tensors

@@ -1,4 +1,7 @@
-"""Under torchrun or not, as the command line sees it. Importing this loads typer only."""
+"""Under torchrun or not, as the command line sees it.
+
+Importing this loads typer only: torch takes seconds, which `--help` need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,23 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from trainer.distributed.world_of_one import ONE_WORLD, OneWorld
+
 if TYPE_CHECKING:
-    from trainer.distributed.group_start import Together
+    from trainer.distributed.processes import World
 
 
 @contextmanager
-def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[Together | None]:
-    """The processes that torchrun started, of which one tells what goes wrong inside;
-    None for one process.
+def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[World | OneWorld]:
+    """Give the processes that torchrun started, or this one alone.
 
-    Raises PeerError for one process that would split a dictionary, KernelError for a
-    device that it does not have.
+    Of several, one tells what goes wrong inside.
+
+    Raises:
+        PeerError: One process would split a dictionary.
+        KernelError: The device is not there.
     """
+    # torchrun with one process is trained as without it: no exchange, the same bits
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         if shard_dictionary:
             from trainer.errors import PeerError
@@ -32,18 +40,18 @@ def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[Together | N
         from trainer.kernels.devices import usable
 
         usable(device)
-        yield None
+        yield ONE_WORLD
         return
-    from trainer.distributed.group_start import Together
     from trainer.distributed.processes import started
 
     with started(device) as world:
-        yield Together(world, shard_dictionary)
+        yield world
 
 
 def lead() -> bool:
-    """Whether this process is the one that writes and speaks: torchrun numbers those of
-    a run by RANK.
+    """Return whether this process is the one that writes and speaks.
+
+    torchrun numbers the processes of a run by RANK.
     """
     return os.environ.get("RANK", "0") == "0"
 

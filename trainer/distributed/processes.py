@@ -1,6 +1,4 @@
-"""The processes of one run: who they are, how they exchange tensors, and how they end
-together.
-"""
+"""The processes of one run: how they know each other, exchange tensors, and end."""
 
 from __future__ import annotations
 
@@ -27,15 +25,17 @@ TIMEOUT = timedelta(minutes=30)
 
 
 class World:
-    """Process `rank` of `size`. Tensors are exchanged by NCCL on a GPU and by gloo on a
-    CPU.
+    """One process of a run, number `rank` of `size`, and its exchanges with the others.
 
-    Every process must call the same methods in the same order. All raise PeerError when
-    another process is gone.
+    Tensors are exchanged by NCCL on a GPU and by gloo on a CPU; but for `gather_rows`
+    they have one shape in all processes, which may be any. Every process must call the
+    same methods in the same order. All raise PeerError when another process is gone.
     """
 
     def __init__(self, device: torch.device, rank: int, size: int) -> None:
-        self.device, self.rank, self.size = device, rank, size
+        self.device = device
+        self.rank = rank
+        self.size = size
 
     @property
     def lead(self) -> bool:
@@ -43,93 +43,99 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """The sum over processes, in place."""
+        """Return the sum over processes, in place."""
         self.sum_later(tensor).wait()
         return tensor
 
     def sum_later(self, tensor: Tensor) -> Waiting:
-        """The sum over processes, in place, valid when the result has been waited for."""
+        """Begin the sum over processes, in place; it is there after `wait`."""
         dense = _dense(tensor)
         with _lost():
             return _Work(dist.all_reduce(dense, async_op=True), dense, tensor)
 
     def min_(self, tensor: Tensor) -> Tensor:
-        """The minimum over processes, in place."""
+        """Return the minimum over processes, in place."""
         with _lost():
             dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return tensor
 
     def total(self, n: int) -> int:
-        """The sum of a number over processes."""
-        return int(self.sum_(torch.full((), n, dtype=torch.int64, device=self.device)))
+        """Return the sum of a number over processes."""
+        number = torch.full((), n, dtype=torch.int64, device=self.device)
+        return int(self.sum_(number))
 
     def least(self, value: float) -> float:
-        """The smallest of a number over processes."""
-        return float(
-            self.min_(torch.full((), value, dtype=torch.float64, device=self.device))
-        )
+        """Return the smallest of a number over processes."""
+        number = torch.full((), value, dtype=torch.float64, device=self.device)
+        return float(self.min_(number))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Tensors of one shape from all processes: [size, ...]."""
-        out = [
+        """Return tensors of one shape from all processes: [size, ...]."""
+        parts = [
             torch.empty_like(tensor, memory_format=torch.contiguous_format)
             for _ in range(self.size)
         ]
         with _lost():
-            dist.all_gather(out, tensor.contiguous())
-        return torch.stack(out)
+            dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
 
     def gather_rows(self, tensor: Tensor) -> Tensor:
-        """The rows of all processes, which may have different numbers of them, in the
-        order of processes.
+        """Return the rows [., ...] of all processes, in the order of processes.
+
+        They may have different numbers of them.
         """
-        counts = self.gather(
-            torch.full((), len(tensor), dtype=torch.int64, device=tensor.device)
-        ).tolist()
+        n_rows = torch.full((), len(tensor), dtype=torch.int64, device=tensor.device)
+        counts = self.gather(n_rows).tolist()
+        # parts of one shape are exchanged, and then cut to what each had
         padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        return torch.cat(
-            [part[:n] for part, n in zip(self.gather(padded), counts, strict=True)]
-        )
+        parts = zip(self.gather(padded), counts, strict=True)
+        return torch.cat([part[:count] for part, count in parts])
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """The lead's values, in place."""
+        """Return the lead's values, in place."""
         dense = _dense(tensor)
         with _lost():
             dist.broadcast(dense, 0)
+        # a copy was exchanged, as in `_Work`
         if dense.data_ptr() != tensor.data_ptr():
             tensor.copy_(dense)
         return tensor
 
     def shared(self, value: Any) -> Any:
-        """The lead's value, anything that JSON can hold; what the others give is not
-        looked at.
+        """Return the lead's value, anything that JSON can hold.
+
+        What the others give is not looked at.
         """
-        text = torch.frombuffer(
-            bytearray(json.dumps(value).encode()), dtype=torch.uint8
-        )
+        encoded = bytearray(json.dumps(value).encode())
+        text = torch.frombuffer(encoded, dtype=torch.uint8)
+        # the length first: a collective wants tensors of one shape
         size = self.broadcast_(torch.tensor(len(text)))
-        text = self.broadcast_(
-            text if self.lead else torch.empty(int(size), dtype=torch.uint8)
-        )
+        if not self.lead:
+            text = torch.empty(int(size), dtype=torch.uint8)
+        text = self.broadcast_(text)
+        # the lead reads it back too, so that all have what JSON makes of a value
         return json.loads(bytes(text.numpy()))
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """Send a tensor through the host's memory."""
+        """Send a tensor [...] to process number `to`, through the host's memory."""
         with _lost():
             dist.send(tensor.detach().cpu().contiguous(), to)
 
     def receive(
-        self, shape: tuple[int, ...], dtype: torch.dtype, source: int
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        source: int,
     ) -> Tensor:
-        """A tensor that `source` sends, in the host's memory."""
+        """Return a tensor of a shape that `source` sends, in the host's memory."""
         out = torch.empty(shape, dtype=dtype)
         with _lost():
             dist.recv(out, source)
         return out
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         self.total(1)
 
 
@@ -141,17 +147,20 @@ class Waiting(Protocol):
 
 class _Work:
     def __init__(self, work: Any, dense: Tensor, wanted: Tensor) -> None:
-        self._work, self._dense, self._wanted = work, dense, wanted
+        self._work = work
+        self._dense = dense
+        self._wanted = wanted
 
     def wait(self) -> None:
         with _lost():
             self._work.wait()
+        # a copy was exchanged, whose values belong where they came from
         if self._dense.data_ptr() != self._wanted.data_ptr():
             self._wanted.copy_(self._dense)
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The same memory, as collectives want it; a copy only where it has gaps."""
+    """Return the same memory, as collectives want it; a copy only where it has gaps."""
     if tensor.is_contiguous():
         return tensor
     if tensor.ndim == 2 and tensor.T.is_contiguous():
@@ -175,28 +184,33 @@ def _lost() -> Iterator[None]:
 def started(
     device: str, environment: Mapping[str, str] = os.environ
 ) -> Iterator[World]:
-    """The world that torchrun's variables describe. Ends all its processes when one of
-    them fails.
+    """Give the world that torchrun's variables describe.
 
-    Of processes that fail, one raises its error; the others leave with exit status 1
-    and say nothing. Raises PeerError where the device cannot be one of each process's
-    own.
+    When one of its processes fails, all end. Of processes that fail, one raises its
+    error; the others leave with exit status 1 and say nothing.
+
+    Raises:
+        PeerError: The device cannot be one of each process's own.
     """
-    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    place = _own_device(device, int(environment.get("LOCAL_RANK", rank)))
-    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    rank = int(environment["RANK"])
+    size = int(environment["WORLD_SIZE"])
+    local_rank = int(environment.get("LOCAL_RANK", rank))
+    own_device = _own_device(device, local_rank)
+    # on a GPU gloo, too: for texts and checkpoints, which go through the host's memory
+    backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
     with _lost():
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
-    world = World(place, rank, size)
+    world = World(own_device, rank, size)
     try:
         yield world
+        # who is ready first still has to answer the others
         world.barrier()
     except BaseException as error:
         # a signal stops all of them, with the same exit code
         first = isinstance(error, Stopped) or _first_to_fail()
         # gloo's threads must not outlive the interpreter; NCCL's end might wait for the
         # others
-        if place.type == "cpu":
+        if own_device.type == "cpu":
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
         if not first:
@@ -206,7 +220,10 @@ def started(
 
 
 def _first_to_fail() -> bool:
-    """Whether no other process has failed before: only the first has something to say."""
+    """Return whether no other process has failed before.
+
+    Only the first has something to say.
+    """
     with contextlib.suppress(RuntimeError):
         store = dist.distributed_c10d._get_default_store()
         return bool(store.add("actstore/failed", 1) == 1)
@@ -214,6 +231,7 @@ def _first_to_fail() -> bool:
 
 
 def _own_device(device: str, local_rank: int) -> torch.device:
+    """Return the device of this process, the `local_rank`-th of its machine."""
     if torch.device(device).type != "cuda":
         return torch.device(device)
     if torch.device(device).index is not None:

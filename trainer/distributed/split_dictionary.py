@@ -1,39 +1,37 @@
-"""A dictionary split by latents over processes, for one that no single device can hold;
-every process has all rows.
+"""A dictionary split by latents over processes, for one that no device can hold.
 
-A process has columns of W_enc, rows of W_dec and what else is by latent; what is not
-(b_dec, a hidden layer, a skip) is in all of them, and stays the same in all.
-Reconstructions are sums of the processes' parts (`steps`). On disk a run looks as that
-of one process: weights go through the lead's host memory, which must hold the
-dictionary and, for a checkpoint, its moments.
+Every process has all rows. It has columns of W_enc, rows of W_dec and what else is by
+latent; what is not (b_dec, a hidden layer, a skip) is in all of them, and stays the
+same in all. Reconstructions are sums of the processes' parts (`latent_parts`). On disk
+a run looks as that of one process: weights go through the lead's host memory, which
+must hold the dictionary and, for a checkpoint, its moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from schemas.sae import BatchTopK, Crosscoder, Matryoshka, SaeSpec, TopK, Transcoder
 from schemas.train import TrainSpec
-from trainer.distributed import split_steps
-from trainer.distributed.parallel import Tensors, Totals
+from trainer.distributed.latent_parts import LatentParts
+from trainer.distributed.parallel_protocol import Tensors, Totals
 from trainer.distributed.processes import World
+from trainer.distributed.several_processes import SeveralProcesses
 from trainer.errors import SaeError
-from trainer.saes.build import LATENT_AXIS, Sae, build
-from trainer.saes.ops import ScaledRows
-from trainer.training.compiled_forward import Forward
+from trainer.saes.build import build
+from trainer.saes.dictionary_parts import Parts
 
-AXIS = {**LATENT_AXIS, "silent_rows": -1, "listed": -1}
+# of a checkpoint's tensors that are no weights, those that are by latent
+_AGES_AXIS = {"silent_rows": -1, "listed": -1}
 
 
-class SplitDictionary:
-    """The part that each process has of one SAE. Raises SaeError for what cannot be
-    trained so.
-    """
+class SplitDictionary(SeveralProcesses):
+    """The part that each process has of one SAE; it satisfies `Parallel`."""
+
+    uneven_rows = False
 
     def __init__(
         self,
@@ -43,24 +41,44 @@ class SplitDictionary:
         n_sites: int,
         d_out: int | None = None,
     ) -> None:
-        self.world, self._spec, self._sae = world, spec, spec.sae
-        _refuse(spec, d, n_sites, d_out, world.size)
-        self._sizes = [
-            len(part)
-            for part in torch.arange(self._sae.size(d)).tensor_split(world.size)
-        ]
+        """Split the dictionary of a spec.
+
+        Args:
+            world: The processes.
+            spec: The run's.
+            d: Width of an activation.
+            n_sites: Sites of a mixture or of a crosscoder's row.
+            d_out: Width of a transcoder's target.
+
+        Raises:
+            SaeError: It cannot be trained so.
+        """
+        super().__init__(world)
+        if spec.compile:
+            raise SaeError(
+                "compile: the forward of a split dictionary is not compiled; leave"
+                " `compile` out"
+            )
+        n_latents = spec.sae.size(d)
+        if n_latents < world.size:
+            raise SaeError(
+                f"{n_latents} latents cannot be split over {world.size} processes;"
+                " start fewer"
+            )
+        # raises where the spec cannot work; on the meta device it takes no memory
+        with torch.device("meta"):
+            whole = build(spec.sae, d, spec.seed, n_sites, d_out)
+        self._axes = {**whole.latents_part.latent_axis, **_AGES_AXIS}
+        # 10 latents over 4 processes are 3, 3, 2 and 2
+        pieces = torch.arange(n_latents).tensor_split(world.size)
+        self._sizes = [len(piece) for piece in pieces]
+        first_latent = sum(self._sizes[: world.rank])
+        self.parts: Parts = LatentParts(world, first_latent)
 
     @property
-    def local(self) -> SaeSpec:
-        """The spec of this process's part."""
-        return _part_of(self._sae, self._sizes[self.world.rank])
-
-    def forward_of(self, sae: Sae) -> Forward:
-        latents = sum(self._sizes[: self.world.rank]), sum(self._sizes)
-        return partial(split_steps.training_step, sae, self._sae, self.world, latents)
-
-    def selected(self, sae: Sae, rows: ScaledRows) -> ScaledRows:
-        return split_steps.selected(sae, self._sae, self.world, rows)
+    def latents_here(self) -> int:
+        """How many latents this process builds."""
+        return self._sizes[self.world.rank]
 
     def has_rows(self, n: int) -> bool:
         return n > 0
@@ -79,43 +97,47 @@ class SplitDictionary:
 
     @torch.no_grad()
     def clip(self, sae: nn.Module, limit: float) -> None:
-        """As torch's clip_grad_norm_, with the squares of split gradients summed over
-        processes.
+        """Scale gradients as torch's clip_grad_norm_ does.
+
+        The squares of split gradients are summed over processes, those of whole ones
+        counted once.
         """
-        gradients = {
-            name: p.grad for name, p in sae.named_parameters() if p.grad is not None
-        }
+        gradients = {}
+        for name, parameter in sae.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad
         squares = torch.zeros((), device=self.world.device)
         for name, gradient in gradients.items():
-            if _axis(name) is not None:
+            if self._axis(name) is not None:
                 squares += gradient.norm().square()
         self.world.sum_(squares)
+        # after the sum: all processes have the same gradient at these
         for name, gradient in gradients.items():
-            if _axis(name) is None:
+            if self._axis(name) is None:
                 squares += gradient.norm().square()
-        factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        # 1e-6 as torch has it, so that runs are equal up to rounding
+        norm = squares.sqrt() + 1e-6
+        factor = (limit / norm).clamp(max=1.0)
         for gradient in gradients.values():
             gradient.mul_(factor)
 
     def all_rows(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def places(self, n: int) -> tuple[int, int]:
-        counts = self.world.gather(torch.full((), n, device=self.world.device)).tolist()
+    def latent_positions(self, n: int) -> tuple[int, int]:
+        here = torch.full((), n, device=self.world.device)
+        counts = self.world.gather(here).tolist()
         return sum(counts[: self.world.rank]), sum(counts)
 
     @torch.no_grad()
     def mean_norm(self, vectors: Tensor) -> Tensor | float:
-        total, n = self.world.sum_(
-            vectors.new_tensor([float(vectors.norm(dim=1).sum()), len(vectors)])
-        ).unbind()
-        return torch.where(n > 0, total / n, 1.0)
+        sum_here = float(vectors.norm(dim=1).sum())
+        here = vectors.new_tensor([sum_here, len(vectors)])
+        norms, n = self.world.sum_(here).unbind()
+        return torch.where(n > 0, norms / n, 1.0)
 
-    def agreed(self, good: bool) -> bool:
-        return self.world.least(float(good)) > 0
-
-    def latents(self, n: int) -> int:
-        return self.world.total(n)
+    def n_latents(self, here: int) -> int:
+        return self.world.total(here)
 
     def whole(self, tensors: Tensors) -> Tensors:
         return {
@@ -124,85 +146,62 @@ class SplitDictionary:
         }
 
     def own(self, load: Callable[[], Tensors]) -> Tensors:
-        """The lead alone loads, and sends each process its part."""
-        lead = self.world.lead
-        tensors = load() if lead else {}
-        described = {
-            name: [str(t.dtype).removeprefix("torch."), list(t.shape)]
-            for name, t in tensors.items()
-        }
-        out = {}
-        for name, (dtype, shape) in self.world.shared(described).items():
-            out[name] = self._part(
-                name, tensors.pop(name) if lead else None, getattr(torch, dtype), shape
-            )
-        return out
+        """Return this process's part; the lead alone loads, and sends each its own."""
+        tensors = load() if self.world.lead else {}
+        # who receives a tensor has to know its dtype and shape before it comes
+        described = {}
+        for name, tensor in tensors.items():
+            dtype_name = str(tensor.dtype).removeprefix("torch.")
+            described[name] = [dtype_name, list(tensor.shape)]
+        described = self.world.shared(described)
+        parts = {}
+        for name, (dtype_name, shape) in described.items():
+            if self.world.lead:
+                # not kept longer than it takes to send it
+                parts[name] = self._sent(name, tensors.pop(name))
+            else:
+                parts[name] = self._received(name, getattr(torch, dtype_name), shape)
+        return parts
 
     def _joined(self, name: str, tensor: Tensor) -> Tensor:
-        axis = _axis(name)
+        """Return a tensor of the whole dictionary in the lead, from all processes."""
+        axis = self._axis(name)
         if axis is None or not tensor.ndim:
             return tensor.cpu()
         if not self.world.lead:
             self.world.send(tensor, 0)
             return tensor
+        # one after the other, by rank: parts are joined in their order
         parts = [tensor.cpu()]
         for rank in range(1, self.world.size):
             shape = list(tensor.shape)
             shape[axis] = self._sizes[rank]
-            parts.append(self.world.receive(tuple(shape), tensor.dtype, rank))
+            part = self.world.receive(tuple(shape), tensor.dtype, rank)
+            parts.append(part)
         return torch.cat(parts, dim=axis)
 
-    def _part(
-        self, name: str, tensor: Tensor | None, dtype: torch.dtype, shape: list[int]
-    ) -> Tensor:
-        axis = _axis(name) if shape else None
-        if tensor is not None:
-            parts = (
-                [tensor] * self.world.size
-                if axis is None
-                else list(tensor.split(self._sizes, dim=axis))
-            )
-            for rank in range(1, self.world.size):
-                self.world.send(parts[rank], rank)
-            return parts[0].contiguous()
+    def _sent(self, name: str, tensor: Tensor) -> Tensor:
+        """Send each process its part, and return that of the lead."""
+        axis = self._axis(name) if tensor.ndim else None
+        if axis is None:
+            parts = [tensor] * self.world.size
+        else:
+            parts = list(tensor.split(self._sizes, dim=axis))
+        for rank in range(1, self.world.size):
+            self.world.send(parts[rank], rank)
+        return parts[0].contiguous()
+
+    def _received(self, name: str, dtype: torch.dtype, shape: list[int]) -> Tensor:
+        """Return the part that the lead sends, of a tensor of that shape."""
+        axis = self._axis(name) if shape else None
         if axis is not None:
             shape[axis] = self._sizes[self.world.rank]
         return self.world.receive(tuple(shape), dtype, 0)
 
+    def _axis(self, name: str) -> int | None:
+        """Return the axis along which a tensor is split, None where it is not.
 
-def _axis(name: str) -> int | None:
-    """Along which a tensor is split: `W_dec`, `inner.W_dec.exp_avg`; None where it is
-    the same in all processes.
-    """
-    return AXIS.get(name.removeprefix("inner.").partition(".")[0])
-
-
-def _part_of(sae: SaeSpec, n: int) -> SaeSpec:
-    """The spec of n latents of a dictionary; k and prefixes are of the whole one, whose
-    spec `steps` has too.
-    """
-    if isinstance(sae, Transcoder | Crosscoder):
-        return sae.model_copy(update={"inner": _part_of(sae.inner, n)})
-    update: dict[str, object] = {"n_latents": n}
-    if isinstance(sae, TopK | BatchTopK | Matryoshka):
-        update["k"] = min(sae.k, n)
-    if isinstance(sae, Matryoshka):
-        update["prefixes"] = (1.0,)
-    return sae.model_copy(update=update)
-
-
-def _refuse(
-    spec: TrainSpec, d: int, n_sites: int, d_out: int | None, size: int
-) -> None:
-    sae = spec.sae
-    if spec.compile:
-        raise SaeError(
-            "compile: the forward of a split dictionary is not compiled; leave"
-            " `compile` out"
-        )
-    if sae.size(d) < size:
-        raise SaeError(
-            f"{sae.size(d)} latents cannot be split over {size} processes; start fewer"
-        )
-    with torch.device("meta"):
-        build(sae, d, spec.seed, n_sites, d_out)  # the other checks
+        Names are those of weights, or begin with them: `W_dec`, `inner.W_dec.exp_avg`.
+        """
+        weight = name.removeprefix("inner.").partition(".")[0]
+        return self._axes.get(weight)

@@ -1,4 +1,4 @@
-"""What a foreign folder says, before it becomes a run."""
+"""What a folder of another project says, before it becomes a run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from typing import Any, NamedTuple
 
 from actstore.format.json_records import parsed_json
 from trainer.errors import ExchangeError
-from trainer.export.neutral_form import PlainSae
+from trainer.exports.neutral_form import PlainSae
 
 
 class Foreign(NamedTuple):
     """An SAE of another project, on its own input.
 
-    site: the hook name it was trained at, if the folder says so; model: likewise;
-    sqrt_d: its input is an activation scaled to mean norm sqrt(d), by a factor that the
-    folder does not hold; config: the folder's own, as it was; notes: what the user
-    should know; target: the hook name that a transcoder reconstructs.
+    Attributes:
+        plain: The SAE.
+        form: The project that wrote it.
+        site: The hook name that it was trained at, if the folder says so.
+        model: The language model, "unknown" where the folder does not say.
+        sqrt_d: Whether its input is an activation scaled to a mean norm of sqrt(d), by
+            a factor that the folder does not hold.
+        config: The folder's own configuration, as it was.
+        notes: What the user should know.
+        target: The hook name that a transcoder reconstructs; None for other kinds.
     """
 
     plain: PlainSae
@@ -29,7 +35,12 @@ class Foreign(NamedTuple):
 
 
 def parsed(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object, or ExchangeError."""
+    """Return a JSON object.
+
+    Raises:
+        ExchangeError: It is no JSON, or no object.
+    """
+    # A file of somebody else's: a list, say, is valid JSON and no configuration.
     raw = parsed_json(data, where, ExchangeError)
     if not isinstance(raw, dict):
         raise ExchangeError(

@@ -1,4 +1,4 @@
-"""`trainer import`. Importing this loads typer only."""
+"""The command `trainer import`. Importing this loads typer only."""
 
 from __future__ import annotations
 
@@ -49,15 +49,14 @@ def import_command(
     ] = None,
 ) -> None:
     """Make a run of a published SAE, so that `trainer eval` and the rest take it."""
-    from actstore.store.open_store import open as open_store
+    # Only now: torch takes seconds, which `--help` and a typing mistake need not wait.
     from trainer.imports.import_sae import import_sae
+    from trainer.runs.notes import as_line
 
-    made = import_sae(
-        folder, out, site, None if store is None else open_store(store), scale
-    )
-    for note in made.notes:
-        typer.echo(f"note: {note}", err=True)
+    imported = import_sae(folder, out, site, store, scale)
+    for note in imported.notes:
+        as_line(note)
+    record = imported.record
     typer.echo(
-        f"run: {out} ({made.record.sae.kind}, {made.record.n_latents} latents,"
-        f" {made.record.sites[0]})"
+        f"run: {out} ({record.sae.kind}, {record.n_latents} latents, {record.sites[0]})"
     )

@@ -1,5 +1,6 @@
-"""Which implementation of the sparse products is used: chosen by name, never by what
-happens to be installed.
+"""Chooses which implementation of the sparse products is used.
+
+It is chosen by its name, never by what happens to be installed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ Name = Literal["eager", "triton"]
 
 
 class Products(Protocol):
-    """The two products; `eager` says what they are."""
+    """The two sparse products; `trainer.kernels.eager` says what they compute."""
 
     def gather_sum(
         self, table: Tensor, index: Tensor, start: Tensor, weight: Tensor
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return weighted sums [S, d] of rows of a table, as `eager.gather_sum`."""
+        ...
 
     def row_dots(
         self,
@@ -31,14 +34,22 @@ class Products(Protocol):
         right: Tensor,
         right_index: Tensor,
         start: Tensor,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return dot products [n] of pairs of rows, as `eager.row_dots` does."""
+        ...
 
 
+# A context variable and not an argument: it would have to pass through every
+# architecture, and a thread that trains another run may use another implementation.
 _chosen: ContextVar[Products] = ContextVar("products", default=eager)
 
 
 def products(name: Name) -> Products:
-    """An implementation by name. Raises KernelError where it cannot run."""
+    """Return an implementation by its name.
+
+    Raises:
+        KernelError: It cannot run on this machine.
+    """
     if name == "eager":
         return eager
     import torch
@@ -59,13 +70,17 @@ def products(name: Name) -> Products:
 
 
 def chosen() -> Products:
-    """The implementation in force here; a backward uses that of its forward."""
+    """Return the implementation that is in use here.
+
+    A backward runs outside the block that its forward ran in, so a forward keeps the
+    implementation for it.
+    """
     return _chosen.get()
 
 
 @contextmanager
 def using(implementation: Products) -> Iterator[None]:
-    """Use an implementation inside this block."""
+    """Use an implementation inside a `with` block."""
     token = _chosen.set(implementation)
     try:
         yield

@@ -1,20 +1,28 @@
-"""Dense encoders on a CPU: no product and no pass over the latents that plain autograd
-would make for nothing.
+"""Encoders that compute every latent, without what plain autograd does for nothing.
 
-The decoder bias that an encoder subtracts from its input needs no gradient by rows,
-which would cost a sixth matrix product: with df [B, m] the gradient at the
-pre-activations,
+On a CPU, that is a product and several passes over memory.
 
-    W' = (x - b_dec)^T df        b' = sum of df over rows        b_dec' = - (sum of df
-    over rows) W^T
+1. *The decoder bias costs no product.* An encoder computes (x - b_dec) W + b. Plain
+   autograd makes the gradient of each row of x - b_dec, a sixth matrix product of the
+   step, only to sum it over rows. Summing first gives the same without that product.
+   With g [B, m] the gradient at the pre-activations,
 
-(one sum per layer where b_dec differs by layer). And `relu_codes` goes over the latents
-block by block, each while it is in cache, where plain autograd makes nine passes from
-main memory: ReLU, row sums, counts, the penalty's gradient, ReLU's mask, the bias'
-gradient. With f = ReLU(pre), s = mean over rows of sum f and c = s' / B, df = (f' + c)
-[f > 0].
+       W'     = (x - b_dec)^T g
+       b'     = sum of g over rows
+       b_dec' = - W b'
 
-Both are plain autograd elsewhere than on a CPU and when they are compiled.
+   and where b_dec differs by layer, one such sum for each layer.
+
+2. *The latents are walked through once.* Plain autograd makes nine passes over [B, m]
+   from main memory: ReLU, row sums, counts, the penalty's gradient, ReLU's mask, the
+   bias' gradient. `relu_codes` does all of it block by block of rows, each while it is
+   in cache. With f = ReLU(pre) and s the mean over rows of the sum of f,
+
+       g = (f' + s' / B) where f > 0, else 0
+
+   f' being the gradient at f from elsewhere, and s' the number that comes for s.
+
+Elsewhere than on a CPU, and when they are compiled, both are plain autograd.
 """
 
 from __future__ import annotations
@@ -24,54 +32,96 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20  # of a block of rows: about a core's own cache
 _Gradients = tuple[Tensor | None, ...]
 
 
 def affine(
-    x: Tensor, shift: Tensor | None, layer: Tensor | None, weight: Tensor, bias: Tensor
+    x: Tensor,
+    shift: Tensor | None,
+    layer: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
 ) -> Tensor:
-    """(x - shift) W + b, [B, m]: x [B, d]; shift [d], or [n_sites, d] with layer int64
-    [B], or None for 0; W [d, m].
+    """Return the pre-activations (x - shift) W + b, [B, m].
+
+    Args:
+        x: [B, d].
+        shift: The decoder bias that is subtracted: [d], or [n_sites, d] with one for
+            each layer; None for 0.
+        layer: int64 [B], which row of `shift` each row of x takes.
+        weight: [d, m].
+        bias: [m].
     """
-    if _plainly(x):
-        return (x if shift is None else x - _by_row(shift, layer)) @ weight + bias
+    if _uses_plain_autograd(x):
+        return _centred(x, shift, layer) @ weight + bias
     out: Tensor = _Affine.apply(x, shift, layer, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 def relu_codes(
-    x: Tensor, shift: Tensor | None, layer: Tensor | None, weight: Tensor, bias: Tensor
+    x: Tensor,
+    shift: Tensor | None,
+    layer: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents [B, m] = ReLU(affine(...)), the mean over rows of their sum (both
-    differentiable), and on how many rows each is above 0, int64 [m]. The latents'
-    gradient is overwritten: use them once, in a product.
+    """Return the latents ReLU((x - shift) W + b), and what a step counts of them.
+
+    The gradient that comes for the latents is overwritten: use them once, in a product.
+
+    Args:
+        x: [B, d].
+        shift: As in `affine`.
+        layer: As in `affine`.
+        weight: [d, m].
+        bias: [m].
+
+    Returns:
+        The latents [B, m]; the mean over rows of their sum, []; and on how many rows
+        each latent is above 0, int64 [m]. The first two are differentiable.
     """
-    if _plainly(x):
+    if _uses_plain_autograd(x):
         latents = affine(x, shift, layer, weight, bias).relu()
-        return latents, latents.sum(dim=-1).mean(), (latents.detach() > 0).sum(dim=0)
-    out: tuple[Tensor, Tensor, Tensor] = _Codes.apply(x, shift, layer, weight, bias)  # type: ignore[no-untyped-call]
+        mean_sum = latents.sum(dim=-1).mean()
+        n_fired = (latents.detach() > 0).sum(dim=0)
+        return latents, mean_sum, n_fired
+    out: tuple[Tensor, Tensor, Tensor] = _ReluCodes.apply(x, shift, layer, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 def in_cache(values: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """[B, m] as blocks of rows that stay in cache (of as many rows as those of `like`);
-    whole where `_plainly`.
+    """Return [B, m] as views of blocks of rows that stay in cache.
+
+    Elsewhere than on a CPU, and when compiled, there is one block.
+
+    Args:
+        values: [B, m].
+        like: A tensor [B, m] of which the blocks shall have as many rows; None: values.
     """
-    if _plainly(values):
+    if _uses_plain_autograd(values):
         return (values,)
-    return tuple(values.split(_block_rows(values if like is None else like)))
+    rows = _block_rows(values if like is None else like)
+    blocks: tuple[Tensor, ...] = values.split(rows)
+    return blocks
 
 
-def _plainly(x: Tensor) -> bool:
+def _uses_plain_autograd(x: Tensor) -> bool:
     return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
-def _by_row(shift: Tensor, layer: Tensor | None) -> Tensor:
-    return shift if shift.ndim == 1 or layer is None else shift.index_select(0, layer)
+def _centred(x: Tensor, shift: Tensor | None, layer: Tensor | None) -> Tensor:
+    """Return x - shift, [B, d]."""
+    if shift is None:
+        return x
+    if shift.ndim == 1 or layer is None:
+        return x - shift
+    return x - shift.index_select(0, layer)
 
 
 class _Affine(torch.autograd.Function):
+    """(x - shift) W + b, with b_dec' as in the module's text."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -81,25 +131,22 @@ class _Affine(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> Tensor:
-        pre, centred, narrow = _product(x, shift, layer, weight, bias)
-        ctx.save_for_backward(centred, narrow, layer)
-        ctx.shift, ctx.dtypes = (
-            None if shift is None else shift.shape,
-            (
-                x.dtype,
-                weight.dtype,
-            ),
-        )
+        pre, centred, cast_weight = _product(x, shift, layer, weight, bias)
+        ctx.save_for_backward(centred, cast_weight, layer)
+        _remember_inputs(ctx, x, shift, weight)
         return pre
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> _Gradients:
-        sums = torch.zeros(_sites(ctx), gradient.shape[1], dtype=ctx.dtypes[1])
-        _add_sums(sums, gradient, ctx.saved_tensors[2])
-        return _gradients(ctx, gradient, sums)
+    def backward(ctx: Any, grad_pre: Tensor) -> _Gradients:
+        layer = ctx.saved_tensors[2]
+        sums = _zero_sums(ctx, n_latents=grad_pre.shape[1])
+        _add_sums(sums, grad_pre, layer)
+        return _gradients(ctx, grad_pre, sums)
 
 
-class _Codes(torch.autograd.Function):
+class _ReluCodes(torch.autograd.Function):
+    """ReLU((x - shift) W + b), the mean of its row sums, and counts, block by block."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -109,92 +156,119 @@ class _Codes(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        latents, centred, narrow = _product(x, shift, layer, weight, bias)
-        fired, total = (
-            torch.zeros(latents.shape[1], dtype=torch.int64),
-            torch.zeros((), dtype=torch.float64),
-        )
+        latents, centred, cast_weight = _product(x, shift, layer, weight, bias)
+        n_fired = torch.zeros(latents.shape[1], dtype=torch.int64)
+        # Blocks are summed in float32, and their sums, of which there may be thousands,
+        # in float64.
+        total = torch.zeros((), dtype=torch.float64)
+        is_double = latents.dtype == torch.float64
+        sum_dtype = torch.float64 if is_double else torch.float32
         for block in _blocks(latents):
             block.relu_()
-            total += block.sum(
-                dtype=torch.float64 if block.dtype == torch.float64 else torch.float32
-            )
-            fired += (block > 0).sum(dim=0, dtype=torch.int32)
-        ctx.save_for_backward(centred, narrow, layer, latents)
-        ctx.shift, ctx.dtypes = (
-            None if shift is None else shift.shape,
-            (
-                x.dtype,
-                weight.dtype,
-            ),
-        )
-        ctx.mark_non_differentiable(fired)
-        return latents, (total / max(1, len(latents))).to(x.dtype), fired
+            total += block.sum(dtype=sum_dtype)
+            n_fired += (block > 0).sum(dim=0, dtype=torch.int32)
+        ctx.save_for_backward(centred, cast_weight, layer, latents)
+        _remember_inputs(ctx, x, shift, weight)
+        ctx.mark_non_differentiable(n_fired)
+        mean_sum = total / max(1, len(latents))
+        return latents, mean_sum.to(x.dtype), n_fired
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, of_mean: Tensor, _: Tensor) -> _Gradients:
+    def backward(
+        ctx: Any, grad_latents: Tensor, grad_mean_sum: Tensor, _: Tensor
+    ) -> _Gradients:
         layer, latents = ctx.saved_tensors[2:]
-        constant = float(of_mean) / max(1, len(latents))
-        gradient = gradient.contiguous()
-        sums = torch.zeros(_sites(ctx), gradient.shape[1], dtype=ctx.dtypes[1])
-        places = (
-            [None] * len(_blocks(latents))
-            if layer is None
-            else layer.split(_block_rows(latents))
-        )
-        for block, values, place in zip(
-            _blocks(gradient), _blocks(latents), places, strict=True
+        # Each latent adds 1 / B of itself to the mean sum.
+        constant = float(grad_mean_sum) / max(1, len(latents))
+        # From here on the latents' gradient is turned, in place, into that of the
+        # pre-activations.
+        grad_pre = grad_latents.contiguous()
+        sums = _zero_sums(ctx, n_latents=grad_pre.shape[1])
+        grad_blocks = _blocks(grad_pre)
+        latent_blocks = _blocks(latents)
+        layer_blocks: list[Tensor | None] = [None] * len(latent_blocks)
+        if layer is not None:
+            layer_blocks = list(layer.split(_block_rows(latents)))
+        for grad, values, block_layer in zip(
+            grad_blocks, latent_blocks, layer_blocks, strict=True
         ):
             if constant:
-                block.add_(constant)
-            block.mul_(values > 0)
-            _add_sums(sums, block, place)
-        return _gradients(ctx, gradient, sums)
+                grad.add_(constant)
+            grad.mul_(values > 0)
+            _add_sums(sums, grad, block_layer)
+        return _gradients(ctx, grad_pre, sums)
 
 
 def _product(
-    x: Tensor, shift: Tensor | None, layer: Tensor | None, weight: Tensor, bias: Tensor
+    x: Tensor,
+    shift: Tensor | None,
+    layer: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pre-activations, and what they were made of, in autocast's dtype where that is
-    on.
+    """Return the pre-activations [B, m] and the two factors they were made of.
+
+    All are in autocast's dtype where that is on.
     """
-    dtype = (
-        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    )
+    dtype = x.dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
     with torch.autocast("cpu", enabled=False):
-        centred = (x if shift is None else x - _by_row(shift, layer)).to(dtype)
-        narrow = weight.to(dtype)
-        return torch.addmm(bias.to(dtype), centred, narrow), centred, narrow
+        centred = _centred(x, shift, layer).to(dtype)
+        cast_weight = weight.to(dtype)
+        pre = torch.addmm(bias.to(dtype), centred, cast_weight)
+    return pre, centred, cast_weight
 
 
-def _sites(ctx: Any) -> int:
-    return 1 if ctx.shift is None or len(ctx.shift) == 1 else int(ctx.shift[0])
+def _remember_inputs(ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor) -> None:
+    """Keep what a backward has to know of the inputs besides the saved tensors."""
+    ctx.shift_shape = None if shift is None else shift.shape
+    ctx.x_dtype = x.dtype
+    ctx.weight_dtype = weight.dtype
 
 
-def _add_sums(sums: Tensor, gradient: Tensor, layer: Tensor | None) -> None:
-    """Add a block's sums over rows, by layer where they are wanted so."""
+def _zero_sums(ctx: Any, n_latents: int) -> Tensor:
+    """Return zeros [n_sites, m], or [1, m] where the shift does not differ by layer."""
+    per_layer = ctx.shift_shape is not None and len(ctx.shift_shape) == 2
+    n_sums = ctx.shift_shape[0] if per_layer else 1
+    return torch.zeros(n_sums, n_latents, dtype=ctx.weight_dtype)
+
+
+def _add_sums(sums: Tensor, grad_pre: Tensor, layer: Tensor | None) -> None:
+    """Add a block's sum over rows to `sums`, by layer where there are several sums."""
     if len(sums) == 1 or layer is None:
-        sums[0] += gradient.sum(dim=0, dtype=sums.dtype)
+        sums[0] += grad_pre.sum(dim=0, dtype=sums.dtype)
     else:
-        sums.index_add_(0, layer, gradient.to(sums.dtype))
+        sums.index_add_(0, layer, grad_pre.to(sums.dtype))
 
 
-def _gradients(ctx: Any, gradient: Tensor, sums: Tensor) -> _Gradients:
-    """Of x, shift, layer, weight and bias; sums: [n_sites, m] or [1, m], those of
-    `gradient` over rows.
+def _gradients(ctx: Any, grad_pre: Tensor, sums: Tensor) -> _Gradients:
+    """Return the gradients of x, shift, layer (none), weight and bias.
+
+    Args:
+        ctx: What a forward kept.
+        grad_pre: [B, m], the gradient at the pre-activations.
+        sums: [n_sites, m] or [1, m], its sums over rows.
     """
     centred, weight = ctx.saved_tensors[:2]
-    of_x, of_weight = ctx.dtypes
-    back = (gradient @ weight.T).to(of_x) if ctx.needs_input_grad[0] else None
-    shift = None
-    if ctx.needs_input_grad[1]:
-        shift = -(sums @ weight.T.to(sums.dtype)).reshape(ctx.shift)
-    return back, shift, None, (centred.T @ gradient).to(of_weight), sums.sum(dim=0)
+    needs_x, needs_shift = ctx.needs_input_grad[:2]
+    grad_x = grad_shift = None
+    if needs_x:
+        grad_x = (grad_pre @ weight.T).to(ctx.x_dtype)
+    if needs_shift:
+        # [1, m] or [n_sites, m] times [m, d]: no product with B rows
+        grad_shift = -(sums @ weight.T.to(sums.dtype))
+        grad_shift = grad_shift.reshape(ctx.shift_shape)
+    grad_weight = (centred.T @ grad_pre).to(ctx.weight_dtype)
+    grad_bias = sums.sum(dim=0)
+    return grad_x, grad_shift, None, grad_weight, grad_bias
 
 
 def _block_rows(latents: Tensor) -> int:
-    return max(1, BLOCK_BYTES // (latents.shape[1] * latents.element_size()))
+    row_bytes = latents.shape[1] * latents.element_size()
+    return max(1, BLOCK_BYTES // row_bytes)
 
 
 def _blocks(latents: Tensor) -> tuple[Tensor, ...]:
-    return tuple(latents.split(_block_rows(latents)))
+    blocks: tuple[Tensor, ...] = latents.split(_block_rows(latents))
+    return blocks

@@ -1,6 +1,4 @@
-"""Where a tensor is, as far as that decides how it is worked on, and which devices
-there are.
-"""
+"""Which devices this machine has, and whether a tensor's numbers are at hand."""
 
 from __future__ import annotations
 
@@ -12,16 +10,24 @@ from trainer.errors import KernelError
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether its numbers can be read without waiting for a device, so that sizes may
-    depend on them.
+    """Tell whether a tensor's numbers can be read without waiting for a device.
+
+    Where they can, sizes of other tensors may depend on them.
+
+    tensor: Of any shape; its device alone counts.
     """
     return tensor.device.type == "cpu"
 
 
 def usable(name: str | torch.device) -> torch.device:
-    """A device by its name. Raises KernelError where this machine has none of it."""
+    """Return a device by its name, such as `cpu` or `cuda:1`.
+
+    Raises:
+        KernelError: This machine has no such device.
+    """
     try:
         device = torch.device(name)
+        # Some missing devices can be named; only using them tells.
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise KernelError(

@@ -1,17 +1,14 @@
-"""Selection over a matrix whose parts are in several processes: their rows (of a batch)
-or columns (of a dictionary).
+"""Selects the largest entries of a matrix whose parts are in several processes.
 
-The n-th largest of all is found bit by bit: a positive float32's bits, read as an
-integer, are in the order of the numbers, so that three histograms of a few bits each,
-summed over processes, give it exactly.
+The parts are rows (of a batch) or columns (of a dictionary). The n-th largest of all is
+found bit by bit: a positive float32's bits, read as an integer, are in the order of the
+numbers, so that three histograms of a few bits each, summed over processes, give it
+exactly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Protocol
 
 import torch
@@ -20,7 +17,7 @@ from torch import Tensor
 from trainer.kernels.topk_select import above, first_threshold
 
 _DIGITS = ((21, 10), (10, 11), (0, 10))  # (shift, width): the 31 bits below the sign
-_NAN = 0x7FFFFFFF
+_NAN = 0x7FFFFFFF  # above the bits of infinity: NaN counts as the largest
 
 
 class Peers(Protocol):
@@ -39,72 +36,84 @@ class Peers(Protocol):
     def gather(self, tensor: Tensor) -> Tensor: ...
 
 
-_peers: ContextVar[Peers | None] = ContextVar("peers", default=None)
-
-
-def peers() -> Peers | None:
-    """The processes that have the other rows of this batch; None for a batch of one
-    process.
-    """
-    return _peers.get()
-
-
-@contextmanager
-def rows_among(others: Peers) -> Iterator[None]:
-    """Inside, a batch is that of all processes: selections go over the rows of all."""
-    token = _peers.set(others)
-    try:
-        yield
-    finally:
-        _peers.reset(token)
-
-
 @torch.no_grad()
 def batch_top_k_of_parts(
-    x: Tensor, weight: Tensor, bias: Tensor, n: int, own: int, world: Peers
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    n: int,
+    n_here: int,
+    peers: Peers,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `batch_top_k_of_product`, of a product whose parts the processes have; returns
-    those of this process's part.
+    """Return what is here of the n largest of x W + b, which processes have parts of.
 
-    n: how many of all; own: about how many of them are here, which only a guess depends
-    on. Of equal ones those of the first process.
+    Of equal ones those of the first process are taken.
+
+    Args:
+        x: [B, d], the rows here.
+        weight: [d, m], of the latents here.
+        bias: [m].
+        n: How many of all.
+        n_here: About how many of them are here, which only a guess depends on.
+        peers: The processes.
+
+    Returns:
+        Values, rows and latents, [<= n] each.
     """
-    guess = world.least(
-        first_threshold(x, weight, bias, own) if own and len(x) else math.inf
-    )
-    values, at = above(x, weight, bias, guess)
-    found = world.total(len(at))
-    if found < n and guess > 0:
-        values, at = above(x, weight, bias, 0.0)
-        found = world.total(len(at))
-    if found > n:
-        keep = largest_of_all(values, n, world)
-        values, at = values[keep], at[keep]
-    m = weight.shape[1]
-    return values, at // m, at % m
+    # a process without rows has no say in the smallest guess
+    guess = math.inf
+    if n_here and len(x):
+        guess = first_threshold(x, weight, bias, n_here)
+    guess = peers.least(guess)
+    values, position = above(x, weight, bias, guess)
+    n_found = peers.total(len(position))
+    if n_found < n and guess > 0:
+        values, position = above(x, weight, bias, 0.0)
+        n_found = peers.total(len(position))
+    if n_found > n:
+        keep = largest_of_all(values, n, peers)
+        values = values[keep]
+        position = position[keep]
+    n_latents = weight.shape[1]
+    return values, position // n_latents, position % n_latents
 
 
-def largest_of_all(values: Tensor, n: int, world: Peers) -> Tensor:
-    """bool: which of this process's values, float32 above 0 or NaN, are among the n
-    largest of all processes'.
+def largest_of_all(values: Tensor, n: int, peers: Peers) -> Tensor:
+    """Return which of this process's values are among the n largest of all processes'.
+
+    Args:
+        values: [.], above 0 or NaN, taken as float32.
+        n: How many of all.
+        peers: The processes.
+
+    Returns:
+        bool [.].
     """
-    bits = (
-        values.float()
-        .view(torch.int32)
-        .to(torch.int64)
-        .masked_fill(values.isnan(), _NAN)
-    )
-    prefix, left = 0, n
+    bits = values.float().view(torch.int32).to(torch.int64)
+    bits = bits.masked_fill(values.isnan(), _NAN)
+    # `prefix`: what the n-th largest begins with. `left`: how many of the n largest
+    # begin so. In decimal digits, for the third largest of 97, 93, 91 and 42: three
+    # values begin with 9, so it does; by the second digit 7 and 3 come before it, and
+    # it is 91.
+    prefix = 0
+    left = n
     for shift, width in _DIGITS:
-        here = bits[bits >> (shift + width) == prefix]
-        counts = world.sum_(
-            torch.bincount((here >> shift) & ((1 << width) - 1), minlength=1 << width)
-        )
-        upwards = counts.flip(0).cumsum(0)
+        n_digits = 1 << width
+        begins_so = bits >> (shift + width) == prefix
+        same_prefix = bits[begins_so]
+        digits = (same_prefix >> shift) & (n_digits - 1)
+        counts = peers.sum_(torch.bincount(digits, minlength=n_digits))
+        from_largest = counts.flip(0).cumsum(0)
         # digits that lie wholly above the n-th largest
-        place = int((upwards < left).sum())
-        left -= int(upwards[place - 1]) if place else 0
-        prefix = prefix << width | ((1 << width) - 1 - place)
+        n_above = int((from_largest < left).sum())
+        if n_above:
+            left -= int(from_largest[n_above - 1])
+        prefix = prefix << width | (n_digits - 1 - n_above)
+    # All 31 bits are known: `prefix` is the n-th largest, and `left` of its equals are
+    # among the n. The first processes take theirs first: with 2 left and 1, 3 and 0
+    # equals in three processes, the first takes its one and the second its first one.
     same = bits == prefix
-    before = int(world.gather(same.sum())[: world.rank].sum())
-    return (bits > prefix) | (same & (same.cumsum(0) <= left - before))
+    counts_of_all = peers.gather(same.sum())
+    n_before = int(counts_of_all[: peers.rank].sum())
+    is_first = same.cumsum(0) <= left - n_before
+    return (bits > prefix) | (same & is_first)

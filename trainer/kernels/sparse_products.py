@@ -1,14 +1,23 @@
-"""Encoder and decoder of a TopK-like SAE with gradients from the nonzeros alone.
+"""Encoder and decoder of a TopK-like SAE, with gradients from the nonzeros alone.
 
-With S [B, m] the sparse codes and G their gradient (the same nonzeros):
+Let S [B, m] be the sparse codes and S' the gradient of the loss at their nonzeros, of
+which there are B k. Likewise W' is the gradient at W, and g [B, d] the gradient at the
+reconstruction S W_dec + bias. Then
 
-    W_dec' = S^T g            W_enc'^T = G^T (x - b_dec)      b_enc' = sum of G over
-    rows S' = (g W_dec^T) at S     (x - b_dec)' = G W_enc^T        b_dec' = - W_enc
-    b_enc', from the encoder
+    decoder    S'       = (g W_dec^T) at the nonzeros of S     `row_dots`
+               W_dec'   = S^T g                                `gather_sum` by latent
+    encoder    W_enc'^T = S'^T (x - b_dec)                     `gather_sum` by latent
+               b_enc'   = sum of S' over rows
+               x'       = S' W_enc^T                           `gather_sum` by row
+               b_dec'   = - W_enc b_enc'                       its part by the encoder
 
-Each is one pass over B k rows of d numbers; a dense backward takes two to three
-products of B d m. Gradients of the weights come out with contiguous [d] rows by latent:
-W_enc [d, m] is best kept as the transpose of such a tensor.
+Each product is one pass over B k rows of d numbers; a dense backward takes two to three
+products of B d m. TopK is Gao et al. 2024
+(docs/methods.md#6-the-kinds-that-the-field-uses).
+
+The gradient of a weight comes out with one contiguous row [d] for each latent. So W_enc
+[d, m] is best kept as the transpose of a contiguous tensor [m, d]: gradient and weight
+then lie alike.
 """
 
 from __future__ import annotations
@@ -21,7 +30,6 @@ from torch import Tensor
 from trainer.kernels import devices
 from trainer.kernels.backend import Products, chosen
 from trainer.kernels.nonzeros import Chosen, Pattern
-from trainer.kernels.select_across_processes import batch_top_k_of_parts, peers
 from trainer.kernels.topk_select import (
     batch_top_k_of_product,
     batch_top_k_on_device,
@@ -39,21 +47,31 @@ def encode_top_k(
     k: int,
     among: Tensor | None = None,
 ) -> tuple[Tensor, Pattern]:
-    """The k largest of (x - shift) W + b in each row: values [B, k], not rectified, and
-    where they are.
+    """Return the k largest pre-activations (x - shift) W + b of each row.
 
-    x: [B, d]; shift: [d] or None for 0; weight: [d, m]; bias: [m]. Differentiable in
-    all four. Latents are `pattern.latents` [B * k]. among: int64, the only latents that
-    may be chosen; None: all. Those given as ~latent, that is -1 - latent, are there to
-    keep a size: their value is -inf.
+    Differentiable in x, shift, weight and bias.
+
+    Args:
+        x: [B, d].
+        shift: [d], the decoder bias that is subtracted; None for 0.
+        weight: [d, m].
+        bias: [m].
+        k: How many of each row.
+        among: int64, the only latents that may be chosen; None: all of them. An entry
+            ~latent, that is -1 - latent, keeps the tensor's size the same without
+            offering that latent: its pre-activation counts as -inf.
+
+    Returns:
+        Their values [B, k], not rectified, and where they are; `pattern.latents` is
+        [B * k].
     """
     centred = _centred(x, shift)
     if among is None:
         values, latents = top_k_of_product(centred, weight, bias, k)
     else:
-        own, of_weight, of_bias = part_of(weight, bias, among)
-        values, local = top_k_of_product(centred, of_weight, of_bias, k)
-        latents = own[local]
+        numbers, part_weight, part_bias = part_of(weight, bias, among)
+        values, indices = top_k_of_product(centred, part_weight, part_bias, k)
+        latents = numbers[indices]
     pattern = Pattern.per_row(latents, weight.shape[1])
     return encoded(x, shift, weight, bias, values, pattern, centred), pattern
 
@@ -62,44 +80,63 @@ def encode_top_k(
 def part_of(
     weight: Tensor, bias: Tensor, among: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The encoder of some latents, `among` as in `encode_top_k`: their numbers [n],
-    weight [d, n] and bias [n].
+    """Return the part of an encoder that computes some of its latents.
+
+    Args:
+        weight: [d, m].
+        bias: [m].
+        among: int64 [n], as in `encode_top_k`.
+
+    Returns:
+        The latents' numbers, int64 [n], their weight [d, n] and bias [n]; the bias is
+        -inf for those that must not be chosen.
     """
-    latents = torch.where(among < 0, ~among, among)
-    of_bias = bias.index_select(0, latents).masked_fill(among < 0, -torch.inf)
-    return latents, weight.T.index_select(0, latents).T, of_bias
+    is_excluded = among < 0
+    latents = torch.where(is_excluded, ~among, among)
+    part_bias = bias.index_select(0, latents)
+    part_bias = part_bias.masked_fill(is_excluded, -torch.inf)
+    # W_enc is kept as the transpose of contiguous rows, one for each latent.
+    part_weight = weight.T.index_select(0, latents).T
+    return latents, part_weight, part_bias
 
 
 def encode_batch_top_k(
-    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, n: int
+    x: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    n: int,
 ) -> tuple[Tensor, Pattern]:
-    """The n largest of the whole of (x - shift) W + b, or as many as are above 0:
-    values [<= n] and where they are. On a device always n, of which those that fill up
-    are 0 and have no gradient.
+    """Return the n largest pre-activations (x - shift) W + b of a whole batch.
 
-    Inside `peers.rows_among` of the rows of all processes, with the sum of their n:
-    this process's part of them.
+    Where fewer are above 0, it is those. Differentiable in x, shift, weight and bias.
+    Arguments are those of `encode_top_k`.
+
+    Returns:
+        Their values [at most n] and where they are. On a device there are always n;
+        those that only fill up are 0 and have no gradient.
     """
     centred = _centred(x, shift)
     values, pattern = choose_batch_top_k(centred, weight, bias, n)
-    return encoded(x, shift, weight, bias, values, pattern, centred).relu(), pattern
+    values = encoded(x, shift, weight, bias, values, pattern, centred)
+    # ReLU has no gradient at 0, and so none goes to what only fills up
+    return values.relu(), pattern
 
 
 def choose_batch_top_k(centred: Tensor, weight: Tensor, bias: Tensor, n: int) -> Chosen:
-    """As `encode_batch_top_k`, of x - shift and without gradients."""
-    others = peers()
-    if others is None:
-        search = (
-            batch_top_k_of_product
-            if devices.on_host(centred)
-            else batch_top_k_on_device
-        )
-        values, rows, latents = search(centred, weight, bias, n)
-    else:
-        values, rows, latents = batch_top_k_of_parts(
-            centred, weight, bias, others.total(n), n, others
-        )
-    return Chosen(values, Pattern.ragged(rows, latents, len(centred), weight.shape[1]))
+    """Select as `encode_batch_top_k` does, without gradients.
+
+    Args:
+        centred: [B, d], x - shift.
+        weight: [d, m].
+        bias: [m].
+        n: How many of the whole batch.
+    """
+    on_host = devices.on_host(centred)
+    search = batch_top_k_of_product if on_host else batch_top_k_on_device
+    values, rows, latents = search(centred, weight, bias, n)
+    pattern = Pattern.ragged(rows, latents, len(centred), weight.shape[1])
+    return Chosen(values, pattern)
 
 
 def encoded(
@@ -111,13 +148,26 @@ def encoded(
     pattern: Pattern,
     centred: Tensor | None = None,
 ) -> Tensor:
-    """`values` again, with the gradient that (x - shift) W + b has at the pattern's
-    positions: for any selection.
+    """Return `values` again, with the gradient of (x - shift) W + b at their positions.
 
-    values: [n], or any shape with n elements in the pattern's order, computed from the
-    same arguments by the caller.
+    A selection computes its values without gradients, in whatever way is fastest; this
+    gives them back to autograd.
+
+    Args:
+        x: [B, d].
+        shift: [d], or None for 0.
+        weight: [d, m].
+        bias: [m].
+        values: [n], or any shape with n elements in the pattern's order, computed by
+            the caller from the arguments above.
+        pattern: Where they are.
+        centred: [B, d], x - shift, where the caller has it already.
+
+    Returns:
+        The values, in the shape in which they came.
     """
-    centred = _centred(x, shift) if centred is None else centred
+    if centred is None:
+        centred = _centred(x, shift)
     out: Tensor = _Encoded.apply(
         x, shift, weight, bias, centred, values, pattern, chosen()
     )  # type: ignore[no-untyped-call]
@@ -125,20 +175,35 @@ def encoded(
 
 
 def _centred(x: Tensor, shift: Tensor | None) -> Tensor:
-    return x.detach() if shift is None else x.detach() - shift.detach()
+    """Return x - shift as a constant."""
+    if shift is None:
+        return x.detach()
+    return x.detach() - shift.detach()
 
 
 def decoded(
-    values: Tensor, decoder: Tensor, pattern: Pattern, bias: Tensor | None = None
+    values: Tensor,
+    decoder: Tensor,
+    pattern: Pattern,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """S W_dec + bias: [B, d]. values: n elements in the pattern's order; decoder: [m,
-    d]; bias: [d] or [B, d].
+    """Return the reconstruction S W_dec + bias, [B, d].
+
+    Differentiable in values, decoder and bias.
+
+    Args:
+        values: n elements of any shape, in the pattern's order.
+        decoder: [m, d].
+        pattern: Where the values are in S [B, m].
+        bias: [d] or [B, d]; None for 0.
     """
     out: Tensor = _Decoded.apply(values, decoder, bias, pattern, chosen())  # type: ignore[no-untyped-call]
     return out
 
 
 class _Encoded(torch.autograd.Function):
+    """The identity on `values`, with the encoder's gradients."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -152,33 +217,43 @@ class _Encoded(torch.autograd.Function):
         products: Products,
     ) -> Tensor:
         ctx.save_for_backward(weight, centred)
-        ctx.pattern, ctx.products = pattern, products
+        ctx.pattern = pattern
+        # A backward may run after the block that chose the implementation.
+        ctx.products = products
         return values.detach().view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> _Gradients:
         weight, centred = ctx.saved_tensors
-        pattern, products = ctx.pattern, ctx.products
-        g = gradients[0].reshape(-1).to(centred.dtype)
-        need_x, need_shift, need_weight, need_bias = ctx.needs_input_grad[:4]
-        of_x = of_shift = of_weight = of_bias = None
-        if need_bias or need_shift:
-            of_bias = g.new_zeros(pattern.n_latents).index_add_(0, pattern.latents, g)
-        if need_shift and of_bias is not None:
-            of_shift = -(weight @ of_bias.to(weight.dtype))
-        if need_weight:
+        pattern: Pattern = ctx.pattern
+        products: Products = ctx.products
+        needs_x, needs_shift, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+        grad_values = gradients[0].reshape(-1).to(centred.dtype)
+        grad_x = grad_shift = grad_weight = grad_bias = None
+        if needs_bias or needs_shift:
+            grad_bias = grad_values.new_zeros(pattern.n_latents)
+            grad_bias.index_add_(0, pattern.latents, grad_values)
+        if needs_shift and grad_bias is not None:
+            # x' summed over rows, but summed before the product and not after it.
+            grad_shift = -(weight @ grad_bias.to(weight.dtype))
+        if needs_weight:
             by_latent = products.gather_sum(
-                centred, pattern.rows_by_latent, pattern.latent_start, g[pattern.order]
+                centred,
+                pattern.rows_by_latent,
+                pattern.latent_start,
+                grad_values[pattern.order],
             )
-            of_weight = by_latent.T
-        if need_x:
-            of_x = products.gather_sum(
-                weight.T.contiguous(), pattern.latents, pattern.row_start, g
+            grad_weight = by_latent.T
+        if needs_x:
+            grad_x = products.gather_sum(
+                weight.T.contiguous(), pattern.latents, pattern.row_start, grad_values
             )
-        return of_x, of_shift, of_weight, of_bias, None, None, None, None
+        return grad_x, grad_shift, grad_weight, grad_bias, None, None, None, None
 
 
 class _Decoded(torch.autograd.Function):
+    """S W_dec + bias."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -190,12 +265,10 @@ class _Decoded(torch.autograd.Function):
     ) -> Tensor:
         flat = values.reshape(-1).to(decoder.dtype)
         ctx.save_for_backward(flat, decoder)
-        ctx.pattern, ctx.products, ctx.shape, ctx.dtype = (
-            pattern,
-            products,
-            values.shape,
-            values.dtype,
-        )
+        ctx.pattern = pattern
+        ctx.products = products
+        ctx.values_shape = values.shape
+        ctx.values_dtype = values.dtype
         ctx.one_bias = bias is None or bias.ndim == 1
         out = products.gather_sum(decoder, pattern.latents, pattern.row_start, flat)
         return out if bias is None else out.add_(bias)
@@ -203,18 +276,23 @@ class _Decoded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> _Gradients:
         values, decoder = ctx.saved_tensors
-        pattern, products, g = ctx.pattern, ctx.products, gradients[0].contiguous()
-        of_values = of_decoder = of_bias = None
-        if ctx.needs_input_grad[0]:
+        pattern: Pattern = ctx.pattern
+        products: Products = ctx.products
+        needs_values, needs_decoder, needs_bias = ctx.needs_input_grad[:3]
+        grad_output = gradients[0].contiguous()
+        grad_values = grad_decoder = grad_bias = None
+        if needs_values:
             dots = products.row_dots(
-                g, pattern.rows, decoder, pattern.latents, pattern.row_start
+                grad_output, pattern.rows, decoder, pattern.latents, pattern.row_start
             )
-            of_values = dots.view(ctx.shape).to(ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            weights = values[pattern.order]
-            of_decoder = products.gather_sum(
-                g, pattern.rows_by_latent, pattern.latent_start, weights
+            grad_values = dots.view(ctx.values_shape).to(ctx.values_dtype)
+        if needs_decoder:
+            grad_decoder = products.gather_sum(
+                grad_output,
+                pattern.rows_by_latent,
+                pattern.latent_start,
+                values[pattern.order],
             )
-        if ctx.needs_input_grad[2]:
-            of_bias = g.sum(dim=0) if ctx.one_bias else g
-        return of_values, of_decoder, of_bias, None, None
+        if needs_bias:
+            grad_bias = grad_output.sum(dim=0) if ctx.one_bias else grad_output
+        return grad_values, grad_decoder, grad_bias, None, None

@@ -1,12 +1,14 @@
-"""Selection of the largest pre-activations, exactly, without keeping the dense [B, m]
-product.
+"""Selects the largest pre-activations, exactly, without keeping all of them.
 
-A block of rows is multiplied, searched while it is still in cache, and overwritten by
-the next. The search never sorts whole rows: the k largest of a row lie in the k groups
-whose largest members are largest, so only those are looked at.
+The dense product [B, m] of a batch with the encoder is never whole in memory. A block
+of rows is multiplied, searched while it is still in cache, and overwritten by the next
+one. The search never sorts whole rows: the k largest of a row lie in the k groups whose
+largest members are largest, so only those groups are looked at.
 
-On a GPU nothing here asks for a number that the device has to compute first, but for
-one: `batch_top_k_on_device` asks once whether its guess held.
+On a GPU nothing here asks for a number that the device has to compute first, with one
+exception: `batch_top_k_on_device` asks once whether its guess held.
+
+A *position* below is the index of an entry in the flattened product: row * m + latent.
 """
 
 from __future__ import annotations
@@ -18,76 +20,105 @@ import torch
 from torch import Tensor
 
 _CPU_BLOCK_BYTES = 12 << 20  # a share of the last-level cache
-_GPU_BLOCK_BYTES = 1 << 30
-_MEMBERS = 16  # of a group, in multiples: near sqrt(m / k) for the usual m and k
-_SAMPLE_ROWS, _MARGIN = 64, 2
-# candidates that a device keeps for each entry of the result; about `_MARGIN` of them
-# are expected
+_GPU_BLOCK_BYTES = 1 << 30  # large products keep a GPU busy
+_MEMBERS = 16  # of a group: near sqrt(m / k) for the usual m and k
+_SAMPLE_ROWS = 64  # rows from which a threshold is guessed
+_MARGIN = 2  # the guess is to leave so many times the entries that are wanted
 ROOM = 8
+"""Candidates that a device keeps for each entry of the result. About `_MARGIN` of them
+are expected; the rest is room for blocks of rows that have more than others.
+"""
 
 
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk(pre, k, sorted=False) along the last axis of [B, m], faster where k is
-    far below m.
+    """Return the k largest of each row; faster than `torch.topk` for k far below m.
 
-    Among equal values the choice may be another than torch's; values are the same. NaN
-    counts as the largest.
+    With c groups, latent i is in group i mod c. A group's score is its largest member.
+    If one of the k largest latents lay outside the k groups of highest score, each of
+    those groups would hold a larger one, which makes k + 1 of them. So the k largest
+    are among the members of these k groups.
+
+    Args:
+        pre: [B, m].
+        k: How many of each row.
+
+    Returns:
+        Their values [B, k], in no order, and latents, int64 [B, k]. The values are
+        those of `torch.topk`; among equal ones the latents may be others. NaN counts as
+        the largest.
+
+    Examples:
+        m = 12 with c = 3 groups (of 4 members here, of 16 in the code): group 1 has the
+        latents 1, 4, 7 and 10. In `pre.view(B, 4, 3)` it is the column [:, :, 1]: its
+        score is the maximum over axis 1, and its members are 1 + (0, 3, 6, 9).
     """
     n_rows, m = pre.shape
     n_groups = m // _MEMBERS
-    if m % _MEMBERS or 4 * k > n_groups or not pre.is_contiguous():
+    divides = m % _MEMBERS == 0
+    # Only where most groups can be left out is this faster than the plain search.
+    has_many_groups = 4 * k <= n_groups
+    if not (divides and has_many_groups and pre.is_contiguous()):
         values, latents = pre.topk(k, dim=-1, sorted=False)
         return values, latents
-    groups = (
-        pre.view(n_rows, _MEMBERS, n_groups)
-        .amax(dim=1)
-        .topk(k, dim=-1, sorted=False)
-        .indices
-    )
-    members = torch.arange(0, m, n_groups, device=pre.device)
-    candidates = (members[:, None] + groups[:, None, :]).view(n_rows, _MEMBERS * k)
-    values, at = pre.gather(1, candidates).topk(k, dim=-1, sorted=False)
-    return values, candidates.gather(1, at)
+    scores = pre.view(n_rows, _MEMBERS, n_groups).amax(dim=1)
+    groups = scores.topk(k, dim=-1, sorted=False).indices
+    offsets = torch.arange(0, m, n_groups, device=pre.device)
+    members = offsets[:, None] + groups[:, None, :]
+    candidates = members.view(n_rows, _MEMBERS * k)
+    candidate_values = pre.gather(1, candidates)
+    values, selected = candidate_values.topk(k, dim=-1, sorted=False)
+    return values, candidates.gather(1, selected)
 
 
 def blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """x @ weight + bias by blocks of rows: (first row, [b, m]); a block is overwritten
-    by the next.
+    """Yield x @ weight + bias in blocks of rows: (first row, product [b, m]).
 
-    x: [B, d]; weight: [d, m]; bias: [m]. Under autocast the product is in its dtype,
-    else in x's.
+    All blocks share one buffer: each is overwritten by the next.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m]. Under autocast the product is computed in autocast's dtype, else in
+            that of x.
     """
     device = x.device.type
-    dtype = (
-        torch.get_autocast_dtype(device)
-        if torch.is_autocast_enabled(device)
-        else x.dtype
-    )
-    size = max(
-        1,
-        (_CPU_BLOCK_BYTES if device == "cpu" else _GPU_BLOCK_BYTES)
-        // (weight.shape[1] * dtype.itemsize),
-    )
-    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    buffer = x.new_empty(min(size, len(x)), weight.shape[1])
-    for first in range(0, len(x), size):
-        part = x[first : first + size]
-        yield first, torch.addmm(bias, part, weight, out=buffer[: len(part)])
+    dtype = x.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    x = x.to(dtype)
+    weight = weight.to(dtype)
+    bias = bias.to(dtype)
+    m = weight.shape[1]
+    block_bytes = _CPU_BLOCK_BYTES if device == "cpu" else _GPU_BLOCK_BYTES
+    block_rows = max(1, block_bytes // (m * dtype.itemsize))
+    buffer = x.new_empty(min(block_rows, len(x)), m)
+    for first in range(0, len(x), block_rows):
+        rows = x[first : first + block_rows]
+        # the last block may have fewer rows than the buffer
+        out = buffer[: len(rows)]
+        yield first, torch.addmm(bias, rows, weight, out=out)
 
 
 @torch.no_grad()
 def top_k_of_product(
     x: Tensor, weight: Tensor, bias: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of x @ weight + bias: values in x's dtype and latents,
-    both [B, k].
+    """Return the k largest of each row of x @ weight + bias.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m].
+        k: How many of each row.
+
+    Returns:
+        Values [B, k], in the dtype of x, and latents, int64 [B, k], as `largest` does.
     """
     values = x.new_empty(len(x), k)
     latents = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     for first, pre in blocks(x, weight, bias):
-        found = largest(pre, k)
-        for out, part in zip((values, latents), found, strict=True):
-            out[first : first + len(part)] = part
+        block = slice(first, first + len(pre))
+        values[block], latents[block] = largest(pre, k)
     return values, latents
 
 
@@ -95,116 +126,201 @@ def top_k_of_product(
 def batch_top_k_of_product(
     x: Tensor, weight: Tensor, bias: Tensor, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The n largest of all of x @ weight + bias, or as many as are above 0: values,
-    rows and latents, by row.
+    """Return the n largest entries of the whole of x @ weight + bias.
 
-    Of equal ones the first; NaN counts as the largest, so that it is not hidden. A
-    threshold guessed from some of the rows, low enough nearly always, bounds what has
-    to be sorted; where it proves too high the product is searched once more without it.
-    The result does not depend on the guess.
+    Where fewer are above 0, it is those. A threshold guessed from some of the rows
+    bounds what has to be sorted. It is low enough nearly always; where it proves too
+    high, the product is searched once more with the threshold 0. The result does not
+    depend on the guess.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m].
+        n: How many of the whole batch.
+
+    Returns:
+        Values [at most n] in the dtype of x, rows and latents (int64), in row order. Of
+        equal entries the first ones are taken. NaN counts as the largest, so that it is
+        not hidden.
     """
     guess = first_threshold(x, weight, bias, n)
-    values, at = above(x, weight, bias, guess)
-    if len(at) < n and guess > 0:
-        values, at = above(x, weight, bias, 0.0)
-    if len(at) > n:
-        last = values.topk(n).values[-1]
-        more, same = ~(values <= last), values == last
-        keep = more | (same & (same.cumsum(0) <= n - more.sum()))
-        values, at = values[keep], at[keep]
+    values, positions = above(x, weight, bias, guess)
+    if len(positions) < n and guess > 0:
+        values, positions = above(x, weight, bias, 0.0)
+    if len(positions) > n:
+        smallest = values.topk(n).values[-1]
+        # "not at most" and not "above": that keeps NaN
+        keep = _first_n(~(values <= smallest), values == smallest, n)
+        values = values[keep]
+        positions = positions[keep]
     m = weight.shape[1]
-    return values, at // m, at % m
+    return values, positions // m, positions % m
 
 
 @torch.no_grad()
 def batch_top_k_on_device(
     x: Tensor, weight: Tensor, bias: Tensor, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `batch_top_k_of_product`, always n entries: where fewer are above 0, the last
-    ones are 0, in the last place.
+    """Return what `batch_top_k_of_product` does, but always n entries.
 
-    n: at most the product's entries. Sizes never depend on values, so that the host
-    runs ahead of the device; it waits once, to hear whether the guessed threshold left
-    n entries and no more than there was room for. Where it did not, which is rare, the
-    slower search answers, with the same result.
+    Where fewer are above 0, the last ones have the value 0 and the last position.
+
+    Sizes never depend on values, so that the host runs ahead of the device. It waits
+    once, to hear whether the guessed threshold left at least n entries and no more than
+    there was room for. Where it did not, which is rare, the slower search answers, with
+    the same result.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m].
+        n: How many of the whole batch: at most B * m.
+
+    Returns:
+        Values [n] in the dtype of x, rows and latents (int64 [n]), in row order.
     """
     m = weight.shape[1]
-    values, at, good = _candidates(x, weight, bias, n)
-    if not good:  # the one wait
+    values, positions, complete = _candidates(x, weight, bias, n)
+    if not complete:  # the one wait
         values, rows, latents = batch_top_k_of_product(x, weight, bias, n)
-        at = rows * m + latents
-    keep = values != 0
-    last = _padded(values, n, 0).topk(n).values[-1]
-    more, same = keep & ~(values <= last), keep & (values == last)
-    keep = more | (same & (same.cumsum(0) <= n - more.sum()))
-    place = torch.nonzero_static(keep, size=n, fill_value=len(values))[:, 0]
-    at = _padded(at, len(at) + 1, len(x) * m - 1).index_select(0, place)
-    return _padded(values, len(values) + 1, 0).index_select(0, place), at // m, at % m
+        positions = rows * m + latents
+    # Candidates of value 0 are only there to fill a block's room.
+    is_entry = values != 0
+    smallest = _padded(values, n, 0).topk(n).values[-1]
+    # "not at most" and not "above": that keeps NaN
+    is_above = is_entry & ~(values <= smallest)
+    is_smallest = is_entry & (values == smallest)
+    keep = _first_n(is_above, is_smallest, n)
+    # One candidate more, the last, is what fills up the result to n entries.
+    filler = len(values)
+    kept = torch.nonzero_static(keep, size=n, fill_value=filler)[:, 0]
+    last_position = len(x) * m - 1
+    positions = _padded(positions, filler + 1, last_position)
+    positions = positions.index_select(0, kept)
+    values = _padded(values, filler + 1, 0)
+    values = values.index_select(0, kept)
+    return values, positions // m, positions % m
+
+
+def _first_n(above_smallest: Tensor, is_smallest: Tensor, n: int) -> Tensor:
+    """Tell which entries are the n largest, bool [c], of equal ones the first.
+
+    With the values 5, 3, 4, 3, 3 and n = 3 the smallest one that is kept is 3. Two are
+    above it, so one of the three equal ones is kept: the first.
+    """
+    n_equal = n - above_smallest.sum()
+    return above_smallest | (is_smallest & (is_smallest.cumsum(0) <= n_equal))
 
 
 def _candidates(
     x: Tensor, weight: Tensor, bias: Tensor, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Entries of the product above a guessed threshold, of each block as many as there
-    is room for: values, 0 where there is none, and positions row * m + latent,
-    ascending; and whether the n largest above 0 are among them.
+    """Return entries of the product above a guessed threshold.
+
+    Of each block of rows there are as many as there is room for.
+
+    Returns:
+        Values [c], 0 where a block's room is not used up; positions, int64 [c],
+        ascending; and whether the n largest entries above 0 are all among them, a
+        bool [].
     """
-    guess, m = threshold_on_device(x, weight, bias, n), weight.shape[1]
-    values, at = [], []
-    found = torch.zeros((), dtype=torch.int64, device=x.device)
-    full = torch.zeros((), dtype=torch.bool, device=x.device)
+    guess = threshold_on_device(x, weight, bias, n)
+    m = weight.shape[1]
+    values = []
+    positions = []
+    n_found = torch.zeros((), dtype=torch.int64, device=x.device)
+    too_many = torch.zeros((), dtype=torch.bool, device=x.device)
     for first, pre in blocks(x, weight, bias):
         flat = pre.view(-1)
-        room = min(len(flat), math.ceil(ROOM * n * len(pre) / len(x)))
-        above_it = ~(flat <= guess)
-        place = torch.nonzero_static(above_it, size=room, fill_value=-1)[:, 0]
-        value = flat.index_select(0, place.clamp_min(0)).to(x.dtype)
-        values.append(value.masked_fill(place < 0, 0))
-        at.append(place + first * m)
-        count = above_it.sum()
-        found += count
-        full |= count > room
-    return torch.cat(values), torch.cat(at), ~full & ((found >= n) | (guess == 0))
+        # The block's share of ROOM * n candidates, by its share of the rows.
+        share = math.ceil(ROOM * n * len(pre) / len(x))
+        room = min(len(flat), share)
+        above_guess = ~(flat <= guess)
+        indices = torch.nonzero_static(above_guess, size=room, fill_value=-1)[:, 0]
+        # An index of -1 fills up the room: it takes any value, which is then made 0.
+        block_values = flat.index_select(0, indices.clamp_min(0)).to(x.dtype)
+        values.append(block_values.masked_fill(indices < 0, 0))
+        positions.append(indices + first * m)
+        count = above_guess.sum()
+        n_found += count
+        too_many |= count > room
+    complete = ~too_many & ((n_found >= n) | (guess == 0))
+    return torch.cat(values), torch.cat(positions), complete
 
 
 def _padded(tensor: Tensor, size: int, value: int) -> Tensor:
-    """A tensor [n] with more of a value behind it, where it is shorter than `size`."""
-    return torch.cat([tensor, tensor.new_full((max(0, size - len(tensor)),), value)])
+    """Return [n] with copies of a value added at the end, up to `size` elements."""
+    missing = max(0, size - len(tensor))
+    return torch.cat([tensor, tensor.new_full((missing,), value)])
 
 
 def first_threshold(x: Tensor, weight: Tensor, bias: Tensor, n: int) -> float:
-    """`threshold_on_device`, as a number; 0 where that is none."""
-    return max(0.0, float(threshold_on_device(x, weight, bias, n)))
+    """Return `threshold_on_device` as a number; 0 where it is NaN.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m].
+        n: How many entries are wanted of the whole batch.
+    """
+    guess = float(threshold_on_device(x, weight, bias, n))
+    # In this order: max(0.0, NaN) is 0.0, and max(NaN, 0.0) would be NaN.
+    return max(0.0, guess)
 
 
 def threshold_on_device(x: Tensor, weight: Tensor, bias: Tensor, n: int) -> Tensor:
-    """A number not below 0 that more than n entries of the product exceed, as far as a
-    sample of its rows can tell.
+    """Guess a number from 0 up that more than n entries of x @ weight + bias exceed.
+
+    A sample of the rows is searched for the share of entries that is wanted, times
+    `_MARGIN`: of B = 4096 rows and n = 131,072, the sample has 64 rows, its share is
+    2,048 entries, and the guess is the 4,096th largest of the sample.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m].
+        n: How many entries are wanted of the whole batch.
+
+    Returns:
+        The guess, [], in the dtype of the product.
     """
     sample = x[:: math.ceil(len(x) / _SAMPLE_ROWS)]
-    pre = torch.cat(
-        [part.flatten().clone() for _, part in blocks(sample, weight, bias)]
-    )
+    # A clone, for the next block overwrites this one.
+    parts = [pre.flatten().clone() for _, pre in blocks(sample, weight, bias)]
+    entries = torch.cat(parts)
     wanted = math.ceil(_MARGIN * n * len(sample) / len(x))
-    return (
-        pre.topk(wanted, sorted=False).values.min().clamp_min(0)
-        if wanted < len(pre)
-        else pre.new_zeros(())
-    )
+    if wanted >= len(entries):
+        return entries.new_zeros(())
+    largest_entries = entries.topk(wanted, sorted=False).values
+    # Entries below 0 are never selected.
+    return largest_entries.min().clamp_min(0)
 
 
 def above(
     x: Tensor, weight: Tensor, bias: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The entries of the product above a threshold: values in x's dtype, positions row
-    * m + latent, ascending.
+    """Return the entries of x @ weight + bias that are above a threshold, or NaN.
+
+    Args:
+        x: [B, d].
+        weight: [d, m].
+        bias: [m].
+        threshold: What they are above.
+
+    Returns:
+        Values [c] in the dtype of x, and positions, int64 [c], ascending.
     """
-    values, at = [], []
+    m = weight.shape[1]
+    values = []
+    positions = []
     for first, pre in blocks(x, weight, bias):
         flat = pre.view(-1)
-        found = (~(flat <= threshold)).nonzero()[:, 0]
-        values.append(flat[found].to(x.dtype))
-        at.append(found + first * weight.shape[1])
+        # "not at most" and not "above": that keeps NaN
+        indices = (~(flat <= threshold)).nonzero()[:, 0]
+        values.append(flat[indices].to(x.dtype))
+        positions.append(indices + first * m)
     if not values:
-        return x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
-    return torch.cat(values), torch.cat(at)
+        no_positions = torch.zeros(0, dtype=torch.int64, device=x.device)
+        return x.new_zeros(0), no_positions
+    return torch.cat(values), torch.cat(positions)

@@ -1,9 +1,10 @@
-"""The two sparse products as Triton kernels for CUDA; `eager` is their twin and says
-what they compute.
+"""The two sparse products as Triton kernels for CUDA.
 
-Neither uses atomics: a segment is summed by one program, in order, so results repeat
-bit by bit. Sums are float32, or float64 where the table is. `TRITON_INTERPRET=1` runs
-them on a CPU, slowly, for tests.
+`eager` is their twin, and says what they compute and with which arguments.
+
+Neither uses atomic additions: a sum is made by one program, in order, so that results
+repeat bit by bit. Sums are float32, or float64 where the table is. `TRITON_INTERPRET=1`
+runs the kernels on a CPU, slowly, for tests (`make test-kernels`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 _MEMBERS = 16  # nonzeros that a program holds at once
-_MAX_COLUMNS = 256
+_MAX_COLUMNS = 256  # columns that a program holds at once
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -28,28 +29,35 @@ def _gather_sum_kernel(  # type: ignore[no-untyped-def]
     weight,
     out,
     d,
-    WIDE: tl.constexpr,
+    SUM_DTYPE: tl.constexpr,
     MEMBERS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Program (s, c): columns c * COLUMNS ... of segment s."""
+    """out[s] = sum over j from start[s] up to end[s] of weight[j] * table[index[j]].
+
+    Program (s, c) sums COLUMNS columns of segment s, from column c * COLUMNS on, in
+    steps of MEMBERS entries: it loads a tile [MEMBERS, COLUMNS] of the table, weighs
+    its rows and adds them up. Programs share nothing, so the order of each sum is
+    always the same.
+    """
+    # int64, for segment * d may be above 2^31
     segment = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < d
-    total = tl.zeros([COLUMNS], dtype=WIDE)
-    last = tl.load(end + segment)
-    for first in range(tl.load(start + segment), last, MEMBERS):
+    in_row = columns < d
+    total = tl.zeros([COLUMNS], dtype=SUM_DTYPE)
+    stop = tl.load(end + segment)
+    for first in range(tl.load(start + segment), stop, MEMBERS):
         member = first + tl.arange(0, MEMBERS)
-        valid = member < last
-        row = tl.load(index + member, mask=valid, other=0)
-        factor = tl.load(weight + member, mask=valid, other=0).to(WIDE)
+        in_segment = member < stop
+        row = tl.load(index + member, mask=in_segment, other=0)
+        factor = tl.load(weight + member, mask=in_segment, other=0).to(SUM_DTYPE)
         tile = tl.load(
             table + row[:, None] * d + columns[None, :],
-            mask=valid[:, None] & inside[None, :],
+            mask=in_segment[:, None] & in_row[None, :],
             other=0,
         )
-        total += tl.sum(tile.to(WIDE) * factor[:, None], axis=0)
-    tl.store(out + segment * d + columns, total.to(out.dtype.element_ty), mask=inside)
+        total += tl.sum(tile.to(SUM_DTYPE) * factor[:, None], axis=0)
+    tl.store(out + segment * d + columns, total.to(out.dtype.element_ty), mask=in_row)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -61,41 +69,52 @@ def _row_dots_kernel(  # type: ignore[no-untyped-def]
     out,
     nnz,
     d,
-    WIDE: tl.constexpr,
+    SUM_DTYPE: tl.constexpr,
     MEMBERS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Program p: nonzeros p * MEMBERS ... ."""
+    """out[j] = left[left_index[j]] . right[right_index[j]].
+
+    Program p computes MEMBERS of the dot products, from p * MEMBERS on, in steps of
+    COLUMNS columns: it loads tiles [MEMBERS, COLUMNS] of both matrices and adds up
+    their products along the columns.
+    """
     member = tl.program_id(0).to(tl.int64) * MEMBERS + tl.arange(0, MEMBERS)
-    valid = member < nnz
-    a = tl.load(left_index + member, mask=valid, other=0)
-    b = tl.load(right_index + member, mask=valid, other=0)
-    total = tl.zeros([MEMBERS], dtype=WIDE)
+    is_member = member < nnz
+    left_row = tl.load(left_index + member, mask=is_member, other=0)
+    right_row = tl.load(right_index + member, mask=is_member, other=0)
+    total = tl.zeros([MEMBERS], dtype=SUM_DTYPE)
     for first in range(0, d, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
-        mask = valid[:, None] & (columns < d)[None, :]
-        x = tl.load(left + a[:, None] * d + columns[None, :], mask=mask, other=0).to(
-            WIDE
-        )
-        y = tl.load(right + b[:, None] * d + columns[None, :], mask=mask, other=0).to(
-            WIDE
-        )
-        total += tl.sum(x * y, axis=1)
-    tl.store(out + member, total.to(out.dtype.element_ty), mask=valid)
+        mask = is_member[:, None] & (columns < d)[None, :]
+        left_at = left + left_row[:, None] * d + columns[None, :]
+        right_at = right + right_row[:, None] * d + columns[None, :]
+        left_tile = tl.load(left_at, mask=mask, other=0).to(SUM_DTYPE)
+        right_tile = tl.load(right_at, mask=mask, other=0).to(SUM_DTYPE)
+        total += tl.sum(left_tile * right_tile, axis=1)
+    tl.store(out + member, total.to(out.dtype.element_ty), mask=is_member)
 
 
 def gather_sum(table: Tensor, index: Tensor, start: Tensor, weight: Tensor) -> Tensor:
-    """As `eager.gather_sum`."""
-    table, index, weight = table.contiguous(), index.contiguous(), weight.contiguous()
+    """Return weighted sums of rows of a table, [S, d], as `eager.gather_sum` does."""
+    n_segments = len(start)
     d = table.shape[1]
-    out = table.new_empty(len(start), d)
+    out = table.new_empty(n_segments, d)
+    if not out.numel():
+        return out
     end = torch.cat([start[1:], start.new_full((1,), len(index))])
     sizes = _sizes(table)
-    if out.numel():
-        grid = (len(start), triton.cdiv(d, sizes["COLUMNS"]))
-        _gather_sum_kernel[grid](
-            table, index, start.contiguous(), end, weight, out, d, **sizes
-        )
+    grid = (n_segments, triton.cdiv(d, sizes["COLUMNS"]))
+    _gather_sum_kernel[grid](
+        table.contiguous(),
+        index.contiguous(),
+        start.contiguous(),
+        end,
+        weight.contiguous(),
+        out,
+        d,
+        **sizes,
+    )
     return out
 
 
@@ -104,25 +123,35 @@ def row_dots(
     left_index: Tensor,
     right: Tensor,
     right_index: Tensor,
-    start: Tensor,  # noqa: ARG001
+    start: Tensor,  # noqa: ARG001 (eager's algorithm needs it)
 ) -> Tensor:
-    """As `eager.row_dots`."""
-    left, right = left.contiguous(), right.contiguous()
-    left_index, right_index = left_index.contiguous(), right_index.contiguous()
-    nnz, d = len(left_index), left.shape[1]
+    """Return dot products of pairs of rows, [nnz], as `eager.row_dots` does."""
+    nnz = len(left_index)
+    d = left.shape[1]
     out = left.new_empty(nnz)
-    if nnz:
-        grid = (triton.cdiv(nnz, _MEMBERS),)
-        _row_dots_kernel[grid](
-            left, left_index, right, right_index, out, nnz, d, **_sizes(left)
-        )
+    if not nnz:
+        return out
+    grid = (triton.cdiv(nnz, _MEMBERS),)
+    _row_dots_kernel[grid](
+        left.contiguous(),
+        left_index.contiguous(),
+        right.contiguous(),
+        right_index.contiguous(),
+        out,
+        nnz,
+        d,
+        **_sizes(left),
+    )
     return out
 
 
 def _sizes(table: Tensor) -> dict[str, Any]:
-    columns = min(_MAX_COLUMNS, triton.next_power_of_2(table.shape[1]))
+    """Return the kernels' constants for a table [n, d]."""
+    d = table.shape[1]
+    is_double = table.dtype == torch.float64
     return {
-        "WIDE": tl.float64 if table.dtype == torch.float64 else tl.float32,
+        "SUM_DTYPE": tl.float64 if is_double else tl.float32,
         "MEMBERS": _MEMBERS,
-        "COLUMNS": columns,
+        # tiles have sizes that are powers of 2
+        "COLUMNS": min(_MAX_COLUMNS, triton.next_power_of_2(d)),
     }

@@ -1,5 +1,6 @@
-"""A recipe from its harvest to its report: `python -m trainer.recipes sweep_a_tiny
-FOLDER [--device cuda]`.
+"""Runs recipes from their harvest to their report.
+
+    python -m trainer.recipes sweep_a_tiny FOLDER [--device cuda]
 
 FOLDER/store_tiny (or _gpt2) is harvested if it is not there, FOLDER/NAME/runs gets the
 SAEs, FOLDER/NAME/report.html the page. The same command goes on with what was begun.
@@ -39,56 +40,61 @@ def main(
 
     *recipes, folder = names
     known = sorted(path.stem for path in HERE.glob("sweep_*.yaml"))
-    wrong = [name for name in recipes if name not in known]
-    if wrong or not recipes:
+    unknown = [name for name in recipes if name not in known]
+    if unknown or not recipes:
         raise RunError(
-            f"which recipe? got {', '.join(wrong or names)}; there are"
+            f"which recipe? got {', '.join(unknown or names)}; there are"
             f" {', '.join(known)}; a folder comes last"
         )
     for name in recipes:
-        _recipe(name, folder, device, memory)
+        _run_recipe(name, folder, device, memory)
 
 
-def _recipe(name: str, folder: str, device: str, memory: str | None) -> None:
-    from trainer.report.report_command import report_command
+def _run_recipe(name: str, folder: str, device: str, memory: str | None) -> None:
+    from trainer.reports.report_command import report_command
     from trainer.training.sweep import expand
     from trainer.training.train_command import sweep_command
     from trainer.training.train_spec import load_sweep
 
-    console, began = Console(stderr=True), time.monotonic()
+    console = Console(stderr=True)
+    began = time.monotonic()
     console.rule(name)
-    scale, sweep = name.rsplit("_", maxsplit=1)[-1], str(HERE / f"{name}.yaml")
-    store, runs = f"{folder}/store_{scale}", f"{folder}/{name}/runs"
-    _harvest(scale, store, device)
+    model_name = name.rsplit("_", maxsplit=1)[-1]  # tiny, gpt2
+    sweep_file = str(HERE / f"{name}.yaml")
+    store = f"{folder}/store_{model_name}"
+    runs = f"{folder}/{name}/runs"
+    _harvest(model_name, store, device)
     sweep_command(
-        sweep, out=runs, store=store, memory=memory, device=device, resume=True
+        sweep_file, out=runs, store=store, memory=memory, device=device, resume=True
     )
-    made = [f"{runs}/{run}" for run in expand(load_sweep(sweep, store))]
-    report_command(made, out=f"{folder}/{name}/report.html", title=_title(name))
-    console.print(
-        f"{name}: {len(made)} SAEs, {time.monotonic() - began:.0f} s", highlight=False
-    )
+    names = expand(load_sweep(sweep_file, store))
+    urls = [f"{runs}/{run_name}" for run_name in names]
+    report_command(urls, out=f"{folder}/{name}/report.html", title=_title(name))
+    seconds = time.monotonic() - began
+    console.print(f"{name}: {len(urls)} SAEs, {seconds:.0f} s", highlight=False)
 
 
-def _harvest(scale: str, store: str, device: str) -> None:
-    """The recipe's store, unless it is there. Raises RunError where another one is."""
-    from actstore.format.keys import plan_key
+def _harvest(model_name: str, store: str, device: str) -> None:
+    """Harvest the recipe's store, unless it is there.
+
+    Raises RunError where another store is there.
+    """
+    from actstore.format.object_keys import plan_key
     from actstore.harvesting.harvest import harvest
     from actstore.harvesting.harvest_spec import resolve_spec
     from schemas.base import differences
     from schemas.harvest import Plan
     from trainer.errors import RunError
 
-    spec, storage = (
-        resolve_spec(yaml.safe_load((HERE / f"harvest_{scale}.yaml").read_text())),
-        Storage(store),
-    )
+    text = (HERE / f"harvest_{model_name}.yaml").read_text()
+    spec = resolve_spec(yaml.safe_load(text))
+    storage = Storage(store)
     if not storage.exists("manifest.json"):
         harvest(spec, store, device=device)
         return
-    there = Plan.model_validate_json(storage.read(plan_key())).spec
-    if there != spec:
-        differing = "; ".join(differences(spec, there))
+    spec_there = Plan.model_validate_json(storage.read(plan_key())).spec
+    if spec_there != spec:
+        differing = "; ".join(differences(spec, spec_there))
         raise RunError(
             f"{store}: a store of another spec is there ({differing}); choose another"
             " FOLDER, or remove it"
@@ -96,7 +102,9 @@ def _harvest(scale: str, store: str, device: str) -> None:
 
 
 def _title(name: str) -> str:
-    return (HERE / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ").rstrip(".")
+    """Return the first line of a recipe's file, which says what it is."""
+    first_line = (HERE / f"{name}.yaml").read_text().splitlines()[0]
+    return first_line.lstrip("# ").rstrip(".")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What leaves the machine says what things are called, not where they lie on it."""
+"""Removes this machine's paths from what leaves it: only the names of things stay."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ from pathlib import PurePosixPath
 from schemas.harvest import HarvestSpec
 from schemas.records import EvalRecord, RunRecord
 
+# What the names of local files and folders begin with.
 _LOCAL = ("/", "~", "file:", ".")
 
 
 def name(url: str) -> str:
-    """The last part of a path on this machine; hub names and URLs of elsewhere are as
-    they are.
-    """
-    return PurePosixPath(url).name or url if url.startswith(_LOCAL) else url
+    """Return the last part of a local path; names on the hub and other URLs stay."""
+    if not url.startswith(_LOCAL):
+        return url
+    return PurePosixPath(url).name or url
 
 
 def record(run: RunRecord) -> RunRecord:
-    """A run's record for others: stores are told by content id, so that nothing is
-    lost.
-    """
-    return run.model_copy(
-        update={"store": name(run.store), "store_path": None, "model": name(run.model)}
-    )
+    """Return a run's record for others; its content id still tells the store."""
+    update = {
+        "store": name(run.store),
+        "store_path": None,
+        "model": name(run.model),
+    }
+    return run.model_copy(update=update)
 
 
-def evaluation(found: EvalRecord) -> EvalRecord:
-    """A run's evaluation for others."""
-    return found.model_copy(update={"run": name(found.run), "store": name(found.store)})
+def evaluation(of_run: EvalRecord) -> EvalRecord:
+    """Return a run's evaluation for others."""
+    update = {"run": name(of_run.run), "store": name(of_run.store)}
+    return of_run.model_copy(update=update)
 
 
 def harvest(spec: HarvestSpec) -> HarvestSpec:
-    """A store's spec for others."""
+    """Return a store's spec for others."""
     model = spec.model.model_copy(update={"name": name(spec.model.name)})
-    return spec.model_copy(
-        update={
-            "model": model,
-            "corpus": spec.corpus.model_copy(update={"name": name(spec.corpus.name)}),
-        }
-    )
+    corpus = spec.corpus.model_copy(update={"name": name(spec.corpus.name)})
+    return spec.model_copy(update={"model": model, "corpus": corpus})

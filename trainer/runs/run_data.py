@@ -1,6 +1,4 @@
-"""One run as the analyses see it: its spec, its journal, its evaluation, its latents'
-firings.
-"""
+"""Reads an evaluated run for figures and reports, and formats its figures."""
 
 from __future__ import annotations
 
@@ -11,7 +9,13 @@ from torch import Tensor
 
 from actstore.errors import CorruptError, ObjectError
 from actstore.format.storage import Storage
-from schemas.records import EvalRecord, RunRecord, StepRecord
+from schemas.records import (
+    EvalRecord,
+    LayerMetrics,
+    ModelMetrics,
+    RunRecord,
+    StepRecord,
+)
 from trainer.errors import RunError
 from trainer.runs import journal
 from trainer.runs.run_files import read_json
@@ -24,7 +28,17 @@ from trainer.runs.run_tensors import (
 
 
 class RunData(NamedTuple):
-    """firings: int64 [n_layers, m]; rows: int64 [n_layers]."""
+    """One run as the analyses see it.
+
+    Attributes:
+        name: What tables and figures call it.
+        url: Its folder.
+        record: What was trained, and on what.
+        steps: The records of its journal.
+        evaluation: Its metrics.
+        firings: On how many rows of each layer each latent fired, int64 [n_layers, m].
+        rows: How many rows of each layer were evaluated, int64 [n_layers].
+    """
 
     name: str
     url: str
@@ -36,7 +50,12 @@ class RunData(NamedTuple):
 
 
 def read_run(url: str) -> RunData:
-    """An evaluated run. Raises RunError where it is none, or not evaluated yet."""
+    """Read an evaluated run.
+
+    Raises:
+        RunError: It is no finished run, it has not been evaluated, or its files do not
+            fit each other.
+    """
     storage = Storage(url)
     try:
         record = read_json(storage, "sae.json", RunRecord)
@@ -44,44 +63,82 @@ def read_run(url: str) -> RunData:
         latents = read_tensors(
             storage, LATENTS, ("firings", "rows"), most_latents_bytes(record)
         )
-    except CorruptError:
+    except CorruptError:  # a kind of ObjectError, but the object is there
         raise
     except ObjectError as error:
         raise RunError(
-            f"{url}: wanted a finished and evaluated run; `trainer eval {url}` comes"
+            f"{url}: wanted a finished and evaluated run; run `trainer eval {url}`"
             f" first ({error})"
         ) from error
-    shape = (len(evaluation.layers), record.n_latents)
-    check_shapes({"firings": latents["firings"]}, shape, f"{url}/{LATENTS}")
-    check_shapes({"rows": latents["rows"]}, shape[:1], f"{url}/{LATENTS}")
-    name = record.name or url.rstrip("/").rsplit("/", 1)[-1]
+    n_layers = len(evaluation.layers)
+    where = f"{url}/{LATENTS}"
+    check_shapes({"firings": latents["firings"]}, (n_layers, record.n_latents), where)
+    check_shapes({"rows": latents["rows"]}, (n_layers,), where)
+    folder_name = url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(
-        name,
-        url,
-        record,
-        journal.read(storage),
-        evaluation,
-        latents["firings"],
-        latents["rows"],
+        name=record.name or folder_name,
+        url=url,
+        record=record,
+        steps=journal.read(storage),
+        evaluation=evaluation,
+        firings=latents["firings"],
+        rows=latents["rows"],
     )
 
 
-def shown(value: float, form: str = ".4g") -> str:
-    """A figure in a table; a dash where there is nothing to divide by."""
+def shown_figure(value: float, form: str = ".4g") -> str:
+    """Return a figure for a table; a dash for NaN."""
     return "–" if math.isnan(value) else format(value, form)
 
 
-def rows_of(evaluation: EvalRecord) -> str:
-    """`1,000 held-out rows`, and whether these are all."""
-    rows = f"{evaluation.rows:,} {evaluation.split.replace('_', '-')} rows"
+def rows_phrase(evaluation: EvalRecord) -> str:
+    """Return which rows were evaluated, such as `1,000 held-out rows`."""
+    split = evaluation.split.replace("_", "-")
+    rows = f"{evaluation.rows:,} {split} rows"
     return f"{rows} that its filter keeps" if evaluation.filter else rows
 
 
-def short(site: str) -> str:
-    """`blocks.3.hook_mlp_out` as `3 mlp_out`, for axes."""
+def short_site(site: str) -> str:
+    """Return a site's name for an axis: `blocks.3.hook_mlp_out` as `3 mlp_out`."""
     parts = site.split(".")
+    # Names of other models' modules have no shape that could be relied on.
+    if len(parts) <= 2 or parts[0] != "blocks":
+        return site
+    inside_block = ".".join(parts[2:]).replace("hook_", "")
+    return f"{parts[1]} {inside_block}"
+
+
+def row_figures(layer: LayerMetrics) -> tuple[float, ...]:
+    """Return FVU, MSE, L0, L1, decoder-weighted L1 and suppression."""
     return (
-        f"{parts[1]} {'.'.join(parts[2:]).replace('hook_', '')}"
-        if len(parts) > 2 and parts[0] == "blocks"
-        else site
+        layer.fvu,
+        layer.mse,
+        layer.l0,
+        layer.l1,
+        layer.l1_decoder,
+        layer.suppression,
     )
+
+
+def model_figures(effect: ModelMetrics) -> tuple[float, ...]:
+    """Return CE (clean, SAE, zero, mean), what is recovered (zero, mean), and KL."""
+    return (
+        effect.ce_clean,
+        effect.ce_sae,
+        effect.ce_zero,
+        effect.ce_mean,
+        effect.recovered_zero,
+        effect.recovered_mean,
+        effect.kl,
+    )
+
+
+def model_effects(evaluation: EvalRecord) -> list[ModelMetrics]:
+    """Return the effect on the language model of each site, then the pooled one.
+
+    Empty where the language model was not run.
+    """
+    effects = list(evaluation.model)
+    if effects and evaluation.model_pooled is not None:
+        effects.append(evaluation.model_pooled)
+    return effects

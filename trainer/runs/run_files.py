@@ -1,5 +1,6 @@
-"""JSON in a run's folder, which may be someone else's: what is too large, or is no such
-record, is told by name.
+"""Reads JSON from a run's folder, which may be someone else's.
+
+What is too large, or is not the record that it should be, is reported by its name.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ Record = TypeVar("Record", bound=Schema)
 
 
 def read_json(storage: Storage, key: str, schema: type[Record]) -> Record:
-    """An object as the schema's instance.
+    """Return an object of a run's folder as an instance of a schema.
 
-    Raises ObjectError where there is none (CorruptError where it is too large),
-    SpecError where it is none of those.
+    Raises:
+        ObjectError: There is no such object (CorruptError where it is too large).
+        SpecError: It is not what the schema describes.
     """
+    # Read up to a limit: a run may have been downloaded from anywhere.
     return validated_json(schema, storage.read(key, SMALL_JSON), f"{storage.url}/{key}")

@@ -1,9 +1,8 @@
-"""The store of a run: written down so that it is found again from anywhere, and never
-taken for another one.
+"""Finds the store that a run was trained from, and never takes another for it.
 
-A run holds its store's absolute URL, its path from the run's own folder where both are
-local (so that a folder of both may be moved), and its content id. What lies at either
-place counts only if it is that store, or has grown from it.
+A run keeps its store's absolute URL, its content id and, where both are local, the path
+to it from the run's own folder (so that a folder with both in it may be moved). What
+lies at either place counts only if it is that store, or has grown from it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from actstore.format.content_id import content_ids
 from actstore.format.storage import Storage
 from actstore.store.open_store import open as open_store
 from actstore.store.store import Store
+from actstore.store.streamed_store import StreamedStore
 from schemas.manifest import StoreManifest
 from schemas.records import RunRecord, StoreOrigin
 from trainer.errors import RunError
@@ -26,8 +26,11 @@ ORIGIN = "store.json"
 
 
 class RunStore(NamedTuple):
-    """A run's store, open. note: what is to be said where --store names another one
-    than the run is of.
+    """The open store of a run.
+
+    Attributes:
+        store: The store.
+        note: What the user should know where another store than the run's was given.
     """
 
     store: Store
@@ -35,30 +38,31 @@ class RunStore(NamedTuple):
 
 
 def absolute(url: str) -> str:
-    """A URL that means the same from every folder."""
+    """Return a URL that means the same from every folder."""
     local = Storage(url).local
     if local is None:
         return url
     if local.name in {"", ".."}:
         return str(local.resolve())
-    # where it is a link itself, it may be moved with the run
+    # Links above the store are followed. The store itself may be a link that is moved
+    # together with the run, so it keeps its own name.
     return str(local.parent.resolve() / local.name)
 
 
-def origin_of(store: Store, run: str) -> StoreOrigin:
-    """What a run in the folder `run` holds of its store."""
-    url, folder = absolute(store.url), Storage(run).local
-    path = (
-        None
-        if folder is None or store.storage.local is None
-        else os.path.relpath(url, folder.resolve())
-    )
+def origin_of(store: StreamedStore, run: str) -> StoreOrigin:
+    """Return what the run in the folder `run` is to keep about its store."""
+    url = absolute(store.url)
+    folder = Storage(run).local
+    path = None
+    if folder is not None and store.storage.local is not None:
+        path = os.path.relpath(url, folder.resolve())
     return StoreOrigin(store=url, store_path=path, content_id=store.manifest.content_id)
 
 
 def read_origin(storage: Storage) -> StoreOrigin | None:
-    """What a run holds of its store; None for a run of an earlier version that has not
-    ended, and where no run is.
+    """Return what a run has kept about its store.
+
+    None where there is no run, or one of an earlier version that has not ended.
     """
     if storage.exists(ORIGIN):
         return read_json(storage, ORIGIN, StoreOrigin)
@@ -70,90 +74,94 @@ def read_origin(storage: Storage) -> StoreOrigin | None:
     )
 
 
-def is_of(content_id: str, manifest: StoreManifest) -> bool:
-    """Whether a store is the one of that content id, or has grown from it."""
+def is_store_of(content_id: str, manifest: StoreManifest) -> bool:
+    """Return whether a store has that content id, or has grown from one that had it."""
     return content_id in content_ids(manifest)
 
 
 def store_of(run: str, record: RunRecord, given: str | None = None) -> RunStore:
-    """The store of the run in the folder `run`, or the one that the user has `given` in
-    its place.
+    """Open the store of a run, or the one that the user wants in its place.
 
-    Raises RunError where none of the places has the run's store, or the one given has
-    other sites.
+    Args:
+        run: The run's folder.
+        record: Its record.
+        given: The URL of a store to use in place of the run's own.
+
+    Raises:
+        RunError: The run's store is not found, or the one that was given does not have
+            the run's sites.
     """
     if given is None and not record.store:
         raise RunError(
             f"{run}: it was imported without a store; say which one with --store"
         )
-    store = found(run, record) if given is None else open_store(given)
+    store = find_store(run, record) if given is None else open_store(given)
     check_fits(record, store)
-    there = store.manifest.content_id
-    if (
+    is_own = (
         given is None
         or not record.content_id
-        or is_of(record.content_id, store.manifest)
-    ):
-        return RunStore(store, None)
-    return RunStore(
-        store,
-        f"{run}: --store {given} is another store than the run's; its content id is"
-        f" {there}, and that is what is used (the run's is {record.content_id})",
+        or is_store_of(record.content_id, store.manifest)
     )
+    if is_own:
+        return RunStore(store, None)
+    note = (
+        f"{run}: --store {given} is another store than the run's; its content id is"
+        f" {store.manifest.content_id}, and that is what is used (the run's is"
+        f" {record.content_id})"
+    )
+    return RunStore(store, note)
 
 
-def found(run: str, origin: StoreOrigin | RunRecord) -> Store:
-    """The store of that origin: the first of its places where it lies. Raises RunError
-    with what is at each.
+def find_store(run: str, origin: StoreOrigin | RunRecord) -> Store:
+    """Open the store of a run at the first of its possible places where it lies.
+
+    Raises:
+        RunError: It lies at none of them; the message says what does.
     """
-    looked = []
-    for url in places(run, origin):
+    looked_at = []
+    for url in possible_urls(run, origin):
         try:
             store = open_store(url)
         except NotAStoreError:
-            looked.append(f"{url}: no store")
+            looked_at.append(f"{url}: no store")
             continue
         except StoreError as error:
-            looked.append(str(error))
+            looked_at.append(str(error))
             continue
-        if is_of(origin.content_id, store.manifest):
+        if is_store_of(origin.content_id, store.manifest):
             return store
-        looked.append(
+        looked_at.append(
             f"{url}: another store, of content id {store.manifest.content_id}"
         )
     raise RunError(
         f"{run}: its store, of content id {origin.content_id}, is not found; looked at"
-        f" {'; '.join(looked)}. Give --store URL if it lies elsewhere, or to use"
+        f" {'; '.join(looked_at)}. Give --store URL if it lies elsewhere, or to use"
         " another one"
     )
 
 
-def places(run: str, origin: StoreOrigin | RunRecord) -> list[str]:
-    """Where a run's store may lie: by its path from the run's folder, then by its URL.
-    Runs of earlier versions have the URL as it was typed, which may be a path from
-    anywhere.
-    """
-    folder, url = Storage(run).local, absolute(origin.store)
-    typed = (
-        None
-        if "://" in origin.store or Path(origin.store).is_absolute()
-        else origin.store
-    )
-    path = origin.store_path or typed
-    near = (
-        []
-        if folder is None or path is None
-        else [os.path.normpath(folder.resolve() / path)]
-    )
-    return list(dict.fromkeys([*near, url]))
+def possible_urls(run: str, origin: StoreOrigin | RunRecord) -> list[str]:
+    """Return where a run's store may lie: from the run's folder, then by its URL."""
+    # Runs of earlier versions have the URL as it was typed, which may be a path
+    # relative to a folder that is not known any more.
+    is_typed = "://" not in origin.store and not Path(origin.store).is_absolute()
+    relative = origin.store_path or (origin.store if is_typed else None)
+    folder = Storage(run).local
+    urls = []
+    if folder is not None and relative is not None:
+        urls.append(os.path.normpath(folder.resolve() / relative))
+    urls.append(absolute(origin.store))
+    return list(dict.fromkeys(urls))
 
 
-def check_same(storage: Storage, store: Store) -> None:
-    """Raises RunError where the run that lies in `storage` is of another store:
-    training goes on with its own only.
+def check_same(storage: Storage, store: StreamedStore) -> None:
+    """Check that the run in `storage`, if there is one, was begun with this store.
+
+    Raises:
+        RunError: It was begun with another store; training goes on only with its own.
     """
     origin = read_origin(storage)
-    if origin is not None and not is_of(origin.content_id, store.manifest):
+    if origin is not None and not is_store_of(origin.content_id, store.manifest):
         raise RunError(
             f"{storage.url}: this run is of the store of content id {origin.content_id}"
             f" ({origin.store}), but {store.url} is of {store.manifest.content_id};"
@@ -161,25 +169,26 @@ def check_same(storage: Storage, store: Store) -> None:
         )
 
 
-def check_fits(record: RunRecord, store: Store) -> None:
-    """Raises RunError where a store has not the sites that an SAE is of, or has them at
-    another width.
+def check_fits(record: RunRecord, store: StreamedStore) -> None:
+    """Check that a store has the sites of an SAE, at the SAE's widths.
+
+    Raises:
+        RunError: A site is missing, or is of another width.
     """
-    missing = [
-        site for site in (*record.sites, *record.targets) if site not in store.sites
-    ]
+    all_sites = (*record.sites, *record.targets)
+    missing = [site for site in all_sites if site not in store.sites]
     if missing:
         raise RunError(
             f"{store.url}: it has no site {', '.join(missing)} of this SAE; use the"
             " store it is from"
         )
-    wanted = {
-        **dict.fromkeys(record.targets, record.d_out or record.d),
-        **dict.fromkeys(record.sites, record.d),
-    }
+    # A site that is both an input and a target is held against the input's width.
+    wanted = dict.fromkeys(record.targets, record.d_out or record.d)
+    wanted |= dict.fromkeys(record.sites, record.d)
     for site, d in wanted.items():
-        if store.site(site).d != d:
+        width = store.site(site).d
+        if width != d:
             raise RunError(
-                f"{store.url}: its site {site} is of d {store.site(site).d}, this SAE"
-                f" of {d}; use the store it is from"
+                f"{store.url}: its site {site} is of d {width}, this SAE of {d}; use"
+                " the store it is from"
             )

@@ -1,5 +1,7 @@
-"""Tensors of a run that may be someone else's: a file that is damaged, or does not fit
-its record, is told as such.
+"""Reads the tensors of a run, which may be someone else's.
+
+A file that is damaged, or does not fit its record, is reported as such, before memory
+is taken for what it claims to hold.
 """
 
 from __future__ import annotations
@@ -19,97 +21,127 @@ from trainer.errors import RunError
 from trainer.saes.build import Sae, build
 
 LATENTS = "latents.safetensors"
+_ELEMENT_BYTES = 8  # of the widest dtype: float64 or int64
+_HEADER_BYTES = 1 << 20
+_MOST_TOLD = 4  # tensors of a wrong shape that a message names
 
 
 def read_tensors(
     storage: Storage, key: str, wanted: Iterable[str] = (), limit: int | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of an object, which has at least those wanted. Raises ObjectError
-    (CorruptError where it has more than `limit` bytes), or RunError where it has not.
+    """Return the tensors of an object by name.
+
+    Args:
+        storage: The run's folder.
+        key: The object.
+        wanted: Names of tensors that must be there.
+        limit: How many bytes the object may have; None for any number.
+
+    Raises:
+        ObjectError: There is no such object (CorruptError where it is too large).
+        RunError: It is no safetensors file, or lacks a tensor.
     """
     return parsed_tensors(storage.read(key, limit), f"{storage.url}/{key}", wanted)
 
 
 def most_bytes(record: RunRecord, where: str) -> int:
-    """What the weights of a record may take, with their scales, means and header.
-    Raises RunError.
+    """Return how many bytes `sae.safetensors` of a record may have.
+
+    Raises:
+        RunError: No SAE can be built from the record, which is read from `where`.
     """
     weights = sum(math.prod(shape) for shape in _shapes(record, where).values())
-    widths = record.d + (record.d if record.d_out is None else record.d_out)
-    return 8 * (weights + len(record.sites) * (2 + widths)) + (1 << 20)
+    d_out = record.d if record.d_out is None else record.d_out
+    # For each site two scales and two means, those of the input and of the output.
+    scales_and_means = len(record.sites) * (2 + record.d + d_out)
+    return _ELEMENT_BYTES * (weights + scales_and_means) + _HEADER_BYTES
 
 
 def most_latents_bytes(record: RunRecord) -> int:
-    """What `latents.safetensors` may take: int64 [n_layers, m] and [n_layers], and a
-    header.
+    """Return how many bytes `latents.safetensors` of a record may have.
+
+    It holds firings, int64 [n_layers, m], and rows, int64 [n_layers].
     """
-    return 8 * len(record.sites) * (record.n_latents + 1) + (1 << 20)
+    numbers = len(record.sites) * (record.n_latents + 1)
+    return _ELEMENT_BYTES * numbers + _HEADER_BYTES
 
 
 def parsed_tensors(
     data: bytes, where: str, wanted: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """The tensors in a file's bytes. Raises RunError."""
+    """Return the tensors in a safetensors file's bytes by name.
+
+    Raises:
+        RunError: It is no safetensors file, or lacks a tensor of `wanted`.
+    """
     try:
-        found: dict[str, Tensor] = load_tensors(data)
+        tensors: dict[str, Tensor] = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
         # KeyError: a dtype that torch does not have
         raise RunError(
             f"{where}: not a safetensors file that can be read: {error}; copy it again"
         ) from error
-    if missing := [name for name in wanted if name not in found]:
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
         raise RunError(
             f"{where}: it has no tensor {', '.join(missing)}; it was changed or badly"
             " written"
         )
-    return found
+    return tensors
 
 
-def built(record: RunRecord, tensors: dict[str, Tensor], where: str) -> Sae:
-    """The SAE of a record with its weights. Memory is taken only once they are known to
-    fit. Raises RunError.
+def sae_with_weights(record: RunRecord, weights: dict[str, Tensor], where: str) -> Sae:
+    """Build the SAE of a record and load its weights.
+
+    Memory is taken only once the weights are known to fit.
+
+    Raises:
+        RunError: The weights do not fit the record.
     """
     wanted = _shapes(record, where)
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wrong := sorted(
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = sorted(
         name for name in {*wanted, *found} if wanted.get(name) != found.get(name)
-    ):
+    )
+    if wrong:
         told = (
             f"{name}: {list(found.get(name, ()))}, wanted {list(wanted.get(name, ()))}"
-            for name in wrong[:4]
+            for name in wrong[:_MOST_TOLD]
         )
         raise RunError(
             f"{where}: its weights do not fit its record ({'; '.join(told)})"
         )
-    sae = _make(record)
-    sae.load_state_dict(tensors)
+    sae = _build(record)
+    sae.load_state_dict(weights)
     return sae
 
 
-def _make(record: RunRecord) -> Sae:
+def _build(record: RunRecord) -> Sae:
     return build(record.sae, record.d, n_sites=len(record.sites), d_out=record.d_out)
 
 
 def _shapes(record: RunRecord, where: str) -> dict[str, tuple[int, ...]]:
-    """Of each of the weights; nothing is allocated."""
+    """Return the shape of each of an SAE's weights, without allocating any."""
     try:
         with torch.device("meta"):
-            return {
-                name: tuple(value.shape)
-                for name, value in _make(record).state_dict().items()
-            }
+            state = _build(record).state_dict()
     except ActstoreError:
         raise
     except Exception as error:  # sizes that no tensor can have, whatever they lead to
         raise RunError(
-            f"{where}: its record is of no SAE that can be built: {error}"
+            f"{where}: no SAE can be built from its record: {error}"
         ) from error
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def check_shapes(
     tensors: dict[str, Tensor | None], shape: tuple[int, ...], where: str
 ) -> None:
-    """Raises RunError where a tensor that is there has another shape."""
+    """Check that all tensors that are there have a shape.
+
+    Raises:
+        RunError: One of them has another shape.
+    """
     for name, value in tensors.items():
         if value is not None and tuple(value.shape) != shape:
             raise RunError(

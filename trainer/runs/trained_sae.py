@@ -1,5 +1,7 @@
-"""A trained SAE, for use: encode and decode in original activation units, fold a layer,
-patch a model.
+"""A trained SAE, for use.
+
+It encodes and decodes activations in their original units, folds the rescaling of a
+site into its weights, and replaces sites of a model by what it makes of them.
 """
 
 from __future__ import annotations
@@ -19,22 +21,33 @@ from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
 from trainer.kernels.devices import usable
 from trainer.runs.run_files import read_json
-from trainer.runs.run_tensors import built, check_shapes, most_bytes, read_tensors
-from trainer.saes.build import Sae
-from trainer.saes.crosscoder import CrosscoderSae
-from trainer.saes.ops import of_layer
-from trainer.saes.transcoder import TranscoderSae
+from trainer.runs.run_tensors import (
+    check_shapes,
+    most_bytes,
+    read_tensors,
+    sae_with_weights,
+)
+from trainer.saes.build import Sae, kind_of
+from trainer.saes.scaled_rows import of_layer
 
 Layer = str | int | Tensor
+_MOST_SITES_SHOWN = 3
 
 
 class FoldedSae(NamedTuple):
-    """One layer's SAE acting on original units: f = act((x - b_dec) W_enc + b_enc), x'
-    = f W_dec + b_dec.
+    """The SAE of one site, which takes and gives activations in their original units.
 
-    W_enc [d, m], b_enc [m], W_dec [m, d], b_dec [d]; `act` is the architecture's
-    activation function on [B, m], with its thresholds, magnitudes or, behind a hidden
-    layer, all that follows it (W_enc, b_enc and `act` are then of h).
+    latents = act((x - b_dec) @ W_enc + b_enc) and x' = latents @ W_dec + b_dec. Where
+    the encoder has a hidden layer, W_enc and b_enc are those of that layer, and `act`
+    is all that comes after it.
+
+    Attributes:
+        W_enc: float32 [d, m].
+        b_enc: float32 [m].
+        W_dec: float32 [m, d].
+        b_dec: float32 [d].
+        kind: The kind of SAE.
+        act: The activation function on [B, m], with thresholds and magnitudes.
     """
 
     W_enc: Tensor
@@ -45,24 +58,39 @@ class FoldedSae(NamedTuple):
     act: Callable[[Tensor], Tensor]
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents [..., m] of activations [..., d]."""
+        """Return the latents [..., m] of activations [..., d]."""
         _check_shape("encode", "activations", x, (self.W_enc.shape[0],))
         return self.act((x - self.b_dec) @ self.W_enc + self.b_enc)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction [..., d] of latents [..., m]."""
+        """Return the reconstruction [..., d] of latents [..., m]."""
         _check_shape("decode", "latents", latents, (self.W_dec.shape[0],))
         return latents @ self.W_dec + self.b_dec
 
 
 class TrainedSae:
-    """An SAE with its layers' rescaling: x' = (x - mean_l) * scale_l before it, and
-    back behind it.
+    """An SAE together with the rescaling of its sites.
 
-    `layer` is a site name, its index in `sites`, or an int64 tensor [B] of such indices
-    (one per row). A crosscoder takes no layer: its rows are [..., n_sites, d]. A
-    transcoder's layer is a pair of sites, named by its input, and its outputs are
-    rescaled by `out`, the scale and mean of the targets.
+    A row x of site l is seen by the SAE as (x - mean[l]) * scale[l]; what the SAE
+    reconstructs is brought back in the same way.
+
+    Methods take a `layer`: the name of a site, its index in `sites`, or an int64 tensor
+    [B] with an index for each row. A crosscoder takes no layer, since its rows
+    [..., n_sites, d] hold all sites. The layer of a transcoder is a pair of sites,
+    named by its input; its outputs are those of the pair's target.
+
+    Attributes:
+        record: What was trained, and on what.
+        spec: The spec of the SAE.
+        sae: The SAE itself, which sees rescaled rows.
+        url: The run's folder.
+        sites: The sites, in the order of `layer`.
+        d: Width of an activation.
+        n_latents: Size of the dictionary, m.
+        scale: The factor of each site's rows, float32 [n_sites].
+        mean: What is subtracted from them before, float32 [n_sites, d], or None.
+        scale_out: As `scale`, for what is reconstructed.
+        mean_out: As `mean`, for what is reconstructed, [n_sites, d_out] or None.
     """
 
     def __init__(
@@ -74,63 +102,81 @@ class TrainedSae:
         url: str = "",
         out: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
-        self.record, self.sae, self.url = record, sae.eval().requires_grad_(False), url
-        self.sites: tuple[str, ...] = record.sites
-        self.scale, self.mean = scale, mean
-        self.scale_out, self.mean_out = (scale, mean) if out is None else out
+        """Put an SAE and its rescaling together.
+
+        Args:
+            record: The run's record.
+            sae: The SAE with its weights.
+            scale: Factors of the inputs, [n_sites].
+            mean: Means of the inputs, [n_sites, d], or None.
+            url: The run's folder.
+            out: Scale and mean of the targets of a transcoder; None for other kinds.
+        """
+        self.record = record
         self.spec = record.sae
-        self.d, self.n_latents = record.d, record.n_latents
+        self.sae = sae.eval().requires_grad_(False)
+        self.url = url
+        self.sites: tuple[str, ...] = record.sites
+        self.d = record.d
+        self.n_latents = record.n_latents
+        self.scale = scale
+        self.mean = mean
+        self.scale_out, self.mean_out = (scale, mean) if out is None else out
+        self._kind = kind_of(record.sae)
 
     def __repr__(self) -> str:
-        return (
-            f"TrainedSae({self.url!r}:"
-            f" {', '.join(f'{name} {value}' for name, value in self._described())})"
-        )
+        described = ", ".join(f"{name} {value}" for name, value in self._described())
+        return f"TrainedSae({self.url!r}: {described})"
 
     def _repr_html_(self) -> str:
         return table(f"Trained SAE {self.record.name or self.url}", self._described())
 
     def _described(self) -> list[tuple[str, str]]:
-        record, names = self.record, self.sites
-        sites = ", ".join(names) if len(names) <= 3 else f"{names[0]}, ..., {names[-1]}"
+        record = self.record
+        kind: str = self.spec.kind
         inner = getattr(self.spec, "inner", None)
+        if inner is not None:
+            kind = f"{kind} of {inner.kind}"
+        width = f"{self.d}"
+        if record.d_out is not None:
+            width = f"{self.d} to {record.d_out}"
+        sites = ", ".join(self.sites)
+        if len(self.sites) > _MOST_SITES_SHOWN:
+            sites = f"{self.sites[0]}, ..., {self.sites[-1]}"
+        centred = ", centred" if record.center else ""
         return [
-            (
-                "kind",
-                (
-                    self.spec.kind
-                    if inner is None
-                    else f"{self.spec.kind} of {inner.kind}"
-                ),
-            ),
+            ("kind", kind),
             ("latents", f"{self.n_latents:,}"),
-            (
-                "d",
-                f"{self.d}" if record.d_out is None else f"{self.d} to {record.d_out}",
-            ),
-            ("sites", f"{len(names)} ({sites})"),
-            ("rescale", f"{record.rescale}{', centred' if record.center else ''}"),
+            ("d", width),
+            ("sites", f"{len(self.sites)} ({sites})"),
+            ("rescale", f"{record.rescale}{centred}"),
             ("trained on", f"{record.rows:,} rows of {record.store or 'no store'}"),
             ("device", f"{self.device}"),
         ]
 
     @property
     def decoder(self) -> Tensor:
-        """Decoder directions [m, d], in the units the SAE was trained in."""
+        """The decoder directions in the units of training, [m, d].
+
+        A crosscoder has one for each site: [m, n_sites, d].
+        """
         return self.sae.W_dec
 
     @property
     def of_all_sites(self) -> bool:
         """Whether a row holds the activations of all sites, as a crosscoder's does."""
-        return isinstance(self.sae, CrosscoderSae)
+        return self._kind.of_all_sites
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.sae.W_dec.device
 
     def to(self, device: str | torch.device) -> TrainedSae:
-        """Move to a device, in place. Raises KernelError where there is none of that
-        name.
+        """Move to a device, in place.
+
+        Raises:
+            KernelError: There is no device of that name.
         """
         device = usable(device)
         self.sae.to(device)
@@ -141,108 +187,143 @@ class TrainedSae:
         return self
 
     def encode(self, x: Tensor, layer: Layer | None = None) -> Tensor:
-        """Latents [..., m] of activations [..., d] in original units. Raises SaeError
-        for other shapes.
+        """Return the latents of activations in original units.
+
+        Args:
+            x: Activations [..., d]; for a crosscoder [..., n_sites, d].
+            layer: Their site or sites; see the class.
+
+        Returns:
+            Latents, float32 [..., m].
+
+        Raises:
+            SaeError: The shapes do not fit, or the layer is not one of this SAE's.
+
+        Examples:
+            >>> import torch, trainer
+            >>> sae = trainer.load("runs/topk")
+            >>> x = torch.randn(5, sae.d)
+            >>> sae.encode(x, "blocks.0.hook_mlp_out").shape
+            torch.Size([5, 64])
         """
         self._check_input(x, layer)
-        if isinstance(self.sae, CrosscoderSae):
-            return self.sae.encode(self.scaled(x.reshape(-1, *x.shape[-2:]))).reshape(
-                *x.shape[:-2], self.n_latents
-            )
-        at, flat = self._index(layer), x.reshape(-1, self.d)
-        return self.sae.encode(self.scaled(flat, at), at).reshape(
-            *x.shape[:-1], self.n_latents
-        )
+        if self.of_all_sites:
+            rows = x.reshape(-1, *x.shape[-2:])
+            latents = self.sae.encode(self.scaled(rows))
+            return latents.reshape(*x.shape[:-2], self.n_latents)
+        index = self._index(layer)
+        rows = x.reshape(-1, self.d)
+        latents = self.sae.encode(self.scaled(rows, index), index)
+        return latents.reshape(*x.shape[:-1], self.n_latents)
 
-    def scaled(self, x: Tensor, at: int | Tensor | None = None) -> Tensor:
-        """Rows [B, d] in original units as the architecture sees them; at: as `layer`,
-        by index. A crosscoder's rows are [B, n_sites, d].
+    def scaled(self, x: Tensor, index: int | Tensor | None = None) -> Tensor:
+        """Return rows as the SAE sees them: centred and rescaled.
+
+        Args:
+            x: Rows [B, d] in original units; for a crosscoder [B, n_sites, d].
+            index: The index of their site, or int64 [B] with one for each row. None for
+                a crosscoder.
+
+        Returns:
+            Rows of the same shape, float32.
         """
         wide = x.float()
-        if at is None:
-            return (wide if self.mean is None else wide - self.mean) * self.scale[
-                :, None
-            ]
-        return (wide if self.mean is None else wide - self.mean[at]) * self._scale_of(
-            at
-        )
+        if index is None:
+            centred = wide if self.mean is None else wide - self.mean
+            return centred * self.scale[:, None]
+        centred = wide if self.mean is None else wide - self.mean[index]
+        return centred * _scale_of_rows(self.scale, index)
 
     def decode(self, latents: Tensor, layer: Layer | None = None) -> Tensor:
-        """Reconstruction [..., d] in original units of latents [..., m]. Raises
-        SaeError for other shapes.
+        """Return the reconstruction of latents in original units.
+
+        Args:
+            latents: [..., m].
+            layer: The site or sites to reconstruct; see the class.
+
+        Returns:
+            Activations, float32 [..., d]; of a crosscoder [..., n_sites, d]; of a
+            transcoder [..., d_out], without what a skip connection would add.
+
+        Raises:
+            SaeError: The shapes do not fit, or the layer is not one of this SAE's.
         """
         _check_shape("decode", "latents", latents, (self.n_latents,))
         self._check_layer(layer, latents.shape[:-1].numel())
         flat = latents.reshape(-1, self.n_latents)
-        if isinstance(self.sae, CrosscoderSae):
+        if self.of_all_sites:
             out = self.sae.decode(flat) / self.scale[:, None]
-            return (out if self.mean is None else out + self.mean).reshape(
-                *latents.shape[:-1], *out.shape[1:]
-            )
-        at = self._index(layer)
-        return self._unscaled(self.sae.decode(flat, at), at).reshape(
-            *latents.shape[:-1], -1
-        )
+            if self.mean is not None:
+                out = out + self.mean
+            return out.reshape(*latents.shape[:-1], *out.shape[1:])
+        index = self._index(layer)
+        out = self._unscaled(self.sae.decode(flat, index), index)
+        return out.reshape(*latents.shape[:-1], -1)
 
     def reconstruct(self, x: Tensor, layer: Layer | None = None) -> Tensor:
-        """decode(encode(x)) in x's dtype; of a transcoder the output [..., d_out], its
-        skip connection included.
+        """Return what the SAE makes of activations: `decode(encode(x))` in x's dtype.
+
+        For a transcoder that is its prediction of the target, [..., d_out], with its
+        skip connection. Arguments and errors are those of `encode`.
         """
         self._check_input(x, layer)
-        if isinstance(self.sae, TranscoderSae):
-            at, flat = self._index(layer), x.reshape(-1, self.d)
-            out = self._unscaled(self.sae.predict(self.scaled(flat, at), at), at)
-            return out.reshape(*x.shape[:-1], -1).to(x.dtype)
-        return self.decode(self.encode(x, layer), layer).to(x.dtype)
+        if self.of_all_sites:
+            return self.decode(self.encode(x)).to(x.dtype)
+        index = self._index(layer)
+        rows = self.scaled(x.reshape(-1, self.d), index)
+        # Not `decode` of `encode`: a skip connection needs the rows themselves.
+        out = self._unscaled(self.sae.predict(rows, index), index)
+        return out.reshape(*x.shape[:-1], -1).to(x.dtype)
 
     def fold(self, layer: str | int) -> FoldedSae:
-        """The SAE of one layer with the rescaling folded into the weights
-        (saelens-format: Folding).
+        """Return the SAE of one site with its rescaling folded into the weights.
 
-        W_enc *= s; W_dec /= s; b_dec = b_dec / s + mean; b_enc as it is, since b_dec is
-        subtracted from the input. Raises SaeError for an architecture that is not one
-        SAE per layer.
+        With s the site's scale: W_enc is multiplied by s, W_dec divided by s, and b_dec
+        becomes b_dec / s + mean. b_enc stays, since the encoder subtracts b_dec from
+        its input. With s = 2, mean = 3 and b_dec = 1, for example, the SAE subtracts 1
+        from 2 (x - 3), which is 2 (x - 3.5): the new b_dec is 1 / 2 + 3 = 3.5.
+
+        Raises:
+            SaeError: The kind is not one SAE for each site.
         """
-        if isinstance(self.sae, CrosscoderSae | TranscoderSae):
+        if self._kind.of_all_sites or self._kind.to_other_site:
             raise SaeError(
                 f"a {self.spec.kind} is no SAE of one layer, so there is nothing to"
                 " fold"
             )
-        at = self._index(layer)
-        assert isinstance(at, int)
-        s, sae = self.scale[at], self.sae
-        b_dec = of_layer(sae.b_dec, at) / s + (
-            0 if self.mean is None else self.mean[at]
-        )
-        act = partial(sae.activate, layer=at)
+        index = self._index(layer)
+        assert isinstance(index, int)
+        scale = self.scale[index]
+        mean = 0 if self.mean is None else self.mean[index]
         return FoldedSae(
-            sae.encoder * s, sae.encoder_bias, sae.W_dec / s, b_dec, self.spec.kind, act
+            W_enc=self.sae.encoder * scale,
+            b_enc=self.sae.encoder_bias,
+            W_dec=self.sae.W_dec / scale,
+            b_dec=of_layer(self.sae.b_dec, index) / scale + mean,
+            kind=self.spec.kind,
+            act=partial(self.sae.activate, layer=index),
         )
 
     @contextmanager
     def attach(self, model: Any, sites: Sequence[str] | None = None) -> Iterator[Any]:
-        """Inside the `with`, the model's forward sees reconstructions at the sites
-        instead of the activations.
+        """Inside the `with`, let a model's forward see reconstructions at the sites.
 
-        `model`: a TransformerLens TransformerBridge or HookedTransformer, or where the
-        sites are names of modules, the model itself. Raises SaeError for any other.
+        Args:
+            model: A TransformerLens TransformerBridge or HookedTransformer; where the
+                sites are names of modules, the model itself.
+            sites: Which sites to replace; None for all of this SAE's.
+
+        Raises:
+            SaeError: The model is of another sort, or the kind cannot replace a site.
         """
-        if isinstance(self.sae, CrosscoderSae):
-            raise SaeError(
-                "a crosscoder needs all its sites at once, so it cannot replace them"
-                " one by one"
-            )
-        if isinstance(self.sae, TranscoderSae):
-            raise SaeError(
-                "a transcoder's output is of another site than its input, so it cannot"
-                " replace a site"
-            )
-        from trainer.runs.patched_model import patched
+        if self._kind.not_attachable is not None:
+            raise SaeError(self._kind.not_attachable)
+        from trainer.runs.module_patching import patched
 
         names = tuple(sites or self.sites)
-        bridged = hasattr(model, "hooks") and hasattr(model, "hook_dict")
+        is_bridge = hasattr(model, "hooks") and hasattr(model, "hook_dict")
         modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
-        if not bridged and not all(name in modules for name in names):
+        if not is_bridge and not all(name in modules for name in names):
             raise SaeError(
                 "attach wants a TransformerLens model (TransformerBridge), or the"
                 f" model that has modules of these names: {', '.join(names[:3])}; got"
@@ -251,57 +332,53 @@ class TrainedSae:
 
         def patch(name: str) -> Callable[..., Tensor]:
             def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 (TransformerLens calls it by name)
-                flat = value.reshape(
-                    *value.shape[: value.ndim - self._own_dims(value)], self.d
-                )
+                # Heads that are separate, [..., heads, d_head], make one vector.
+                vector_dims = 1 if value.shape[-1] == self.d else 2
+                flat = value.reshape(*value.shape[: value.ndim - vector_dims], self.d)
                 return self.reconstruct(flat, name).reshape(value.shape)
 
             return hook
 
         hooks = [(name, patch(name)) for name in names]
-        with model.hooks(fwd_hooks=hooks) if bridged else patched(model, hooks):
+        attached = model.hooks(fwd_hooks=hooks) if is_bridge else patched(model, hooks)
+        with attached:
             yield model
 
     def _check_input(self, x: Tensor, layer: Layer | None) -> None:
-        shape = (len(self.sites), self.d) if self.of_all_sites else (self.d,)
-        _check_shape(
-            "encode",
-            "activations of all sites" if self.of_all_sites else "activations",
-            x,
-            shape,
-        )
-        self._check_layer(layer, x.shape[: -len(shape)].numel())
+        what = "activations"
+        row_shape: tuple[int, ...] = (self.d,)
+        if self.of_all_sites:
+            what = "activations of all sites"
+            row_shape = (len(self.sites), self.d)
+        _check_shape("encode", what, x, row_shape)
+        self._check_layer(layer, x.shape[: -len(row_shape)].numel())
 
-    def _check_layer(self, layer: Layer | None, rows: int) -> None:
-        """Whether the layer is there, and of a tensor, whether it has an index for each
-        row.
-        """
+    def _check_layer(self, layer: Layer | None, n_rows: int) -> None:
+        """Check that a layer is wanted, and that a tensor has an index for each row."""
         if self.of_all_sites:
             if layer is not None:
                 raise SaeError("a crosscoder takes no layer: its rows hold all sites")
             return
         if not isinstance(layer, Tensor):
             return
-        if layer.dtype != torch.int64 or layer.ndim != 1 or len(layer) != rows:
+        if layer.dtype != torch.int64 or layer.ndim != 1 or len(layer) != n_rows:
+            dtype = str(layer.dtype).removeprefix("torch.")
             raise SaeError(
-                f"layer: wanted a site, its index, or int64 indices of sites [{rows}],"
-                f" one for each row; got {str(layer.dtype).removeprefix('torch.')}"
-                f" {list(layer.shape)}"
+                "layer: wanted a site, its index, or int64 indices of sites"
+                f" [{n_rows}], one for each row; got {dtype} {list(layer.shape)}"
             )
-        low, high = (int(layer.min()), int(layer.max())) if rows else (0, 0)
+        if n_rows == 0:
+            return
+        low = int(layer.min())
+        high = int(layer.max())
         if low < 0 or high >= len(self.sites):
             raise SaeError(
                 f"layer: its indices are {low} to {high}; this SAE has"
                 f" {len(self.sites)} sites"
             )
 
-    def _own_dims(self, value: Tensor) -> int:
-        """Trailing dimensions that make up one vector: 1, or 2 where heads are
-        separate.
-        """
-        return 1 if value.shape[-1] == self.d else 2
-
     def _index(self, layer: Layer | None) -> int | Tensor:
+        """Return the index of a site, or of each row's site."""
         if layer is None:
             raise SaeError(f"which layer? this SAE's sites are {', '.join(self.sites)}")
         if isinstance(layer, str):
@@ -315,18 +392,19 @@ class TrainedSae:
             raise SaeError(f"layer {layer}: this SAE has {len(self.sites)} sites")
         return layer
 
-    def _scale_of(self, at: int | Tensor) -> Tensor:
-        return self.scale[at] if isinstance(at, int) else self.scale[at][:, None]
+    def _unscaled(self, out: Tensor, index: int | Tensor) -> Tensor:
+        """Return outputs of the SAE in original units."""
+        wide = out / _scale_of_rows(self.scale_out, index)
+        return wide if self.mean_out is None else wide + self.mean_out[index]
 
-    def _unscaled(self, out: Tensor, at: int | Tensor) -> Tensor:
-        wide = out / (
-            self.scale_out[at] if isinstance(at, int) else self.scale_out[at][:, None]
-        )
-        return wide if self.mean_out is None else wide + self.mean_out[at]
+
+def _scale_of_rows(scale: Tensor, index: int | Tensor) -> Tensor:
+    """Return the factor of one site, or a column of factors, one for each row."""
+    return scale[index] if isinstance(index, int) else scale[index][:, None]
 
 
 def _check_shape(call: str, what: str, x: Any, last: tuple[int, ...]) -> None:
-    """Raises SaeError where x is no tensor whose last dimensions are these."""
+    """Raise SaeError where x is not a tensor whose last dimensions are these."""
     wanted = f"{call}: wanted {what}, a tensor [..., {', '.join(map(str, last))}]"
     if not isinstance(x, Tensor):
         raise SaeError(
@@ -340,35 +418,49 @@ def _check_shape(call: str, what: str, x: Any, last: tuple[int, ...]) -> None:
 def load(
     run: str, options: dict[str, Any] | None = None, device: str | torch.device = "cpu"
 ) -> TrainedSae:
-    """The trained SAE of a run folder (any fsspec URL). Raises RunError where there is
-    none, or weights that do not fit their record.
+    """Load the trained SAE of a run.
+
+    Args:
+        run: The run's folder: a path or any fsspec URL.
+        options: Options of the file system, such as credentials.
+        device: Where its weights go.
+
+    Returns:
+        The SAE, ready for use.
+
+    Raises:
+        RunError: There is no finished run, or its weights do not fit its record.
+
+    Examples:
+        >>> import trainer
+        >>> sae = trainer.load("runs/topk")
+        >>> sae.spec.kind, sae.n_latents, len(sae.sites)
+        ('topk', 64, 2)
     """
     storage = Storage(run, options)
     try:
         record = read_json(storage, "sae.json", RunRecord)
         limit = most_bytes(record, f"{run}/sae.json")
-        tensors = read_tensors(storage, "sae.safetensors", ("scale",), limit)
-    except CorruptError:
+        weights = read_tensors(storage, "sae.safetensors", ("scale",), limit)
+    except CorruptError:  # a kind of ObjectError, but the object is there
         raise
     except ObjectError:
-        what = (
-            "this run has not ended; `trainer train --resume` goes on"
-            if storage.exists("spec.json")
-            else "there is none; check the path"
-        )
+        what = "there is none; check the path"
+        if storage.exists("spec.json"):
+            what = "this run has not ended; `trainer train --resume` goes on"
         raise RunError(
             f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}"
         ) from None
-    scale, mean = tensors.pop("scale"), tensors.pop("mean", None)
-    scale_out, mean_out = tensors.pop("scale_out", None), tensors.pop("mean_out", None)
-    where, n = f"{run}/sae.safetensors", len(record.sites)
-    check_shapes({"scale": scale, "scale_out": scale_out}, (n,), where)
-    check_shapes({"mean": mean}, (n, record.d), where)
-    check_shapes(
-        {"mean_out": mean_out},
-        (n, record.d if record.d_out is None else record.d_out),
-        where,
-    )
-    sae = built(record, tensors, where)
+    scale = weights.pop("scale")
+    mean = weights.pop("mean", None)
+    scale_out = weights.pop("scale_out", None)
+    mean_out = weights.pop("mean_out", None)
+    where = f"{run}/sae.safetensors"
+    n_sites = len(record.sites)
+    d_out = record.d if record.d_out is None else record.d_out
+    check_shapes({"scale": scale, "scale_out": scale_out}, (n_sites,), where)
+    check_shapes({"mean": mean}, (n_sites, record.d), where)
+    check_shapes({"mean_out": mean_out}, (n_sites, d_out), where)
+    sae = sae_with_weights(record, weights, where)
     out = None if scale_out is None else (scale_out, mean_out)
     return TrainedSae(record, sae, scale, mean, run, out).to(device)

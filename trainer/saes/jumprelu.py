@@ -1,5 +1,7 @@
-"""JumpReLU (Rajamanoharan et al. 2024, "Jumping ahead"): f = z where z > threshold, z =
-(x - b_dec) W_enc + b_enc.
+"""JumpReLU (Rajamanoharan et al. 2024): each latent learns the threshold it fires at.
+
+From "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
+autoencoders". f = z where z > threshold, else 0; z = (x - b_dec) W_enc + b_enc.
 
 Loss = |x - x'|^2 + l0 * (latents above their thresholds). Thresholds are positive and
 learnt as logarithms, with the paper's pseudo-derivatives: with K(u) = 1 for |u| < 1/2
@@ -9,210 +11,234 @@ d threshold = -(1 / e) K((z - threshold) / e). Decoder rows are kept at norm 1.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from schemas.sae import JumpRelu
 from trainer.kernels.dense_encoder import affine, in_cache
-from trainer.saes.encoder_init import begin_at, first_l0, fitted, limits
-from trainer.saes.ops import (
-    Centre,
-    Layer,
-    Penalty,
-    ScaledRows,
-    Shape,
-    Step,
-    encoder_input,
-    first_encoder,
-    mean,
-    normalise_rows,
-    of_layer,
-    remove_parallel,
-    squared_error,
-    unit_rows,
-)
+from trainer.saes.centres import Centre, mean
+from trainer.saes.dictionary_parts import ONE_PART, Parts
+from trainer.saes.encoder_init import first_l0, limits
+from trainer.saes.flat_sae import FlatSae, above
+from trainer.saes.registry import Kind, StepMemory, register
+from trainer.saes.scaled_rows import Layer, ScaledRows, of_layer
+from trainer.saes.shape import Shape, first_encoder
+from trainer.saes.step import Penalty, Step, squared_error
 
+# What thresholds begin with at least: one of 0 would have no logarithm.
 LEAST_THRESHOLD = 1e-2
 
 
 class Jump(torch.autograd.Function):
-    """(z [B, m], threshold [m] or [B, m], bandwidth) to (f [B, m], active latents per
-    row: scalar, and on how many rows each latent is active: int64 [m]). On a CPU block
-    by block, each while it is in cache. The gradient of f is overwritten: use f once,
-    in a product.
+    """From pre-activations and thresholds to latents and how many are active.
+
+    On a CPU it goes block by block, each while it is in cache. The gradient of the
+    latents is overwritten: use them once, in a product.
     """
 
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute one batch.
+
+        Args:
+            ctx: Autograd's.
+            z: Pre-activations [B, m].
+            threshold: [m], or [B, m].
+            bandwidth: Width of the kernel of the pseudo-derivatives.
+
+        Returns:
+            Latents [B, m]; active latents per row, a scalar; on how many rows each
+            latent is active, int64 [m].
+        """
         ctx.save_for_backward(z, threshold)
         ctx.bandwidth = bandwidth
-        latents, fired = (
-            torch.empty_like(z),
-            torch.zeros(z.shape[1], dtype=torch.int64, device=z.device),
+        latents = torch.empty_like(z)
+        fired = torch.zeros(z.shape[1], dtype=torch.int64, device=z.device)
+        blocks = zip(
+            in_cache(z),
+            in_cache(latents),
+            _limits(threshold, z),
+            strict=True,
         )
-        for values, out, limit in zip(
-            in_cache(z), in_cache(latents), _limits(threshold, z), strict=True
-        ):
-            active = values > limit
-            torch.mul(values, active, out=out)  # a mask's fill is many times slower
+        for z_block, latents_block, limit in blocks:
+            active = z_block > limit
+            # a mask's fill is many times slower than a product
+            torch.mul(z_block, active, out=latents_block)
             fired += active.sum(dim=0, dtype=torch.int32)
         ctx.mark_non_differentiable(fired)
-        return latents, fired.sum().to(threshold.dtype) / max(1, len(z)), fired
+        n_active = fired.sum().to(threshold.dtype)
+        return latents, n_active / max(1, len(z)), fired
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of z and threshold."""
         z, threshold = ctx.saved_tensors
-        of_f, of_count = gradients[0].contiguous(), gradients[1] / max(1, len(z))
+        of_z = gradients[0].contiguous()
+        of_count = gradients[1] / max(1, len(z))
         of_threshold = torch.zeros_like(threshold)
-        sums = (
-            in_cache(of_threshold, like=z)
-            if threshold.ndim > 1
-            else [of_threshold] * len(in_cache(z))
+        by_row = threshold.ndim > 1
+        if by_row:
+            sums = in_cache(of_threshold, like=z)
+        else:
+            sums = (of_threshold,) * len(in_cache(z))
+        blocks = zip(
+            in_cache(z),
+            in_cache(of_z),
+            _limits(threshold, z),
+            sums,
+            strict=True,
         )
-        for values, of, limit, add in zip(
-            in_cache(z), in_cache(of_f), _limits(threshold, z), sums, strict=True
-        ):
-            near = (values - limit).abs_() < ctx.bandwidth / 2
-            pulled = (limit * of).add_(of_count).mul_(near)
-            add.sub_(pulled if threshold.ndim > 1 else pulled.sum(dim=0))
-            of.mul_(values > limit)
-        return of_f, of_threshold / ctx.bandwidth, None
+        for z_block, of_block, limit, sum_block in blocks:
+            # Both pseudo-derivatives have the kernel K and 1 / e in common. With a
+            # threshold of 0.5 and e = 0.1 they count where z is in (0.45, 0.55), and
+            # are there -(0.5 f' + count') / 0.1.
+            near = (z_block - limit).abs_() < ctx.bandwidth / 2
+            pulled = (limit * of_block).add_(of_count).mul_(near)
+            sum_block.sub_(pulled if by_row else pulled.sum(dim=0))
+            # in place: the latents' gradient becomes that of z
+            of_block.mul_(z_block > limit)
+        return of_z, of_threshold / ctx.bandwidth, None
 
 
 def _limits(threshold: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-    """A threshold for each block of z."""
-    return (
-        in_cache(threshold, like=z)
-        if threshold.ndim > 1
-        else (threshold,) * len(in_cache(z))
-    )
+    """Return a threshold for each block of z."""
+    if threshold.ndim > 1:
+        return in_cache(threshold, like=z)
+    return (threshold,) * len(in_cache(z))
 
 
-class JumpReluSae(nn.Module):
-    """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out], log_threshold [m];
-    b_dec and log_threshold may be there once for each layer: [n_sites, ...].
+class JumpReluSae(FlatSae):
+    """An SAE with a learnt threshold for each latent.
+
+    Attributes:
+        W_enc: [d, m].
+        b_enc: [m].
+        W_dec: [m, d_out].
+        b_dec: [d_out], or [n_sites, d_out] with `per_layer_bias`.
+        log_threshold: [m], or [n_sites, m] with `per_layer_threshold`.
     """
 
-    unit_decoder = True
+    # Margins are logarithms, so that a rise of 1 is a threshold e times as high.
+    margin_std: ClassVar[float] = 1.0
+    latent_axis: ClassVar[dict[str, int]] = {
+        "W_dec": 0,
+        "W_enc": 1,
+        "b_enc": -1,
+        "log_threshold": -1,
+    }
 
     def __init__(self, spec: JumpRelu, shape: Shape) -> None:
-        super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = (
-            spec,
-            shape,
-            shape.d,
-            spec.size(shape.d),
-        )
-        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
+        super().__init__(spec, shape)
         self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape))
-        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
-        self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
-        thresholds = (
-            (shape.n_sites, self.n_latents)
-            if spec.per_layer_threshold
-            else (self.n_latents,)
-        )
-        self.log_threshold = nn.Parameter(
-            torch.full(thresholds, spec.threshold or LEAST_THRESHOLD).log()
-        )
-
-    @property
-    def firing_bias(self) -> Tensor:
-        """[m]: raised, a latent fires more often."""
-        return self.b_enc
-
-    @property
-    def encoder(self) -> Tensor:
-        """[d, m]."""
-        return self.W_enc
-
-    @property
-    def encoder_bias(self) -> Tensor:
-        """[m]."""
-        return self.b_enc
+        self.b_enc = self.zeros()
+        self.b_dec = self.decoder_bias()
+        sizes: tuple[int, ...] = (self.n_latents,)
+        if spec.per_layer_threshold:
+            sizes = (shape.n_sites, self.n_latents)
+        first = torch.full(sizes, spec.threshold or LEAST_THRESHOLD)
+        self.log_threshold = nn.Parameter(first.log())
 
     @property
     def threshold(self) -> Tensor:
-        """[m] or [n_sites, m]."""
+        """The pre-activation at which a latent begins to fire: [m] or [n_sites, m]."""
         return self.log_threshold.exp()
 
-    def pre_activations(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """[B, m]."""
-        return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
-
     def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """As logarithms, by how much pre-activations are above where latents begin to
-        fire: [B, m].
+        """Return the logarithm of pre-activations over their thresholds: [B, m].
+
+        It is above 0 where a latent fires, and -inf where a pre-activation is not above
+        0, which no threshold lets through.
+
+        Args:
+            x: [B, d].
+            layer: That of the rows.
         """
-        return (
-            self.pre_activations(x, layer).relu() / of_layer(self.threshold, layer)
-        ).log()
+        threshold = of_layer(self.threshold, layer)
+        ratio = self.pre_activations(x, layer).relu()
+        ratio = ratio / threshold
+        return ratio.log()
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:
-        """Latents of pre-activations [B, m]."""
+        """Return latents [B, m] of pre-activations [B, m]."""
         return torch.where(pre > of_layer(self.threshold, layer), pre, 0.0)
 
-    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """Latents [B, m] of rows [B, d]."""
-        return self.activate(self.pre_activations(x, layer), layer)
+    def training_step(
+        self,
+        rows: ScaledRows,
+        penalty: Penalty,
+        dead: Tensor,  # noqa: ARG002 (nothing for the dead)
+        parts: Parts = ONE_PART,
+    ) -> Step:
+        """Return the loss on rows; `penalty` is the weight of its sparsity term.
 
-    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
-        """Reconstruction [B, d_out] of latents [B, m]."""
-        return latents @ self.W_dec + of_layer(self.b_dec, layer)
-
-    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `penalty` is its weight."""
-        shift = None if self.shape.d_out is not None else self.b_dec
-        pre = affine(rows.x, shift, rows.layer, self.W_enc, self.b_enc)
+        Arguments are those of `FlatSae.training_step`; `dead`, bool [m], is not used.
+        """
+        assert self.W_enc is not None
+        shift = self.shift_inputs()
+        pre = affine(
+            rows.x,
+            None if shift is None else parts.shared(shift),
+            rows.layer,
+            self.W_enc,
+            self.b_enc,
+        )
         threshold = of_layer(self.threshold, rows.layer)
-        latents, count, fired = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
-        reconstruction = self.decode(latents, rows.layer)
+        latents, active, fired = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
+        # added after the sum over processes, so that it counts once
+        bias = of_layer(self.b_dec, rows.layer)
+        reconstruction = parts.summed(latents @ self.W_dec) + bias
+        l0 = parts.summed(active)
         mse = squared_error(rows.wanted, reconstruction)
-        loss = mse + penalty * count
-        return Step(loss, reconstruction, fired, count.detach(), {"mse": mse})
-
-    def before_update(self) -> None:
-        """Between backward and the optimiser's step."""
-        remove_parallel(self.W_dec, self.W_dec.grad)
+        loss = mse + penalty * l0
+        return Step(loss, reconstruction, fired, l0.detach(), {"mse": mse})
 
     @torch.no_grad()
-    def after_update(self) -> None:
-        """Behind the optimiser's step."""
-        normalise_rows(self.W_dec)
+    def raise_thresholds(self, by: Tensor) -> None:
+        """Make all latents rarer, or more frequent where `by` is below 0.
+
+        by: a scalar. At 0.2 a threshold of 1 becomes one of 1.22.
+        """
+        self.log_threshold.add_(by)
+
+    @torch.no_grad()
+    def forget_biases(
+        self, latents: Tensor, mean_of_living: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Set biases of latents [n] to 0, and thresholds to the mean of the living."""
+        mean_threshold = mean_of_living(self.threshold)
+        super().forget_biases(latents, mean_of_living)
+        self.log_threshold.index_fill_(-1, latents, mean_threshold.log())
 
     @torch.no_grad()
     def initialise(
         self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
     ) -> None:
-        """Decoder bias, directions, thresholds and the encoder's length from rows
-        (`start`).
-        """
-        middle, fit = begin_at(
-            rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data
-        )
-        if rows.target is not None:
-            self.b_enc.copy_(-middle @ self.W_enc)
-
-        def pre(part: ScaledRows) -> Tensor:
-            return self.pre_activations(part.x, part.layer)
-
-        threshold = limits(pre, fit, first_l0(self.spec)).threshold
-        scale = fitted(
-            pre,
-            lambda values: torch.where(values > threshold, values, 0.0),
-            self.W_dec,
-            fit,
-            self.b_dec,
-        )
-        self.W_enc.mul_(scale)
-        self.b_enc.mul_(scale)
+        """Set the decoder's bias, directions, thresholds and the encoder's length."""
+        _, fit = self.begin_at(rows, centre, from_data)
+        threshold = limits(self.pre_on, fit, first_l0(self.spec)).threshold
+        scale = self.fitted(above(threshold), fit)
+        self.lengthen_encoder(scale)
         first = (scale * threshold).clamp_min(LEAST_THRESHOLD)
         # biases take what the thresholds are not given
         if self.spec.threshold is not None:
             self.b_enc.add_(self.spec.threshold - first)
             first = torch.full_like(first, self.spec.threshold)
         self.log_threshold.copy_(first.log())
+
+
+register(
+    Kind(
+        JumpRelu,
+        JumpReluSae,
+        learning_rate=7.2e-3,
+        starting_penalty=0.05,
+        step_memory=lambda _: StepMemory(4.7),
+        saelens="jumprelu",
+        imported=True,
+    )
+)

@@ -1,180 +1,97 @@
-"""Matryoshka BatchTopK (Bussmann et al. 2025): nested prefixes of the dictionary must
-each reconstruct the row.
+"""Matryoshka BatchTopK (Bussmann et al. 2025): each prefix of the dictionary suffices.
 
 f as in `batch_topk`, over all latents. With prefixes m_1 < ... < m_P = m, x'_p = b_dec
 + sum of f_i W_dec,i over i < m_p, and loss = mean over p of |x - x'_p|^2 (+ AuxK on the
-error of the whole). Early latents so stay general ones.
+error of the whole). Early latents so stay general ones: with prefixes of 2 and 6
+latents, the first two also have to reconstruct the row without the other four.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from schemas.sae import Matryoshka
-from trainer.kernels.nonzeros import Chosen
-from trainer.saes.encoder_init import begin_at, fitted, level
-from trainer.saes.ops import (
-    Centre,
-    Layer,
-    Penalty,
-    ScaledRows,
-    Shape,
-    Step,
-    encoder_input,
-    first_encoder,
-    mean,
-    normalise_rows,
-    of_layer,
-    remove_parallel,
-    squared_error,
-    unit_rows,
-)
-from trainer.saes.sparse_codes import (
-    Encoder,
-    fired,
-    lowest,
-    prefix_decoded,
-    running_mean,
-)
+from trainer.errors import SaeError
+from trainer.saes.batch_selection import BatchSelectingSae
+from trainer.saes.dictionary_parts import ONE_PART, Parts
+from trainer.saes.registry import Kind, register
+from trainer.saes.scaled_rows import ScaledRows, of_layer
+from trainer.saes.shape import Shape
+from trainer.saes.sparse_codes import prefix_decoded
+from trainer.saes.step import Penalty, Step, squared_error
 
 
-def prefix_ends(spec: Matryoshka, n_latents: int) -> list[int]:
-    """How many latents each prefix has, of a dictionary of n_latents."""
-    return [max(1, round(share * n_latents)) for share in spec.prefixes]
+class MatryoshkaSae(BatchSelectingSae):
+    """An SAE whose loss is the mean over nested dictionaries.
 
-
-class MatryoshkaSae(nn.Module):
-    """W_enc [d, m], b_enc [m], W_dec [m, d_out], b_dec [d_out] or [n_sites, d_out];
-    threshold [1].
+    Attributes:
+        W_enc: [d, m].
+        b_enc: [m].
+        W_dec: [m, d_out].
+        b_dec: [d_out], or [n_sites, d_out] with `per_layer_bias`.
+        threshold: [1].
+        prefixes: How many latents each prefix has, of the whole dictionary.
     """
 
-    unit_decoder = True
-    threshold: Tensor
-    updates: Tensor
-
     def __init__(self, spec: Matryoshka, shape: Shape) -> None:
-        super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = (
-            spec,
-            shape,
-            shape.d,
-            spec.size(shape.d),
-        )
-        self.prefixes = prefix_ends(spec, self.n_latents)
-        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, shape.out)))
-        self.W_enc = nn.Parameter(first_encoder(self.W_dec, shape, by_latent=True))
-        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
-        self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
-        self.register_buffer("threshold", torch.zeros(1))
-        self.register_buffer("updates", torch.zeros(1))
-        # of the last training step; it enters the threshold with the update
-        self._lowest: Tensor | None = None
+        super().__init__(spec, shape)
+        n_latents = spec.size(shape.d)
+        sizes = [round(share * n_latents) for share in spec.prefixes]
+        self.prefixes = [max(1, size) for size in sizes]
 
-    @property
-    def firing_bias(self) -> Tensor:
-        """[m]: raised, a latent fires more often."""
-        return self.b_enc
+    @classmethod
+    def check(cls, spec: Any, shape: Shape) -> None:
+        super().check(spec, shape)
+        n_latents = spec.size(shape.d)
+        if round(spec.prefixes[0] * n_latents) < 1:
+            raise SaeError(
+                f"the first prefix, {spec.prefixes[0]:.3g} of {n_latents} latents, is"
+                " empty; raise it"
+            )
 
-    @property
-    def encoder(self) -> Tensor:
-        """[d, m]."""
-        return self.W_enc
+    def training_step(
+        self,
+        rows: ScaledRows,
+        penalty: Penalty,  # noqa: ARG002 (k is the sparsity)
+        dead: Tensor,
+        parts: Parts = ONE_PART,
+    ) -> Step:
+        """Return the loss on rows; `dead` are the latents AuxK may use.
 
-    @property
-    def encoder_bias(self) -> Tensor:
-        """[m]."""
-        return self.b_enc
-
-    def pre_activations(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """[B, m], before the selection."""
-        return encoder_input(x, self.b_dec, layer, self.shape) @ self.W_enc + self.b_enc
-
-    def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """By how much pre-activations are above where latents begin to fire: [B, m]."""
-        return self.pre_activations(x, layer) - self.threshold
-
-    def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
-        """Latents of pre-activations [B, m] by the threshold."""
-        return torch.where(pre > self.threshold, pre, 0.0)
-
-    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """Latents [B, m] of rows [B, d], each row for itself."""
-        return self.activate(self.pre_activations(x, layer))
-
-    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
-        """Reconstruction [B, d_out] of latents [B, m]."""
-        return latents @ self.W_dec + of_layer(self.b_dec, layer)
-
-    def choose(self, rows: ScaledRows, encoder: Encoder | None = None) -> Chosen:
-        """The selection of a batch, whose training step may then be computed in parts."""
-        encoder = encoder or Encoder(
-            rows, self.W_enc, self.b_enc, self.b_dec, self.shape
-        )
-        chosen = encoder.batch_top_k(self.spec.k * len(rows.x))
-        self._lowest = lowest(*chosen, None, 1)
-        return chosen
-
-    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (k is the sparsity)
-        """Loss on rows; `dead` bool [m] are the latents AuxK may use. `parts.mse` is of
-        the whole dictionary.
+        Arguments are those of `FlatSae.training_step`: `dead` is bool [m] or int64 [n].
+        The term `mse` is that of the whole dictionary.
         """
-        encoder = Encoder(rows, self.W_enc, self.b_enc, self.b_dec, self.shape)
-        chosen = self.choose(rows, encoder) if rows.chosen is None else rows.chosen
-        values, pattern = encoder.at(chosen), chosen.pattern
-        nested = prefix_decoded(
-            values, self.W_dec, pattern, self.prefixes, of_layer(self.b_dec, rows.layer)
-        )
-        reconstruction, errors = (
-            nested[-1],
-            [squared_error(rows.wanted, one) for one in nested],
-        )
-        parts = {"mse": errors[-1], "prefixes": torch.stack(errors).mean()}
-        loss = parts["prefixes"]
-        if self.spec.aux_coefficient:
-            aux = encoder.aux_k(
-                rows.wanted - reconstruction, dead, self.spec.aux_k, self.W_dec
-            )
-            if aux is not None:
-                parts["aux"] = aux
-                loss = loss + self.spec.aux_coefficient * aux
-        counts = fired(values, pattern)
-        return Step(loss, reconstruction, counts, counts.sum() / len(rows.x), parts)
+        b_dec = parts.shared(self.b_dec)
+        encoder = self.encoder_on(rows, b_dec)
+        selection = rows.selection or self.select(rows, parts, encoder)
+        values = encoder.at(selection.chosen)
+        pattern = selection.chosen.pattern
+        bias = parts.once(of_layer(b_dec, rows.layer))
+        ends = self.prefixes_here(parts.first_latent)
+        nested = prefix_decoded(values, self.W_dec, pattern, ends, bias)
+        # in one exchange, for its latency would come once for each prefix
+        nested = parts.summed_together(nested)
+        # the last prefix is the whole dictionary
+        reconstruction = nested[-1]
+        errors = [squared_error(rows.wanted, prefix) for prefix in nested]
+        loss = torch.stack(errors).mean()
+        terms = {"mse": errors[-1], "prefixes": loss}
+        codes = (values, pattern)
+        step = self.step_of(terms, loss, reconstruction, codes, parts)
+        step = step._replace(smallest_kept=selection.smallest)
+        return self.with_aux_k(step, rows, encoder, dead, parts)
 
-    def before_update(self) -> None:
-        """Between backward and the optimiser's step."""
-        remove_parallel(self.W_dec, self.W_dec.grad)
+    def prefixes_here(self, first_latent: int) -> list[int]:
+        """Return how many of the latents here each prefix has.
 
-    @torch.no_grad()
-    def after_update(self) -> None:
-        """Behind the optimiser's step."""
-        normalise_rows(self.W_dec)
-        if self._lowest is not None:
-            running_mean(
-                self.threshold, self.updates, self._lowest, self.spec.threshold_decay
-            )
+        Of prefixes (2, 6) and latents 4 to 7 here, the first has none and the second
+        two.
+        """
+        counts = [end - first_latent for end in self.prefixes]
+        return [min(max(0, count), self.n_latents) for count in counts]
 
-    @torch.no_grad()
-    def initialise(
-        self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
-    ) -> None:
-        """Decoder bias, directions and the encoder's length from rows (`start`)."""
-        middle, fit = begin_at(
-            rows, self.W_dec, self.W_enc, self.b_dec, centre, from_data
-        )
-        if rows.target is not None:
-            self.b_enc.copy_(-middle @ self.W_enc)
 
-        def pre(part: ScaledRows) -> Tensor:
-            return self.pre_activations(part.x, part.layer)
-
-        least = level(pre, fit, self.spec.k)
-        scale = fitted(
-            pre,
-            lambda values: torch.where(values > least, values, 0.0),
-            self.W_dec,
-            fit,
-            self.b_dec,
-        )
-        self.W_enc.mul_(scale)
-        self.b_enc.mul_(scale)
+register(Kind(Matryoshka, MatryoshkaSae, learning_rate=6.5e-3, saelens="jumprelu"))

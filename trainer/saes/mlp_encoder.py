@@ -1,9 +1,9 @@
-"""An encoder with a hidden layer (methods, section 5): f = ReLU(ReLU((x - b_dec)
-W_hidden + b_hidden) W_enc + b_enc).
+"""An SAE whose encoder has a hidden layer (docs/methods.md, section 5).
 
-x' = f W_dec + b_dec, loss = |x - x'|^2 + l1 * sum f, decoder rows at norm 1, as in
-`relu_l1`. Where the hidden layer is 2 d wide or wider it begins as (x, -x), from which
-the usual linear encoder can be read: a start no worse than linear.
+f = ReLU(ReLU((x - b_dec) W_hidden + b_hidden) W_enc + b_enc), x' = f W_dec + b_dec,
+loss = |x - x'|^2 + l1 * sum f, decoder rows at norm 1, as in `relu_l1`. Where the
+hidden layer is 2 d wide or wider it begins as (x, -x), from which the usual linear
+encoder can be read: a start no worse than linear.
 """
 
 from __future__ import annotations
@@ -12,136 +12,149 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import MlpEncoder
-from trainer.saes.encoder_init import begin_at, first_l0, fitted, limits
-from trainer.saes.ops import (
-    Centre,
-    Layer,
-    Penalty,
-    ScaledRows,
-    Shape,
-    Step,
-    encoder_input,
-    mean,
-    normalise_rows,
-    of_layer,
-    remove_parallel,
-    squared_error,
-    unit_rows,
-)
+from trainer.saes.centres import Centre, mean
+from trainer.saes.dictionary_parts import ONE_PART, Parts
+from trainer.saes.encoder_init import begin_at, first_l0, limits
+from trainer.saes.flat_sae import FlatSae
+from trainer.saes.registry import Kind, StepMemory, register
+from trainer.saes.scaled_rows import Layer, ScaledRows, of_layer
+from trainer.saes.shape import Shape
+from trainer.saes.step import Penalty, Step, firings, squared_error
+from trainer.saes.unit_rows import unit_rows
 
 
-class MlpEncoderSae(nn.Module):
-    """W_hidden [d, h], b_hidden [h], W_enc [h, m], b_enc [m], W_dec [m, d], b_dec [d]
-    or [n_sites, d].
+class MlpEncoderSae(FlatSae):
+    """An SAE whose latents are made of a hidden layer of h units.
+
+    Attributes:
+        W_hidden: [d, h].
+        b_hidden: [h].
+        W_enc: [h, m].
+        b_enc: [m].
+        W_dec: [m, d].
+        b_dec: [d], or [n_sites, d] with `per_layer_bias`.
     """
 
-    unit_decoder = True
-
     def __init__(self, spec: MlpEncoder, shape: Shape) -> None:
-        super().__init__()
-        self.spec, self.shape, self.d, self.n_latents = (
-            spec,
-            shape,
-            shape.d,
-            spec.size(shape.d),
-        )
-        hidden = max(1, round(spec.hidden * self.d))
-        self.W_dec = nn.Parameter(unit_rows(torch.randn(self.n_latents, self.d)))
-        self.W_hidden = nn.Parameter(
-            unit_rows(torch.randn(hidden, self.d)).T.contiguous()
-        )
-        self.b_hidden = nn.Parameter(torch.zeros(hidden))
-        self.W_enc = nn.Parameter(
-            unit_rows(torch.randn(self.n_latents, hidden)).T.contiguous()
-        )
-        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
-        self.b_dec = nn.Parameter(torch.zeros(shape.bias(spec.per_layer_bias)))
+        super().__init__(spec, shape)
+        width = max(1, round(spec.hidden * self.d))
+        self.W_hidden = _columns(self.d, width)
+        self.b_hidden = nn.Parameter(torch.zeros(width))
+        self.W_enc = _columns(width, self.n_latents)
+        self.b_enc = self.zeros()
+        self.b_dec = self.decoder_bias()
         self._linear_start()
 
     @property
-    def firing_bias(self) -> Tensor:
-        """[m]: raised, a latent fires more often."""
-        return self.b_enc
-
-    @property
     def encoder(self) -> Tensor:
-        """Of the hidden layer, [d, h]."""
+        """The weights of the hidden layer, [d, h]."""
         return self.W_hidden
 
     @property
     def encoder_bias(self) -> Tensor:
-        """Of the hidden layer, [h]."""
+        """The bias of the hidden layer, [h]."""
         return self.b_hidden
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)
-        """Latents [B, m] of the hidden layer's pre-activations [B, h]."""
-        return (pre.relu() @ self.W_enc + self.b_enc).relu()
+        """Return latents [B, m] of the hidden layer's pre-activations [B, h]."""
+        return self._from_hidden(pre.relu()).relu()
 
     def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """By how much pre-activations are above where latents begin to fire: [B, m]."""
-        hidden = (
-            encoder_input(x, self.b_dec, layer, self.shape) @ self.W_hidden
-            + self.b_hidden
-        )
-        return hidden.relu() @ self.W_enc + self.b_enc
+        """Return by how much latents' own pre-activations are above 0: [B, m].
 
-    def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """Latents [B, m] of rows [B, d]."""
-        return self.margins(x, layer).relu()
+        Args:
+            x: [B, d].
+            layer: That of the rows.
+        """
+        return self._from_hidden(self.pre_activations(x, layer).relu())
 
-    def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
-        """Reconstruction [B, d] of latents [B, m]."""
-        return latents @ self.W_dec + of_layer(self.b_dec, layer)
+    def training_step(
+        self,
+        rows: ScaledRows,
+        penalty: Penalty,
+        dead: Tensor,  # noqa: ARG002 (nothing for the dead)
+        parts: Parts = ONE_PART,
+    ) -> Step:
+        """Return the loss on rows; `penalty` is the weight of its sparsity term.
 
-    def training_step(self, rows: ScaledRows, penalty: Penalty, dead: Tensor) -> Step:  # noqa: ARG002 (nothing for the dead)
-        """Loss on rows; `penalty` is its weight."""
-        latents = self.encode(rows.x, rows.layer)
-        reconstruction = self.decode(latents, rows.layer)
-        mse, l1 = squared_error(rows.wanted, reconstruction), latents.sum(dim=-1).mean()
-        with torch.no_grad():
-            fired = (latents > 0).sum(dim=0)
-        loss = mse + penalty * l1
-        return Step(
-            loss,
-            reconstruction,
-            fired,
-            fired.sum() / len(rows.x),
-            {"mse": mse, "l1": l1},
-        )
+        Arguments are those of `FlatSae.training_step`; `dead`, bool [m], is not used.
+        """
+        # all processes have the whole hidden layer; latents begin after it
+        hidden = self.pre_activations(rows.x, rows.layer).relu()
+        latents = self._from_hidden(parts.shared(hidden)).relu()
+        # added after the sum over processes, so that it counts once
+        bias = of_layer(self.b_dec, rows.layer)
+        reconstruction = parts.summed(latents @ self.W_dec) + bias
+        l1 = latents.sum(dim=-1).mean()
+        terms = {
+            "mse": squared_error(rows.wanted, reconstruction),
+            "l1": parts.summed(l1),
+        }
+        loss = terms["mse"] + penalty * terms["l1"]
+        fired = firings(latents)
+        l0 = parts.count(fired.sum()) / len(rows.x)
+        return Step(loss, reconstruction, fired, l0, terms)
 
-    def before_update(self) -> None:
-        """Between backward and the optimiser's step."""
-        remove_parallel(self.W_dec, self.W_dec.grad)
-
-    @torch.no_grad()
-    def after_update(self) -> None:
-        """Behind the optimiser's step."""
-        normalise_rows(self.W_dec)
+    def latent_inputs(self, rows: ScaledRows) -> Tensor:
+        """Return the hidden layer [B, h], which a latent's weights multiply."""
+        return self.pre_activations(rows.x, rows.layer).relu()
 
     @torch.no_grad()
     def initialise(
         self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
     ) -> None:
-        """Decoder bias, directions, thresholds and the encoder's length from rows
-        (`start`).
-        """
+        """Set the decoder's bias, directions, thresholds and the encoder's length."""
         _, fit = begin_at(rows, self.W_dec, None, self.b_dec, centre, from_data)
         self._linear_start()
+        # biases before the length: it is fitted to the latents that then fire
+        threshold = limits(self.pre_on, fit, first_l0(self.spec)).threshold
+        self.b_enc.sub_(threshold)
+        scale = self.fitted(torch.relu, fit)
+        self.lengthen_encoder(scale)
 
-        def pre(part: ScaledRows) -> Tensor:
-            return self.margins(part.x, part.layer)
+    def pre_on(self, rows: ScaledRows) -> Tensor:
+        """Return the latents' own pre-activations [n, m] of rows."""
+        return self.margins(rows.x, rows.layer)
 
-        self.b_enc.sub_(limits(pre, fit, first_l0(self.spec)).threshold)
-        scale = fitted(pre, torch.relu, self.W_dec, fit, self.b_dec)
-        self.W_enc.mul_(scale)
-        self.b_enc.mul_(scale)
+    def _from_hidden(self, hidden: Tensor) -> Tensor:
+        assert self.W_enc is not None
+        return hidden @ self.W_enc + self.b_enc
 
     @torch.no_grad()
     def _linear_start(self) -> None:
+        """Make the hidden layer (x, -x), and the encoder the decoder's transpose on it.
+
+        ReLU(x) - ReLU(-x) = x, so the encoder has the decoder for the first half and
+        its opposite for the second. With d = 1, a row 3 has the hidden layer (3, 0), a
+        row -3 has (0, 3), and a latent of direction v gets 3 v and -3 v.
+        """
         d = self.d
+        # a narrower layer cannot hold both, and keeps its random columns
         if len(self.b_hidden) < 2 * d:
             return
-        both = torch.cat([torch.eye(d), -torch.eye(d)], dim=1).to(self.W_hidden)
+        assert self.W_enc is not None
+        identity = torch.eye(d)
+        both = torch.cat([identity, -identity], dim=1)
+        both = both.to(self.W_hidden)
         self.W_hidden[:, : 2 * d] = both
         self.W_enc[: 2 * d] = both.T @ self.W_dec.T
+        # hidden units beyond these keep their columns, but begin without a say
         self.W_enc[2 * d :] = 0
+
+
+def _columns(n_in: int, n_out: int) -> nn.Parameter:
+    """Return weights [n_in, n_out] of random columns of norm 1."""
+    columns = unit_rows(torch.randn(n_out, n_in))
+    return nn.Parameter(columns.T.contiguous())
+
+
+register(
+    Kind(
+        MlpEncoder,
+        MlpEncoderSae,
+        learning_rate=8e-3,
+        starting_penalty=0.15,
+        step_memory=lambda _: StepMemory(3.6),
+        no_saelens_because="its encoder has more than one layer",
+    )
+)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -29,26 +28,28 @@ from trainer.runs.run_tensors import read_tensors
 from trainer.training.learner import Learner
 
 FOLDER = "checkpoints"
+BY_LAYER = "by_layer"  # among the sums, the only one that is not of a name
 
 
 def key(step: int) -> str:
+    """Return the folder of a step's checkpoint, in the run's."""
     return f"{FOLDER}/step-{step:08d}"
 
 
 def steps(storage: Storage) -> list[int]:
-    """Steps of the whole checkpoints, ascending."""
+    """Return the steps of the whole checkpoints, ascending."""
     return sorted(_steps_with(storage.list(FOLDER), "state.json"))
 
 
 def _steps_with(names: Sequence[str], file: str = ".*") -> set[int]:
-    """Steps in whose folders such a file is."""
-    found = (re.fullmatch(rf"{FOLDER}/step-(\d+)/{file}", name) for name in names)
-    return {int(match[1]) for match in found if match}
+    """Return the steps in whose folders a file of that pattern is."""
+    matches = (re.fullmatch(rf"{FOLDER}/step-(\d+)/{file}", name) for name in names)
+    return {int(match[1]) for match in matches if match}
 
 
 @contextmanager
 def saying_how_to_resume(storages: Sequence[Storage]) -> Iterator[None]:
-    """A full disk's message says what is left of the runs, and how they go on."""
+    """Say in a full disk's message what is left of the runs, and how they go on."""
     try:
         yield
     except FullError as full:
@@ -59,142 +60,91 @@ def saying_how_to_resume(storages: Sequence[Storage]) -> Iterator[None]:
 
 
 def _last(storage: Storage) -> str:
-    found = steps(storage)
-    return (
-        f"it goes on from its checkpoint of step {found[-1]}"
-        if found
-        else "no checkpoint yet, it begins again"
-    )
+    saved = steps(storage)
+    if not saved:
+        return "no checkpoint yet, it begins again"
+    return f"it goes on from its checkpoint of step {saved[-1]}"
 
 
 def save(storage: Storage, learner: Learner, stream: StreamState, keep: int) -> None:
-    """Write a checkpoint of the learner's step, then remove all but the last `keep`,
-    and what killed processes left half-written. Of several processes, all call it and
-    the lead writes; what it writes does not tell how many there were.
+    """Write a checkpoint of the learner's step, then remove all but the last `keep`.
+
+    What killed processes left half-written is removed too. Of several processes, all
+    call it and the lead writes; what it writes does not tell how many there were.
     """
-    at = key(learner.step)
-    parts = {
-        "weights": _contiguous(learner.sae.state_dict()),
-        "optimiser": _optimiser_tensors(learner),
-        "latents": {
-            "silent_rows": learner.silent_rows,
-            "listed": (
-                torch.zeros_like(learner.silent_rows).index_fill_(0, learner.listed, 1)
-            ),
-            "seen": learner.seen,
-            "random_state": torch.get_rng_state(),
-        },
-        "sums": {**learner.sums, "by_layer": learner.by_layer},
+    folder = key(learner.step)
+    files = {
+        name: learner.parallel.whole(tensors)
+        for name, tensors in learner.state().items()
     }
-    if learner.steering is not None:
-        parts["latents"]["steering"] = learner.steering.state
-    if learner.average is not None:
-        parts["average"] = learner.average.state_dict()
-    if learner.parallel is not None:
-        parts = {
-            name: learner.parallel.whole(tensors) for name, tensors in parts.items()
-        }
-        if not learner.parallel.world.lead:
-            return
-    for name, tensors in parts.items():
-        storage.put(
-            f"{at}/{name}.safetensors",
-            save_tensors({k: v.cpu().contiguous() for k, v in tensors.items()}),
-        )
-    state = {
-        "step": learner.step,
-        "stream": stream.model_dump(),
-        "sums": list(learner.sums),
-    }
-    storage.put(f"{at}/state.json", (json.dumps(state, indent=1) + "\n").encode())
+    if not learner.parallel.world.lead:
+        return
+    for name, tensors in files.items():
+        contiguous = {}
+        for tensor_name, tensor in tensors.items():
+            contiguous[tensor_name] = tensor.cpu().contiguous()
+        storage.put(f"{folder}/{name}.safetensors", save_tensors(contiguous))
+    # safetensors sorts them; in which order they came decides that of a journal's line
+    sums = [name for name in files["sums"] if name != BY_LAYER]
+    state = {"step": learner.step, "stream": stream.model_dump(), "sums": sums}
+    text = json.dumps(state, indent=1) + "\n"
+    storage.put(f"{folder}/state.json", text.encode())
+    # Only now: until the new one is whole, the last one is what a run goes on from.
     names = storage.list(FOLDER)
-    kept = sorted(_steps_with(names, "state.json"))[-keep:]
-    for old in sorted(_steps_with(names).difference(kept)):
+    whole = sorted(_steps_with(names, "state.json"))
+    kept = whole[-keep:]
+    not_kept = _steps_with(names).difference(kept)
+    for old in sorted(not_kept):
         remove(storage, old)
 
 
 def remove(storage: Storage, step: int) -> None:
-    """Take a checkpoint away, `state.json` first."""
+    """Take a checkpoint away.
+
+    `state.json` goes first: what is killed in between leaves no checkpoint rather than
+    a damaged one.
+    """
     storage.delete(f"{key(step)}/state.json")
     for name in storage.list(key(step)):
         storage.delete(name)
 
 
 def stream_state(storage: Storage, step: int) -> StreamState:
-    """Where the stream was at a step."""
+    """Return where the stream was at a step."""
     where = f"{storage.url}/{key(step)}/state.json"
     return validated(StreamState, _state(storage, step)["stream"], where)
 
 
 def _state(storage: Storage, step: int) -> dict[str, Any]:
-    """What `state.json` says. Raises RunError where it is damaged."""
+    """Return what `state.json` says.
+
+    Raises:
+        RunError: It is damaged.
+    """
     name = f"{key(step)}/state.json"
-    found = parsed_json(
-        storage.read(name, SMALL_JSON), f"{storage.url}/{name}", RunError
-    )
-    if not isinstance(found, dict) or {*found} != {"step", "stream", "sums"}:
+    text = storage.read(name, SMALL_JSON)
+    state = parsed_json(text, f"{storage.url}/{name}", RunError)
+    if not isinstance(state, dict) or {*state} != {"step", "stream", "sums"}:
         raise RunError(
             f"{storage.url}/{name}: it is no checkpoint's state; remove that"
             " checkpoint, or copy it again"
         )
-    return found
+    return state
 
 
 def restore(storage: Storage, learner: Learner, step: int) -> None:
     """Put a learner where it was at a step."""
-    at = key(step)
-
-    def tensors(name: str) -> dict[str, Tensor]:
-        def load() -> dict[str, Tensor]:
-            return read_tensors(storage, f"{at}/{name}.safetensors")
-
-        return load() if learner.parallel is None else learner.parallel.own(load)
-
     state = _state(storage, step)
-    learner.sae.load_state_dict(tensors("weights"))
-    if learner.average is not None:
-        learner.average.load_state_dict(tensors("average"))
-    latents, device = tensors("latents"), learner.silent_rows.device
-    learner.silent_rows.copy_(latents["silent_rows"])
-    learner.listed = latents["listed"].to(device).nonzero()[:, 0]
-    learner.seen.copy_(latents["seen"])
-    if learner.steering is not None:
-        learner.steering.state.copy_(latents["steering"])
-    torch.set_rng_state(latents["random_state"])
-    sums = tensors("sums")
-    learner.sums = {name: sums[name].to(device) for name in state["sums"]}
-    learner.by_layer.copy_(sums["by_layer"])
-    _restore_optimiser(learner, tensors("optimiser"))
-    learner.step = state["step"]
 
+    def read(name: str) -> dict[str, Tensor]:
+        tensors = read_tensors(storage, f"{key(step)}/{name}.safetensors")
+        if name == "sums":
+            # in the order in which they came, which is that of a journal's line
+            names = [*state["sums"], BY_LAYER]
+            return {sum_name: tensors[sum_name] for sum_name in names}
+        return tensors
 
-def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
-    """Adam's state by parameter name: `W_dec.exp_avg`, ...; empty before the first
-    step.
-    """
-    out = {}
-    for name, parameter in learner.sae.named_parameters():
-        for field, value in learner.optimiser.state[parameter].items():
-            out[f"{name}.{field}"] = value
-    return out
+    def own_part(name: str) -> dict[str, Tensor]:
+        return learner.parallel.own(lambda: read(name))
 
-
-def _restore_optimiser(learner: Learner, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in learner.sae.named_parameters():
-        fields = {
-            k.rpartition(".")[2]: v
-            for k, v in tensors.items()
-            if k.rpartition(".")[0] == name
-        }
-        state = learner.optimiser.state[parameter]
-        # in the parameter's own memory layout: the fused step goes by it
-        for field, value in fields.items():
-            state[field] = (
-                torch.empty_like(parameter).copy_(value)
-                if value.ndim
-                else value.to(parameter.device)
-            )
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    learner.restore(state["step"], own_part)

@@ -1,5 +1,7 @@
-"""Parameters kept as the transpose of a contiguous tensor, shown to the optimiser as
-that tensor.
+"""Shows parameters to the optimiser as they lie in memory.
+
+The encoder of the TopK kinds is kept as the transpose of a contiguous tensor. While the
+optimiser takes its step, it sees that tensor.
 """
 
 from __future__ import annotations
@@ -13,24 +15,29 @@ from torch import Tensor
 
 @contextmanager
 def contiguous_parameters(optimiser: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside, parameters with their gradients and moments are turned so that they lie
-    in memory as they are indexed.
+    """Inside the `with`, turn parameters so that they are contiguous in memory.
 
-    Adam works number by number, so its result is the same; torch's fused step on a CPU
-    copies every gradient that is not contiguous, which takes longer than the step. A
-    tensor is turned in place: only its strides change.
+    Their gradients and moments are turned with them. Adam works number by number, so
+    its result is the same; torch's fused step on a CPU copies every gradient that is
+    not contiguous, which takes longer than the step. A tensor is turned in place: only
+    its strides change.
     """
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    turned = [
-        p
-        for p in parameters
-        if p.ndim == 2 and not p.is_contiguous() and p.T.is_contiguous()
-    ]
+    turned = []
+    for group in optimiser.param_groups:
+        turned += [parameter for parameter in group["params"] if _is_turned(parameter)]
+    # listed once: inside, none of them looks turned any more
     _turn(optimiser, turned)
     try:
         yield
     finally:
         _turn(optimiser, turned)
+
+
+def _is_turned(parameter: Tensor) -> bool:
+    """Return whether a matrix is the transpose of a contiguous one."""
+    if parameter.ndim != 2 or parameter.is_contiguous():
+        return False
+    return parameter.T.is_contiguous()
 
 
 @torch.no_grad()
@@ -42,5 +49,6 @@ def _turn(optimiser: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
             *optimiser.state.get(parameter, {}).values(),
         ]
         for tensor in tensors:
+            # Adam also keeps the number of updates, which has no axes to turn
             if isinstance(tensor, Tensor) and tensor.ndim == 2:
                 tensor.t_()

@@ -1,6 +1,4 @@
-"""What training says when it has ended: how good the SAEs are, what it took, where they
-lie, what to do next.
-"""
+"""Says at the end of training how good the SAEs are, and what may come next."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from actstore.errors import ActstoreError
 from actstore.format.storage import Storage
 from trainer.runs import journal
+from trainer.runs.notes import on_console
 from trainer.runs.run_files import read_json
 from trainer.training.progress_display import duration
 
@@ -19,20 +18,31 @@ if TYPE_CHECKING:
     from trainer.runs.trained_sae import TrainedSae
     from trainer.training.step_loop import Progress
 
-MOST_ROWS, LEAST_ROWS = 1 << 15, 1 << 11  # evaluated over all sites
-# and no more than this part of the rows trained on, so that it takes a small part of
-# the time
+# Rows of all sites that a summary is from.
+MOST_ROWS = 1 << 15
+LEAST_ROWS = 1 << 11
+# It is from no more than a 50th of the rows trained on, so that it takes little time.
 SHARE = 50
-FEW = 1000  # rows below which figures are told to mean little
-# of the latents: more that never fired are told, where they could have so many times
-MANY, ENOUGH = 0.1, 50.0
+FEW = 1000  # rows below which the figures are said to mean little
+# A summary warns where more than MANY of the latents never fired, if each could have
+# fired ENOUGH times.
+MANY = 0.1
+ENOUGH = 50.0
 NAMED = 3  # more runs than these are named together in commands
 
 
 class Ended(NamedTuple):
-    """One run. record: None where it was not evaluated; note: why, or what else is to
-    be known; never: of each layer, how many latents fired on none of its rows; dead:
-    latents at the last step; last: None where it had ended before.
+    """A run that has ended.
+
+    Attributes:
+        url: Its folder.
+        n_latents: Size of its dictionary.
+        record: Its evaluation, or None where it was not evaluated.
+        never: For each layer, how many latents fired on none of its rows.
+        note: Why it was not evaluated, or what else is to be known.
+        dead: Latents that were dead at the last step; None where that is not known.
+        last: Where training was at the end; None where the run had ended before.
+        seconds: How long its group took.
     """
 
     url: str
@@ -53,72 +63,91 @@ def ended(
     seconds: float,
     evaluate: bool,
 ) -> Ended:
-    """Look at a run that has ended: its SAE as a user gets it, on a few rows. A store
-    or a device that fails now is told in the note. evaluate: False for an SAE that no
-    single device may hold.
+    """Look at a run that has ended: its SAE as a user gets it, on a few rows.
+
+    A store or a device that fails now does not fail the run, which is told in the note.
+
+    Args:
+        url: The run's folder.
+        store_url: Its store.
+        device: Where the SAE is evaluated.
+        last: Where training was at the end; None where the run had ended before.
+        seconds: How long its group took.
+        evaluate: Whether to evaluate it; no single device may hold a split dictionary.
     """
     from trainer.runs.trained_sae import load
 
     records = journal.read(Storage(url))
-    dead = records[-1].dead if records else None
     sae = load(url)
-    one = Ended(url, sae.n_latents, None, [], "", dead, last, seconds)
+    run = Ended(
+        url=url,
+        n_latents=sae.n_latents,
+        record=None,
+        never=[],
+        note="",
+        dead=records[-1].dead if records else None,
+        last=last,
+        seconds=seconds,
+    )
     if not evaluate:
-        return one._replace(
+        return run._replace(
             note="not evaluated here, since its dictionary is split over devices"
         )
     try:
-        return _evaluated(one, sae.to(device), store_url)
+        return _evaluated(run, sae.to(device), store_url)
     except (ActstoreError, OSError, RuntimeError, MemoryError) as error:
         # no room on a device is a RuntimeError
-        return one._replace(note=f"not evaluated: {str(error) or type(error).__name__}")
+        why = str(error) or type(error).__name__
+        return run._replace(note=f"not evaluated: {why}")
 
 
-def _evaluated(one: Ended, sae: TrainedSae, store_url: str) -> Ended:
+def _evaluated(run: Ended, sae: TrainedSae, store_url: str) -> Ended:
     from actstore.store.open_store import open as open_store
-    from trainer.evaluate.calibrate import asked_l0, off_target
-    from trainer.evaluate.row_metrics import evaluate, holds_out
+    from trainer.evaluation.metrics_of_rows import evaluate_rows, holds_out
+    from trainer.evaluation.thresholds import asked_l0, off_target
 
     store = open_store(store_url)
     split = "held_out" if holds_out(sae, store) else "train"
-    rows = max(LEAST_ROWS, min(MOST_ROWS, sae.record.rows // SHARE)) // len(sae.sites)
-    record, firings = evaluate(sae, store, split, max(1, rows))
-    notes = [
-        (
+    rows_of_all_sites = max(LEAST_ROWS, min(MOST_ROWS, sae.record.rows // SHARE))
+    rows = max(1, rows_of_all_sites // len(sae.sites))
+    record, firings = evaluate_rows(sae, store, split, rows)
+    notes = []
+    if split != "held_out":
+        notes.append(
             "the store holds no rows out that it could see: these are rows of training"
-            if split != "held_out"
-            else None
-        ),
-        f"figures of {record.rows:,} rows mean little" if record.rows < FEW else None,
-        _bad(one, record),
-        off_target(record, asked_l0(sae)),
-        _centred(one.url, sae),
-    ]
-    note = "; ".join(note for note in notes if note is not None)
-    return one._replace(
-        record=record, never=(firings == 0).sum(dim=1).tolist(), note=note
-    )
-
-
-def _bad(one: Ended, record: EvalRecord) -> str | None:
-    """What a table of figures does not cry out."""
-    bad = [layer.site for layer in record.layers if layer.fvu >= 1]
-    if bad:
-        return (
-            f"an FVU of 1 or more, no better than the mean, at {', '.join(bad)}; where"
-            " a site's rows are much shorter than others', --rescale unit makes them"
-            " count as much"
         )
-    usual = record.rows * record.pooled.l0 / one.n_latents  # firings of a latent
-    if usual > ENOUGH and record.dead > MANY * one.n_latents:
+    if record.rows < FEW:
+        notes.append(f"figures of {record.rows:,} rows mean little")
+    others = (
+        _poor_figures(run, record),
+        off_target(record, asked_l0(sae)),
+        _centred_by_itself(run.url, sae),
+    )
+    notes += [note for note in others if note is not None]
+    never = (firings == 0).sum(dim=1).tolist()
+    return run._replace(record=record, never=never, note="; ".join(notes))
+
+
+def _poor_figures(run: Ended, record: EvalRecord) -> str | None:
+    """Return what a user may overlook in a table of figures."""
+    no_better = [layer.site for layer in record.layers if layer.fvu >= 1]
+    if no_better:
         return (
-            f"{record.dead:,} of {one.n_latents:,} latents never fired here; more"
+            f"an FVU of 1 or more, no better than the mean, at {', '.join(no_better)};"
+            " where a site's rows are much shorter than others', --rescale unit makes"
+            " them count as much"
+        )
+    firings_of_a_latent = record.rows * record.pooled.l0 / run.n_latents
+    if firings_of_a_latent > ENOUGH and record.dead > MANY * run.n_latents:
+        return (
+            f"{record.dead:,} of {run.n_latents:,} latents never fired here; more"
             " --rows or fewer latents may help"
         )
     return None
 
 
-def _centred(url: str, sae: TrainedSae) -> str | None:
+def _centred_by_itself(url: str, sae: TrainedSae) -> str | None:
+    """Return a note where rows were centred though the spec does not say so."""
     from schemas.train import TrainSpec
 
     asked = read_json(Storage(url), "spec.json", TrainSpec).stream.center
@@ -130,71 +159,74 @@ def _centred(url: str, sae: TrainedSae) -> str | None:
     )
 
 
-def show(console: Any, runs: Sequence[Ended], out: str | None = None) -> None:
-    """Print it. out: the folder of a sweep's runs; None: there is one run."""
-    from rich.markup import escape
+def show(console: Any, runs: Sequence[Ended], sweep_folder: str | None = None) -> None:
+    """Print what is to be said of runs that have ended.
 
-    for one in runs:
-        if out is None and one.record is not None:
-            console.print(_by_layer(one, one.record))
-    if out is not None and runs:
-        console.print(_by_run(runs))
-    for one in runs:
-        if one.note:
-            console.print(
-                f"[yellow]note[/]: {escape(one.url)}: {escape(one.note)}",
-                highlight=False,
-                soft_wrap=True,
-            )
-    unseen = all(one.record is None or one.record.split == "held_out" for one in runs)
-    for line in [
-        *_took(runs),
-        *_next([one.url for one in runs], out, "" if unseen else " --split train"),
-    ]:
+    Args:
+        console: A rich Console.
+        runs: The runs.
+        sweep_folder: The folder of a sweep's runs; None where there is one run.
+    """
+    if not runs:
+        return
+    if sweep_folder is not None:
+        console.print(_table_by_run(runs))
+    else:
+        for run in runs:
+            if run.record is not None:
+                console.print(_table_by_layer(run, run.record))
+    for run in runs:
+        if run.note:
+            on_console(console, f"{run.url}: {run.note}")
+    splits = {run.record.split for run in runs if run.record is not None}
+    # Rows that are not held out have to be asked for.
+    options = "" if splits <= {"held_out"} else " --split train"
+    urls = [run.url for run in runs]
+    for line in [*_what_it_took(runs), *_next_commands(urls, sweep_folder, options)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _by_layer(one: Ended, record: EvalRecord) -> Any:
-    from trainer.runs.run_data import rows_of, short, shown
+def _table_by_layer(run: Ended, record: EvalRecord) -> Any:
+    from trainer.runs.run_data import rows_phrase, short_site, shown_figure
 
-    table = _table(rows_of(record), "layer", "FVU", "L0", "never fired")
-    for layer, never in zip(record.layers, one.never, strict=True):
+    table = _table(rows_phrase(record), "layer", "FVU", "L0", "never fired")
+    for layer, never in zip(record.layers, run.never, strict=True):
         table.add_row(
-            short(layer.site), shown(layer.fvu), shown(layer.l0), f"{never:,}"
+            short_site(layer.site),
+            shown_figure(layer.fvu),
+            shown_figure(layer.l0),
+            f"{never:,}",
         )
     table.add_row(
-        "all", shown(record.pooled.fvu), shown(record.pooled.l0), f"{record.dead:,}"
+        "all",
+        shown_figure(record.pooled.fvu),
+        shown_figure(record.pooled.l0),
+        f"{record.dead:,}",
     )
     return table
 
 
-def _by_run(runs: Sequence[Ended]) -> Any:
-    from trainer.runs.run_data import rows_of, shown
+def _table_by_run(runs: Sequence[Ended]) -> Any:
+    from trainer.runs.run_data import rows_phrase, shown_figure
 
-    seen = {rows_of(one.record) for one in runs if one.record is not None}
-    rows = (
-        ""
-        if not seen
-        else (
-            f", of each {seen.pop()}" if len(seen) == 1 else ", each on rows of its own"
-        )
-    )
-    table = _table(
-        f"{len(runs)} SAEs{rows}", "run", "FVU", "L0", "never fired", "dead", "latents"
-    )
-    for one in runs:
-        name, record = one.url.rstrip("/").rpartition("/")[2], one.record
-        own = (
-            ["–"] * 3
-            if record is None
-            else [shown(record.pooled.fvu), shown(record.pooled.l0), f"{record.dead:,}"]
-        )
-        table.add_row(
-            name,
-            *own,
-            "–" if one.dead is None else f"{one.dead:,}",
-            f"{one.n_latents:,}",
-        )
+    title = f"{len(runs)} SAEs"
+    phrases = {rows_phrase(run.record) for run in runs if run.record is not None}
+    if len(phrases) == 1:
+        title += f", of each {phrases.pop()}"
+    elif phrases:
+        title += ", each on rows of its own"
+    table = _table(title, "run", "FVU", "L0", "never fired", "dead", "latents")
+    for run in runs:
+        name = run.url.rstrip("/").rpartition("/")[2]
+        evaluated = ["–", "–", "–"]
+        if run.record is not None:
+            evaluated = [
+                shown_figure(run.record.pooled.fvu),
+                shown_figure(run.record.pooled.l0),
+                f"{run.record.dead:,}",
+            ]
+        dead = "–" if run.dead is None else f"{run.dead:,}"
+        table.add_row(name, *evaluated, dead, f"{run.n_latents:,}")
     return table
 
 
@@ -209,39 +241,45 @@ def _table(title: str, first: str, *figures: str) -> Any:
     return table
 
 
-def _took(runs: Sequence[Ended]) -> list[str]:
-    """A line for a run, or for the passes of a sweep."""
-    out = []
-    if len(runs) == 1 and runs[0].dead is not None:
-        out.append(
+def _what_it_took(runs: Sequence[Ended]) -> list[str]:
+    """Return a line for a run, or one for each pass of a sweep."""
+    is_single = len(runs) == 1
+    lines = []
+    if is_single and runs[0].dead is not None:
+        lines.append(
             f"dead at the last step: {runs[0].dead:,} of {runs[0].n_latents:,} latents"
         )
-    passes = {id(one.last): one for one in runs}
-    for one in passes.values():
-        if one.last is None:
-            out.append(
-                "it had ended before" if len(runs) == 1 else "some had ended before"
+    # The runs of a pass have the same last progress.
+    passes = {id(run.last): run for run in runs}
+    for run in passes.values():
+        last = run.last
+        if last is None:
+            lines.append(
+                "it had ended before" if is_single else "some had ended before"
             )
             continue
-        speed = f"{one.last.rows / max(one.last.seconds, 1e-9):,.0f} rows/s"
-        stall = f"stall {one.last.stall_s / max(one.last.seconds, 1e-9):.1%}"
-        out.append(
-            f"{one.last.rows:,} rows in {duration(one.seconds)}, of training {speed},"
-            f" {stall}"
+        seconds = max(last.seconds, 1e-9)
+        lines.append(
+            f"{last.rows:,} rows in {duration(run.seconds)}, of training"
+            f" {last.rows / seconds:,.0f} rows/s, stall {last.stall_s / seconds:.1%}"
         )
-    return out
+    return lines
 
 
-def _next(urls: Sequence[str], out: str | None, rows: str) -> list[str]:
-    """Where the runs lie, and the commands that may come next."""
-    if not urls:
-        return []
+def _next_commands(
+    urls: Sequence[str], sweep_folder: str | None, options: str
+) -> list[str]:
+    """Return where the runs lie, and the commands that may come next."""
     named = " ".join(map(shlex.quote, urls))
-    if out is not None and len(urls) > NAMED and Storage(out).local is not None:
-        named = f"{shlex.quote(out.rstrip('/'))}/*"
+    where = f"it lies in {urls[0]}"
+    if sweep_folder is not None:
+        where = f"they lie in {sweep_folder}"
+        if len(urls) > NAMED and Storage(sweep_folder).local is not None:
+            # A pattern that the shell expands.
+            named = f"{shlex.quote(sweep_folder.rstrip('/'))}/*"
     return [
-        f"it lies in {urls[0]}" if out is None else f"they lie in {out}",
+        where,
         "next:",
-        f"  trainer eval {named}{rows}",
+        f"  trainer eval {named}{options}",
         f"  trainer report {named}",
     ]

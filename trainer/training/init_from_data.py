@@ -1,4 +1,4 @@
-"""Where training begins: decoders from the stream's first rows."""
+"""Sets the weights that training begins with, from the stream's first rows."""
 
 from __future__ import annotations
 
@@ -10,45 +10,54 @@ from actstore.format.permutation import permutation
 from actstore.stream.stream import Batch, Stream
 from trainer.errors import SaeError
 from trainer.saes.build import initialise_from
+from trainer.saes.centres import Centre, geometric_median, mean
 from trainer.saes.encoder_init import FIT_ROWS
-from trainer.saes.ops import Centre, ScaledRows, geometric_median, mean
+from trainer.saes.scaled_rows import ScaledRows
 from trainer.training.learner import Learner
 from trainer.training.run_stream import next_batch
 
-INIT_ROWS = 1 << 15
+INIT_ROWS = 1 << 15  # of d 768 in float32 they are 100 MB
 CENTRES: dict[str, Centre] = {"mean": mean, "geometric_median": geometric_median}
 INIT_STAGE = 21  # of the key, so that no other draw shares it
 
 
 def initialise(stream: Stream, learners: Sequence[Learner]) -> None:
-    """Start those that want it from the stream's first rows; the stream then begins
-    again.
+    """Set the weights of learners from the stream's first rows, in place.
+
+    The stream then begins again.
     """
     if not learners:
         return
-    first = first_rows(stream, max(learner.sae.n_latents for learner in learners))
+    # read once, for the learner that wants most of them
+    most_latents = max(learner.sae.n_latents for learner in learners)
+    first = first_rows(stream, most_latents)
     for learner in learners:
         spec = learner.spec
-        initialise_from(
-            learner.sae,
-            rows_of(learner, first),
-            CENTRES[spec.center_init],
-            spec.init == "data",
-        )
+        rows = rows_of(learner, first)
+        centre = CENTRES[spec.center_init]
+        initialise_from(learner.sae, rows, centre, from_data=spec.init == "data")
         learner.start_average()
 
 
 def first_rows(stream: Stream, n_latents: int) -> Batch:
-    """Whole batches that hold a row for each latent, up to `INIT_ROWS`, and more to fit
-    the encoder on, as one; the stream then goes back.
+    """Return the stream's next whole batches, joined into one.
+
+    They have a row for each latent, though at most about `INIT_ROWS`, and `FIT_ROWS`
+    more to fit the encoder on. The stream then goes back.
+
+    Raises:
+        SaeError: There is no whole batch.
     """
-    start, batches, n = stream.state(), [], 0
-    while (
-        n < min(INIT_ROWS, n_latents) + FIT_ROWS
-        and (batch := next_batch(stream)) is not None
-    ):
+    start = stream.state()
+    wanted = min(INIT_ROWS, n_latents) + FIT_ROWS
+    batches: list[Batch] = []
+    n_rows = 0
+    while n_rows < wanted:
+        batch = next_batch(stream)
+        if batch is None:
+            break
         batches.append(batch)
-        n += len(batch.x)
+        n_rows += len(batch.x)
     stream.restore(start)
     if not batches:
         raise SaeError(
@@ -66,12 +75,11 @@ def first_rows(stream: Stream, n_latents: int) -> Batch:
 
 
 def rows_of(learner: Learner, first: Batch) -> ScaledRows:
-    """The rows as the learner sees them, in an order of its seed's own."""
-    order = torch.from_numpy(
-        permutation(len(first.x), learner.spec.seed, INIT_STAGE)
-    ).to(first.x.device)
-    return learner.rows(
-        first.x[order],
-        first.layer[order],
-        None if first.target is None else first.target[order],
-    )
+    """Return the first rows as the learner sees them, in an order of its seed's own.
+
+    Learners of a group so begin with other directions than each other.
+    """
+    shuffled = permutation(len(first.x), learner.spec.seed, INIT_STAGE)
+    order = torch.from_numpy(shuffled).to(first.x.device)
+    target = None if first.target is None else first.target[order]
+    return learner.rows(first.x[order], first.layer[order], target)

@@ -1,5 +1,6 @@
-"""Records of a run for TensorBoard and Weights & Biases, which are optional and
-imported when they are asked for.
+"""Sends the records of a run to TensorBoard and to Weights & Biases.
+
+Both packages are optional, and are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -20,86 +21,117 @@ from trainer.runs.journal import Sink, Sinks
 def sinks_for(
     urls: Sequence[str], tensorboard: bool, wandb: str | None
 ) -> Sinks | None:
-    """What makes a run's sinks; None where none is wanted. wandb: a project.
+    """Return what makes the sinks of a run; None where none is wanted.
 
-    Raises TrainerError, before anything is trained, where a package is missing or a
-    run's folder will not do.
+    Args:
+        urls: The folders of all runs.
+        tensorboard: Whether records go to TensorBoard.
+        wandb: A project of Weights & Biases, or None.
+
+    Raises:
+        TrainerError: A package is missing, or a run's folder will not do; before
+            anything is trained.
     """
     if not tensorboard and wandb is None:
         return None
     if tensorboard:
-        _module("torch.utils.tensorboard", "tensorboard", "--tensorboard")
+        _tensorboard_module()
         for url in urls:
-            _local(url)
+            _local_folder(url)
     if wandb is not None:
-        _module("wandb", "wandb", "--wandb")
+        _wandb_module()
 
     def make(url: str, spec: TrainSpec, start: int) -> list[Sink]:
-        made: list[Sink] = []
+        sinks: list[Sink] = []
         if tensorboard:
-            made.append(TensorBoardSink(url, start))
+            sinks.append(TensorBoardSink(url, start))
         if wandb is not None:
-            made.append(WandbSink(url, spec, wandb))
-        return made
+            sinks.append(WandbSink(url, spec, wandb))
+        return sinks
 
     return make
 
 
 def values(record: StepRecord) -> dict[str, float]:
-    """A record's figures by name; a site's FVU as `fvu/SITE`, terms of the loss as
-    `loss/NAME`.
+    """Return the figures of a record by name.
+
+    The FVU of a site is called `fvu/SITE`, a term of the loss `loss/NAME`.
     """
-    flat = record.model_dump(exclude={"step", "layers", "parts"})
-    layers = {
-        f"fvu/{site}": value
-        for site, value in record.layers.items()
-        if value is not None
-    }
-    return {
-        **flat,
-        **layers,
-        **{f"loss/{name}": value for name, value in record.parts.items()},
-    }
+    figures: dict[str, float] = record.model_dump(exclude={"step", "layers", "parts"})
+    for site, fvu in record.layers.items():
+        if fvu is not None:  # no row since the last record was of this site
+            figures[f"fvu/{site}"] = fvu
+    for name, term in record.parts.items():
+        figures[f"loss/{name}"] = term
+    return figures
 
 
 class TensorBoardSink:
-    """Event files in RUN/tensorboard. start: a resumed run takes back what was written
-    behind that step.
-    """
+    """Writes event files to RUN/tensorboard."""
 
     def __init__(self, url: str, start: int = 0) -> None:
-        module = _module("torch.utils.tensorboard", "tensorboard", "--tensorboard")
-        self._writer = module.SummaryWriter(
-            str(_local(url) / "tensorboard"), purge_step=start + 1
-        )
+        """Begin after a step.
+
+        Args:
+            url: The run's folder.
+            start: The step that the run goes on from. What an earlier process wrote
+                about later steps is taken back.
+        """
+        folder = str(_local_folder(url) / "tensorboard")
+        module = _tensorboard_module()
+        self._writer = module.SummaryWriter(folder, purge_step=start + 1)
 
     def add(self, record: StepRecord) -> None:
+        """Write a record."""
         for name, value in values(record).items():
             self._writer.add_scalar(name, value, record.step)
 
     def close(self) -> None:
+        """Write what is still to be written."""
         self._writer.close()
 
 
 class WandbSink:
-    """A run of a project; resuming one of ours goes on with the same one there."""
+    """Logs to a run of a project.
+
+    The run's identity follows from its folder and its spec, so that a resumed run of
+    ours goes on with the same one there.
+    """
 
     def __init__(self, url: str, spec: TrainSpec, project: str) -> None:
-        module = _module("wandb", "wandb", "--wandb")
-        self._run = module.init(
+        """Begin, or go on with, a run.
+
+        Args:
+            url: The run's folder.
+            spec: Its spec.
+            project: The project of Weights & Biases.
+        """
+        identity = f"{url} {spec.to_json()}".encode()
+        folder_name = url.rstrip("/").rpartition("/")[2]
+        self._run = _wandb_module().init(
             project=project,
-            name=spec.name or url.rstrip("/").rpartition("/")[2],
-            id=blake3(f"{url} {spec.to_json()}".encode()).hexdigest(16),
+            name=spec.name or folder_name,
+            id=blake3(identity).hexdigest(16),
             config=spec.model_dump(mode="json"),
             resume="allow",
             reinit="create_new",
         )
 
     def add(self, record: StepRecord) -> None:
+        """Log a record."""
         self._run.log(values(record), step=record.step)
 
     def close(self) -> None:
+        """End the run."""
         self._run.finish()
+
+
+def _tensorboard_module() -> Any:
+    return _module("torch.utils.tensorboard", "tensorboard", "--tensorboard")
+
+
+def _wandb_module() -> Any:
+    return _module("wandb", "wandb", "--wandb")
 
 
 def _module(name: str, extra: str, option: str) -> Any:
@@ -112,11 +144,13 @@ def _module(name: str, extra: str, option: str) -> Any:
         ) from error
 
 
-def _local(url: str) -> Path:
-    protocol, found, rest = url.partition("://")
-    if found and protocol not in {"file", "local"}:
+def _local_folder(url: str) -> Path:
+    protocol, mark, rest = url.partition("://")
+    if not mark:
+        return Path(url)
+    if protocol not in {"file", "local"}:
         raise TrainerError(
             "--tensorboard writes into the run's folder, which must be local, got"
             f" {url}"
         )
-    return Path(rest if found else url)
+    return Path(rest)

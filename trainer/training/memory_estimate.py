@@ -1,5 +1,4 @@
-"""What training takes of a device's memory, before it begins, and groups of SAEs that
-fit into it.
+"""Estimates what training takes of a device's memory, and which SAEs fit together.
 
 A group's SAEs are all in memory, with gradients and optimiser state; their steps come
 one after the other, so of the activations only the largest count; the stream's windows
@@ -15,34 +14,15 @@ from typing import NamedTuple
 
 import torch
 
-from actstore.format.dtypes import numpy_dtype
-from actstore.store.store import Store
+from actstore.format.stored_dtypes import numpy_dtype
+from actstore.store.streamed_store import StreamedStore
 from actstore.stream.stream import Stream, StreamWarning
-from schemas.sae import (
-    BatchTopK,
-    Crosscoder,
-    Matryoshka,
-    ReluL1,
-    SaeSpec,
-    TopK,
-    Transcoder,
-)
+from schemas.sae import inner_of
 from schemas.train import TrainSpec
 from trainer.kernels.topk_select import ROOM
-from trainer.saes.build import build
+from trainer.saes.build import build, kind_of, latents_kind
 from trainer.training.run_stream import shared_stream
 
-# float32 [B, m] at the peak, by kind: what autograd keeps, gradients, masks
-DENSE = {
-    "relu_l1": 3.5,
-    "decoder_norm": 4.5,
-    "gated": 7.7,
-    "jumprelu": 4.7,
-    "nsae": 5.5,
-    "mlp_encoder": 3.6,
-}
-# of [B, m] on a CPU, all told (kernels/dense.py): 1.6 to 3.6, as the heap's gaps fall
-IN_CACHE = {"relu_l1": 3.6}
 # of [B, m] on a CPU: a heap that keeps freed memory (allocator.py) has gaps between
 # what lives longer
 HEAP = 2.2
@@ -60,168 +40,188 @@ FLOAT = 4
 
 
 class Memory(NamedTuple):
-    """Bytes. states: weights, gradients, Adam's moments, averages; step: the largest
-    activations; windows: rows that are read ahead.
-    """
+    """Bytes that training takes."""
 
     states: int
+    """Weights, gradients, Adam's moments, averages."""
     step: int
+    """The largest activations."""
     windows: int
+    """Rows that are read ahead."""
 
     @property
     def total(self) -> int:
         return self.states + self.step + self.windows
 
     def __str__(self) -> str:
-        parts = ", ".join(
-            f"{name} {value / 1e9:.2g}"
-            for name, value in (
-                ("weights and optimisers", self.states),
-                ("a step", self.step),
-                ("rows", self.windows),
-            )
+        return (
+            f"{self.total / 1e9:.2g} GB"
+            f" (weights and optimisers {self.states / 1e9:.2g},"
+            f" a step {self.step / 1e9:.2g}, rows {self.windows / 1e9:.2g})"
         )
-        return f"{self.total / 1e9:.2g} GB ({parts})"
 
 
 def state_bytes(spec: TrainSpec, stream: Stream) -> int:
-    """float32 weights, gradients, Adam's two moments, and the moving average where
-    there is one; exact.
-    """
+    """Return what weights, gradients, Adam's two moments and averages take; exact."""
+    # on the meta device tensors have shapes, but take no memory
     with torch.device("meta"):
         sae = build(spec.sae, stream.d, 0, len(stream.sites), stream.d_target)
     n = sum(parameter.numel() for parameter in sae.parameters())
-    return FLOAT * n * (4 if spec.ema is None else 5)
+    copies = 4 if spec.ema is None else 5
+    return FLOAT * n * copies
 
 
 def step_bytes(spec: TrainSpec, stream: Stream, device: str) -> int:
-    """Activations and temporary values at the peak of one step."""
-    parts = len(stream.sites) if spec.stream.mode == "aligned" else 1
-    width = parts * max(stream.d, stream.d_target or 0)
+    """Return what activations and temporary values take at the peak of one step."""
+    n_sites = len(stream.sites) if spec.stream.mode == "aligned" else 1
+    width = n_sites * max(stream.d, stream.d_target or 0)
     batch = spec.stream.batch
-    piece, n_latents = -(-batch // spec.accumulate), spec.sae.size(stream.d)
-    inner: SaeSpec = (
-        spec.sae.inner if isinstance(spec.sae, Transcoder | Crosscoder) else spec.sae
-    )
-    rows = ROWS + (
-        ROWS_PER_PREFIX * len(inner.prefixes) if isinstance(inner, Matryoshka) else 0
-    )
-    values = (
-        FLOAT * rows * width * (piece if spec.accumulate == 1 else piece + batch // 2)
-    )
+    piece = -(-batch // spec.accumulate)  # rounded up
+    n_latents = spec.sae.size(stream.d)
+    kind = latents_kind(spec.sae)
+    inner = inner_of(spec.sae)
     on_gpu = device.startswith("cuda")
+    per_row = ROWS + ROWS_PER_PREFIX * len(getattr(inner, "prefixes", ()))
+    # of all micro-batches the reconstructions stay
+    n_rows = piece if spec.accumulate == 1 else piece + batch // 2
+    values = FLOAT * per_row * width * n_rows
     # the decoder's gradient is projected at once there
     weights = 2 * FLOAT * n_latents * width if on_gpu else 0
-    if isinstance(inner, TopK | BatchTopK | Matryoshka):
-        block = min(BLOCK_BYTES["cuda" if on_gpu else "cpu"], FLOAT * piece * n_latents)
-        codes = CODE_BYTES * piece * inner.k
-        # found for the whole batch, then kept for its parts
-        if spec.accumulate > 1 and not isinstance(inner, TopK):
-            codes = max(
-                SEARCH_BYTES * batch * inner.k, codes + KEPT_BYTES * batch * inner.k
-            )
-        # more candidates, and which entries of a block are some
-        if on_gpu and not isinstance(inner, TopK):
-            codes, block = (
-                max(codes, ROOM // 2 * SEARCH_BYTES * batch * inner.k),
-                block + block // 4,
-            )
-        return values + weights + block + codes
-    free = isinstance(inner, ReluL1) and (
-        inner.penalty == "decoder_norm" or isinstance(spec.sae, Crosscoder)
-    )
-    kind = "decoder_norm" if free else inner.kind
-    factor = DENSE[kind] + (0.5 if spec.precision == "bfloat16" else 0)
+    if kind.step_memory is None:
+        codes = _sparse_bytes(spec, piece, n_latents, on_gpu)
+        return values + weights + codes
+    if kind_of(spec.sae).stream_mode == "aligned":
+        inner = inner.model_copy(update=kind.crosscoder_options)
+    memory = kind.step_memory(inner)
+    tensors = memory.tensors
+    # autocast's copies in half precision, beside the rest in float32
+    if spec.precision == "bfloat16":
+        tensors += 0.5
     if not on_gpu:
-        factor = IN_CACHE.get(kind, factor * HEAP)
-    return values + weights + round(FLOAT * factor * piece * n_latents)
+        tensors = tensors * HEAP if memory.in_cache is None else memory.in_cache
+    return values + weights + round(FLOAT * tensors * piece * n_latents)
+
+
+def _sparse_bytes(spec: TrainSpec, piece: int, n_latents: int, on_gpu: bool) -> int:
+    """Return what sparse codes take, and the search for them; piece: rows at once."""
+    k = inner_of(spec.sae).latents_per_row
+    assert k is not None, "sparse codes have k latents per row"
+    batch = spec.stream.batch
+    over_batch = latents_kind(spec.sae).selects_over_batch
+    block_bytes = BLOCK_BYTES["cuda" if on_gpu else "cpu"]
+    block = min(block_bytes, FLOAT * piece * n_latents)
+    codes = CODE_BYTES * piece * k
+    # found for the whole batch, then kept for its parts
+    if spec.accumulate > 1 and over_batch:
+        search = SEARCH_BYTES * batch * k
+        codes = max(search, codes + KEPT_BYTES * batch * k)
+    # more candidates, and which entries of a block are some
+    if on_gpu and over_batch:
+        codes = max(codes, ROOM // 2 * SEARCH_BYTES * batch * k)
+        block = block + block // 4
+    return block + codes
 
 
 def window_bytes(stream: Stream, device: str) -> int:
-    """Rows in memory at once: two windows on a CPU; on a GPU the copy of one, the two
-    being page-locked outside.
+    """Return what the rows take that are in memory at once.
+
+    On a CPU these are two windows; on a GPU the copy of one, the two being page-locked
+    outside.
     """
-    store, columns = stream.store, stream.columns
+    store = stream.store
+    columns = stream.columns
     dtype = numpy_dtype(store.manifest.spec.dtype)
     on_gpu = device.startswith("cuda")
     item = FLOAT if dtype.itemsize == 1 and not on_gpu else dtype.itemsize
     rows = stream.window_chunks * store.layout.chunk_rows * len(columns.label)
-    return (
-        (1 if on_gpu else 2) * rows * (item * sum(columns.widths(store)) + INDEX_BYTES)
-    )
+    n_windows = 1 if on_gpu else 2
+    row_bytes = item * sum(columns.widths(store)) + INDEX_BYTES
+    return n_windows * rows * row_bytes
 
 
 def estimate(specs: list[TrainSpec], stream: Stream, device: str) -> Memory:
-    """Of runs that are trained together."""
+    """Return what runs take that are trained together."""
     states = sum(state_bytes(spec, stream) for spec in specs)
-    step = max((step_bytes(spec, stream, device) for spec in specs), default=0)
+    # steps come one after the other, so that only the largest counts
+    steps = [step_bytes(spec, stream, device) for spec in specs]
+    step = max(steps, default=0)
     return Memory(states, step, window_bytes(stream, device))
 
 
 class Group(NamedTuple):
-    """Runs (URL -> spec) that are trained in one pass, and what that takes."""
+    """Runs that are trained in one pass."""
 
     specs: dict[str, TrainSpec]
+    """By URL of the run."""
     memory: Memory
+    """What that takes."""
 
 
 def fitting(
-    store: Store, specs: dict[str, TrainSpec], limit: int, device: str
+    store: StreamedStore,
+    specs: dict[str, TrainSpec],
+    limit: int,
+    device: str,
 ) -> list[Group]:
-    """Runs of one stream in as few groups as fit into `limit` bytes, in their order;
-    one that does not fit is alone.
+    """Return runs of one stream in groups that fit into `limit` bytes, in their order.
+
+    One that does not fit is alone.
     """
     with warnings.catch_warnings():
         # it comes again when the stream is used
         warnings.simplefilter("ignore", StreamWarning)
-        stream = Stream(store, shared_stream(next(iter(specs.values()))))
-    windows, groups = window_bytes(stream, device), []
-    now: dict[str, TrainSpec] = {}
+        first = next(iter(specs.values()))
+        stream = Stream(store, shared_stream(first))
+    windows = window_bytes(stream, device)
+    groups: list[Group] = []
+    group: dict[str, TrainSpec] = {}
     taken = Memory(0, 0, windows)
     for url, spec in specs.items():
-        states, step = state_bytes(spec, stream), step_bytes(spec, stream, device)
-        more = Memory(taken.states + states, max(taken.step, step), windows)
-        if now and more.total > limit:
-            groups.append(Group(now, taken))
-            now, more = {}, Memory(states, step, windows)
-        now[url], taken = spec, more
+        states = state_bytes(spec, stream)
+        step = step_bytes(spec, stream, device)
+        largest_step = max(taken.step, step)
+        with_it = Memory(taken.states + states, largest_step, windows)
+        if group and with_it.total > limit:
+            groups.append(Group(group, taken))
+            group = {}
+            with_it = Memory(states, step, windows)
+        group[url] = spec
+        taken = with_it
     stream.close()
-    return [*groups, Group(now, taken)]
+    return [*groups, Group(group, taken)]
 
 
 def usable_memory(device: str) -> int:
-    """Bytes that training may take of a device: 90 % of what is free."""
+    """Return the bytes that training may take of a device: 90 % of what is free."""
     if device.startswith("cuda"):
         return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    free = [_meminfo(), _control_group()]
-    return int(SHARE * min(value for value in (*free, 1 << 62) if value is not None))
+    # a container may be allowed less than the machine has; where neither is known,
+    # nothing limits
+    sources = (_meminfo(), _control_group())
+    known = [value for value in sources if value is not None]
+    return int(SHARE * min([*known, 1 << 62]))
 
 
 def _meminfo() -> int | None:
-    """What Linux says is available, in bytes; None elsewhere."""
+    """Return what Linux says is available, in bytes; None elsewhere."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    return next(
-        (
-            int(line.split()[1]) * 1024
-            for line in lines
-            if line.startswith("MemAvailable")
-        ),
-        None,
-    )
+    for line in lines:
+        if line.startswith("MemAvailable"):
+            # "MemAvailable:   23456789 kB"
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _control_group() -> int | None:
-    """What a container's limit leaves (cgroup v2), None where there is none."""
+    """Return what a container's limit leaves (cgroup v2); None where there is none."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()
-        return (
-            None
-            if limit == "max"
-            else int(limit) - int((folder / "memory.current").read_text())
-        )
+        if limit == "max":
+            return None
+        return int(limit) - int((folder / "memory.current").read_text())
     except (OSError, ValueError):
         return None

@@ -1,5 +1,6 @@
-"""One optimiser step in several forward and backward passes, so that a large batch fits
-into memory.
+"""Cuts a batch into micro-batches, so that an optimiser step takes less memory.
+
+Each has a forward and a backward pass of its own, and their gradients add up.
 """
 
 from __future__ import annotations
@@ -7,98 +8,99 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.saes.batch_topk import BatchTopKSae
-from trainer.saes.build import Sae
-from trainer.saes.crosscoder import CrosscoderSae
-from trainer.saes.matryoshka import MatryoshkaSae
-from trainer.saes.ops import ScaledRows, Step
-from trainer.saes.transcoder import TranscoderSae
+from trainer.saes.scaled_rows import ScaledRows
+from trainer.saes.step import Step
 
 
 def micro_batches(
     rows: ScaledRows, n: int, some_empty: bool = False
 ) -> list[ScaledRows]:
-    """ScaledRows cut into n pieces of about the same size; where there are fewer rows
-    fewer, or some empty ones.
+    """Return rows cut into n pieces of about the same size.
+
+    Args:
+        rows: A batch.
+        n: How many pieces.
+        some_empty: Where there are fewer rows than n, some pieces are empty; else there
+            are fewer pieces.
     """
     if n == 1:
         return [rows]
-    n = n if some_empty else min(n, len(rows.x))
-
-    def cut(values: Tensor | None) -> list[Tensor | None]:
-        return [None] * n if values is None else list(values.tensor_split(n))
-
-    batch_position = (
-        torch.arange(len(rows.x))
-        if rows.batch_position is None
-        else rows.batch_position
-    )
-    pieces = zip(
+    if not some_empty:
+        n = min(n, len(rows.x))
+    # what is drawn for a row goes by its place in the batch, not in its piece
+    batch_position = rows.batch_position
+    if batch_position is None:
+        batch_position = torch.arange(len(rows.x))
+    fields = zip(
         rows.x.tensor_split(n),
-        cut(rows.layer),
-        cut(rows.target),
+        _cut(rows.layer, n),
+        _cut(rows.target, n),
         batch_position.tensor_split(n),
         strict=True,
     )
-    made = [
-        ScaledRows(x, layer, rows.norm, target, at) for x, layer, target, at in pieces
+    pieces = []
+    for x, layer, target, position in fields:
+        pieces.append(ScaledRows(x, layer, rows.norm, target, position))
+    if rows.selection is None:
+        return pieces
+    sizes = [len(piece.x) for piece in pieces]
+    selections = rows.selection.split(sizes)
+    return [
+        piece._replace(selection=selection)
+        for piece, selection in zip(pieces, selections, strict=True)
     ]
-    if rows.chosen is None:
-        return made
-    chosen = rows.chosen.split([len(piece.x) for piece in made])
-    return [piece._replace(chosen=own) for piece, own in zip(made, chosen, strict=True)]
 
 
-@torch.no_grad()
-def selected(sae: Sae, rows: ScaledRows) -> ScaledRows:
-    """ScaledRows with what BatchTopK's selection keeps of the whole batch, so that
-    micro-batches need not select; other kinds do so row by row, if at all. It is found
-    block by block: no more pre-activations are kept than in a step.
-    """
-    inner = sae.inner if isinstance(sae, CrosscoderSae | TranscoderSae) else sae
-    if not isinstance(inner, BatchTopKSae | MatryoshkaSae):
-        return rows
-    return rows._replace(
-        chosen=inner.choose(
-            sae.inner_rows(rows) if isinstance(sae, CrosscoderSae) else rows
-        )
-    )
+def _cut(values: Tensor | None, n: int) -> list[Tensor | None]:
+    if values is None:
+        return [None] * n
+    return list(values.tensor_split(n))
 
 
 def detached(step: Step) -> Step:
-    """Without gradients."""
-    parts = {name: value.detach() for name, value in step.parts.items()}
-    return Step(
-        step.loss.detach(),
-        step.reconstruction.detach(),
-        step.fired,
-        step.l0.detach(),
-        parts,
+    """Return a step without gradients."""
+    return step._replace(
+        loss=step.loss.detach(),
+        reconstruction=step.reconstruction.detach(),
+        l0=step.l0.detach(),
+        parts={name: value.detach() for name, value in step.parts.items()},
     )
 
 
 def joined(steps: list[Step], sizes: list[int]) -> Step:
-    """The step of a batch from those of its micro-batches: means weighted by rows,
-    empty ones left out.
+    """Return the step of a batch from those of its micro-batches.
+
+    Means are weighted by rows; empty pieces, whose means are NaN, are left out.
+
+    Args:
+        steps: At least one.
+        sizes: How many rows each has.
     """
-    if 0 in sizes and any(sizes):
-        steps, sizes = (
-            [step for step, n in zip(steps, sizes, strict=True) if n],
-            [n for n in sizes if n],
-        )
-    if len(steps) == 1 or not any(sizes):
+    if not any(sizes):
         return steps[0]
-    shares = [size / sum(sizes) for size in sizes]
+    steps = [step for step, size in zip(steps, sizes, strict=True) if size]
+    sizes = [size for size in sizes if size]
+    if len(steps) == 1:
+        return steps[0]
+    # losses of 2 and 4 on 512 and 256 rows are one of 2 * 2/3 + 4 * 1/3 = 2.67
+    n_rows = sum(sizes)
+    shares = [size / n_rows for size in sizes]
 
     def mean(values: list[Tensor]) -> Tensor:
-        return torch.stack(
-            [value * share for value, share in zip(values, shares, strict=True)]
-        ).sum(dim=0)
+        pairs = zip(values, shares, strict=True)
+        weighted = [value * share for value, share in pairs]
+        return torch.stack(weighted).sum(dim=0)
 
+    terms = {}
+    for name in steps[0].parts:
+        terms[name] = mean([step.parts[name] for step in steps])
+    fired = torch.stack([step.fired for step in steps])
     return Step(
-        mean([step.loss for step in steps]),
-        torch.cat([step.reconstruction for step in steps]),
-        torch.stack([step.fired for step in steps]).sum(dim=0),
-        mean([step.l0 for step in steps]),
-        {name: mean([step.parts[name] for step in steps]) for name in steps[0].parts},
+        loss=mean([step.loss for step in steps]),
+        reconstruction=torch.cat([step.reconstruction for step in steps]),
+        fired=fired.sum(dim=0),
+        l0=mean([step.l0 for step in steps]),
+        parts=terms,
+        # it is of the whole batch in each of them
+        smallest_kept=steps[0].smallest_kept,
     )

@@ -1,4 +1,4 @@
-"""The command to go on with, as the user typed it."""
+"""Tells the user, when a signal ends training, the command that goes on with it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from typing import Any
 from actstore.machine.stop_signals import Stopped
 
 RESUME = "--resume"
-# others that train, such as the recipes, go on by themselves
+# Other programs that train, such as the recipes, go on by themselves.
 COMMANDS = ("train", "sweep")
 
 
 @contextmanager
 def saying_how_to_resume(console: Any) -> Iterator[None]:
-    """A signal that ends what is inside is told with the command that goes on; then
-    Stopped goes on its way.
+    """Print how to go on where a signal ends what is inside the `with`.
+
+    Raises:
+        Stopped: As it came, marked as told.
     """
     try:
         yield
@@ -38,36 +40,50 @@ def resuming(
     typed: Sequence[str] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> str:
-    """The command line that this process is of, with --resume. words: as in sys.argv;
-    typed: as in sys.orig_argv.
+    """Return the command line of this process, with --resume.
+
+    Args:
+        words: The program and its arguments, by default sys.argv.
+        typed: All words from the interpreter on, by default sys.orig_argv.
+        environment: The environment, which tells whether torchrun started this.
     """
-    words, typed = (
-        sys.argv if words is None else words,
-        (sys.orig_argv if typed is None else typed),
-    )
-    own = list(words[1:])
-    if RESUME not in own and " ".join(own[:1]) in COMMANDS:
-        own.append(RESUME)
-    return shlex.join([*_program(words, typed, environment), *own])
+    words = sys.argv if words is None else words
+    typed = sys.orig_argv if typed is None else typed
+    arguments = list(words[1:])
+    is_command = arguments[:1] != [] and arguments[0] in COMMANDS
+    if is_command and RESUME not in arguments:
+        arguments.append(RESUME)
+    return shlex.join([*_program(words, typed, environment), *arguments])
 
 
 def _program(
-    words: Sequence[str], typed: Sequence[str], environment: Mapping[str, str]
+    words: Sequence[str],
+    typed: Sequence[str],
+    environment: Mapping[str, str],
 ) -> list[str]:
-    """What comes before the command line's own words."""
+    """Return what comes before the arguments on the command line."""
     if environment.get("WORLD_SIZE", "1") != "1":
         return _torchrun(environment)
     path = Path(words[0])
-    if path.name == "__main__.py" or not path.is_file():  # python -m, python -c
-        return list(typed[: len(typed) - len(words) + 1])
-    found = shutil.which(path.name)
-    return [
-        path.name if found is not None and Path(found).samefile(path) else str(path)
-    ]
+    is_module_or_code = path.name == "__main__.py" or not path.is_file()
+    if is_module_or_code:  # python -m ..., python -c ...
+        n_arguments = len(words) - 1
+        return list(typed[: len(typed) - n_arguments])
+    on_path = shutil.which(path.name)
+    if on_path is not None and Path(on_path).samefile(path):
+        return [path.name]
+    return [str(path)]
 
 
 def _torchrun(environment: Mapping[str, str]) -> list[str]:
-    """Its own options are not known here; those that count are."""
-    size, here = environment["WORLD_SIZE"], environment.get("LOCAL_WORLD_SIZE", "1")
-    nodes = [] if size == here else [f"--nnodes={int(size) // int(here)}", "..."]
-    return ["torchrun", *nodes, f"--nproc-per-node={here}", "-m", "trainer"]
+    """Return torchrun with the options that count.
+
+    How torchrun itself was called is not known here; "..." stands for where the other
+    nodes are.
+    """
+    n_processes = environment["WORLD_SIZE"]
+    n_here = environment.get("LOCAL_WORLD_SIZE", "1")
+    nodes = []
+    if n_processes != n_here:
+        nodes = [f"--nnodes={int(n_processes) // int(n_here)}", "..."]
+    return ["torchrun", *nodes, f"--nproc-per-node={n_here}", "-m", "trainer"]

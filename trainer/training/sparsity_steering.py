@@ -23,31 +23,36 @@ from torch import Tensor
 
 from schemas.sae import DEFAULT_L0
 
+# With an L0 of 48 where 32 is wanted e is ln 1.5 = 0.41: after that update the sum has
+# grown by 0.041, the running mean by 0.041, so that the penalty is exp(0.041 + 0.5 *
+# 0.041) = 1.06 times as large; and thresholds rise by 0.2 * 0.41 = 0.08.
 GAIN = 0.1
 PROPORTIONAL = 0.5
 MEMORY = 0.9  # of the running mean of e
 DIRECT = 0.2
 RANGE = math.log(1e6)
-_LEAST_L0 = 1e-3
-
-# Where the weights begin: they gave an L0 of about 32 on rows with a mean square of 1.
-STARTING_WEIGHT = {
-    "relu_l1": 0.2,
-    "gated": 0.2,
-    "mlp_encoder": 0.15,
-    "jumprelu": 0.05,
-    "nsae": 0.008,
-}
+_LEAST_L0 = 1e-3  # below it the logarithm of an L0 of 0 would be -inf
 
 
 class Steering:
-    """state: float64 [2], the sum and the running mean of e."""
+    """A penalty that follows the L0 of the batches.
 
-    def __init__(self, kind: str, target: float, device: torch.device) -> None:
-        self._log_target, self._start = (
-            math.log(target),
-            math.log(STARTING_WEIGHT[kind] * DEFAULT_L0 / target),
-        )
+    Attributes:
+        state: float64 [2], the sum and the running mean of e.
+    """
+
+    def __init__(self, start: float, target: float, device: torch.device) -> None:
+        """Begin to steer.
+
+        Args:
+            start: The penalty that gives an L0 of about 32 on rows with a mean square
+                of 1; other L0s need one in inverse proportion.
+            target: The wanted L0.
+            device: Where batches are.
+        """
+        # in logarithms, in which twice too many and half as many are equally wrong
+        self._log_target = math.log(target)
+        self._start = math.log(start * DEFAULT_L0 / target)
         self.state = torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
@@ -57,14 +62,21 @@ class Steering:
         return (self._start + total + PROPORTIONAL * recent).exp().float()
 
     def update(self, l0: Tensor, share: float) -> Tensor:
-        """By how much thresholds rise after an update whose batch had a mean of l0
-        active latents, a float32 scalar.
+        """Take in a batch, and return by how much thresholds rise after its update.
 
-        share: the learning rate over its peak, since what learns slowly must be steered
-        slowly.
+        Args:
+            l0: The batch's mean active latents per row, a scalar.
+            share: The learning rate over its peak, since what learns slowly must be
+                steered slowly.
+
+        Returns:
+            A float32 scalar.
         """
-        error = (l0.double().clamp_min(_LEAST_L0).log() - self._log_target).clamp(-1, 1)
+        log_l0 = l0.double().clamp_min(_LEAST_L0).log()
+        # bounded: one odd batch must not undo what many have settled
+        error = (log_l0 - self._log_target).clamp(-1, 1)
         total, recent = self.state.unbind()
         total = (total + GAIN * share * error).clamp(-RANGE, RANGE)
-        self.state = torch.stack([total, MEMORY * recent + (1 - MEMORY) * error])
+        recent = MEMORY * recent + (1 - MEMORY) * error
+        self.state = torch.stack([total, recent])
         return (DIRECT * error).float()

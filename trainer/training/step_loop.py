@@ -1,5 +1,6 @@
-"""The loop over a stream's batches: each run of a group takes its steps, is logged,
-saved, and ends in good order.
+"""The loop over a stream's batches, in which the runs of a group are trained.
+
+Each run takes its steps, is logged and saved, and ends in good order.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from actstore.format.storage import Storage
 from actstore.machine.stop_signals import Stop, Stopped
@@ -40,7 +41,7 @@ class Run:
     @property
     def lead(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.learner.parallel is None or self.learner.parallel.world.lead
+        return self.learner.parallel.world.lead
 
 
 @dataclass
@@ -62,105 +63,128 @@ Report = Callable[[Progress], None]
 
 
 def take_steps(
-    stream: Stream, runs: Sequence[Run], report: Report | None, stop: Stop
+    stream: Stream,
+    runs: Sequence[Run],
+    report: Report | None,
+    stop: Stop,
 ) -> None:
-    """Train runs from where they are to their ends, or to a signal (raises Stopped).
+    """Train runs from where they are to their ends, or to a signal.
+
     Call it inside `stop.held()`.
+
+    Raises:
+        Stopped: There was a signal; all is saved.
+        DivergedError: A loss or weights are not finite.
     """
     n_steps = max(run.learner.steps for run in runs)
     step = min(run.learner.step for run in runs)
-    clock, progress = _Clock(stream, step), Progress(step, n_steps, 0.0, 0.0)
+    clock = _Clock(stream, step)
+    progress = Progress(step, n_steps, 0.0, 0.0)
     timetable = _timetable(runs, stop, step, n_steps)
-    while (
-        step < n_steps
-        and (batch := _next_batch(stream, runs, stop, progress)) is not None
-    ):
+    while step < n_steps:
+        batch = _next_batch(stream, runs, stop, progress)
+        if batch is None:
+            break
         # others are ahead, or done
         active = [run for run in runs if run.learner.step == step < run.learner.steps]
         for run in active:
             run.learner.update(batch.x, batch.layer, batch.target, batch.batch_position)
         resample(stream, [run.learner for run in active])
-        progress.step = step = step + 1
-        logged = (
-            active
-            if step % runs[0].spec.log_every == 0
-            else [run for run in active if step == run.learner.steps]
-        )
-        if logged:
-            clock.measure(progress, step)
-            for run in logged:
-                progress.last[run.storage.url] = _log(run, progress)
+        step += 1
+        progress.step = step
+        every = runs[0].spec.log_every  # runs of a group agree on it
+        logged = [run for run in active if step % every == 0 or _is_last(run)]
+        _log_all(logged, step, clock, progress)
         if report is not None:
             report(progress)
         due = timetable.due(step)
         for run in active:
-            if (
-                due.save
-                or step % run.spec.checkpoint_every == 0
-                or run.learner.step == run.learner.steps
-            ):
+            if due.save or _saves_at(run, step):
                 _save(run, stream.state())
         if all(run.saved == step for run in active):
             timetable.saved()
         if due.stop:
             _stop(runs, stream.state(), due.stop, progress)
-    _end_early(
-        stream, [run for run in runs if run.learner.step < run.learner.steps], progress
-    )
+    left = [run for run in runs if run.learner.step < run.learner.steps]
+    _end_early(stream, left, progress)
+
+
+def _log_all(runs: Sequence[Run], step: int, clock: _Clock, progress: Progress) -> None:
+    if not runs:
+        return
+    clock.measure(progress, step)
+    for run in runs:
+        progress.last[run.storage.url] = _log(run, progress)
+
+
+def _is_last(run: Run) -> bool:
+    """Return whether a run has taken its last step."""
+    return run.learner.step == run.learner.steps
+
+
+def _saves_at(run: Run, step: int) -> bool:
+    """Return whether a run saves after a step of its own plan."""
+    return step % run.spec.checkpoint_every == 0 or _is_last(run)
 
 
 def _timetable(runs: Sequence[Run], stop: Stop, step: int, n_steps: int) -> Timetable:
-    parallel = runs[0].learner.parallel
     minutes = min(run.spec.checkpoint_minutes for run in runs)
-    return Timetable(
-        minutes, stop, step, n_steps, None if parallel is None else parallel.world
-    )
+    world = runs[0].learner.parallel.world
+    return Timetable(minutes, stop, step, n_steps, world)
 
 
 class _Clock:
     """Speeds since the last interval, and since the first step."""
 
     def __init__(self, stream: Stream, step: int) -> None:
-        self._stream, self._start = (
-            stream,
-            (
-                time.perf_counter(),
-                stream.stall_s,
-                stream.rows_in(step),
-            ),
-        )
+        self._stream = stream
+        self._start = self._read(step)
         self._last = self._start
 
     def measure(self, progress: Progress, step: int) -> None:
         """Write them into the progress; begin a new interval."""
-        now = (time.perf_counter(), self._stream.stall_s, self._stream.rows_in(step))
-        seconds, stall_s, rows = (
-            new - old for new, old in zip(now, self._last, strict=True)
+        now = self._read(step)
+        seconds = max(now.seconds - self._last.seconds, 1e-9)
+        progress.rows_per_s = (now.rows - self._last.rows) / seconds
+        progress.stall = (now.stall_s - self._last.stall_s) / seconds
+        progress.seconds = now.seconds - self._start.seconds
+        progress.stall_s = now.stall_s - self._start.stall_s
+        progress.rows = now.rows - self._start.rows
+        self._last = now
+
+    def _read(self, step: int) -> _Reading:
+        return _Reading(
+            time.perf_counter(), self._stream.stall_s, self._stream.rows_in(step)
         )
-        progress.rows_per_s = rows / max(seconds, 1e-9)
-        progress.stall = stall_s / max(seconds, 1e-9)
-        progress.seconds, progress.stall_s, rows = (
-            new - old for new, old in zip(now, self._start, strict=True)
-        )
-        progress.rows, self._last = int(rows), now
+
+
+class _Reading(NamedTuple):
+    """What a clock shows."""
+
+    seconds: float
+    stall_s: float
+    """Seconds in which training waited for rows."""
+    rows: int
 
 
 def _next_batch(
     stream: Stream, runs: Sequence[Run], stop: Stop, progress: Progress
 ) -> Batch | None:
-    """Of a process alone, a signal also ends the wait for data, which may be long where
-    a harvest is followed.
+    """Return the next batch, None at the stream's end.
+
+    In a process alone a signal also ends the wait for data, which may be long where a
+    harvest is followed.
     """
     parallel = runs[0].learner.parallel
-    if parallel is not None:
+    if parallel.world.size > 1:
         return next_batch(stream, parallel)
     # as all runs have it: the signal may come when the stream has already gone on
-    here = stream.state()
+    before = stream.state()
     try:
         with stop.released():
             return next_batch(stream)
     except Stopped as stopped:
-        _stop(runs, here, stopped.number, progress)
+        _stop(runs, before, stopped.number, progress)
 
 
 def _stop(
@@ -176,7 +200,10 @@ def _stop(
 
 
 def _end_early(stream: Stream, runs: Sequence[Run], progress: Progress) -> None:
-    """A harvest that was followed had fewer rows than planned."""
+    """Log and save runs whose stream ended before them.
+
+    A harvest that was followed had fewer rows than planned.
+    """
     for run in runs:
         if run.learner.sums["steps"]:
             progress.last[run.storage.url] = _log(run, progress)
@@ -185,7 +212,7 @@ def _end_early(stream: Stream, runs: Sequence[Run], progress: Progress) -> None:
 
 def _save(run: Run, stream: StreamState) -> None:
     if not run.learner.finite():  # a checkpoint that is there is a good one
-        raise _diverged(run, "the loss or the weights are no numbers any more")
+        raise _diverged(run, "the loss or the weights are not finite")
     if run.lead:
         # first: resuming reads no more of it than up to its checkpoint, and needs all
         # of that
@@ -195,7 +222,12 @@ def _save(run: Run, stream: StreamState) -> None:
 
 
 def _log(run: Run, progress: Progress) -> Interval:
-    interval, learner = run.learner.interval(), run.learner
+    learner = run.learner
+    interval = learner.interval()
+    # of one site the figures are those of the whole
+    layers = {}
+    if len(run.sites) > 1:
+        layers = dict(zip(run.sites, interval.layers, strict=True))
     if not math.isfinite(interval.loss):
         raise _diverged(run, f"the loss is {interval.loss}")
     run.journal.add(
@@ -210,11 +242,7 @@ def _log(run: Run, progress: Progress) -> Interval:
             lr=learner.optimiser.param_groups[0]["lr"],
             rows_per_s=progress.rows_per_s,
             stall=progress.stall,
-            layers=(
-                dict(zip(run.sites, interval.layers, strict=True))
-                if len(run.sites) > 1
-                else {}
-            ),
+            layers=layers,
             parts=interval.parts,
         )
     )
@@ -225,11 +253,9 @@ def _log(run: Run, progress: Progress) -> Interval:
 
 def _diverged(run: Run, what: str) -> DivergedError:
     good = checkpoint.steps(run.storage)
-    last = (
-        f"the last good checkpoint is step {good[-1]}"
-        if good
-        else "there is no checkpoint yet"
-    )
+    last = "there is no checkpoint yet"
+    if good:
+        last = f"the last good checkpoint is step {good[-1]}"
     return DivergedError(
         f"{run.storage.url}: {what} at step {run.learner.step}; {last}; "
         "lower the learning rate, or look for non-finite rows with `actstore norms`"

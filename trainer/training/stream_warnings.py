@@ -1,6 +1,4 @@
-"""What a user is told, as one line each on the console: of a stream's warnings, instead
-of Python's own two.
-"""
+"""Prints the warnings of a stream as notes, one line each, while training is shown."""
 
 from __future__ import annotations
 
@@ -9,14 +7,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from trainer.runs.notes import on_console
+
 if TYPE_CHECKING:
     from schemas.train import TrainSpec
 
 
 @contextmanager
 def notes_on(console: Any) -> Iterator[None]:
-    """Inside, StreamWarnings are printed as they come; other warnings go their usual
-    way. console: a rich Console.
+    """Inside the `with`, print StreamWarnings as they come.
+
+    Python would print two lines for each, and through a progress bar. Other warnings go
+    their usual way.
+
+    Args:
+        console: A rich Console.
     """
     from actstore.stream.stream import StreamWarning
 
@@ -25,10 +30,13 @@ def notes_on(console: Any) -> Iterator[None]:
         usual = warnings.showwarning
 
         def show(
-            message: Any, category: type[Warning], *where: Any, **more: Any
+            message: Any,
+            category: type[Warning],
+            *where: Any,
+            **more: Any,
         ) -> None:
             if issubclass(category, StreamWarning):
-                _note(console, str(message))
+                on_console(console, str(message))
             else:
                 usual(message, category, *where, **more)
 
@@ -37,8 +45,9 @@ def notes_on(console: Any) -> Iterator[None]:
 
 
 def say_if_slow(console: Any, specs: Iterable[TrainSpec], device: str) -> None:
-    """A note where some run wants bfloat16 and float32 is faster; it is trained as
-    told.
+    """Print a note where a run wants bfloat16 on a device that is faster with float32.
+
+    The run is trained as its spec says.
     """
     from actstore.machine.half_precision import slow_here
 
@@ -46,8 +55,4 @@ def say_if_slow(console: Any, specs: Iterable[TrainSpec], device: str) -> None:
     for precision in sorted(wanted):
         slow = slow_here(precision, device)
         if slow is not None:
-            _note(console, f"precision {precision}: {slow}")
-
-
-def _note(console: Any, text: str) -> None:
-    console.print(f"[yellow]note[/]: {text}", highlight=False, soft_wrap=True)
+            on_console(console, f"precision {precision}: {slow}")

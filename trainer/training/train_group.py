@@ -1,11 +1,11 @@
-"""One stream, many learners: every SAE of a group sees the same batches, and the data
-is read once.
+"""Trains a group of runs in one pass: one stream, many learners.
+
+Every SAE of a group sees the same batches, and the data is read once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,11 +13,12 @@ from safetensors.torch import save as save_tensors
 
 from actstore.format.storage import Storage
 from actstore.machine.stop_signals import Stop
-from actstore.store.store import Store
+from actstore.store.streamed_store import StreamedStore
 from actstore.stream.stream import Stream
 from schemas.base import differences
 from schemas.records import RunRecord
 from schemas.train import TrainSpec
+from trainer.distributed.world_of_one import ONE_WORLD, OneWorld
 from trainer.errors import RunError
 from trainer.kernels.devices import usable
 from trainer.runs.journal import Journal, Sinks
@@ -25,9 +26,9 @@ from trainer.runs.run_files import read_json
 from trainer.runs.run_store import ORIGIN, check_same, origin_of
 from trainer.saes.build import Sae, build
 from trainer.training import checkpoint
-from trainer.training.calibration import Result, calibrate
+from trainer.training.calibrate_group import Result, calibrate
+from trainer.training.group_processes import GroupProcesses
 from trainer.training.inert_fields import check_acts
-from trainer.training.init_from_data import initialise
 from trainer.training.learner import Learner
 from trainer.training.row_scaling import layer_norms, scaling
 from trainer.training.run_stream import (
@@ -42,7 +43,7 @@ from trainer.training.run_stream import (
 from trainer.training.step_loop import Progress, Report, Run, take_steps
 
 if TYPE_CHECKING:
-    from trainer.distributed.group_start import Together
+    from trainer.distributed.processes import World
 
 __all__ = ["OnCorrupt", "Progress", "Report", "Run", "prepare", "train_group"]
 
@@ -50,8 +51,10 @@ OnCorrupt = Literal["error", "skip"]
 
 
 def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
-    """The run's folder. Raises RunError where another run, or anything else, lies
-    there.
+    """Return the run's folder.
+
+    Raises:
+        RunError: Another run is there, or anything else.
     """
     storage = Storage(url)
     if storage.exists("spec.json"):
@@ -75,7 +78,7 @@ def prepare(url: str, spec: TrainSpec, resume: bool) -> Storage:
 
 
 def train_group(
-    store: Store,
+    store: StreamedStore,
     specs: dict[str, TrainSpec],
     *,
     device: str = "cpu",
@@ -84,37 +87,57 @@ def train_group(
     resume: bool = False,
     report: Report | None = None,
     sinks: Sinks | None = None,
-    together: Together | None = None,
+    world: World | OneWorld = ONE_WORLD,
+    shard_dictionary: bool = False,
     stop: Stop | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Train runs (URL -> spec) that share a stream; returns their URLs. Specs must
-    agree on `shared_stream`.
+    """Train runs that share a stream; each is left finished in its folder.
 
-    on_corrupt: "skip" goes on without rows of chunks that cannot be read. resume: each
-    run goes on from its own last checkpoint; one that has ended is left as it is.
-    sinks: makes what besides the journal gets a run's records, from its URL, its spec
-    and the step it starts behind. together: the processes that train the same runs, all
-    of which call this; only the lead writes and reports. tell: is given what is
-    trained, in lines, before it begins. stop: once it has a signal, training ends
-    behind a step, saves, and raises Stopped; in all processes, where one has.
+    Args:
+        store: Where the rows are.
+        specs: By the URL of the run's folder. They must agree on `shared_stream`.
+        device: Where one process trains; each of several has its own.
+        threads: That read and decode; None: as many as there are cores.
+        on_corrupt: "skip" goes on without rows of chunks that cannot be read.
+        resume: Each run goes on from its own last checkpoint; one that has ended is
+            left as it is.
+        report: Is given the progress after each step.
+        sinks: Makes what besides the journal gets a run's records, from its URL, its
+            spec and the step after which it starts.
+        world: The processes that train the same runs, all of which call this; only the
+            lead writes and reports.
+        shard_dictionary: They split the dictionary rather than the batches.
+        stop: Once it has a signal, training ends after a step and saves; in all
+            processes, where one has.
+        tell: Is given what is trained, in lines, before it begins.
+
+    Returns:
+        The runs' URLs.
+
+    Raises:
+        RunError: Another run is there, or anything else.
+        SaeError: A spec cannot be trained on these rows.
+        Stopped: There was a signal.
     """
     stop = Stop() if stop is None else stop
-    lead = together is None or together.world.lead
-    storages = {
-        url: prepare(url, spec, resume) if lead else Storage(url)
-        for url, spec in specs.items()
-    }
-    for storage in storages.values() if lead else ():
-        check_same(storage, store)
+    processes = GroupProcesses(world, shard_dictionary, on_corrupt == "skip")
+    device = processes.device(device)
+    storages: dict[str, Storage] = {}
+    for url, spec in specs.items():
+        # one process looks, and says once what is wrong
+        storages[url] = prepare(url, spec, resume) if processes.lead else Storage(url)
     shared = shared_stream(next(iter(specs.values())))
-    parts = of_one_store(store, shared, storages, last_steps(storages)) if lead else []
-    rank, size = (0, 1) if together is None else together.part
-    if together is not None:
-        parts, device = together.world.shared(parts), str(together.world.device)
-        together = replace(together, skips=on_corrupt == "skip")
-    for starts in parts:
-        if together is None:
+    starts_of_parts: list[dict[str, int]] = []
+    if processes.lead:
+        for storage in storages.values():
+            check_same(storage, store)
+        starts_of_parts = of_one_store(store, shared, storages, last_steps(storages))
+    # the lead's view of folders is that of all
+    starts_of_parts = world.shared(starts_of_parts)
+    rank, size = processes.batch_part
+    for starts in starts_of_parts:
+        if world.size == 1:
             stop.check()
         with (
             Stream(
@@ -128,51 +151,55 @@ def train_group(
             ) as stream,
             checkpoint.saying_how_to_resume([storages[url] for url in starts]),
         ):
-            behind, step = min(starts.items(), key=lambda one: one[1])
+            # the stream begins with the run that has taken the fewest steps; the others
+            # wait until it has come to theirs
+            last_url, step = min(starts.items(), key=lambda start: start[1])
             if step:  # first of all: it may read an extended store as it was
-                stream.restore(checkpoint.stream_state(storages[behind], step))
+                stream.restore(checkpoint.stream_state(storages[last_url], step))
             runs = [
-                _run(stream, specs[url], storages[url], start, device, together)
+                _run(stream, specs[url], storages[url], start, device, processes)
                 for url, start in starts.items()
             ]
-            if lead:
-                # only now: a spec that cannot be used leaves nothing behind
+            if processes.lead:
+                # only now: a spec that cannot be used leaves nothing there
                 for run in runs:
                     _say_what_it_is(run, stream.store)
-            _begin(stream, runs, starts, together)
-            if lead and tell is not None:
-                tell("\n".join(planned([run.spec for run in runs], stream)))
+            _begin(stream, runs, starts, processes)
+            if processes.lead and tell is not None:
+                plan = planned([run.spec for run in runs], stream)
+                tell("\n".join(plan))
             _train(
-                stream, runs, report if lead else None, sinks if lead else None, stop
+                stream,
+                runs,
+                report if processes.lead else None,
+                sinks if processes.lead else None,
+                stop,
             )
     return list(specs)
 
 
-def _say_what_it_is(run: Run, store: Store) -> None:
-    """The run's spec and its store, in its folder."""
+def _say_what_it_is(run: Run, store: StreamedStore) -> None:
+    """Write the run's spec and where its store lies into its folder."""
     origin = origin_of(store, run.storage.url)
     run.storage.put(ORIGIN, origin.to_json().encode())
-    run.storage.put(
-        "spec.json",
-        run.spec.model_copy(update={"store": origin.store}).to_json().encode(),
-    )
+    spec = run.spec.model_copy(update={"store": origin.store})
+    run.storage.put("spec.json", spec.to_json().encode())
 
 
 def _begin(
     stream: Stream,
     runs: Sequence[Run],
     starts: dict[str, int],
-    together: Together | None,
+    processes: GroupProcesses,
 ) -> None:
+    """Put each run where it starts: at the first rows, or at its checkpoint."""
     new = [run.learner for run in runs if not starts[run.storage.url]]
-    if together is None:
-        initialise(stream, new)
-    else:
-        together.initialise(stream, new)
+    processes.initialise(stream, new)
     for run in runs:
-        if starts[run.storage.url]:
-            run.end = checkpoint.stream_state(run.storage, starts[run.storage.url])
-            checkpoint.restore(run.storage, run.learner, starts[run.storage.url])
+        step = starts[run.storage.url]
+        if step:
+            run.end = checkpoint.stream_state(run.storage, step)
+            checkpoint.restore(run.storage, run.learner, step)
             run.saved = run.learner.step
 
 
@@ -183,16 +210,19 @@ def _train(
     sinks: Sinks | None,
     stop: Stop,
 ) -> None:
+    """Take all steps, calibrate, and write the results."""
     try:
         for run in runs:
-            run.journal.sinks = (
-                []
-                if sinks is None
-                else sinks(run.storage.url, run.spec, run.learner.step)
-            )
+            run.journal.sinks = []
+            if sinks is not None:
+                url = run.storage.url
+                run.journal.sinks = sinks(url, run.spec, run.learner.step)
         with stop.held():
             take_steps(stream, runs, report, stop)
-        results = [Result(run.learner, run.learner.result(), run.end) for run in runs]
+        results = []
+        for run in runs:
+            sae = run.learner.result()
+            results.append(Result(run.learner, sae, run.end))
         calibrate(stream, results)
         for run, result in zip(runs, results, strict=True):
             _save(stream, run, result.sae)
@@ -207,39 +237,53 @@ def _run(
     storage: Storage,
     start: int,
     device: str,
-    together: Together | None,
+    processes: GroupProcesses,
 ) -> Run:
+    """Return a run with a fresh learner.
+
+    Raises:
+        SaeError: The spec cannot be trained on these rows.
+    """
     check_rows_fit(spec)
     check_l0(spec, stream.d)
     store = stream.store
-    parallel = (
-        None
-        if together is None
-        else together.parallel(spec, stream.d, len(stream.sites), stream.d_target)
+    n_sites = len(stream.sites)
+    parallel = processes.parallel(spec, stream.d, n_sites, stream.d_target)
+    sae = build(
+        spec.sae,
+        stream.d,
+        spec.seed,
+        n_sites,
+        stream.d_target,
+        latents_here=parallel.latents_here,
     )
-    own = spec.sae if parallel is None else parallel.local
-    sae = build(own, stream.d, spec.seed, len(stream.sites), stream.d_target)
     factors, out = scaling(stream, spec.stream, sae.b_dec)
-    variance = torch.tensor(
-        [float(store.variance(site).sum()) for site in stream.targets or stream.sites]
-    )
+    # what is reconstructed is what a figure such as FVU compares with
+    predicted = stream.targets or stream.sites
+    variances = [float(store.variance(site).sum()) for site in predicted]
+    variance = torch.tensor(variances)
     norms = layer_norms(store, stream.sites, factors)
-    steps, place = n_steps(spec, stream), usable(device)
+    steps = n_steps(spec, stream)
+    torch_device = usable(device)
     if not start:  # what has begun goes on
-        check_acts(spec, len(stream.sites), steps)
-    learner = Learner(spec, sae, factors, variance, steps, place, norms, out, parallel)
+        check_acts(spec, n_sites, steps)
+    learner = Learner(
+        spec, sae, factors, variance, steps, torch_device, norms, out, parallel
+    )
     return Run(spec, storage, learner, Journal(storage, start), stream.sites)
 
 
 def _save(stream: Stream, run: Run, result: Sae) -> None:
-    """The run's result and its record, by which it has ended."""
-    learner, store = run.learner, stream.store
-    state = result.state_dict()
-    if learner.parallel is not None:
-        state = learner.parallel.whole(state)
-        if not run.lead:
-            return
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    """Write the run's result and its record, by which it has ended."""
+    learner = run.learner
+    store = stream.store
+    state = learner.parallel.whole(result.state_dict())
+    if not run.lead:
+        return
+    tensors = {}
+    for name, value in state.items():
+        tensors[name] = value.detach().cpu().contiguous()
+    # with the weights, so that an SAE takes activations in original units
     tensors["scale"] = learner.scale.cpu()
     if learner.mean is not None:
         tensors["mean"] = learner.mean.cpu()
@@ -269,4 +313,5 @@ def _save(stream: Stream, run: Run, result: Sae) -> None:
         penalty=learner.penalty,
     )
     run.storage.put("sae.safetensors", save_tensors(tensors))
+    # last: a run has ended when this is there
     run.storage.put("sae.json", record.to_json().encode())

@@ -1,8 +1,7 @@
-"""The options of `trainer train` and `trainer sweep`: each with its panel and, if it is
-one of a TrainSpec, its field.
+"""The options of `trainer train` and `trainer sweep`.
 
-Importing this loads typer only; defaults and values are the schema's
-(`actstore/console/cli_options.py`).
+An option that stands for a field of a TrainSpec has no default of its own: the schema
+tells it when help is asked for. Importing this loads typer only.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import typer
 from actstore.console.cli_options import command_for, one_of, values_of
 
 SCHEMA = "schemas.train:TrainSpec"
+# The dotted path of the field that an option stands for.
 FIELDS = {
     "store": "store",
     "name": "name",
@@ -42,10 +42,17 @@ FIELDS = {
     "checkpoint_minutes": "checkpoint_minutes",
     "log_every": "log_every",
 }
-TrainCommand = command_for(SCHEMA, FIELDS)
+# Options that some kinds of SAE have; their help is given the names of these.
+OF_SOME_KINDS = ("k", "l1", "l0", "alpha")
+TrainCommand = command_for(SCHEMA, FIELDS, OF_SOME_KINDS)
 
-WHAT, SPARSITY, DATA = "What to train", "Sparsity", "Data"
-HOW, OUTPUT, RUNNING = "Optimisation", "Output and resuming", "Where and how it runs"
+# The panels of the help.
+WHAT = "What to train"
+SPARSITY = "Sparsity"
+DATA = "Data"
+HOW = "Optimisation"
+OUTPUT = "Output and resuming"
+RUNNING = "Where and how it runs"
 
 Store = Annotated[
     str | None,
@@ -104,9 +111,7 @@ Seed = Annotated[
 
 K = Annotated[
     int | None,
-    typer.Option(
-        help="topk, batch_topk, matryoshka: latents per row.", rich_help_panel=SPARSITY
-    ),
+    typer.Option(help="latents per row.", rich_help_panel=SPARSITY),
 ]
 TargetL0 = Annotated[
     float | None,
@@ -117,20 +122,15 @@ TargetL0 = Annotated[
 ]
 L1 = Annotated[
     float | None,
-    typer.Option(
-        help="relu_l1, gated, mlp_encoder: a fixed weight of the penalty.",
-        rich_help_panel=SPARSITY,
-    ),
+    typer.Option(help="a fixed weight of the penalty.", rich_help_panel=SPARSITY),
 ]
 L0 = Annotated[
     float | None,
-    typer.Option(
-        help="jumprelu: a fixed weight of the penalty.", rich_help_panel=SPARSITY
-    ),
+    typer.Option(help="a fixed weight of the penalty.", rich_help_panel=SPARSITY),
 ]
 Alpha = Annotated[
     float | None,
-    typer.Option(help="nsae: a fixed weight of the penalty.", rich_help_panel=SPARSITY),
+    typer.Option(help="a fixed weight of the penalty.", rich_help_panel=SPARSITY),
 ]
 
 Sites = Annotated[

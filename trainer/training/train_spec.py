@@ -1,11 +1,12 @@
-"""TrainSpecs and SweepSpecs from YAML files and options: one clear error for what is
-wrong in them.
+"""Reads TrainSpecs and SweepSpecs from YAML files, options, and nested keys and values.
+
+What is wrong in them gives one clear error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actstore.console.cli_options import option
 from trainer.training.train_options import FIELDS
@@ -13,150 +14,220 @@ from trainer.training.train_options import FIELDS
 if TYPE_CHECKING:
     from schemas.train import SweepSpec, TrainSpec
 
+# The option that stands for a field, by the field's dotted path.
 OPTIONS = {path: option(name) for name, path in FIELDS.items()}
-# of `inner`, where it is
+# Fields of the latents. In a transcoder or crosscoder they belong to its `inner`.
 OF_LATENTS = {
     f"sae.{name}" for name in ("expansion", "k", "target_l0", "l1", "l0", "alpha")
 }
-WEIGHTS, TARGET = ("sae.l1", "sae.l0", "sae.alpha"), "sae.target_l0"
-USUAL_KIND = {"pairs": "transcoder", "aligned": "crosscoder"}  # by the stream's mode
+# What sets the sparsity of a penalised kind: one of the weights, or the target.
+SPARSITY = ("sae.l1", "sae.l0", "sae.alpha", "sae.target_l0")
+USUAL_KIND = "topk"
 
 
 def from_options(given: Mapping[str, Any], aligned: bool = False) -> dict[str, Any]:
-    """Dotted paths into a TrainSpec, of the options that were given (see `FIELDS`).
-    Raises SpecError where two of them exclude each other.
+    """Return the options that were given as values at dotted paths into a TrainSpec.
+
+    Args:
+        given: Every option by the name of its parameter (see `FIELDS`).
+        aligned: Whether --aligned was given.
+
+    Raises:
+        SpecError: Two of them exclude each other.
     """
     from actstore.errors import SpecError
 
-    found = {
-        FIELDS[name]: value for name, value in given.items() if _is_given(name, value)
-    }
-    rivals = [OPTIONS[path] for path in (*WEIGHTS, TARGET) if path in found]
+    values = {}
+    for name, value in given.items():
+        if _is_given(name, value):
+            values[FIELDS[name]] = value
+    rivals = [OPTIONS[path] for path in SPARSITY if path in values]
     if len(rivals) > 1:
         raise SpecError(
             f"{' and '.join(rivals)} exclude each other: give the mean L0 that the"
             " penalty is steered to (--target-l0), or the penalty's weight (--l1, --l0"
             " or --alpha, by kind)"
         )
-    if aligned and "stream.targets" in found:
+    has_targets = "stream.targets" in values
+    if aligned and has_targets:
         raise SpecError(
             "--aligned and --pairs-with exclude each other: rows for a crosscoder, or"
             " for a transcoder"
         )
-    if aligned or "stream.targets" in found:
-        found["stream.mode"] = "aligned" if aligned else "pairs"
-    if "seed" in found:
-        found["stream.seed"] = found["seed"]
-    return found
+    if aligned:
+        values["stream.mode"] = "aligned"
+    elif has_targets:
+        values["stream.mode"] = "pairs"
+    if "seed" in values:
+        values["stream.seed"] = values["seed"]
+    return values
 
 
 def _is_given(name: str, value: Any) -> bool:
     if value is None or value == []:
         return False
-    return value is not False or name == "center"  # the one flag with an opposite
+    # A flag that is off was not given, but for the one flag that has an opposite.
+    return value is not False or name == "center"
 
 
-def load_spec(path: str | None, given: Mapping[str, Any]) -> TrainSpec:
-    """A TrainSpec from a YAML file and values at dotted paths, which override it.
+def load_spec(
+    source: TrainSpec | Mapping[str, Any] | str | None,
+    given: Mapping[str, Any] | None = None,
+) -> TrainSpec:
+    """Return a TrainSpec.
 
-    Raises SpecError that names the file or the option, and for an unknown key the
-    nearest one.
+    Args:
+        source: The spec, or the keys and values of one, or a YAML file of them. None:
+            only `given` says what to train.
+        given: Values at dotted paths, which override those of the source.
+
+    Raises:
+        SpecError: It is not valid. The message names the file or the option, and for an
+            unknown key the nearest one.
     """
     from actstore.errors import SpecError
     from actstore.validation import validated
     from schemas.train import TrainSpec
     from trainer.training.sweep import with_values
 
-    where = path or "the options"
-    raw = _yaml(path) if path else {}
-    if path and "store" not in given:
-        raw |= _store_of_run(path)
-    raw["sae"], raw["stream"] = (
-        dict(_section(raw, name, where)) for name in ("sae", "stream")
-    )
-    placed, names = _placed(raw, given)
-    values = with_values(raw, placed, where)
+    given = given or {}
+    if isinstance(source, TrainSpec):
+        if not given:
+            return source
+        source = source.model_dump()
+    if source is None:
+        where = "the options"
+        raw: dict[str, Any] = {}
+    elif isinstance(source, str):
+        where = source
+        raw = _yaml(source)
+        if "store" not in given:
+            raw |= _store_of_run(source)
+    else:
+        where = "the spec"
+        raw = dict(source)
+    for name in ("sae", "stream"):
+        raw[name] = dict(_section(raw, name, where))
+    placed = _placed(raw, given)
+    values = with_values(raw, placed.values, where)
     if "store" not in values:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
-    return validated(TrainSpec, values, where, names)
+    return validated(TrainSpec, values, where, placed.options)
 
 
 def _store_of_run(path: str) -> dict[str, str]:
-    """`store` of a run's own spec.json: where the run's store lies now, and no other."""
-    from actstore.format.storage import Storage
+    """Return the store of a run whose own spec.json is the file.
 
-    folder, _, name = path.rpartition("/")
-    storage = Storage(folder or ("/" if path.startswith("/") else "."))
+    That is where the store lies now, which may be another place than the file says.
+    Empty for any other file.
+    """
+    from trainer.runs.run_store import absolute, find_store, read_origin
+
+    storage, name = _storage_and_name(path)
     if name != "spec.json" or not storage.exists("spec.json"):
         return {}
-    from trainer.runs.run_store import absolute, found, read_origin
-
     origin = read_origin(storage)
-    return {} if origin is None else {"store": absolute(found(storage.url, origin).url)}
+    if origin is None:
+        return {}
+    return {"store": absolute(find_store(storage.url, origin).url)}
 
 
-def _placed(
-    raw: dict[str, Any], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What is given at its dotted paths, and the options it is from.
+class _Placed(NamedTuple):
+    """Values that were given, where they belong in the spec.
 
-    With the kind of SAE settled (what the stream's mode calls for, else topk), and what
-    is of the latents put where a transcoder or crosscoder has them.
+    Attributes:
+        values: Values by dotted path.
+        options: The options that they are from, by dotted path.
     """
+
+    values: dict[str, Any]
+    options: dict[str, str]
+
+
+def _placed(raw: dict[str, Any], given: Mapping[str, Any]) -> _Placed:
+    """Settle the kind of SAE, and put what belongs to its latents where it has them.
+
+    The kind is the one that is given, else the one that the stream's mode calls for,
+    else topk. What the source says of the same as an option is removed from `raw`.
+    """
+    # Loads torch, which `--help` does without.
+    from trainer.saes.build import find, kind_trained_on
+
     sae = raw["sae"]
     mode = given.get("stream.mode", raw["stream"].get("mode"))
-    kind = given.get("sae.kind", sae.get("kind", USUAL_KIND.get(mode, "topk")))
+    # A file may hold anything here; what is not a name is refused with all the rest.
+    called_for = kind_trained_on(str(mode))
+    usual = USUAL_KIND if called_for is None else called_for.name
+    kind = given.get("sae.kind", sae.get("kind", usual))
+    known_kind = find(str(kind))
     paths = {path: path for path in given}
-    settled = {"sae.kind": kind}
-    if kind in USUAL_KIND.values():
-        paths |= {
-            path: path.replace("sae.", "sae.inner.")
-            for path in given
-            if path in OF_LATENTS
-        }
-        sae["inner"] = sae = dict(_section(sae, "inner", "sae"))
-        settled["sae.inner.kind"] = sae.get("kind", "topk")
-    # an option replaces what the file says of the same
-    if any(path in given for path in (*WEIGHTS, TARGET)):
-        for path in (*WEIGHTS, TARGET):
+    values = {"sae.kind": kind}
+    if known_kind is not None and known_kind.has_inner:
+        for path in given:
+            if path in OF_LATENTS:
+                paths[path] = path.replace("sae.", "sae.inner.")
+        inner = dict(_section(sae, "inner", "sae"))
+        sae["inner"] = inner
+        sae = inner
+        values["sae.inner.kind"] = inner.get("kind", USUAL_KIND)
+    if any(path in given for path in SPARSITY):
+        for path in SPARSITY:
             sae.pop(path.removeprefix("sae."), None)
     if "sae.expansion" in given:
         sae.pop("n_latents", None)
-    placed = {**settled, **{paths[path]: value for path, value in given.items()}}
-    return placed, {paths[path]: OPTIONS[path] for path in given if path in OPTIONS}
+    for path, value in given.items():
+        values[paths[path]] = value
+    options = {paths[path]: OPTIONS[path] for path in given if path in OPTIONS}
+    return _Placed(values, options)
 
 
-def load_sweep(path: str, store: str | None) -> SweepSpec:
-    """A SweepSpec from YAML; `store` overrides the base's. Raises SpecError."""
+def load_sweep(
+    source: SweepSpec | Mapping[str, Any] | str,
+    store: str | None = None,
+) -> SweepSpec:
+    """Return a SweepSpec.
+
+    Args:
+        source: The spec, or the keys and values of one, or a YAML file of them.
+        store: The store to train from, in the place of the base's.
+
+    Raises:
+        SpecError: It is not valid.
+    """
     from actstore.validation import validated
     from schemas.train import SweepSpec
 
-    raw = _yaml(path)
+    if isinstance(source, SweepSpec):
+        source = source.model_dump()
+    where = source if isinstance(source, str) else "the sweep"
+    raw = _yaml(source) if isinstance(source, str) else dict(source)
     if store is not None:
-        raw["base"] = {**_section(raw, "base", path), "store": store}
-    return validated(SweepSpec, raw, path)
+        raw["base"] = {**_section(raw, "base", where), "store": store}
+    return validated(SweepSpec, raw, where)
 
 
 def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """The keys under a key; none where it is not there. Raises SpecError where it is a
-    value.
+    """Return what is under a key; nothing where the key is not there.
+
+    Raises SpecError where a single value is there.
     """
     from actstore.errors import SpecError
 
-    found = raw.get(name, {})
-    if not isinstance(found, Mapping):
-        raise SpecError(f"{where}: {name}: wanted keys and values, got {found!r}")
-    return found
+    section = raw.get(name, {})
+    if hasattr(section, "model_dump"):  # a spec among keys and values
+        section = section.model_dump()
+    if not isinstance(section, Mapping):
+        raise SpecError(f"{where}: {name}: wanted keys and values, got {section!r}")
+    return section
 
 
 def _yaml(path: str) -> dict[str, Any]:
     import yaml
 
     from actstore.errors import SpecError
-    from actstore.format.storage import Storage
 
-    folder, _, name = path.rpartition("/")
-    text = Storage(folder or ("/" if path.startswith("/") else ".")).read(name)
+    storage, name = _storage_and_name(path)
+    text = storage.read(name)
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -169,3 +240,13 @@ def _yaml(path: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise SpecError(f"{path}: wanted keys and values, got {type(raw).__name__}")
     return raw
+
+
+def _storage_and_name(path: str) -> tuple[Any, str]:
+    """Return the folder of a file as a Storage, and the file's name in it."""
+    from actstore.format.storage import Storage
+
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        folder = "/" if path.startswith("/") else "."
+    return Storage(folder), name

@@ -1,4 +1,7 @@
-"""Learning rate and sparsity over a run; pure functions of the step."""
+"""Gives the learning rate and the penalty over a run, as shares of their full values.
+
+Both are pure functions of the step.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,39 @@ from schemas.train import Optimiser
 
 
 def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
-    """Share of the peak: linear warm-up, plateau, linear decay towards 0; `step` counts
-    from 0.
+    """Return the share of the peak learning rate at a step.
+
+    It rises in a line, stays at 1, and falls in a line towards 0. With a warm-up of 4
+    steps the first four shares are 1/4, 1/2, 3/4 and 1.
+
+    Args:
+        spec: Warm-up and decay, as shares of the run.
+        step: The step, counted from 0.
+        steps: Steps of the run.
     """
-    warm, decay = round(spec.warmup * steps), round(spec.decay * steps)
-    up = (step + 1) / warm if step < warm else 1.0
-    down = (steps - step) / decay if steps - step < decay else 1.0
-    return min(up, down)
+    warmup_steps = round(spec.warmup * steps)
+    decay_steps = round(spec.decay * steps)
+    steps_left = steps - step
+    # counted from 1: a first step with a rate of 0 would change nothing
+    rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+    falling = steps_left / decay_steps if steps_left < decay_steps else 1.0
+    return min(rising, falling)
 
 
 def sparsity(spec: Optimiser, step: int, steps: int) -> float:
-    """The sparsity penalty's share, from 0 to 1: linear warm-up, plateau, linear decay
-    towards 0.
+    """Return the share of the penalty at a step.
+
+    As the learning rate, but it begins at 0: with a warm-up of 4 steps the first four
+    shares are 0, 1/4, 1/2 and 3/4.
+
+    Args:
+        spec: Warm-up and decay, as shares of the run.
+        step: The step, counted from 0.
+        steps: Steps of the run.
     """
-    warm, decay = (
-        round(spec.sparsity_warmup * steps),
-        round(spec.sparsity_decay * steps),
-    )
-    up = step / warm if step < warm else 1.0
-    down = (steps - step) / decay if steps - step < decay else 1.0
-    return min(up, down)
+    warmup_steps = round(spec.sparsity_warmup * steps)
+    decay_steps = round(spec.sparsity_decay * steps)
+    steps_left = steps - step
+    rising = step / warmup_steps if step < warmup_steps else 1.0
+    falling = steps_left / decay_steps if steps_left < decay_steps else 1.0
+    return min(rising, falling)

@@ -1,5 +1,6 @@
-"""An exponential moving average of the weights (EMA), which is what an averaged run
-hands on.
+"""An exponential moving average of an SAE's weights (EMA) over its updates.
+
+It is what a run hands on whose spec asks for one with `ema`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ import torch
 from torch import Tensor
 
 from trainer.saes.build import Sae
-from trainer.saes.ops import normalise_rows
+from trainer.saes.unit_rows import normalise_rows
 
 _WARM = 10  # the first updates average over about a tenth of what there was
 
 
 class Average:
-    """average = decay * average + (1 - decay) * weights behind each update, with decay
-    at most (1 + n) / (10 + n).
+    """average = decay * average + (1 - decay) * weights after each update.
 
-    The warm-up keeps the first, random weights out. Buffers (thresholds, counters) are
-    taken as they are.
+    The decay of update n is at most (1 + n) / (10 + n), which keeps the first, random
+    weights out: 2/11 after the first, 0.9 from the 80th on. Buffers (thresholds,
+    counters) are taken as they are.
     """
 
     def __init__(self, sae: Sae, decay: float) -> None:
@@ -29,32 +30,39 @@ class Average:
 
     @torch.no_grad()
     def update(self, sae: Sae, step: int) -> None:
-        """Behind update number `step`, counted from 1."""
-        share = 1 - min(self.decay, (1 + step) / (_WARM + step))
-        for own, new in zip(self.sae.parameters(), sae.parameters(), strict=True):
-            own.lerp_(new, share)
+        """Take in the weights after update number `step`, counted from 1."""
+        decay = min(self.decay, (1 + step) / (_WARM + step))
+        share = 1 - decay
+        pairs = zip(self.sae.parameters(), sae.parameters(), strict=True)
+        for average, new in pairs:
+            average.lerp_(new, share)
 
     @torch.no_grad()
     def result(self, sae: Sae) -> Sae:
-        """What to hand on: averaged weights, decoder rows at norm 1 again where the
-        kind wants it, sae's buffers.
-        """
-        made = copy.deepcopy(self.sae)
-        if made.unit_decoder:
-            normalise_rows(made.W_dec)
-        averaged = dict(made.named_parameters())
-        made.load_state_dict(
-            {
-                name: averaged.get(name, value)
-                for name, value in sae.state_dict().items()
-            }
-        )
-        return made
+        """Return what to hand on: averaged weights, and the buffers of `sae`.
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.sae.named_parameters()}
+        Decoder rows are at norm 1 again where the kind wants it: means of unit vectors
+        are shorter.
+        """
+        result = copy.deepcopy(self.sae)
+        if result.unit_decoder:
+            normalise_rows(result.W_dec)
+        averaged = dict(result.named_parameters())
+        # what is no parameter is a buffer, which is not averaged: a threshold is a mean
+        # itself, and a counter has none
+        state = {}
+        for name, value in sae.state_dict().items():
+            state[name] = averaged.get(name, value)
+        result.load_state_dict(state)
+        return result
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the averaged weights by name, each of its parameter's shape."""
+        parameters = self.sae.named_parameters()
+        return {name: value.detach() for name, value in parameters}
 
     @torch.no_grad()
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        for name, own in self.sae.named_parameters():
-            own.copy_(tensors[name])
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back averaged weights of the names and shapes that `state` has."""
+        for name, average in self.sae.named_parameters():
+            average.copy_(tensors[name])

@@ -18,9 +18,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.format.dtypes import to_torch
+from actstore.format.stored_dtypes import to_torch
 from actstore.store.store import Store
-from actstore.stream.order import Chunk, Order, Window
+from actstore.stream.order import (
+    Chunk,
+    Order,
+    Rank,
+    Window,
+    default_group_units,
+)
+from actstore.stream.unit_source import FinishedUnits
+from actstore.stream.window_plan import windows_of_epoch
 
 Read = Callable[[list[Chunk], NDArray[Any]], None]
 # keeps shard indexes; the store decoded in memory would be another benchmark
@@ -36,18 +44,11 @@ class WindowLoader:
         self, store: Store, read: Read, window_chunks: int, batch: int, seed: int = 0
     ) -> None:
         units = np.array(store.units("train"), np.int64)
-        sites = tuple(range(len(store.sites)))
         rows = store.unit_rows[units].astype(np.int64)
-        self.order = Order(
-            store.layout,
-            units,
-            rows,
-            sites,
-            window_chunks,
-            lanes=8,
-            batch=batch,
-            seed=seed,
-        )
+        sites = tuple(range(len(store.sites)))
+        self.batch = batch
+        self.units = FinishedUnits(units, rows, seed, default_group_units(store.layout))
+        self.order = Order(store.layout, sites, window_chunks, lanes=8, seed=seed)
         codec = store.codec(store.sites[0])
         shape = (len(sites), window_chunks * codec.chunk_rows, codec.d)
         self._read = read
@@ -75,7 +76,8 @@ class WindowLoader:
                 buffer = self._free.get()
                 if buffer is None:
                     return
-                self._read(window.chunks(0, 1, self.order.lanes), buffer)
+                chunks = window.chunks(Rank(0, 1), self.order.lanes)
+                self._read(chunks, buffer)
                 self._ready.put((window, buffer))
         except BaseException as error:  # noqa: BLE001 (raised again where the window is asked for)
             self._ready.put(error)
@@ -83,7 +85,7 @@ class WindowLoader:
     def _windows(self) -> Iterator[Window]:
         epoch = 0
         while True:
-            yield from self.order.windows(epoch)
+            yield from windows_of_epoch(self.order, self.units, epoch)
             epoch += 1
 
     def _gathered(self) -> Iterator[torch.Tensor]:
@@ -104,10 +106,10 @@ class WindowLoader:
                 0,
             )
             while first < len(source):
-                here = source[first : first + self.order.batch - sum(map(len, left))]
+                here = source[first : first + self.batch - sum(map(len, left))]
                 left.append(gather(rows, here))
                 first += len(here)
-                if sum(map(len, left)) == self.order.batch:
+                if sum(map(len, left)) == self.batch:
                     yield left[0] if len(left) == 1 else torch.cat(left)
                     left = []
             self._free.put(buffer)

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from actstore.store.store import Store
 from tests.benchmarks.peers.link import PeerError, note
@@ -103,7 +104,7 @@ class Bench:
         )
 
     def case(
-        self, library: str, kind: str, setting: str, seed: int = 0, **more: object
+        self, library: str, kind: str, setting: str, seed: int = 0, **more: Any
     ) -> Case:
         """A case of this store; l0 is the setting's k."""
         values = {"l0": float(self.setting.k), **more}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,8 @@ from tests.benchmarks.quality.rows import Setting, first_rows, rows_file
 from tests.benchmarks.quality.search import Point, at_l0, next_penalty
 from tests.benchmarks.quality.table import tables
 from tests.support import make_store
-from trainer.evaluate.row_metrics import evaluate
-from trainer.export.neutral_form import PlainSae
+from trainer.evaluation.metrics_of_rows import evaluate_rows
+from trainer.exports.neutral_form import PlainSae
 
 SMALL = FeatureSpec(
     n_features=120, d=24, l0=4.0, n_roots=6, branching=2, depth=2, n_topics=4, boost=3.0
@@ -244,7 +245,7 @@ def test_figures_are_the_definitions(tmp_path: Path) -> None:
     assert found.dead >= 1
 
 
-def case(library: str, kind: str, **more: object) -> Case:
+def case(library: str, kind: str, **more: Any) -> Case:
     values = {
         "store": "builtin",
         "seed": 0,
@@ -257,7 +258,7 @@ def case(library: str, kind: str, **more: object) -> Case:
     return Case(library=library, kind=kind, **values)
 
 
-def result(of: Case, fvu: float, l0: float, **more: object) -> Result:
+def result(of: Case, fvu: float, l0: float, **more: Any) -> Result:
     return Result(
         case=of,
         version="1",
@@ -317,7 +318,7 @@ def small_bench(folder: Path) -> Bench:
 def test_ours_is_trained_and_evaluated_as_trainer_eval_does(tmp_path: Path) -> None:
     bench = small_bench(tmp_path)
     (made,) = bench.default("ours", "batch_topk", 1)
-    record, _ = evaluate(trainer.load(str(tmp_path / "sae/ours")), bench.store)
+    record, _ = evaluate_rows(trainer.load(str(tmp_path / "sae/ours")), bench.store)
     assert (made.fvu, made.l0) == pytest.approx((record.pooled.fvu, record.pooled.l0))
     assert made.l0_reset == pytest.approx(4, rel=0.01)
     assert small_bench_again(tmp_path, bench).default("ours", "batch_topk", 1) == [made]

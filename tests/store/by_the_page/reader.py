@@ -23,7 +23,7 @@ def read_site(folder: Path, site: str) -> dict[tuple[int, int], np.ndarray]:
         "<i4",
         (manifest["n_units"],),
     )
-    found = {}
+    found: dict[Any, Any] = {}
     for k, n in enumerate(counts):
         pairs = plain(folder / f"rows/c/{k}/0", "<i4", (layout["capacity"], 2))
         x = unit_values(folder, site, k, int(n), d, spec, layout)

@@ -16,12 +16,16 @@ from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.analysis import figures
 from trainer.analysis.latent_examples import layer_variance, widest
-from trainer.evaluate.eval_command import tables
-from trainer.evaluate.metrics import LayerSums, layer_sums, recovered
-from trainer.evaluate.row_metrics import evaluate, with_model, write
-from trainer.report.report import _pooled_fvu
-from trainer.report.tables import model_table
-from trainer.runs.run_data import read_run, shown
+from trainer.evaluation.eval_tables import tables
+from trainer.evaluation.metrics import LayerSums, layer_sums, recovered
+from trainer.evaluation.metrics_of_rows import (
+    evaluate_rows,
+    with_model,
+    write_evaluation,
+)
+from trainer.reports.report import _pooled_fvu
+from trainer.reports.tables import model_table
+from trainer.runs.run_data import read_run, shown_figure
 from trainer.runs.trained_sae import load
 from trainer.training.train_group import train_group
 
@@ -108,7 +112,11 @@ def test_nothing_to_divide_by_is_no_figure() -> None:
     assert math.isnan(again.fvu)
     assert again.mse == 0
     assert math.isnan(recovered(3.0, 3.0, 3.0))
-    assert (shown(found.fvu), shown(0.123456), shown(2.0, ".4f")) == (
+    assert (
+        shown_figure(found.fvu),
+        shown_figure(0.123456),
+        shown_figure(2.0, ".4f"),
+    ) == (
         "–",
         "0.1235",
         "2.0000",
@@ -124,7 +132,7 @@ def test_tables_show_a_dash_and_the_best_run_has_a_figure(memory_url: str) -> No
         "rows": 256,
     }
     train_group(store, {f"{memory_url}/run": TrainSpec.model_validate(spec)})
-    record, firings = evaluate(load(f"{memory_url}/run"), store)
+    record, firings = evaluate_rows(load(f"{memory_url}/run"), store)
     assert [math.isnan(layer.fvu) for layer in record.layers] == [True, False, False]
     assert record.fvu_layer_mean == pytest.approx(
         sum(layer.fvu for layer in record.layers[1:]) / 2
@@ -141,7 +149,7 @@ def test_tables_show_a_dash_and_the_best_run_has_a_figure(memory_url: str) -> No
     one = ModelMetrics.model_validate(
         {"site": "s", "recovered_zero": None, "recovered_mean": 1.0, **effect}
     )
-    write(f"{memory_url}/run", with_model(record, (one,)), firings)
+    write_evaluation(f"{memory_url}/run", with_model(record, (one,)), firings)
     run = read_run(f"{memory_url}/run")
     assert math.isnan(run.evaluation.layers[0].fvu)
     assert "<td>2.0000</td><td>3.0000</td><td>–</td><td>1.0000</td>" in model_table(

@@ -16,8 +16,8 @@ import trainer
 from actstore.format.storage import Storage
 from tests.trainer.exchange import SITES, make_run
 from trainer.errors import HubError
-from trainer.export import hub
-from trainer.export.export import export_run
+from trainer.exports import hub
+from trainer.exports.export import export
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -95,14 +95,14 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def test_an_export_is_one_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
     run = make_run(str(tmp_path / "run"), {"kind": "topk", "k": 5})
     assert (
-        export_run(run, "hf://me/sae/k5", "saelens", private=True)
+        export(run, "hf://me/sae/k5", "saelens", private=True)
         == f"{fake_hub.url}/me/sae/commit/abc"
     )
     assert fake_hub.commits == ["/api/models/me/sae/commit/main"]
     assert fake_hub.tokens == {"Bearer hf_secret"}
     assert [(r["organization"], r["name"]) for r in fake_hub.created] == [("me", "sae")]
     assert "private" in json.dumps(fake_hub.created)
-    export_run(run, str(tmp_path / "out"), "saelens")
+    export(run, str(tmp_path / "out"), "saelens")
     local = {
         str(path.relative_to(tmp_path / "out")): path
         for path in (tmp_path / "out").rglob("*")
@@ -117,7 +117,7 @@ def test_an_export_is_one_commit(fake_hub: FakeHub, tmp_path: Path) -> None:
 
 def test_what_was_pushed_loads_again(fake_hub: FakeHub, tmp_path: Path) -> None:
     run = make_run(str(tmp_path / "run"), {"kind": "topk", "k": 5})
-    export_run(run, "hf://me/sae", "safetensors")
+    export(run, "hf://me/sae", "safetensors")
     for name, data in fake_hub.files.items():
         Storage(str(tmp_path / "down")).put(name, data)
     assert trainer.load(str(tmp_path / "down")).sites == SITES

@@ -30,9 +30,9 @@ from tests.trainer.exchange import (
     random_state,
     rows,
 )
-from trainer.export.export_origin import read_origin
-from trainer.export.neutral_form import PlainSae, folded, transcoder
-from trainer.export.saelens_format import VERSION, folder, saelens_files
+from trainer.exports.export_origin import read_origin
+from trainer.exports.neutral_form import PlainSae, folded, transcoder
+from trainer.exports.saelens_format import VERSION, folder, saelens_files
 from trainer.imports.import_sae import import_sae, read_folder
 from trainer.runs.trained_sae import TrainedSae
 

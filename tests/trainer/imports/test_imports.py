@@ -32,8 +32,8 @@ from tests.trainer.exchange import (
 )
 from trainer.cli import app
 from trainer.errors import ExchangeError, RunError, TrainerError
-from trainer.evaluate.row_metrics import evaluate
-from trainer.export.export import export_run
+from trainer.evaluation.metrics_of_rows import evaluate_rows
+from trainer.exports.export import export
 from trainer.imports.import_sae import import_sae, read_folder
 
 FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -86,7 +86,7 @@ def test_an_export_comes_back_and_evaluates_the_same(
     tmp_path: Path, store: Store, spec: dict[str, Any]
 ) -> None:
     run = make_run(str(tmp_path / "run"), spec, store)
-    export_run(run, str(tmp_path / "out"), "saelens")
+    export(run, str(tmp_path / "out"), "saelens")
     back = str(tmp_path / "back")
     made = CliRunner().invoke(
         app,
@@ -101,8 +101,8 @@ def test_an_export_comes_back_and_evaluates_the_same(
     )
     assert made.exit_code == 0, made.output
     assert made.output == f"run: {back} ({spec['kind']}, {M} latents, {SITES[1]})\n"
-    layer = evaluate(trainer.load(run), store)[0].layers[1]
-    again = evaluate(trainer.load(back), store)[0].pooled
+    layer = evaluate_rows(trainer.load(run), store)[0].layers[1]
+    again = evaluate_rows(trainer.load(back), store)[0].pooled
     for name in ("fvu", "mse", "l0", "suppression"):
         assert getattr(again, name) == pytest.approx(getattr(layer, name), rel=1e-5), (
             name
@@ -323,8 +323,8 @@ def test_damaged_and_foreign_folders(
     wide = saelens(tmp_path / "wide", random_state(*FOUR, d=24), d_in=24)
     with pytest.raises(ExchangeError, match=r"this SAE is of d 24, but .* is of 16"):
         import_sae(wide, str(tmp_path / "run"), None, store)
-    monkeypatch.setitem(
-        sys.modules[import_sae.__module__].KINDS, "standard", "a_kind_that_is_not_there"
+    monkeypatch.setattr(
+        sys.modules[import_sae.__module__], "kind_importing", lambda _: None
     )
     with pytest.raises(ExchangeError, match="no SAE that computes a standard one"):
         import_sae(good, str(tmp_path / "run"))

@@ -8,8 +8,8 @@ from actstore.format.storage import Storage
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.errors import RunError
-from trainer.report.report import _split, write_report
-from trainer.report.tables import table
+from trainer.reports.report import _folder_and_name, report
+from trainer.reports.tables import table
 from trainer.training.train_group import train_group
 
 
@@ -29,7 +29,7 @@ def test_cells_are_escaped() -> None:
     ],
 )
 def test_where_the_page_goes(url: str, folder: str, name: str) -> None:
-    assert _split(url) == (folder, name)
+    assert _folder_and_name(url) == (folder, name)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_where_the_page_goes(url: str, folder: str, name: str) -> None:
 )
 def test_a_page_without_a_place_is_refused(url: str) -> None:
     with pytest.raises(RunError, match="wanted a file"):
-        _split(url)
+        _folder_and_name(url)
 
 
 def test_a_report_of_one_run_on_memory(memory_url: str) -> None:
@@ -51,7 +51,9 @@ def test_a_report_of_one_run_on_memory(memory_url: str) -> None:
         }
     )
     train_group(store, {f"{memory_url}/run": spec})
-    write_report([f"{memory_url}/run"], f"{memory_url}/report.html", None, 2, "One run")
+    report(
+        [f"{memory_url}/run"], f"{memory_url}/report.html", latents=2, title="One run"
+    )
     text = Storage(memory_url).read("report.html").decode()
     assert store.manifest.content_id in text
     assert "variance over layers" in text

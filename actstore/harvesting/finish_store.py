@@ -1,0 +1,207 @@
+"""The end of a harvest, which makes a store of what was committed.
+
+Unit columns, merged statistics and the manifest are written here.
+
+A later generation starts from its parent's columns and statistics, so that extending a
+store costs what is new only. Statistics are merged in the order of the units, so the
+figures are those of one harvest of everything.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from blake3 import blake3
+
+from actstore.format import object_keys, zarr_metadata
+from actstore.format.content_id import content_id
+from actstore.format.layout import held_out
+from actstore.format.manifest_checks import check_manifest, is_tokenizer_file
+from actstore.format.object_records import object_record, put
+from actstore.format.object_sizes import OTHER_FILE, stats_bytes
+from actstore.format.statistics import UnitStats
+from actstore.format.storage import Storage
+from actstore.harvesting.unit_columns import (
+    UnitColumns,
+    check_finite,
+    fill_unit,
+    unit_columns,
+    write_columns,
+)
+from actstore.store.committed_units import CommittedRecord, committed_records
+from actstore.store.stored_objects import StoredObjects
+from schemas.harvest import HarvestSpec, Plan
+from schemas.manifest import Generation, ObjectRecord, StoreManifest
+from schemas.source import Site
+
+
+def finish_generation(
+    storage: Storage, plan: Plan, parent: StoreManifest | None = None
+) -> StoreManifest:
+    """Write columns, statistics and the manifest of a generation that is complete.
+
+    Args:
+        storage: Where the store is.
+        plan: The generation's.
+        parent: The manifest of the store that it adds to; None: it is the first.
+
+    Raises:
+        UnfinishedError: A unit is missing.
+        NoRowsError, NumericsError: See `check_finite`.
+    """
+    committed = committed_records(storage, plan, parent)
+    sites = _sites_of_store(plan, parent)
+    n_units = plan.first_unit + len(committed)
+    if parent is not None:
+        n_units = max(n_units, parent.n_units)
+    # The generation's sites are the store's last ones, or all of them.
+    first_site = len(sites) - len(plan.sites)
+    columns = unit_columns(storage, parent, n_units, len(sites))
+    merged = _starting_statistics(storage, plan, parent)
+    for unit in committed:
+        stats = _unit_statistics(storage, plan, unit.record.unit)
+        fill_unit(columns, unit, stats, first_site)
+        # Statistics are of the rows that SAEs are trained on.
+        if not held_out(unit.record.unit):
+            merged.merge(stats)
+    check_finite(plan, columns, first_site)
+    if parent is not None and plan.adds_sites:
+        all_sites = _parent_statistics(storage, parent)
+        all_sites.sites.update(merged.sites)
+        merged = all_sites
+    files = _write_files(storage, plan, parent, columns, merged)
+    manifest = _manifest(plan, parent, sites, committed, columns, merged, files)
+    # A store that could not be opened must not be finished.
+    check_manifest(manifest, storage.url)
+    for key in storage.list("claims"):
+        storage.delete(key)
+    for key, data in zarr_metadata.group_files(manifest).items():
+        storage.put(key, data)
+    # Last of all: its presence says that the store is finished.
+    storage.put(object_keys.MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _sites_of_store(plan: Plan, parent: StoreManifest | None) -> tuple[Site, ...]:
+    """Return the sites that the store has with this generation."""
+    if parent is None:
+        return plan.sites
+    if plan.adds_sites:
+        return parent.sites + plan.sites
+    return parent.sites
+
+
+def _unit_statistics(storage: Storage, plan: Plan, unit: int) -> UnitStats:
+    """Read what a generation committed of one unit's statistics."""
+    key = object_keys.unit_stats_key(unit, plan.generation)
+    data = storage.read(key, stats_bytes(plan.sites))
+    return UnitStats.from_bytes(plan.sites, data, key)
+
+
+def _starting_statistics(
+    storage: Storage, plan: Plan, parent: StoreManifest | None
+) -> UnitStats:
+    """Return what the generation's units are merged into.
+
+    For more units of the same sites these are the parent's statistics; new sites start
+    with nothing.
+    """
+    if parent is None or plan.adds_sites:
+        return UnitStats(plan.sites)
+    return _parent_statistics(storage, parent)
+
+
+def _parent_statistics(storage: Storage, parent: StoreManifest) -> UnitStats:
+    key = object_keys.merged_stats_key(len(parent.generations) - 1)
+    data = StoredObjects(storage, parent).file(key)
+    return UnitStats.from_bytes(parent.sites, data, key)
+
+
+def _write_files(
+    storage: Storage,
+    plan: Plan,
+    parent: StoreManifest | None,
+    columns: UnitColumns,
+    merged: UnitStats,
+) -> dict[str, ObjectRecord]:
+    """Write columns and merged statistics; return the manifest's records of files.
+
+    They are by key, and of every file that the manifest lists.
+    """
+    files = {} if parent is None else dict(parent.files)
+    files.update(write_columns(storage, plan, columns))
+    stats_key = object_keys.merged_stats_key(plan.generation)
+    files[stats_key] = put(storage, stats_key, merged.to_bytes())
+    already_there = [
+        *filter(is_tokenizer_file, storage.list("tokenizer")),
+        "README.md",
+        object_keys.plan_key(plan.generation),
+    ]
+    for key in already_there:
+        files[key] = object_record(storage.read(key, OTHER_FILE))
+    return dict(sorted(files.items()))
+
+
+def _manifest(
+    plan: Plan,
+    parent: StoreManifest | None,
+    sites: tuple[Site, ...],
+    committed: list[CommittedRecord],
+    columns: UnitColumns,
+    merged: UnitStats,
+    files: dict[str, ObjectRecord],
+) -> StoreManifest:
+    plan_key = object_keys.plan_key(plan.generation)
+    records = b"".join(unit.data for unit in committed)
+    generation = Generation(
+        plan=plan_key,
+        units=object_keys.units_prefix(plan.generation) + "/",
+        sites=plan.sites,
+        first_unit=plan.first_unit,
+        n_units=len(committed),
+        n_sequences=sum(unit.record.n_sequences for unit in committed),
+        n_rows=sum(unit.record.n_rows for unit in committed),
+        plan_digest=files[plan_key].digest,
+        units_digest=blake3(records).hexdigest(),
+    )
+    generations: tuple[Generation, ...] = (generation,)
+    n_sequences = generation.n_sequences
+    if parent is not None:
+        generations = (*parent.generations, generation)
+        # New sites have the sequences that are counted already.
+        if not plan.adds_sites:
+            n_sequences += parent.n_sequences
+    n_units = len(columns.rows)
+    is_training = np.array([not held_out(unit) for unit in range(n_units)], bool)
+    # What the model was and what ran it is told of the first generation.
+    first: Plan | StoreManifest = plan if parent is None else parent
+    return StoreManifest(
+        format_minor=plan.format_minor,
+        content_id=content_id(generations),
+        parent=None if parent is None else parent.content_id,
+        spec=_spec_of_store(plan, parent, sites),
+        sites=sites,
+        layout=plan.layout,
+        model=plan.model,
+        numerics=first.numerics,
+        generations=generations,
+        n_units=n_units,
+        n_sequences=n_sequences,
+        n_rows=int(columns.rows.sum()),
+        n_train_rows=int(columns.rows[is_training].sum()),
+        n_bytes=int(columns.bytes.sum()),
+        norms=merged.norms(),
+        files=files,
+        imported=first.imported,
+    )
+
+
+def _spec_of_store(
+    plan: Plan, parent: StoreManifest | None, sites: tuple[Site, ...]
+) -> HarvestSpec:
+    """Return the spec that would have harvested the whole store at once."""
+    if parent is None:
+        return plan.spec
+    changes: dict[str, object] = {"sites": tuple(site.name for site in sites)}
+    if not plan.adds_sites:
+        changes["tokens"] = parent.spec.tokens + plan.spec.tokens
+    return parent.spec.model_copy(update=changes)

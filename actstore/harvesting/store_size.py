@@ -1,0 +1,103 @@
+"""How many objects and bytes a finished store will have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from actstore.format.object_sizes import stats_bytes
+from actstore.format.shard import CRC_BYTES
+from actstore.format.stored_dtypes import numpy_dtype
+from actstore.harvesting.codec_timing import CodecTiming
+from schemas.harvest import Codec, HarvestSpec, Layout
+from schemas.source import Site
+
+# Beside those of units and sites: the root, the metadata of tokens and rows, nine of
+# the columns, plan, manifest, README, merged statistics.
+FIXED_OBJECTS = 16
+# Of a unit: tokens, rows, statistics, the block's record, the unit's record.
+_OBJECTS_PER_UNIT = 5
+
+
+def n_objects(spec: HarvestSpec, sites: Sequence[Site], layout: Layout) -> int:
+    """Return the objects of a finished store, the tokenizer's files aside."""
+    # Values and norms; of int8 also the scales of rows and the steps of channels.
+    arrays_per_site = 4 if spec.dtype == "int8" else 2
+    per_unit = arrays_per_site * len(sites) + _OBJECTS_PER_UNIT
+    # Each array has a `zarr.json`, and so has the group that each kind of them is in.
+    metadata = arrays_per_site * (len(sites) + 1)
+    return layout.n_units * per_unit + metadata + FIXED_OBJECTS
+
+
+def raw_bytes(
+    spec: HarvestSpec, sites: Sequence[Site], layout: Layout, kept: float
+) -> float:
+    """Return the bytes of all values in the storage dtype, before any codec.
+
+    kept: rows per token.
+    """
+    n_rows = layout.n_sequences * layout.context * kept
+    return n_rows * _row_bytes(spec, sites)
+
+
+def stored_bytes(
+    codec: Codec,
+    spec: HarvestSpec,
+    sites: Sequence[Site],
+    layout: Layout,
+    timing: CodecTiming,
+    kept: float,
+) -> float:
+    """Return the bytes of all units' objects under a codec.
+
+    Args:
+        codec: How chunks are compressed.
+        spec: What is harvested.
+        sites: The sites and their widths.
+        layout: The sizes of units and chunks.
+        timing: What the codec makes of some rows.
+        kept: Rows per token.
+    """
+    n_rows = layout.n_sequences * layout.context * kept
+    if codec == "raw":
+        # A unit's last chunk is filled up, and nothing makes the fill small.
+        n_rows = _n_chunks(layout, kept) * layout.chunk_rows
+    values = n_rows * _row_bytes(spec, sites)
+    encoded = values * timing.stored_bytes / max(timing.raw_bytes, 1)
+    return encoded + layout.n_units * _other_bytes(spec, sites, layout)
+
+
+def _row_bytes(spec: HarvestSpec, sites: Sequence[Site]) -> int:
+    """Return the bytes of one row's values at all sites."""
+    return sum(site.d for site in sites) * numpy_dtype(spec.dtype).itemsize
+
+
+def _n_chunks(layout: Layout, kept: float) -> int:
+    """Return how many chunks one site has."""
+    # All units are full but the last one.
+    n_full = layout.n_units - 1
+    sequences_of_last = layout.n_sequences - n_full * layout.unit_sequences
+
+    def chunks_of(n_sequences: int) -> int:
+        return math.ceil(n_sequences * layout.context * kept / layout.chunk_rows)
+
+    return n_full * chunks_of(layout.unit_sequences) + chunks_of(sequences_of_last)
+
+
+def _other_bytes(spec: HarvestSpec, sites: Sequence[Site], layout: Layout) -> int:
+    """Return the bytes of a unit's objects that are no values.
+
+    They are shard indexes, norms, scales and steps of int8, rows, tokens and
+    statistics. Each object ends with a checksum.
+    """
+    index = 16 * layout.unit_chunks + CRC_BYTES
+    norms = 4 * layout.capacity + CRC_BYTES
+    n_bytes = len(sites) * (index + norms)
+    if spec.dtype == "int8":
+        for site in sites:
+            scales = 2 * layout.capacity + CRC_BYTES
+            steps = 8 * site.d + CRC_BYTES
+            n_bytes += scales + steps
+    n_bytes += 8 * layout.capacity + CRC_BYTES
+    n_bytes += 4 * layout.unit_sequences * layout.context + CRC_BYTES
+    return n_bytes + stats_bytes(sites)

@@ -1,0 +1,116 @@
+"""A few batches of a harvest, run on this machine.
+
+They tell how fast the model is with and without keeping rows, and give the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actstore.harvesting.model_inputs import autocast, model_inputs
+from actstore.harvesting.process_memory import peak, reset_peak
+from actstore.harvesting.row_collector import RowCollector
+from actstore.harvesting.sealed_unit import SealedUnit, seal
+from actstore.harvesting.token_filter import TokenFilter
+from actstore.harvesting.unit_buffer import UnitBuffer
+from actstore.model.forward import device_of
+from actstore.model.load_model import LoadedModel
+from actstore.model.tap import Sink, Tap
+from schemas.harvest import HarvestSpec
+
+
+class Calibration(NamedTuple):
+    """What some batches of a harvest took.
+
+    Attributes:
+        forward_s: Seconds per token of the model alone.
+        harvest_s: Seconds per token of the model and of collecting its rows.
+        kept: Rows per token.
+        forward_bytes: How much the process grew with the first forward, in bytes.
+        rows: The rows of the batches, as if they were a unit.
+        device: The kind of device that the model is on: `cpu`, `cuda`.
+    """
+
+    forward_s: float
+    harvest_s: float
+    kept: float
+    forward_bytes: int
+    rows: SealedUnit
+    device: str
+
+
+def calibrate(
+    spec: HarvestSpec, loaded: LoadedModel, tap: Tap, tokens: NDArray[np.int32]
+) -> Calibration:
+    """Run batches with and without keeping rows, in turn after one to warm up.
+
+    tokens: int32 [n, context], -1 where there is padding.
+    """
+    device = device_of(loaded.module)
+    collector = RowCollector(
+        sites=tap.sites,
+        special_tokens=np.array(loaded.info.special_tokens, np.int32),
+        device=device,
+        filter=TokenFilter.of(spec, loaded.info),
+    )
+    buffer = UnitBuffer.make(
+        tap.sites,
+        tokens.size,
+        spec.dtype,
+        device=None if device.type == "cpu" else device,
+    )
+    collector.begin_unit(buffer)
+    batches = [
+        tokens[start : start + spec.batch]
+        for start in range(0, len(tokens), spec.batch)
+    ]
+
+    def forward_s(batch: NDArray[np.int32], sink: Sink) -> float:
+        """Return the seconds of one forward, int32 [b, context]."""
+        ids, mask = model_inputs(batch, loaded.pad, device)
+        began = time.perf_counter()
+        with autocast(spec.autocast, device):
+            tap.run(ids, mask, sink)
+        # A GPU goes on working after the call has returned.
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    # The first forward also loads kernels and grows the allocator, so its time says
+    # nothing. Its memory does: later ones use the same.
+    bytes_before = reset_peak()
+    forward_s(batches[0], _drop)
+    forward_bytes = max(0, peak() - bytes_before)
+    alone: list[float] = []
+    keeping: list[float] = []
+    # In turn, so that a machine that slows down meanwhile slows down both.
+    for i, batch in enumerate(batches):
+        alone.append(forward_s(batch, _drop) / batch.size)
+        collector.begin_batch(batch, i * spec.batch)
+        keeping.append(forward_s(batch, collector.add_values) / batch.size)
+    # A harvest would stage the unit; here the buffer itself lay on the device.
+    if device.type != "cpu":
+        buffer.values = [value.cpu() for value in buffer.values]
+        buffer.norms = buffer.norms.cpu()
+    rows = seal(collector.finish_unit(0, len(tokens)))
+    median_alone = float(np.median(alone))
+    median_keeping = float(np.median(keeping))
+    return Calibration(
+        forward_s=median_alone,
+        # Of a few batches, those without rows may happen to be the slower ones.
+        harvest_s=max(median_alone, median_keeping),
+        kept=len(rows.rows) / tokens.size,
+        forward_bytes=forward_bytes,
+        rows=rows,
+        device=device.type,
+    )
+
+
+def _drop(_site: int, _values: Tensor) -> None:
+    """Take a site's values and keep nothing."""

@@ -1,0 +1,55 @@
+"""Which units of a plan are a worker's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from actstore.errors import SpecError
+from schemas.harvest import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The units that are one worker's: those k with k mod `of` = `number`.
+
+    Attributes:
+        number: Which worker it is, counted from 0.
+        of: How many workers there are.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def units(self, plan: Plan) -> range:
+        """Return the units of a plan that are this worker's.
+
+        Worker 1 of 3, of a plan that begins with unit 5 and has 12: units 7 and 10.
+        """
+        # How far the first such unit lies above the plan's first one: for worker 1 of 3
+        # and first unit 5, it is (1 - 5) mod 3 = 2.
+        distance = (self.number - plan.first_unit) % self.of
+        first = plan.first_unit + distance
+        return range(first, plan.layout.n_units, self.of)
+
+
+def parse_worker(text: str | None) -> Share:
+    """Return the share that `i/n` stands for: `3/8` is the third of eight workers.
+
+    None is the only worker.
+
+    Raises:
+        SpecError: The text is not `i/n`, or i is not from 1 to n.
+    """
+    if text is None:
+        return Share()
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is not None:
+        index = int(match[1])
+        count = int(match[2])
+        if 1 <= index <= count:
+            return Share(index - 1, count)
+    raise SpecError(
+        f"worker {text!r}: wanted i/n with 1 <= i <= n, such as 3/8 for the third of"
+        " eight"
+    )

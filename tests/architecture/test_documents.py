@@ -1,0 +1,180 @@
+"""What the documents and the code say about files and documents is there: a reference
+that leads nowhere fails a test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGES = ("schemas", "actstore", "trainer")
+FOLDERS = (*PACKAGES, "tests", "docs", "examples", "deploy")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(DOCS.rglob("*.md")),
+)
+
+# `docs/metrics.md#fvu` in any text of the repository, at the end of a sentence too.
+PAGE = re.compile(r"\bdocs/[A-Za-z0-9_./-]*?\.md(?:#[a-z0-9-]+)?")
+# "methods, section 2" and "methods, sections 2 and 3" in docstrings and messages.
+SECTIONS = re.compile(r"\bmethods,\s+sections?\s+(\d+)(?:\s+and\s+(\d+))?")
+# "metrics: `mse`"
+METRIC = re.compile(r"\bmetrics:\s+`([^`]+)`")
+# [text](target) in Markdown, but not of an image elsewhere.
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+# A path in backticks that begins with one of our folders, whole or up to a file.
+PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[A-Za-z0-9_./*-]*)`")
+FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+class Reference(NamedTuple):
+    """A place of the repository that a file refers to.
+
+    Attributes:
+        where: the file that refers, and what it says.
+        path: the file that it refers to.
+        heading: the anchor of a heading in it; empty for the file as a whole.
+    """
+
+    where: str
+    path: Path
+    heading: str = ""
+
+
+def anchor(heading: str) -> str:
+    """The anchor that both GitHub and the site give a heading: lower case, no signs,
+    hyphens between words.
+
+    Example: "1. Multi-layer SAE" has the anchor "1-multi-layer-sae".
+    """
+    text = re.sub(r"[^\w\s-]", "", heading).strip().lower()
+    return re.sub(r"[\s-]+", "-", text)
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """The anchors of a document's headings."""
+    text = FENCE.sub("", page.read_text())
+    return frozenset(
+        anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    )
+
+
+def section(number: str) -> str:
+    """The anchor of a numbered section of docs/methods.md."""
+    for name in anchors(DOCS / "methods.md"):
+        if name.startswith(f"{number}-"):
+            return name
+    return f"(no section {number})"
+
+
+def sources() -> Iterator[Path]:
+    """The files that may refer to documents: code, tests and recipes."""
+    for folder in (*PACKAGES, "tests", "examples"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in {".py", ".yaml"} and path != Path(__file__):
+                yield path
+
+
+def in_source(text: str, name: str) -> Iterator[Reference]:
+    """What the text of a file of code refers to in the documents."""
+    # A reference may be broken over lines of a comment or a docstring.
+    text = re.sub(r"\s*\n\s*(?:# ?)?", " ", text)
+    for found in PAGE.finditer(text):
+        page, _, heading = found.group().partition("#")
+        yield Reference(f"{name}: {found.group()}", ROOT / page, heading)
+    for found in SECTIONS.finditer(text):
+        for number in filter(None, found.groups()):
+            where = f"{name}: {found.group()}"
+            yield Reference(where, DOCS / "methods.md", section(number))
+    for found in METRIC.finditer(text):
+        heading = anchor(found.group(1))
+        yield Reference(f"{name}: {found.group()}", DOCS / "metrics.md", heading)
+
+
+def in_page(page: Path) -> Iterator[Reference]:
+    """What a document refers to: by links, and by paths in backticks."""
+    text = FENCE.sub("", page.read_text())
+    name = str(page.relative_to(ROOT))
+    for target in LINK.findall(text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, heading = target.partition("#")
+        linked = page if not path else (page.parent / path).resolve()
+        yield Reference(f"{name}: {target}", linked, heading)
+    for path in PATH.findall(text):
+        yield Reference(f"{name}: {path}", ROOT / path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; `*` stands for any name."""
+    if "*" in path.name:
+        return any(path.parent.glob(path.name))
+    return path.exists()
+
+
+def check(references: Iterator[Reference]) -> None:
+    for reference in references:
+        assert exists(reference.path), f"{reference.where} is not there"
+        if reference.heading:
+            headings = anchors(reference.path)
+            assert reference.heading in headings, f"{reference.where}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_document_refers_to_is_there(page: Path) -> None:
+    check(in_page(page))
+
+
+def test_what_the_code_says_of_the_documents_is_there() -> None:
+    references = [
+        found
+        for path in sources()
+        for found in in_source(path.read_text(), str(path.relative_to(ROOT)))
+    ]
+    check(iter(references))
+    named = {reference.path.name for reference in references}
+    assert named >= {"methods.md", "metrics.md", "FORMAT.md"}
+    assert sum(reference.path.name == "methods.md" for reference in references) > 5
+
+
+def test_each_heading_of_a_document_has_an_anchor_of_its_own() -> None:
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text())
+        made = [anchor(line) for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+        if page.name != "CHANGELOG.md":  # every version has the same kinds of changes
+            assert len(made) == len(set(made)), page.name
+
+
+def test_the_readme_names_every_room() -> None:
+    readme = (ROOT / "README.md").read_text()
+    architecture = (DOCS / "architecture.md").read_text()
+    for package in ("actstore", "trainer"):
+        for folder in (ROOT / package).iterdir():
+            if (folder / "__init__.py").exists():
+                room = f"`{package}/{folder.name}/`"
+                assert room in readme, f"README.md does not name {room}"
+                assert room in architecture, f"architecture.md does not name {room}"
+
+
+def test_dead_references_are_seen() -> None:
+    text = '"""As in (methods,\n    sections 2 and 99); metrics: `nothing`."""'
+    found = list(in_source(text, "code.py"))
+    headings = [reference.heading for reference in found]
+    assert headings == ["2-normalized-sae", "(no section 99)", "nothing"]
+    check(iter(found[:1]))
+    for dead in found[1:]:
+        with pytest.raises(AssertionError, match="no such heading"):
+            check(iter([dead]))
+    with pytest.raises(AssertionError, match="is not there"):
+        check(in_source("see docs/none.md#at-all.", "code.py"))

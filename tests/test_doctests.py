@@ -1,0 +1,35 @@
+"""The examples in the docstrings of public functions run, and give what they show."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import actstore
+
+PUBLIC = [getattr(actstore, name) for name in sorted(actstore.__all__)]
+FUNCTIONS = [one for one in PUBLIC if callable(one) and not isinstance(one, type)]
+
+
+def test_every_public_function_has_an_example() -> None:
+    for function in FUNCTIONS:
+        assert ">>>" in (function.__doc__ or ""), function.__name__
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda one: one.__name__)
+def test_examples_run(
+    function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Examples write into the current folder.
+    monkeypatch.chdir(tmp_path)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(recurse=False).find(
+        function, function.__name__, globs={}
+    ):
+        runner.run(example)
+    results = runner.summarize(verbose=False)
+    assert results.attempted > 0
+    assert results.failed == 0
