@@ -32,7 +32,7 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
-MINIMUM = {"zarr": (3, 1), "torch": (2, 7), "transformer_lens": (3, 0)}
+MINIMUM = {"zarr": (3, 1), "torch": (2, 7), "transformer_lens": (4, 0)}
 # Bytes that are written and read for the throughput: so many that setting up a
 # connection counts little, and few enough for a slow line.
 PROBE_BYTES = 32 << 20

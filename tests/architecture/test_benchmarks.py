@@ -35,3 +35,11 @@ def test_one_starts_as_make_bench_starts_it() -> None:
     words = [sys.executable, "-m", "tests.benchmarks.writing", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, "--units" in done.stdout) == (0, True), done.stderr
+
+
+def test_what_workers_run_by_its_path_is_there() -> None:
+    """Workers of other packages' environments cannot import ours."""
+    from tests.benchmarks.peers import worker
+
+    assert worker.ALLOCATOR.is_file()
+    assert "def keep_freed_memory" in worker.ALLOCATOR.read_text()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,13 @@ def test_an_old_package_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None
     assert code == 1
     assert "wanted 99.0 or newer" in found["zarr"]["text"]
     assert "not installed" in found["no-such-package"]["text"]
+
+
+def test_what_is_too_old_is_what_the_package_does_not_install_with() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    wanted = {}
+    for line in project["project"]["dependencies"]:
+        name, _, version = line.partition(">=")
+        wanted[name] = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    for name, version in doctor.MINIMUM.items():
+        assert (*wanted[name], 0)[:2] == version, name

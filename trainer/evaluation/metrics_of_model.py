@@ -6,7 +6,7 @@ reconstruction, with zeros and with the site's stored mean in its place; the sha
 the CE lost by ablation that the reconstruction recovers; and KL(clean || patched) of
 the next-token distributions. Special tokens and padding keep their activations, and
 nothing is predicted from them. A model that does not predict the next token is refused
-(`patched_subject.py`).
+(`patched_language_model.py`).
 
 What replaces a transcoder's target is what it makes of its input. A crosscoder's sites
 are replaced one at a time, by its reconstruction from the activations of all of them.

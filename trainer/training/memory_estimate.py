@@ -23,12 +23,12 @@ from trainer.kernels.topk_select import ROOM
 from trainer.saes.build import build, kind_of, latents_kind
 from trainer.training.run_stream import shared_stream
 
-# of [B, m] on a CPU: a heap that keeps freed memory (allocator.py) has gaps between
-# what lives longer
+# of [B, m] on a CPU: a heap that keeps freed memory (`machine/glibc_malloc.py`) has
+# gaps between what lives longer
 HEAP = 2.2
 # float32 [B, d]: batch, scaled, reconstruction, error, their gradients, gaps
 ROWS, ROWS_PER_PREFIX = 12, 4
-# of pre-activations that are searched at once (kernels/select.py)
+# of pre-activations that are searched at once (`kernels/topk_select.py`)
 BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}
 # of a nonzero of the TopK kinds: value, gradient, indices, their sorting
 CODE_BYTES = 48

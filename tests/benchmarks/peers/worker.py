@@ -31,7 +31,7 @@ from typing import Any, TextIO
 Case = dict[str, Any]
 Work = Callable[[], int]
 
-ALLOCATOR = Path(__file__).parents[3] / "actstore" / "allocator.py"
+ALLOCATOR = Path(__file__).parents[3] / "actstore" / "machine" / "glibc_malloc.py"
 WARM_UP_CALLS = 2
 
 
