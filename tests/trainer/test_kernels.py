@@ -216,7 +216,7 @@ def test_rows_are_searched_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         topk_select.top_k_of_product(*arguments, 4),
         topk_select.batch_top_k_of_product(*arguments, 150),
     )
-    monkeypatch.setattr(topk_select, "_CPU_BLOCK_BYTES", 7 * 256 * 8)
+    monkeypatch.setattr(topk_select, "CPU_BLOCK_BYTES", 7 * 256 * 8)
     blocks = (
         topk_select.top_k_of_product(*arguments, 4),
         topk_select.batch_top_k_of_product(*arguments, 150),

@@ -262,15 +262,15 @@ def test_a_fixed_size_selection_is_the_ragged_one(
         max(1, round(share * n_rows * m)),
         (x, torch.eye(m, dtype=dtype), x.new_zeros(m)),
     )
-    before = topk_select._SAMPLE_ROWS, topk_select._CPU_BLOCK_BYTES
-    topk_select._SAMPLE_ROWS, topk_select._CPU_BLOCK_BYTES = sample, block
+    before = topk_select._SAMPLE_ROWS, topk_select.CPU_BLOCK_BYTES
+    topk_select._SAMPLE_ROWS, topk_select.CPU_BLOCK_BYTES = sample, block
     try:
         fixed, ragged = (
             topk_select.batch_top_k_on_device(*arguments, n),
             topk_select.batch_top_k_of_product(*arguments, n),
         )
     finally:
-        topk_select._SAMPLE_ROWS, topk_select._CPU_BLOCK_BYTES = before
+        topk_select._SAMPLE_ROWS, topk_select.CPU_BLOCK_BYTES = before
     found = len(ragged[0])
     for ours, wanted in zip(fixed, ragged, strict=True):
         assert len(ours) == n

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_CPU_BLOCK_BYTES = 12 << 20  # a share of the last-level cache
-_GPU_BLOCK_BYTES = 1 << 30  # large products keep a GPU busy
+CPU_BLOCK_BYTES = 12 << 20  # a share of the last-level cache
+GPU_BLOCK_BYTES = 1 << 30  # large products keep a GPU busy
 _MEMBERS = 16  # of a group: near sqrt(m / k) for the usual m and k
 _SAMPLE_ROWS = 64  # rows from which a threshold is guessed
 _MARGIN = 2  # the guess is to leave so many times the entries that are wanted
@@ -89,7 +89,7 @@ def blocks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, Tenso
     weight = weight.to(dtype)
     bias = bias.to(dtype)
     m = weight.shape[1]
-    block_bytes = _CPU_BLOCK_BYTES if device == "cpu" else _GPU_BLOCK_BYTES
+    block_bytes = CPU_BLOCK_BYTES if device == "cpu" else GPU_BLOCK_BYTES
     block_rows = max(1, block_bytes // (m * dtype.itemsize))
     buffer = x.new_empty(min(block_rows, len(x)), m)
     for first in range(0, len(x), block_rows):

@@ -19,7 +19,7 @@ from actstore.store.streamed_store import StreamedStore
 from actstore.stream.stream import Stream, StreamWarning
 from schemas.sae import inner_of
 from schemas.train import TrainSpec
-from trainer.kernels.topk_select import ROOM
+from trainer.kernels.topk_select import CPU_BLOCK_BYTES, GPU_BLOCK_BYTES, ROOM
 from trainer.saes.build import build, kind_of, latents_kind
 from trainer.training.run_stream import shared_stream
 
@@ -28,8 +28,6 @@ from trainer.training.run_stream import shared_stream
 HEAP = 2.2
 # float32 [B, d]: batch, scaled, reconstruction, error, their gradients, gaps
 ROWS, ROWS_PER_PREFIX = 12, 4
-# of pre-activations that are searched at once (`kernels/topk_select.py`)
-BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}
 # of a nonzero of the TopK kinds: value, gradient, indices, their sorting
 CODE_BYTES = 48
 # of a nonzero while two candidates for each are sorted, and then: value, row, latent
@@ -108,7 +106,7 @@ def _sparse_bytes(spec: TrainSpec, piece: int, n_latents: int, on_gpu: bool) -> 
     assert k is not None, "sparse codes have k latents per row"
     batch = spec.stream.batch
     over_batch = latents_kind(spec.sae).selects_over_batch
-    block_bytes = BLOCK_BYTES["cuda" if on_gpu else "cpu"]
+    block_bytes = GPU_BLOCK_BYTES if on_gpu else CPU_BLOCK_BYTES
     block = min(block_bytes, FLOAT * piece * n_latents)
     codes = CODE_BYTES * piece * k
     # found for the whole batch, then kept for its parts
