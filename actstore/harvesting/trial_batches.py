@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actstore.harvesting.fill_unit_buffer import RowCollector
 from actstore.harvesting.model_inputs import autocast, model_inputs
 from actstore.harvesting.process_memory import peak, reset_peak
-from actstore.harvesting.row_collector import RowCollector
 from actstore.harvesting.sealed_unit import SealedUnit, seal
 from actstore.harvesting.token_filter import TokenFilter
 from actstore.harvesting.unit_buffer import UnitBuffer

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.errors import CorpusError, ModelError
+from actstore.harvesting.fill_unit_buffer import RowCollector
 from actstore.harvesting.harvest_warnings import warn_user
 from actstore.harvesting.model_inputs import autocast, model_inputs
 from actstore.harvesting.progress import Progress, Report
-from actstore.harvesting.row_collector import RowCollector
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.token_blocks import TokenBlocks, planned_tokens
 from actstore.harvesting.token_filter import TokenFilter

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from actstore.errors import HarvestWarning, SourceError
 from actstore.format.zarr_metadata import metadata_files
+from actstore.harvesting.fill_unit_buffer import RowCollector
 from actstore.harvesting.progress import Progress, Report
-from actstore.harvesting.row_collector import RowCollector
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.writer_thread import WriterThread
 from actstore.importing.sequence_feed import Feed, SequenceBatch

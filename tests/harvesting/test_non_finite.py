@@ -29,7 +29,7 @@ from actstore.stream.rescale import rescaling
 from schemas.manifest import StoreManifest, StratumNorms
 from tests.cli.conftest import Cli, cli
 from tests.support import low_rank, make_plan, make_store
-from trainer.evaluation.metrics import LayerSums
+from trainer.evaluation.metric_definitions import LayerSums
 
 CLI = cli  # a fixture of the command lines' tests
 

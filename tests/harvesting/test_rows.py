@@ -18,7 +18,7 @@ from actstore.console.token_file import read_tokens
 from actstore.errors import HarvestWarning, ModelError, SpecError
 from actstore.format.storage import Storage
 from actstore.harvesting import writer_thread
-from actstore.harvesting.row_collector import RowCollector
+from actstore.harvesting.fill_unit_buffer import RowCollector
 from actstore.harvesting.sealed_unit import seal
 from actstore.harvesting.unit_buffer import UnitBuffer
 from schemas.source import Site

@@ -21,7 +21,7 @@ from actstore.stream.stream import Batch, Stream
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from trainer.distributed.data_parallel import DataParallel
-from trainer.distributed.parallel_protocol import Parallel
+from trainer.distributed.learner_protocol import Parallel
 from trainer.distributed.processes import World, started
 from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.distributed.split_dictionary import SplitDictionary

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from schemas.records import ModelMetrics
-from trainer.evaluation.metrics import (
+from trainer.evaluation.metric_definitions import (
     LayerSums,
     layer_shares,
     layer_sums,

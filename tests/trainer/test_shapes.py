@@ -17,7 +17,7 @@ from schemas.records import EvalRecord, LayerMetrics, ModelMetrics, RunRecord
 from schemas.sae import SaeSpec
 from trainer.errors import SaeError
 from trainer.evaluation.eval_tables import tables
-from trainer.evaluation.metrics import pooled
+from trainer.evaluation.metric_definitions import pooled
 from trainer.evaluation.metrics_of_rows import with_model
 from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build

@@ -157,7 +157,7 @@ def test_an_l0_that_is_not_the_one_asked_for_is_told(
     """A given penalty leads to what it leads to; here the L0 that was wanted is
     pretended to be another.
     """
-    monkeypatch.setattr("trainer.evaluation.thresholds.asked_l0", lambda _: 6.0)
+    monkeypatch.setattr("trainer.evaluation.move_thresholds.asked_l0", lambda _: 6.0)
     code, _, err = cli(
         "trainer",
         "train",

@@ -27,7 +27,7 @@ from schemas.source import ModelSource
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
-from trainer.evaluation.metrics import layer_shares, log_density, spread
+from trainer.evaluation.metric_definitions import layer_shares, log_density, spread
 from trainer.evaluation.metrics_of_model import (
     held_out_tokens,
     model_metrics,

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from actstore.store.store import Store
-from trainer.evaluation.metrics import log_density
+from trainer.evaluation.metric_definitions import log_density
 from trainer.runs.run_data import RunData, short_site
 
 MOST_NAMES = 16  # more runs than these leave no room for a legend

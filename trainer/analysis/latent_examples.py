@@ -1,7 +1,7 @@
 """Finds latents that fire at many layers, and the contexts where they fire most.
 
 The spread of a latent is the effective number of layers of its firings
-(docs/methods.md, "1. Multi-layer SAE"; `evaluation/metrics.py`).
+(docs/methods.md, "1. Multi-layer SAE"; `evaluation/metric_definitions.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstore.store.store import Store
-from trainer.evaluation.metrics import layer_shares, spread
+from trainer.evaluation.metric_definitions import layer_shares, spread
 from trainer.runs.trained_sae import TrainedSae
 
 # Tokens shown before and after the one where a latent fires.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trainer.distributed.parallel_protocol import Tensors, Totals
+from trainer.distributed.learner_protocol import Tensors, Totals
 from trainer.distributed.processes import Waiting, World
 from trainer.distributed.row_parts import RowParts
 from trainer.distributed.several_processes import SeveralProcesses

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from trainer.distributed.parallel_protocol import Tensors, Totals
+from trainer.distributed.learner_protocol import Tensors, Totals
 from trainer.distributed.world_of_one import ONE_WORLD
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.unit_rows import mean_norm

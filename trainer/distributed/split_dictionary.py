@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from schemas.train import TrainSpec
 from trainer.distributed.latent_parts import LatentParts
-from trainer.distributed.parallel_protocol import Tensors, Totals
+from trainer.distributed.learner_protocol import Tensors, Totals
 from trainer.distributed.processes import World
 from trainer.distributed.several_processes import SeveralProcesses
 from trainer.errors import SaeError

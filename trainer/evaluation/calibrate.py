@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.errors import RunError, TrainerError
-from trainer.evaluation.thresholds import move_thresholds, write_thresholds
+from trainer.evaluation.move_thresholds import move_thresholds, write_thresholds
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load

@@ -9,7 +9,7 @@ from actstore.console.counts import parse_count
 from schemas.records import EvalRecord
 from trainer.errors import TrainerError
 from trainer.evaluation import metrics_of_rows
-from trainer.evaluation.thresholds import asked_l0, off_target
+from trainer.evaluation.move_thresholds import asked_l0, off_target
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from schemas.sae import SaeSpec, inner_of
-from trainer.distributed.parallel_protocol import Parallel
+from trainer.distributed.learner_protocol import Parallel
 from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.saes.build import Sae, latents_kind, latents_of
 from trainer.saes.scaled_rows import ScaledRows

@@ -33,7 +33,7 @@ from actstore.store.store import Store
 from schemas.records import ModelMetrics
 from schemas.source import ModelSource
 from trainer.errors import RunError
-from trainer.evaluation.metrics import recovered
+from trainer.evaluation.metric_definitions import recovered
 from trainer.evaluation.patched_language_model import Subject
 from trainer.runs.module_patching import Hook
 from trainer.runs.trained_sae import TrainedSae

@@ -18,7 +18,7 @@ from actstore.store.store import Store
 from actstore.stream.row_filter import kept_ids
 from schemas.records import EvalRecord, ModelMetrics
 from trainer.errors import RunError
-from trainer.evaluation.metrics import LayerSums, layer_sums, pooled
+from trainer.evaluation.metric_definitions import LayerSums, layer_sums, pooled
 from trainer.runs.run_store import absolute, check_fits
 from trainer.runs.run_tensors import LATENTS
 from trainer.runs.trained_sae import TrainedSae

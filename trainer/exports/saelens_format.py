@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors.torch import save as save_tensors
 
-from trainer.evaluation.metrics import NEVER
+from trainer.evaluation.metric_definitions import NEVER
 from trainer.exports.export_origin import Origin, folder_name
 from trainer.exports.model_card import card
 from trainer.exports.neutral_form import PlainSae, as_float32, layer_of

@@ -13,7 +13,7 @@ from trainer.analysis import figures
 from trainer.analysis.latent_examples import Example, compute_examples
 from trainer.errors import RunError
 from trainer.evaluation import metrics_of_rows
-from trainer.evaluation.metrics import layer_shares, spread
+from trainer.evaluation.metric_definitions import layer_shares, spread
 from trainer.reports.page import Section, page
 from trainer.reports.tables import model_table, other_stores, reproduce, run_table
 from trainer.runs import published_names

@@ -104,7 +104,7 @@ def ended(
 def _evaluated(run: Ended, sae: TrainedSae, store_url: str) -> Ended:
     from actstore.store.open_store import open as open_store
     from trainer.evaluation.metrics_of_rows import evaluate_rows, holds_out
-    from trainer.evaluation.thresholds import asked_l0, off_target
+    from trainer.evaluation.move_thresholds import asked_l0, off_target
 
     store = open_store(store_url)
     split = "held_out" if holds_out(sae, store) else "train"

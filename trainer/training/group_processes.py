@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actstore.stream.stream import Stream
 from schemas.train import TrainSpec
-from trainer.distributed.parallel_protocol import Parallel
+from trainer.distributed.learner_protocol import Parallel
 from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.distributed.world_of_one import ONE_WORLD, OneWorld
 from trainer.errors import SaeError

@@ -17,7 +17,7 @@ from torch import Tensor
 from actstore.stream.rescale import Rescaling
 from schemas.sae import SaeSpec, inner_of
 from schemas.train import TrainSpec
-from trainer.distributed.parallel_protocol import Parallel, Tensors, Totals
+from trainer.distributed.learner_protocol import Parallel, Tensors, Totals
 from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.kernels.backend import products, using
 from trainer.saes.build import Sae, latents_kind, latents_of

@@ -11,7 +11,7 @@ from actstore.stream.stream import Batch, Stream
 from schemas.sae import inner_of
 from schemas.stream import StreamSpec
 from schemas.train import Optimiser, TrainSpec
-from trainer.distributed.parallel_protocol import Parallel
+from trainer.distributed.learner_protocol import Parallel
 from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.errors import SaeError
 from trainer.saes.build import kind_of

@@ -1,5 +1,5 @@
 """One evaluator for all SAEs, ours and others': the metrics of
-`trainer/evaluation/metrics.py` on held-out rows.
+`trainer/evaluation/metric_definitions.py` on held-out rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trainer
 from actstore.store.store import Store
 from tests.benchmarks.quality.known_features import KnownFeatures, firings_of_unit
 from tests.benchmarks.quality.recovery import Counts, Recovery, recovery
-from trainer.evaluation.metrics import LayerSums, layer_sums
+from trainer.evaluation.metric_definitions import LayerSums, layer_sums
 from trainer.exports.neutral_form import PlainSae
 from trainer.imports.import_sae import read_folder, to_sae
 from trainer.runs.trained_sae import TrainedSae

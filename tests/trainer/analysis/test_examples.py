@@ -17,7 +17,7 @@ from tests.support import make_store
 from trainer.analysis import figures
 from trainer.analysis.latent_examples import layer_variance, widest
 from trainer.evaluation.eval_tables import tables
-from trainer.evaluation.metrics import LayerSums, layer_sums, recovered
+from trainer.evaluation.metric_definitions import LayerSums, layer_sums, recovered
 from trainer.evaluation.metrics_of_rows import (
     evaluate_rows,
     with_model,
