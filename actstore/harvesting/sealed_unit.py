@@ -6,14 +6,17 @@ The store writer takes them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.format.statistics import REST, SPECIAL, SiteStats, UnitStats
 from actstore.format.stored_dtypes import to_numpy
-from actstore.harvesting.filled_unit import ChannelSums, FilledUnit
+
+if TYPE_CHECKING:
+    # It needs torch, which whoever writes finished units need not have.
+    from actstore.harvesting.filled_unit import ChannelSums, FilledUnit
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,11 @@ def test_nothing_is_pickled() -> None:
     ("what", "code", "banned"),
     [
         ("the store", "import actstore, actstore.store", HEAVY),
+        (
+            "the writer",
+            "import actstore.harvesting.store_writer",
+            ("torch", "transformers"),
+        ),
         ("actstore --help", "import actstore.cli", HEAVY),
         ("trainer --help", "import trainer.cli", HEAVY),
         (
