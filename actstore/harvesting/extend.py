@@ -28,6 +28,7 @@ from actstore.store.store import Store
 from actstore.store.stored_objects import StoredObjects
 from actstore.text.corpora import Corpus
 from actstore.text.sequences import Sequencer, TokenBlock, separator_token, sequencer
+from actstore.validation import validated
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import BlockRecord, StoreManifest
 
@@ -146,6 +147,8 @@ def _check_asked(
     """Raise SpecError for what no extension can be, before the model is loaded."""
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")
+    if isinstance(tokens, bool):
+        raise SpecError(f"extend: tokens is {tokens}; wanted a count, such as 500k")
     if source is None:
         return
     # It refuses what holds no tokens.
@@ -192,8 +195,14 @@ def _extended_spec(
     elif isinstance(sites, str):
         changes = {"sites": (sites,)}
     else:
-        changes = {"sites": tuple(sites)}
-    return parent.spec.model_copy(update=changes)
+        # What is no list of names is told as such below.
+        changes = {"sites": sites}
+    # What is asked for comes from a user, so it is checked as in a spec of its own; all
+    # else stays as it was recorded, down to what was set and what was left out.
+    whole = {**parent.spec.model_dump(), **changes}
+    checked = validated(HarvestSpec, whole, "extend")
+    asked = {name: getattr(checked, name) for name in changes}
+    return parent.spec.model_copy(update=asked)
 
 
 def _check_same_model(loaded: LoadedModel, parent: StoreManifest, url: str) -> None:

@@ -193,3 +193,29 @@ def test_a_corpus_that_has_ended_or_changed_is_refused(tmp_path: Path) -> None:
     (corpus / "b.py").write_text("import os\n" * 300)
     with pytest.raises(CorpusError, match="is not what it was"):
         extend(str(tmp_path / "store"), tokens=320)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tokens": 1.5}, "tokens: wanted a count above 0"),
+        ({"tokens": True}, "tokens is True; wanted a count"),
+        ({"tokens": 0}, "tokens: wanted a count above 0"),
+        ({"sites": 3}, "sites: wanted a list"),
+        ({"sites": []}, "sites: wanted a list"),
+        ({"sites": [1]}, "wanted text, got 1"),
+    ],
+)
+def test_what_cannot_be_added_leaves_the_store_as_it_was(
+    url: str, small: dict[str, bytes], asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        actstore.extend(url, **asked)
+    storage = Storage(url)
+    assert {key: storage.read(key) for key in storage.list()} == small
+
+
+def test_a_count_may_be_written_as_users_write_it(url: str) -> None:
+    before = actstore.open(url).manifest.n_sequences
+    grown = actstore.extend(url, tokens="3k")  # type: ignore[arg-type]
+    assert grown.manifest.n_sequences > before

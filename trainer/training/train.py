@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Settings:
 
 def train(
     spec: TrainSpec | Mapping[str, Any] | str,
-    out: str,
+    out: str | os.PathLike[str],
     *,
     resume: bool = False,
     device: str = "cpu",
@@ -121,8 +122,9 @@ def train(
         shard_dictionary=shard_dictionary,
         verbose=verbose,
     )
-    train_one(lambda: load_spec(spec), out, settings)
-    return load(out)
+    folder = run_folder(out)
+    train_one(lambda: load_spec(spec), folder, settings)
+    return load(folder)
 
 
 def train_one(read_spec: Callable[[], TrainSpec], out: str, settings: Settings) -> None:
@@ -134,13 +136,26 @@ def train_one(read_spec: Callable[[], TrainSpec], out: str, settings: Settings) 
         out: The run's folder.
         settings: How it is trained.
     """
+    folder = run_folder(out)
     with under_torchrun(settings.device, settings.shard_dictionary) as world:
-        _train_groups([{out: read_spec()}], settings, world)
+        _train_groups([{folder: read_spec()}], settings, world)
+
+
+def run_folder(out: str | os.PathLike[str]) -> str:
+    """Return a run's folder as it is known: a path or URL, without a slash at its end.
+
+    Raises:
+        SpecError: It is no path and no URL.
+    """
+    if not isinstance(out, (str, os.PathLike)):
+        raise SpecError(f"out is {out!r}; wanted a folder: a path or a URL")
+    path = os.fspath(out)
+    return path.rstrip("/") or path
 
 
 def sweep(
     spec: SweepSpec | Mapping[str, Any] | str,
-    out: str,
+    out: str | os.PathLike[str],
     *,
     store: str | None = None,
     memory: str | None = None,
@@ -202,10 +217,10 @@ def sweep(
     where = spec if isinstance(spec, str) else "the sweep"
     with under_torchrun(device, shard_dictionary) as world:
         specs = expand(load_sweep(spec, store), where)
-        url_of = {name: f"{out.rstrip('/')}/{name}" for name in specs}
+        url_of = {name: f"{run_folder(out)}/{name}" for name in specs}
         runs = {url_of[name]: run_spec for name, run_spec in specs.items()}
         groups = _groups(runs, memory, settings, world)
-        _train_groups(groups, settings, world, sweep_folder=out)
+        _train_groups(groups, settings, world, sweep_folder=run_folder(out))
     return url_of
 
 
