@@ -106,3 +106,8 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Name what the package offers, so that it can be completed before it is loaded."""
+    return sorted({*globals(), *__all__})

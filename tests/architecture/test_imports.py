@@ -109,3 +109,11 @@ def test_light_things_load_nothing_heavy(
         cwd=ROOT,
     )
     assert found.stdout.strip() == "", f"{what} loads {found.stdout}"
+
+
+def test_what_the_packages_offer_is_listed_before_it_is_loaded() -> None:
+    import actstore
+    import trainer
+
+    assert set(actstore.__all__) <= set(dir(actstore))
+    assert set(trainer.__all__) <= set(dir(trainer))
