@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import SaeError
+from trainer.kernels.dense_encoder import affine
 from trainer.saes.centres import Centre, mean
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.encoder_init import begin_at, fitted
@@ -197,6 +198,18 @@ class FlatSae(nn.Module):
         [d], or [n_sites, d] with a bias for each layer.
         """
         return None if self.shape.d_out is not None else self.b_dec
+
+    def dense_pre_activations(self, rows: ScaledRows, parts: Parts) -> Tensor:
+        """Return pre-activations [B, m] with the gradients of a training step.
+
+        Args:
+            rows: The rows here.
+            parts: The processes that have parts; all of them move the shift.
+        """
+        shift = self.shift_inputs()
+        if shift is not None:
+            shift = parts.shared(shift)
+        return affine(rows.x, shift, rows.layer, self.encoder, self.encoder_bias)
 
     def latent_inputs(self, rows: ScaledRows) -> Tensor:
         """Return what a latent's own weights are multiplied with: [B, d]."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import Gated
-from trainer.kernels.dense_encoder import affine, in_cache
+from trainer.kernels.dense_encoder import in_cache
 from trainer.saes.centres import Centre, mean
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.encoder_init import first_l0, limits
@@ -182,15 +182,7 @@ class GatedSae(FlatSae):
 
         Arguments are those of `FlatSae.training_step`; `dead`, bool [m], is not used.
         """
-        assert self.W_enc is not None
-        shift = self.shift_inputs()
-        gate = affine(
-            rows.x,
-            None if shift is None else parts.shared(shift),
-            rows.layer,
-            self.W_enc,
-            self.b_gate,
-        )
+        gate = self.dense_pre_activations(rows, parts)
         opened, latents, l1, fired = Gates.apply(
             gate, self.r_mag, self.b_gate, self.b_mag
         )  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.sae import JumpRelu
-from trainer.kernels.dense_encoder import affine, in_cache
+from trainer.kernels.dense_encoder import in_cache
 from trainer.saes.centres import Centre, mean
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.encoder_init import first_l0, limits
@@ -178,15 +178,7 @@ class JumpReluSae(FlatSae):
 
         Arguments are those of `FlatSae.training_step`; `dead`, bool [m], is not used.
         """
-        assert self.W_enc is not None
-        shift = self.shift_inputs()
-        pre = affine(
-            rows.x,
-            None if shift is None else parts.shared(shift),
-            rows.layer,
-            self.W_enc,
-            self.b_enc,
-        )
+        pre = self.dense_pre_activations(rows, parts)
         threshold = of_layer(self.threshold, rows.layer)
         latents, active, fired = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
         # added after the sum over processes, so that it counts once
