@@ -20,7 +20,7 @@ test-slow: $(VENV)/.dev
 
 # The Triton kernels on a CPU: triton's interpreter is chosen when it is imported, so they have a process of their own.
 test-kernels: $(VENV)/.dev
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/trainer/test_kernels.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/trainer/kernels/test_kernels.py
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 100000

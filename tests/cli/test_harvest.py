@@ -23,7 +23,7 @@ from actstore.harvesting import progress_display
 from actstore.harvesting.progress import Progress
 from actstore.inspect.verify import verify
 from tests.cli.test_bad_input import refused
-from tests.harvesting.checkpoints import gpt2, saved, with_own_code
+from tests.model.checkpoints import gpt2, saved, with_own_code
 
 Cli = Callable[..., tuple[int, str, str]]
 SITE, OTHER = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"

@@ -12,7 +12,7 @@ from actstore.model.load_model import wrap_module
 from actstore.model.open_tap import open_tap
 from actstore.model.site_list import condensed, list_sites
 from tests.cli.conftest import Cli
-from tests.harvesting.test_classes import module
+from tests.model.test_classes import module
 
 
 @pytest.mark.parametrize(

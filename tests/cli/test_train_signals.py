@@ -22,7 +22,7 @@ import yaml
 from tests.cli import process
 from tests.cli.conftest import Cli
 from tests.support import make_store
-from tests.trainer.test_stopping import journal
+from tests.trainer.training.test_stopping import journal
 from trainer.training import checkpoint
 from trainer.training.resume_hint import resuming
 from trainer.training.train import train

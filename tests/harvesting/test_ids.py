@@ -29,8 +29,8 @@ from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource
 from schemas.stream import StreamSpec
 from tests.harvesting.test_harvest import Scaled
-from tests.harvesting.test_tokens import Letters, make_spec
 from tests.support import make_store
+from tests.text.test_tokens import Letters, make_spec
 
 VOCABULARY = 100
 ROWS = np.arange(12).reshape(3, 4)

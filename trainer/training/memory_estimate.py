@@ -3,7 +3,7 @@
 A group's SAEs are all in memory, with gradients and optimiser state; their steps come
 one after the other, so of the activations only the largest count; the stream's windows
 come once. Factors of activations were measured as peaks of resident memory over a step
-on a CPU (`tests/trainer/test_sweep.py` holds them to it).
+on a CPU (`tests/trainer/training/test_sweep.py` holds them to it).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from trainer.training.run_stream import n_steps, shared_stream
 from trainer.training.sweep import expand, groups
 from trainer.training.train_group import Progress, train_group
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BATCH = 64
 
 
@@ -286,7 +286,13 @@ def test_the_estimate_is_near_what_is_taken(tmp_path: Path, kind: str) -> None:
     """Growth of resident memory in a process of its own, that has trained small SAEs of
     the kind before.
     """
-    words = [sys.executable, "-m", "tests.trainer.memory_use", str(tmp_path), kind]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.trainer.training.memory_use",
+        str(tmp_path),
+        kind,
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -30,7 +30,7 @@ from trainer.training.train import train
 from trainer.training.train_spec import load_spec
 
 PRELOADED = (train_group, journal_sinks)  # the command imports them when it runs
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS, BATCH, KILLS = 300, 128, 10
 SPECS: dict[str, dict[str, Any]] = {
     "topk": {
@@ -98,7 +98,7 @@ def test_killed_at_any_moment_the_final_weights_are_the_same_bytes(
     )
     command(spec, whole)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainer.test_resume"])
+    context.set_forkserver_preload(["tests.trainer.training.test_resume"])
     rng, before = random.Random(kind), set()
     for i in range(KILLS):
         process = context.Process(target=resume, args=(str(spec), str(cut)))

@@ -18,7 +18,7 @@ import trainer
 from actstore.model.load_model import wrap_module
 from actstore.store.store import Store
 from schemas.train import TrainSpec
-from tests.harvesting.test_classes import module, outputs
+from tests.model.test_classes import module, outputs
 from trainer.cli import app
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_model import model_metrics

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import transformers
 
-from tests.architectures.__main__ import PAGE
-from tests.architectures.small import language_models
-from tests.architectures.survey import Line, surveyed
+from tests.model_types.__main__ import PAGE
+from tests.model_types.small import language_models
+from tests.model_types.survey import Line, surveyed
 
 FEW = (
     "bert",

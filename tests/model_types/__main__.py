@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: `python -m tests.architectures [MODEL_TYPE...]` (with
+"""Writes docs/architectures.md: `python -m tests.model_types [MODEL_TYPE...]` (with
 types: prints their lines).
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import transformers
 
-from tests.architectures.small import language_models
-from tests.architectures.survey import page, surveyed
+from tests.model_types.small import language_models
+from tests.model_types.survey import page, surveyed
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 

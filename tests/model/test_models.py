@@ -29,7 +29,7 @@ from actstore.model.open_tap import open_tap
 from actstore.store.store import Store
 from actstore.store.tokenizer_files import stored_tokenizer
 from schemas.source import ModelSource
-from tests.harvesting.checkpoints import (
+from tests.model.checkpoints import (
     State,
     gpt2,
     rewrite,

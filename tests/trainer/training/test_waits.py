@@ -19,7 +19,7 @@ from actstore.format.storage import Storage
 from actstore.stream.rescale import Rescaling
 from schemas.stream import StreamState
 from schemas.train import TrainSpec
-from tests.trainer.waits import Waits
+from tests.trainer.training.waits import Waits
 from trainer.kernels import devices, topk_select
 from trainer.kernels.nonzeros import Pattern
 from trainer.saes.build import build

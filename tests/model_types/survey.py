@@ -18,13 +18,13 @@ from actstore.model.hook_names import SWITCHES
 from actstore.model.load_model import LoadedModel, wrap_module
 from actstore.model.open_tap import open_tap
 from actstore.model.site_list import list_sites
-from tests.architectures.small import SMALL, small_model
+from tests.model_types.small import SMALL, small_model
 
 HEAD = """# Architectures
 
 Every model type of transformers {transformers} that has a language model (causal, masked or sequence to sequence), and some that do
 not read text, each built small with random weights, opened and run as a harvest does (TransformerLens {transformer_lens}).
-`python -m tests.architectures` writes this page; a slow test compares it.
+`python -m tests.model_types` writes this page; a slow test compares it.
 
 - **hook names**: how many of TransformerLens' hook names can be harvested, of 2 layers; in brackets, of the family's base class.
 - **modules**: how many of the model's own modules can, by name. "-": it has none with one vector per token.

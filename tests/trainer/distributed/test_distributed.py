@@ -26,7 +26,7 @@ from schemas.records import StepRecord
 from schemas.stream import StreamSpec
 from schemas.train import TrainSpec
 from tests.support import make_store
-from tests.trainer.distributed_worker import DEAD_EVERY, half_done, values
+from tests.trainer.distributed.distributed_worker import DEAD_EVERY, half_done, values
 from trainer.distributed.launch import under_torchrun
 from trainer.errors import PeerError
 from trainer.runs.journal import read
@@ -34,7 +34,7 @@ from trainer.training import learner
 from trainer.training.checkpoint import steps
 from trainer.training.train_group import train_group
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS, BATCH = 24, 96
 DEAD = {"dead_rows": 2 * BATCH}
 RESAMPLE = {
@@ -233,7 +233,14 @@ class Trained:
         (at / "plan.json").write_text(json.dumps(text))
         results = ended(
             start(
-                *[["-m", "tests.trainer.distributed_worker", str(at / "plan.json")]] * 2
+                *[
+                    [
+                        "-m",
+                        "tests.trainer.distributed.distributed_worker",
+                        str(at / "plan.json"),
+                    ]
+                ]
+                * 2
             ),
             250,
         )
