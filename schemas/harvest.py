@@ -1,4 +1,4 @@
-"""What to harvest, and the plan that every worker of one harvest shares."""
+"""The spec of a harvest, and the plan that every worker of one harvest shares."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class HarvestSpec(Schema):
 
 
 class Layout(Schema):
-    """How rows fall into units, chunks and objects. Row id = unit * capacity + slot."""
+    """The sizes of units and chunks. Row id = unit * capacity + slot."""
 
     context: int = Field(gt=0, description="tokens per sequence")
     n_sequences: int = Field(
@@ -184,7 +184,7 @@ class ModelInfo(Schema):
 
 
 class Numerics(Schema):
-    """What must agree between workers, so that a unit done twice has the same bytes."""
+    """Settings that workers share, so that a unit done twice has the same bytes."""
 
     # Each of these changes how products are rounded and in which order they are added
     # up, and so the last bits of an activation.
@@ -264,5 +264,5 @@ class Plan(Schema):
 
     @property
     def adds_sites(self) -> bool:
-        """Whether this generation adds sites to the units there are, not more units."""
+        """True if this generation adds sites to the units there are, not more units."""
         return self.generation > 0 and self.first_unit == 0

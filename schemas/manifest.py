@@ -204,10 +204,10 @@ class StoreManifest(Schema):
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the rows' token ids are known; an import may come without."""
+        """True if the rows' token ids are known; an import may come without them."""
         return self.imported is None or self.imported.tokens is not None
 
     @property
     def has_contexts(self) -> bool:
-        """Whether rows' positions in sequences are known; an import may lack them."""
+        """True if rows' positions in sequences are known; an import may lack them."""
         return self.imported is None or self.imported.contexts

@@ -1,4 +1,4 @@
-"""What runs, evaluations, estimates and benchmarks write down."""
+"""The records that runs, evaluations, estimates and benchmarks write."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class LayerMetrics(Schema):
 
 
 class ModelMetrics(Schema):
-    """What the language model loses where a site is replaced by its reconstruction.
+    """The language model's loss when a site is replaced by its reconstruction.
 
     CE (cross-entropy) and KL are in nats per token. `docs/metrics.md` defines each.
     """
@@ -217,7 +217,7 @@ class RunRecord(Schema):
 
 
 class CodecEstimate(Schema):
-    """What a codec makes of the rows of a few calibration batches."""
+    """The size and speed of a codec, measured on a few calibration batches."""
 
     ratio: float = Field(description="stored bytes divided by the values' bytes")
     bytes: int = Field(description="bytes that all units' objects will take")
@@ -248,7 +248,7 @@ class MemoryEstimate(Schema):
 
 
 class CorpusEstimate(Schema):
-    """How many tokens a corpus holds, as far as calibration's first documents tell."""
+    """An estimate of a corpus' tokens, from the first documents of a calibration."""
 
     asked: int = Field(description="tokens that the harvest is to run")
     tokens: int | None = Field(
@@ -267,7 +267,7 @@ class CorpusEstimate(Schema):
 
 
 class HarvestEstimate(Schema):
-    """What a harvest will take, as `actstore plan` says it.
+    """The time, memory and storage that a harvest will take (`actstore plan`).
 
     The figures come from a few calibration batches and arithmetic.
     """

@@ -1,4 +1,4 @@
-"""What to train: one spec for each kind of SAE, told apart by `kind`.
+"""The specs of SAEs, one for each kind; the field `kind` tells them apart.
 
 A penalty is the weight, in the loss, of a sum over latents.
 """

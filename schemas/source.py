@@ -134,7 +134,7 @@ class ImportedFile(Schema):
 
 
 class ImportedArray(Schema):
-    """What became a site: one array, or the same array of several files."""
+    """The array that became a site: of one file, or the same one of several files."""
 
     site: str = Field(description="name of the site")
     format: ImportFormat = Field(description="format of the files")

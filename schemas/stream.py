@@ -1,4 +1,4 @@
-"""What to stream from a store, and where a stream stands."""
+"""The spec of a stream from a store, and the place where a stream stands."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class NormRange(Schema):
 
 
 class RowFilter(Schema):
-    """Which rows to stream. A row is kept, or left out, at all sites alike."""
+    """A choice of rows to stream. A row is kept, or left out, at all sites alike."""
 
     tokens: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="only rows of these token ids"

@@ -49,4 +49,4 @@ class DivergedError(TrainerError):
 
 
 class TrainerWarning(UserWarning):
-    """What the user of a function should know though it is no error."""
+    """Something that a user should know although it is no error."""

@@ -1,1 +1,1 @@
-"""What ships with the package: a corpus that every machine has, and two models."""
+"""The parts that ship with the package: a corpus of this machine, and two models."""

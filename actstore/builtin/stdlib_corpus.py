@@ -20,7 +20,7 @@ def document_paths(root: Path | None = None) -> list[Path]:
     """Return every `.py` file of the standard library, in the order of their digests.
 
     Args:
-        root: the folder to look in; None: the library of the Python that is running.
+        root: The folder to look in; None: the library of the Python that is running.
 
     Returns:
         Paths relative to `root`.
@@ -50,7 +50,7 @@ def documents(root: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def is_held_out(path: str) -> bool:
-    """Tell whether a document is kept from the training of the models that ship.
+    """Return whether a document is kept from the training of the models that ship.
 
     One in HELD_OUT_EVERY is, by the digest of its path.
     """

@@ -152,9 +152,9 @@ def mean_loss(
     """Return the cross-entropy of the next token in nats.
 
     Args:
-        model: to measure.
-        stream: tokens, int64 [n].
-        n_tokens: how many of them are read, from the first on, in whole contexts.
+        model: The model to measure.
+        stream: Tokens, int64 [n].
+        n_tokens: How many of them are read, from the first on, in whole contexts.
     """
     n_contexts = min(n_tokens, len(stream)) // CONTEXT
     contexts = stream[: n_contexts * CONTEXT].view(n_contexts, CONTEXT)
@@ -184,12 +184,13 @@ def save(
     """Write a model's weights, its tokenizer and its card into the folder `out`.
 
     Args:
-        model: becomes float16, and is stored so.
-        tokenizer: of the model.
-        data: to measure the losses of the card on, with the weights as they are stored.
-        out: the folder to write.
-        steps: of the training.
-        seconds: of processor time that the training took.
+        model: Becomes float16, and is stored so.
+        tokenizer: The model's tokenizer.
+        data: The tokens on which the card's losses are measured, with the weights as
+            they are stored.
+        out: The folder to write.
+        steps: How many steps the model was trained.
+        seconds: Seconds of processor time that the training took.
     """
     model.half().save_pretrained(out, safe_serialization=True)
     fast = PreTrainedTokenizerFast(

@@ -1,1 +1,1 @@
-"""What both command lines share: options, output, and errors as messages."""
+"""The parts that both command lines share: options, output, errors as messages."""

@@ -120,7 +120,7 @@ def _tell_output_failed(error: OSError) -> None:
 
 
 def is_users(error: OSError) -> bool:
-    """Tell whether an error comes from files, a disk or a network, not our program."""
+    """Return whether an error comes from a file, disk or network, not our program."""
     is_of_network = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
     return is_of_network or error.errno in _ADVICE
 

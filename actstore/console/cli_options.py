@@ -214,7 +214,7 @@ def with_version(
         ),
     ] = False,
 ) -> None:
-    """What a command line takes before its commands."""
+    """Take the options that come before a command, such as `--version`."""
 
 
 Device = Annotated[

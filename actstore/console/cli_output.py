@@ -60,7 +60,7 @@ def flushed() -> OSError | None:
 
 
 def reader_left(error: OSError) -> bool:
-    """Tell whether an error is that of a pipe whose other end is closed."""
+    """Return whether an error is that of a pipe whose other end is closed."""
     return error.errno == errno.EPIPE
 
 

@@ -1,4 +1,4 @@
-"""What notebooks show of the Python API's objects: small tables of HTML.
+"""Small tables of HTML, by which notebooks show the Python API's objects.
 
 Every text is escaped, and there is no script.
 """

@@ -1,7 +1,7 @@
-"""Which file system a path or URL leads to.
+"""Finds the file system that a path or URL leads to.
 
-A file here that is called by exactly that name comes before anything that the signs in
-it could mean.
+A local file of exactly that name comes before any other meaning of the text, even where
+the name has signs of a URL in it, such as `::`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     name: fsspec would take `::` in it for a chain of file systems.
 
     Raises:
-        ValueError: the URL cannot be, or has a drive letter where there are no drives.
-        ImportError: its protocol needs a package that is not installed.
-        OSError: the place cannot be reached.
+        ValueError: The URL cannot be, or has a drive letter where there are no drives.
+        ImportError: Its protocol needs a package that is not installed.
+        OSError: The place cannot be reached.
     """
     from fsspec.core import url_to_fs
     from fsspec.implementations.local import LocalFileSystem

@@ -34,14 +34,14 @@ def read_record(
     """Return an object as an instance of a schema.
 
     Args:
-        storage: where the store lies.
-        key: of the object.
-        schema: what it must be.
-        limit: the most bytes that are read.
+        storage: Where the store lies.
+        key: The key of the object.
+        schema: What it must be.
+        limit: The most bytes that are read.
 
     Raises:
-        ObjectError: there is no such object.
-        CorruptError: it is not one of the schema's.
+        ObjectError: There is no such object.
+        CorruptError: It is not one of the schema's.
     """
     return parsed_record(schema, storage.read(key, limit), f"{storage.url}/{key}")
 
@@ -50,7 +50,7 @@ def parsed_record(schema: type[Model], data: bytes, where: str) -> Model:
     """Return JSON as an instance of a schema.
 
     Raises:
-        CorruptError: it is not one; says in sentences why.
+        CorruptError: It is not one; says in sentences why.
     """
     check_depth(data, where)
     return shallow_record(schema, data, where)
@@ -72,9 +72,9 @@ def parsed_json(
     """Return the value that JSON stands for.
 
     Args:
-        data: the JSON.
-        where: it comes from, for errors.
-        error: what is raised where it is not JSON, or nested too deeply.
+        data: The JSON.
+        where: The place that errors name.
+        error: What is raised where it is not JSON, or nested too deeply.
     """
     check_depth(data, where, error)
     try:

@@ -40,14 +40,14 @@ def plan_layout(
     has units to hold out.
 
     Args:
-        n_tokens: tokens to harvest.
-        context: tokens of a sequence.
-        widest_row_bytes: bytes of a row of the widest site, as stored.
-        all_rows_bytes: bytes of the rows of all sites for one token.
-        memory: bytes that units in memory may take together.
-        units_in_flight: units that are in memory at a time.
-        unit_sequences: sequences of a unit, where the user has chosen them.
-        chunk_rows: rows of a chunk, where the user has chosen them.
+        n_tokens: Tokens to harvest.
+        context: Tokens of a sequence.
+        widest_row_bytes: Bytes of a row of the widest site, as stored.
+        all_rows_bytes: Bytes of the rows of all sites for one token.
+        memory: Bytes that units in memory may take together.
+        units_in_flight: Units that are in memory at a time.
+        unit_sequences: Sequences of a unit, where the user has chosen them.
+        chunk_rows: Rows of a chunk, where the user has chosen them.
     """
     # 1,000,000 tokens in contexts of 128 are 7,813 sequences. With one site of 768
     # bfloat16 values a row has 1,536 bytes: a shard of 128 MiB has room for 682

@@ -38,8 +38,8 @@ class OpenFile(NamedTuple):
     """A file that is open for reading.
 
     Attributes:
-        fd: its descriptor.
-        size: its bytes when it was opened.
+        fd: Its descriptor.
+        size: Its bytes when it was opened.
     """
 
     fd: int
@@ -93,8 +93,8 @@ class LocalFiles:
         """Open a file for reading.
 
         Raises:
-            OSError: it cannot be opened, or is a folder.
-            CorruptError: it is a pipe or a device, or lies outside.
+            OSError: It cannot be opened, or is a folder.
+            CorruptError: It is a pipe or a device, or lies outside.
         """
         path = f"{self._root}/{key}"
         self.check_folder(key)
@@ -171,7 +171,7 @@ class LocalFiles:
         """Return a path without links.
 
         Raises:
-            CorruptError: it lies outside.
+            CorruptError: It lies outside.
         """
         real = os.path.realpath(path)
         for root in self._allowed():

@@ -22,10 +22,10 @@ def read_manifest(storage: Storage) -> StoreManifest:
     """Return the manifest, checked as a whole.
 
     Raises:
-        UnfinishedError: there is a plan, but no manifest yet.
-        NotAStoreError: there is neither, or the manifest is not one of actstore's.
-        FormatVersionError: a newer actstore has written it.
-        CorruptError: it cannot be.
+        UnfinishedError: There is a plan, but no manifest yet.
+        NotAStoreError: There is neither, or the manifest is not one of actstore's.
+        FormatVersionError: A newer actstore has written it.
+        CorruptError: It cannot be.
     """
     try:
         data = storage.read(object_keys.MANIFEST, MANIFEST_JSON)
@@ -57,10 +57,10 @@ def read_plan(storage: Storage, generation: int = 0) -> Plan:
     """Return a generation's plan, checked.
 
     Raises:
-        ObjectError: there is none.
-        NotAStoreError: it is not one of actstore's.
-        FormatVersionError: a newer actstore has written it.
-        CorruptError: it cannot be.
+        ObjectError: There is none.
+        NotAStoreError: It is not one of actstore's.
+        FormatVersionError: A newer actstore has written it.
+        CorruptError: It cannot be.
     """
     key = object_keys.plan_key(generation)
     data = storage.read(key, RECORD_JSON)

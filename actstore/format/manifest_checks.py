@@ -77,7 +77,7 @@ def check_record(
     with sizes that they can have.
 
     Raises:
-        CorruptError: names the first thing that cannot be; `where` is the record's URL.
+        CorruptError: Names the first thing that cannot be; `where` is the record's URL.
     """
     for fault in _record_faults(m, generation, unit, record):
         raise CorruptError(f"{where}: {fault}; it is not the record that was committed")
@@ -181,13 +181,13 @@ def is_tokenizer_file(key: str) -> bool:
 
 
 class _Sum(NamedTuple):
-    """What the generations so far make together.
+    """The totals of the generations so far.
 
     Attributes:
-        sites: their sites, in order.
-        units: number of units.
-        sequences: number of sequences.
-        rows: number of rows at each site.
+        sites: Their sites, in order.
+        units: Number of units.
+        sequences: Number of sequences.
+        rows: Number of rows at each site.
     """
 
     sites: tuple[Site, ...] = ()
@@ -283,8 +283,8 @@ class _WantedFiles(NamedTuple):
     """The keys that `files` must have.
 
     Attributes:
-        exact: keys whose sizes are known to the byte.
-        at_most: keys that have a largest size.
+        exact: Keys whose sizes are known to the byte.
+        at_most: Keys that have a largest size.
     """
 
     exact: dict[str, int]

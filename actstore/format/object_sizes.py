@@ -1,6 +1,6 @@
-"""How many bytes each object of a store has, worked out from the store's sizes.
+"""The bytes of each object of a store, worked out from the store's sizes.
 
-What is read on a store's word is read up to these.
+A damaged store could name any size. So no more than these bytes are read of an object.
 """
 
 from __future__ import annotations
@@ -117,13 +117,13 @@ def unit_bytes(
     """Return the least and most bytes of each object of a unit, by key.
 
     Args:
-        spec: of the harvest.
-        layout: of the store.
-        sites: those of the unit's generation.
-        unit: the unit.
-        n_rows: its valid rows.
-        stats: key of its statistics.
-        tokens: whether its generation writes `tokens` and `rows`.
+        spec: The spec of the harvest.
+        layout: The layout of the store.
+        sites: Those of the unit's generation.
+        unit: The unit.
+        n_rows: Its valid rows.
+        stats: Key of its statistics.
+        tokens: Whether its generation writes `tokens` and `rows`.
     """
     sites = tuple(sites)
     capacity = layout.capacity

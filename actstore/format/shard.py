@@ -48,8 +48,8 @@ class ShardIndex(NamedTuple):
     """The place of each chunk in its shard; ABSENT in both for one that is not there.
 
     Attributes:
-        offset: first byte of each chunk, uint64 [n_chunks].
-        length: bytes of each chunk, its checksum included, uint64 [n_chunks].
+        offset: First byte of each chunk, uint64 [n_chunks].
+        length: Bytes of each chunk, its checksum included, uint64 [n_chunks].
     """
 
     offset: NDArray[np.uint64]
@@ -58,14 +58,14 @@ class ShardIndex(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardCodec:
-    """How a site's rows [n, d] become shards, one for each unit.
+    """Encodes and decodes a site's rows [n, d] as shards, one for each unit.
 
     Attributes:
-        codec: what compresses a chunk, or `raw`.
-        dtype: of the stored values.
-        chunk_rows: rows of a chunk.
-        d: width of a row.
-        unit_chunks: chunks that a shard has room for.
+        codec: What compresses a chunk, or `raw`.
+        dtype: The dtype of the stored values.
+        chunk_rows: Rows of a chunk.
+        d: Width of a row.
+        unit_chunks: Chunks that a shard has room for.
     """
 
     codec: Codec
@@ -95,10 +95,10 @@ class ShardCodec:
         Chunks after the last row are absent, the last one is filled up with zeros.
 
         Args:
-            rows: the unit's rows [n, d], of this codec's dtype.
+            rows: The unit's rows [n, d], of this codec's dtype.
             permutation: int64 [n]; slot i of the shard gets rows[permutation[i]].
                 None: rows stay in their order.
-            pool: encodes several chunks at a time.
+            pool: Encodes several chunks at a time.
         """
         # Rows are copied as unsigned integers, which is faster than as bfloat16.
         source = bits(np.ascontiguousarray(rows))
@@ -128,11 +128,11 @@ class ShardCodec:
         """Return the index of a shard, checked.
 
         Args:
-            raw: the last `index_bytes` bytes of the shard.
-            n_chunks: how many chunks it must have; None where that is not known.
+            raw: The last `index_bytes` bytes of the shard.
+            n_chunks: How many chunks it must have; None where that is not known.
 
         Raises:
-            CorruptError: the checksum does not match, or an entry cannot be.
+            CorruptError: The checksum does not match, or an entry cannot be.
         """
         if len(raw) != self.index_bytes:
             raise CorruptError(
@@ -194,7 +194,7 @@ class ShardCodec:
         They are whole and hold what a chunk holds; nothing is decoded.
 
         Raises:
-            CorruptError: they are not, or do not.
+            CorruptError: They are not, or do not.
         """
         data = np.frombuffer(raw, dtype=np.uint8) if isinstance(raw, bytes) else raw
         body = data[:-CRC_BYTES]
@@ -231,11 +231,11 @@ class ShardCodec:
         """Check a chunk's bytes and decode them.
 
         Args:
-            raw: the chunk's bytes, its checksum included.
-            out: gets the rows, contiguous [chunk_rows, d], of this codec's dtype.
+            raw: The chunk's bytes, its checksum included.
+            out: Gets the rows, contiguous [chunk_rows, d], of this codec's dtype.
 
         Raises:
-            CorruptError: the bytes are not a chunk.
+            CorruptError: The bytes are not a chunk.
         """
         body = self.check_chunk(raw)
         flat = out.reshape(-1).view(np.uint8)
@@ -320,7 +320,7 @@ def checked(data: bytes, what: str) -> bytes:
     """Return the bytes before a crc32c that matches.
 
     Raises:
-        CorruptError: it does not match; `what` says of what.
+        CorruptError: It does not match; `what` says of what.
     """
     body = data[:-CRC_BYTES]
     if len(data) < CRC_BYTES or checksum(body) != data[-CRC_BYTES:]:
@@ -332,7 +332,7 @@ def check_chunk_checksum(body: NDArray[np.uint8], stored: NDArray[np.uint8]) -> 
     """Check the bytes of a chunk, uint8 [n], against its crc32c as stored, uint8 [4].
 
     Raises:
-        CorruptError: they do not match, or there are none.
+        CorruptError: They do not match, or there are none.
     """
     whole = len(body) > 0 and len(stored) == CRC_BYTES
     if not whole or google_crc32c.value(body) != int(stored.view("<u4")[0]):
@@ -359,7 +359,7 @@ def decode_plain(
     """Return the array of one chunk that is not sharded, of this shape and dtype.
 
     Raises:
-        CorruptError: the checksum does not match, or the size is another; `what` says
+        CorruptError: The checksum does not match, or the size is another; `what` says
             of what.
     """
     body = checked(data, what)
@@ -382,11 +382,11 @@ def plain_metadata(
     Each of its chunks has a checksum.
 
     Args:
-        shape: of the array.
-        chunk: shape of a chunk.
-        dtype: of the values.
-        fill: the value of what is not written.
-        more: as for `array_metadata`.
+        shape: The shape of the array.
+        chunk: Shape of a chunk.
+        dtype: The dtype of the values.
+        fill: The value of what is not written.
+        more: As for `array_metadata`.
     """
     value = np.dtype(dtype)
     to_bytes: dict[str, Any] = {"name": "bytes"}
@@ -407,11 +407,11 @@ def array_metadata(
     """Return an array's `zarr.json` in Zarr v3.
 
     Args:
-        shape: of the array.
-        grid: shape of what is one object: a chunk, or a shard.
-        dtype: of the values.
-        fill: the value of what is not written.
-        codecs: what makes an object's bytes, in order.
+        shape: The shape of the array.
+        grid: Shape of what is one object: a chunk, or a shard.
+        dtype: The dtype of the values.
+        fill: The value of what is not written.
+        codecs: What makes an object's bytes, in order.
         more: `dimension_names` and `attributes`, where it has them.
     """
     return {

@@ -28,12 +28,12 @@ def match_sites(
     They come in the order of the patterns, and by layer within one.
 
     Args:
-        patterns: names, or patterns over them.
-        names: what there is.
-        others: where a pattern is looked for that none of `names` matches.
+        patterns: Names, or patterns over them.
+        names: What there is.
+        others: Where a pattern is looked for that none of `names` matches.
 
     Raises:
-        SiteError: no name matches a pattern; the message has the nearest names.
+        SiteError: No name matches a pattern; the message has the nearest names.
     """
     chosen: dict[str, None] = {}  # keeps the order, unlike a set
     for pattern in patterns:
@@ -70,7 +70,7 @@ def expand(pattern: str) -> Iterator[str]:
     They come one at a time, since a range may be of any length.
 
     Raises:
-        SiteError: braces with nothing in them.
+        SiteError: Braces with nothing in them.
     """
     braces = _BRACES.search(pattern)
     if braces is None:

@@ -39,7 +39,7 @@ class Moments(NamedTuple):
     """Mean and variance of each channel over some rows; NaN where there are none.
 
     Attributes:
-        n_rows: number of rows.
+        n_rows: Number of rows.
         mean: float64 [d].
         variance: float64 [d].
     """
@@ -53,15 +53,15 @@ class SiteStats:
     """One site's sums over rows, in both strata.
 
     Attributes:
-        d: width of a row.
-        count: finite rows, int64 [2].
-        non_finite: rows with a NaN or an infinity, int64 [2].
-        sum_norm: sum of L2 norms, float64 [2].
-        sum_sq_norm: sum of squared L2 norms, float64 [2].
-        max_norm: largest L2 norm, float64 [2].
-        mean: of each channel, float64 [2, d].
-        m2: sum of squared deviations from the mean, of each channel, float64 [2, d].
-        histogram: norms in each bin (see `norm_histogram.py`), int64 [2, BINS].
+        d: Width of a row.
+        count: Finite rows, int64 [2].
+        non_finite: Rows with a NaN or an infinity, int64 [2].
+        sum_norm: Sum of L2 norms, float64 [2].
+        sum_sq_norm: Sum of squared L2 norms, float64 [2].
+        max_norm: Largest L2 norm, float64 [2].
+        mean: Mean of each channel, float64 [2, d].
+        m2: Sum of squared deviations from the mean, of each channel, float64 [2, d].
+        histogram: Norms in each bin (see `norm_histogram.py`), int64 [2, BINS].
     """
 
     # in the order of the binary form
@@ -96,9 +96,9 @@ class SiteStats:
         """Add rows.
 
         Args:
-            x: the rows, float32 [n, d].
-            norms: their L2 norms, float32 [n].
-            special: whether each is at position 0 or of a special token, bool [n].
+            x: The rows, float32 [n, d].
+            norms: Their L2 norms, float32 [n].
+            special: Whether each is at position 0 or of a special token, bool [n].
         """
         finite = self.add_norms(norms, special)
         for stratum in (SPECIAL, REST):
@@ -118,7 +118,7 @@ class SiteStats:
 
         Args:
             norms: L2 norms, float32 [n].
-            special: whether each row is at position 0 or of a special token, bool [n].
+            special: Whether each row is at position 0 or of a special token, bool [n].
 
         Returns:
             Which rows are finite, bool [n].
@@ -146,9 +146,9 @@ class SiteStats:
 
         Args:
             stratum: SPECIAL or REST.
-            n: number of rows.
-            mean: of each channel, float64 [d].
-            m2: sum of squared deviations from that mean, float64 [d].
+            n: Number of rows.
+            mean: Mean of each channel, float64 [d].
+            m2: Sum of squared deviations from that mean, float64 [d].
         """
         # To the values 0 and 2 (mean 1, squared deviations 2) comes 4: its distance is
         # 3, the mean becomes 1 + 3 * 1/3 = 2, the squared deviations 2 + 0 + 9 * 2 * 1
@@ -244,7 +244,7 @@ class UnitStats:
     """The statistics of all sites over some rows: of a unit, or merged over units.
 
     Attributes:
-        sites: the statistics of each site, by its name.
+        sites: The statistics of each site, by its name.
     """
 
     def __init__(self, sites: Iterable[Site]) -> None:
@@ -267,12 +267,12 @@ class UnitStats:
         """Return statistics from their binary form.
 
         Args:
-            sites: whose statistics they are, in order.
-            data: the binary form.
-            where: it comes from, for errors.
+            sites: The sites whose statistics they are, in order.
+            data: The binary form.
+            where: The place that errors name.
 
         Raises:
-            CorruptError: the length does not fit the sites, or counts do not add up.
+            CorruptError: The length does not fit the sites, or counts do not add up.
         """
         sites = tuple(sites)
         wanted = stats_bytes(sites)
@@ -310,8 +310,8 @@ def none_finite(site: str, rows: str) -> str:
     """Return what is said of a site without a finite row.
 
     Args:
-        site: its name.
-        rows: what came of it, such as `its first 256 rows`.
+        site: Its name.
+        rows: What came of it, such as `its first 256 rows`.
     """
     return (
         f"site {site!r}: none of {rows} is finite: all hold a NaN, an infinity, or"

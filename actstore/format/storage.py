@@ -57,9 +57,9 @@ class Storage:
     for an object that is not there.
 
     Attributes:
-        url: as it was given, without slashes at its end.
-        options: for the file system, such as credentials.
-        local: the folder, if it is one of this machine; else None.
+        url: As it was given, without slashes at its end.
+        options: Options of the file system, such as credentials.
+        local: The folder, if it is one of this machine; else None.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Storage:
         """Return the whole object.
 
         Raises:
-            ObjectError: there is none.
-            CorruptError: it has more than `limit` bytes; no more are read then.
+            ObjectError: There is none.
+            CorruptError: It has more than `limit` bytes; no more are read then.
         """
         if self.local is not None:
             with self.opened(key) as file:

@@ -46,8 +46,8 @@ class Int8Rows(NamedTuple):
 
     Attributes:
         values: int8 [n, d].
-        scale: of each row, float16 [n].
-        step: mean and step of each channel, float32 [2, d].
+        scale: Scale of each row, float16 [n].
+        step: Mean and step of each channel, float32 [2, d].
     """
 
     values: NDArray[np.int8]

@@ -35,7 +35,7 @@ def token_array(source: Any) -> Integers | None:
     It is [n, context], or one stream [n]. None: the tokens are documents.
 
     Raises:
-        SpecError: they are neither.
+        SpecError: They are neither.
     """
     what_came = (
         f"tokens: wanted token ids or a list of documents, got {type(source).__name__}"
@@ -70,9 +70,9 @@ def integers(
     """Return numbers as an array [*] of the integer dtype that they have.
 
     Args:
-        values: an array, a tensor, or a list of numbers.
-        where: they come from, for errors.
-        error: what is raised for anything else.
+        values: An array, a tensor, or a list of numbers.
+        where: The place that errors name.
+        error: What is raised for anything else.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise error(
@@ -100,11 +100,11 @@ def check_range(
     """Check that every value can be a token id.
 
     Args:
-        array: the values, integers [*].
-        where: they come from, for errors.
-        vocabulary: the size of the model's vocabulary; 0 where it is not known.
-        padding: whether -1 may be among them.
-        error: what is raised for what is not a token id.
+        array: The values, integers [*].
+        where: The place that errors name.
+        vocabulary: The size of the model's vocabulary; 0 where it is not known.
+        padding: Whether -1 may be among them.
+        error: What is raised for what is not a token id.
     """
     if not array.size:
         return
@@ -128,7 +128,7 @@ def check_rows(array: Integers, where: str, vocabulary: int = 0) -> None:
     They may have padding at their ends only.
 
     Raises:
-        CorpusError: a value that is not an id, a row of padding alone, or one with
+        CorpusError: A value that is not an id, a row of padding alone, or one with
             padding among its tokens.
     """
     check_range(array, where, vocabulary, padding=True)
@@ -158,12 +158,12 @@ def check_token_ids(ids: Sequence[int], vocabulary: int, where: str) -> None:
     """Check ids by whose tokens rows are chosen.
 
     Args:
-        ids: the token ids.
-        vocabulary: the size of the model's vocabulary; 0 where it is not known.
-        where: they come from, for errors.
+        ids: The token ids.
+        vocabulary: The size of the model's vocabulary; 0 where it is not known.
+        where: The place that errors name.
 
     Raises:
-        SpecError: an id that no token can have.
+        SpecError: An id that no token can have.
     """
     end = vocabulary or LARGEST + 1
     wrong = [token for token in ids if token < 0 or token >= end]

@@ -1,6 +1,4 @@
-"""What a store tells Zarr about itself, and the page for people.
-
-To Zarr it tells the `zarr.json` of its arrays and groups.
+"""The `zarr.json` of a store's arrays and groups, and its README.
 
 Arrays are there before their units. A group lists what is below it (consolidated
 metadata) once a generation is finished: it then says what the manifest says, while the
@@ -200,9 +198,9 @@ def groups(
     """Return the root group and those that some arrays lie in.
 
     Args:
-        plan: what says the format and its version.
-        below: the arrays.
-        listed: what the root lists beside them; None: groups list nothing.
+        plan: What says the format and its version.
+        below: The arrays.
+        listed: What the root lists beside them; None: groups list nothing.
     """
     names = _group_names(below)
     if not plan.format_minor:

@@ -1,1 +1,1 @@
-"""From a corpus and a model to a store: the plan, the rows, the writer."""
+"""Makes a store from a corpus and a model: the plan, the rows, the writer."""

@@ -1,4 +1,4 @@
-"""How small a codec makes real rows, and how fast it is on this machine."""
+"""Measures how small a codec makes real rows, and how fast it is on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from schemas.harvest import Codec, HarvestSpec, Layout
 
 
 class CodecTiming(NamedTuple):
-    """What encoding and decoding some rows took, on all cores.
+    """The bytes and seconds of encoding and decoding some rows, on all cores.
 
     Attributes:
         raw_bytes: Bytes of the rows in the storage dtype.

@@ -1,6 +1,6 @@
-"""What a harvest will take, before it is run.
+"""Estimates what a harvest will take, before it is run.
 
-It is told from a few calibration batches, and arithmetic. Nothing is written.
+The figures come from a few calibration batches and arithmetic. Nothing is written.
 
 Sizes are those of real rows under each codec; times are this machine's. One reading of
 the store is what decoding takes on all cores, or what the bandwidth allows where that
@@ -58,13 +58,13 @@ _CHUNKS_PER_GET = 16
 
 
 class Prices(NamedTuple):
-    """What storage and device cost, in any currency.
+    """The prices of storage and of the device, in any currency.
 
     Attributes:
-        storage: Of a GB for a month.
-        put: Of 1,000 PUT requests.
-        get: Of 1,000 GET requests.
-        device: Of the device for an hour.
+        storage: The price of 1 GB for a month.
+        put: The price of 1,000 PUT requests.
+        get: The price of 1,000 GET requests.
+        device: The price of the device for an hour.
         months: How long the store is kept.
     """
 
@@ -76,12 +76,12 @@ class Prices(NamedTuple):
 
 
 class _Times(NamedTuple):
-    """Seconds.
+    """The seconds that a harvest and its parts take.
 
     Attributes:
-        forward: Of the model alone, over all tokens.
-        harvest: Of the whole harvest.
-        read: Of one reading of the store.
+        forward: The model alone, over all tokens.
+        harvest: The whole harvest.
+        read: One reading of the store.
     """
 
     forward: float

@@ -1,4 +1,4 @@
-"""From the values of a forward to the rows of a unit.
+"""Puts the values of a model's forwards into the buffer of a unit, as rows.
 
 Kept tokens are picked, and values are cast to the storage dtype; norms and channel sums
 are taken on the way.

@@ -1,4 +1,4 @@
-"""From what a user gives (a spec, a dict, a module, tokens) to a HarvestSpec.
+"""Makes a HarvestSpec of what a user gives: a spec, a dict, a module, tokens.
 
 No model is loaded here and no corpus is read.
 """

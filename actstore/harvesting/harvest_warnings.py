@@ -1,4 +1,4 @@
-"""What a harvest tells its user that is no error, as a HarvestWarning."""
+"""The warnings of a harvest: each is a HarvestWarning, and no error."""
 
 from __future__ import annotations
 

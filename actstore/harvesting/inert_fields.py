@@ -1,6 +1,6 @@
-"""What a harvest's spec asks for and would change nothing.
+"""Refuses the fields of a harvest's spec that would change nothing.
 
-It is refused, so that nobody believes that it had an effect.
+Nobody should believe that such a field had an effect.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _about_storing(spec: HarvestSpec) -> Iterator[str]:
 
 
 def _about_loading(spec: HarvestSpec, model: LoadedModel, given: Any) -> Iterator[str]:
-    """How a model is to be loaded says nothing of one that is in memory already."""
+    """Yield a sentence on each loading option that a model in memory would ignore."""
     if given is None:
         return
     # A module may have parameters in several dtypes, such as float32 norms.

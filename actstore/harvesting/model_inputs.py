@@ -1,7 +1,4 @@
-"""What the model is given for some sequences, and in which precision it runs.
-
-The sequences are those of a token block.
-"""
+"""The model's inputs for some sequences of a token block, and its precision."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def plan_command(
     months: Annotated[float, typer.Option(help="That the store is kept.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """What a harvest with the same options will take. Writes nothing.
+    """Estimate what a harvest with the same options will take. Writes nothing.
 
     Rows, bytes, memory, time, cost, and the number of SAE runs from which it pays.
     """

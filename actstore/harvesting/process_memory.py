@@ -1,4 +1,4 @@
-"""How much memory this process takes, as Linux tells it."""
+"""The memory that this process takes, as Linux tells it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a harvest or an import has come, as it tells whoever started it."""
+"""The progress of a harvest or an import, as it is told to whoever started it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far one worker has come.
+    """The progress of one worker.
 
     Attributes:
         stage: What it does now, in words: `loading the model`, `harvesting`.

@@ -1,7 +1,7 @@
-"""How far a harvest or an import has come, and what came of it.
+"""Shows the progress of a harvest or an import, and its result.
 
-It is shown on the terminal, as plain lines or as JSON. Importing this loads nothing
-heavy.
+The display is a bar on a terminal, plain lines, or JSON. Importing this module loads
+nothing heavy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `harvest` and `extend` have in common.
+"""The steps that `harvest` and `extend` have in common.
 
 They go from a loaded model to its tap, and from a plan to a finished store.
 """

@@ -1,4 +1,4 @@
-"""Which tokens' rows are kept."""
+"""Chooses the tokens whose rows a harvest keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schemas.harvest import HarvestSpec, ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class TokenFilter:
-    """Which tokens' rows are kept.
+    """A choice of the tokens whose rows are kept.
 
     It looks at a token and its position alone, so that all sites keep the same rows.
 

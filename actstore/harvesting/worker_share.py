@@ -1,4 +1,4 @@
-"""Which units of a plan are a worker's."""
+"""The share of a plan's units that one worker harvests."""
 
 from __future__ import annotations
 

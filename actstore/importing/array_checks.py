@@ -1,4 +1,4 @@
-"""What arrays must be to become a store, and whether several have the same rows."""
+"""Checks that arrays can become a store, and that all of them have the same rows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_tokens(where: str, dtype: str, shape: Sequence[int]) -> None:
 
 
 class Alignment(NamedTuple):
-    """How the rows of several arrays fall into sequences.
+    """The sequences that the rows of several arrays belong to.
 
     Attributes:
         context: Tokens per sequence; 1 where nothing tells.
@@ -162,7 +162,7 @@ def tokens_in_memory(tokens: Any) -> Any:
 
 
 def are_paths(source: Any) -> bool:
-    """Tell whether something is a path, or a list of paths."""
+    """Return whether something is a path, or a list of paths."""
     if isinstance(source, (list, tuple)):
         return bool(source) and all(
             isinstance(entry, (str, os.PathLike)) for entry in source

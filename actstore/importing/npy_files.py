@@ -30,7 +30,7 @@ _READ_HEADER = {
 
 
 class _Header(NamedTuple):
-    """What stands before an array's values.
+    """The header of a `.npy` file, which stands before the array's values.
 
     Attributes:
         shape: The array's shape.

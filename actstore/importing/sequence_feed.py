@@ -50,7 +50,7 @@ class SequenceBatch(NamedTuple):
 
 
 class Feed(Protocol):
-    """What an import reads.
+    """The sequences that an import reads.
 
     Attributes:
         sites: Its sites and their widths.
@@ -71,7 +71,7 @@ class Feed(Protocol):
 
     @property
     def n_sequences(self) -> int | None:
-        """How many there are; None where only the end will tell."""
+        """The number of sequences; None if only the end will tell."""
         ...
 
     def read(self, start: int, n: int) -> SequenceBatch:
@@ -79,7 +79,7 @@ class Feed(Protocol):
         ...
 
     def has(self, sequence: int) -> bool:
-        """Tell whether there is a sequence of that number."""
+        """Return whether there is a sequence of that number."""
         ...
 
 

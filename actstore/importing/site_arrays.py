@@ -1,6 +1,6 @@
-"""From what a user names (files, folders, arrays in memory) to arrays by site.
+"""Finds the array of each site in what a user names: files, folders, arrays.
 
-Here it is told which array is which site, and which are the token ids.
+It settles which array is which site, and which one holds the token ids.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class SiteArrays(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which arrays to take, as the user said.
+    """The user's choice of arrays.
 
     Attributes:
         site: The name of the one site, where its array has none.

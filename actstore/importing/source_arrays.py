@@ -46,7 +46,7 @@ class SourceArray:
 
     @property
     def is_activations(self) -> bool:
-        """Whether it can be a site: floating-point rows, or sequences of rows."""
+        """True if it can be a site: floating-point rows, or sequences of rows."""
         return can_be_site(self.dtype, self.shape)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class SourceArray:
 
 
 def can_be_site(dtype: str, shape: Sequence[int]) -> bool:
-    """Tell whether an array has rows [n, d] or [n_sequences, context, d] of floats."""
+    """Return whether an array has floats [n, d] or [n_sequences, context, d]."""
     return dtype in FLOATS and len(shape) in {2, 3}
 
 
@@ -146,7 +146,7 @@ class JoinedArray:
 
     @property
     def length(self) -> int:
-        """How long the first axis is, over all files."""
+        """The length of the first axis, over all files."""
         return sum(self.lengths)
 
     @property

@@ -1,7 +1,6 @@
-"""From the paths that a user names to files of activations.
+"""Finds files of activations at the paths that a user names.
 
-Here it is told which files there are, of which format, in which order, and what
-identifies them.
+It settles which files there are, their format and order, and what identifies them.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def _shape_of_row(column: Any) -> tuple[int, ...]:
 
 
 def _holds_numbers(column_type: Any) -> bool:
-    """Tell whether a column holds numbers, or lists of them, however deep."""
+    """Return whether a column holds numbers, or lists of them, however deep."""
     from pyarrow import types
 
     while (

@@ -43,9 +43,9 @@ class Check(NamedTuple):
     """One line of what the doctor says.
 
     Attributes:
-        name: what was checked.
+        name: What was checked.
         status: "ok", "warn" (works, with a limit) or "fail".
-        text: what was found, and what to do about it.
+        text: What was found, and what to do about it.
     """
 
     name: str
@@ -59,8 +59,8 @@ def examine(
     """Yield every check as it is done; leave nothing where it was written.
 
     Args:
-        url: a place for stores; without one, no place is checked.
-        options: for its file system, such as credentials.
+        url: A place for stores; without one, no place is checked.
+        options: Options of its file system, such as credentials.
     """
     new_enough = sys.version_info >= (3, 11)
     yield Check("python", "ok" if new_enough else "fail", platform.python_version())

@@ -36,7 +36,7 @@ def info_command(
         ),
     ] = None,
 ) -> None:
-    """What a store holds: model, corpus, sites, rows, bytes, content id."""
+    """Show what a store holds: model, corpus, sites, rows, bytes, content id."""
     from actstore.errors import SpecError
     from actstore.inspect.store_info import shuffle_table
     from actstore.store.description import describe
@@ -71,7 +71,7 @@ def norms_command(
         ),
     ] = None,
 ) -> None:
-    """Norms of every site: mean, quantiles, outliers and non-finite rows."""
+    """Show the norms of every site: mean, quantiles, outliers and non-finite rows."""
     from actstore.inspect.store_info import norm_table, plot_norms
     from actstore.store.open_store import open as open_store
 
@@ -150,7 +150,7 @@ def verify_command(
 
 
 def ls_command(url: Url, as_json: AsJson = False) -> None:
-    """The stores at a URL and directly below it, one line each."""
+    """List the stores at a URL and directly below it, one line each."""
     from actstore.inspect.list_stores import stores
 
     entries = stores(url)

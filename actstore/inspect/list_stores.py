@@ -14,9 +14,9 @@ class Entry(NamedTuple):
     """One store.
 
     Attributes:
-        url: where it lies.
-        finished: whether it can be opened.
-        text: a line about it.
+        url: Where it lies.
+        finished: Whether it can be opened.
+        text: A line about it.
     """
 
     url: str

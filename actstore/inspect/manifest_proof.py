@@ -49,7 +49,7 @@ class DigestedRecord(NamedTuple):
     """A unit's record, with the digest of the bytes that it was read from.
 
     Attributes:
-        record: what was committed.
+        record: What was committed.
         digest: blake3, 32 bytes.
     """
 
@@ -137,7 +137,7 @@ def _plans(store: Store) -> list[Plan]:
     """Return every generation's plan.
 
     Raises:
-        CorruptError: one cannot be the plan of its generation.
+        CorruptError: One cannot be the plan of its generation.
     """
     plans: list[Plan] = []
     for i in range(len(store.manifest.generations)):

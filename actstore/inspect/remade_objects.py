@@ -36,12 +36,12 @@ _COPY = (
 
 
 class Finding(NamedTuple):
-    """What was found at an object.
+    """The result of checking one object.
 
     Attributes:
-        n_bytes: bytes that were looked at.
-        problem: a line about what is wrong; None if nothing is.
-        repair: what the object must hold, where that is known.
+        n_bytes: Bytes that were looked at.
+        problem: A line about what is wrong; None if nothing is.
+        repair: The bytes that the object must hold, if they are known.
     """
 
     n_bytes: int
@@ -53,8 +53,8 @@ class CheckedObject(NamedTuple):
     """An object, and how it is checked.
 
     Attributes:
-        key: of the object.
-        check: reads the object and says what it found.
+        key: The key of the object.
+        check: Reads the object and says what it found.
     """
 
     key: str
@@ -70,8 +70,8 @@ def derived_objects(
     in `records`.
 
     Args:
-        store: an open store.
-        records: by unit, of the generation that wrote the unit's tokens.
+        store: An open store.
+        records: By unit, of the generation that wrote the unit's tokens.
     """
     manifest = store.manifest
     arrays = zarr_metadata.arrays(manifest)

@@ -37,13 +37,13 @@ _UNCHECKED = (
 
 
 class Verified(NamedTuple):
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        objects: number of objects that were read, records included.
-        bytes: bytes of the objects whose bytes were checked.
-        problems: a line for each bad object.
-        repaired: keys of the objects that were written anew.
+        objects: Number of objects that were read, records included.
+        bytes: Bytes of the objects whose bytes were checked.
+        problems: A line for each bad object.
+        repaired: Keys of the objects that were written anew.
     """
 
     objects: int
@@ -64,10 +64,10 @@ def verify(
     Records and metadata are among them.
 
     Args:
-        store: an open store.
-        threads: objects that are read at a time.
-        progress: called with the number of objects that are done, and of all.
-        repair: write those anew whose content is known without them (`zarr.json` of
+        store: An open store.
+        threads: Objects that are read at a time.
+        progress: Called with the number of objects that are done, and of all.
+        repair: Write those anew whose content is known without them (`zarr.json` of
             groups and arrays), if what they follow from is as it must be.
     """
     # Records come first: they say which objects there are, and with which digests.
@@ -111,7 +111,7 @@ def verify(
 
 
 class _Results:
-    """What was found at the objects that were checked so far."""
+    """The results of the objects that were checked so far."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
         self.total = total

@@ -1,1 +1,1 @@
-"""What is asked of the machine: memory, threads, signals, speed of half precision."""
+"""The machine's memory, threads, signals, and speed in half precision."""

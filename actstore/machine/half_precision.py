@@ -1,6 +1,6 @@
-"""How fast a CPU multiplies matrices in half precision.
+"""Measures how fast a CPU multiplies matrices in half precision.
 
-It is measured: a processor's name or flags do not tell.
+A processor's name or flags do not tell that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HALF = ("bfloat16", "float16")
 
 
 class Speed(NamedTuple):
-    """How fast matrix products are.
+    """The speed of matrix products.
 
     Attributes:
         half: FLOP/s in half precision.
@@ -30,7 +30,7 @@ class Speed(NamedTuple):
 
     @property
     def slow(self) -> bool:
-        """Whether half precision is slower, by more than chance."""
+        """True if half precision is slower, by more than chance."""
         return self.ratio > _SLOWER
 
 

@@ -1,4 +1,4 @@
-"""How long torch's threads on a CPU wait for one another awake.
+"""Limits how long torch's threads on a CPU stay awake while they wait.
 
 A command should set it before torch is loaded.
 

@@ -1,1 +1,1 @@
-"""From a model's name to a tap on it: loading it, finding its sites, running it."""
+"""Puts a tap on a model: loads it, finds its sites, runs it."""

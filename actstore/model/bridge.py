@@ -24,9 +24,9 @@ class Bridged(NamedTuple):
     """TransformerLens' bridge over a copy of a model.
 
     Attributes:
-        bridge: runs the copy, and has the hook points.
-        names: of the model's modules, by the `id` of the module of the copy.
-        whole: whether the copy is of the model itself. If not, it is a language model
+        bridge: Runs the copy, and has the hook points.
+        names: The names of the model's modules, by the `id` of the module of the copy.
+        whole: Whether the copy is of the model itself. If not, it is a language model
             with the model as its body, and a head of zeros.
     """
 
@@ -111,7 +111,7 @@ def _language_model_around(model_class: Any, twin: Any) -> Any:
     Whatever else it has (a head, a decoder) is zeros that take no memory.
 
     Raises:
-        ModelError: a model of that class has nothing like the twin in it.
+        ModelError: A model of that class has nothing like the twin in it.
     """
     body = twin.base_model
     config = copy.deepcopy(twin.config)

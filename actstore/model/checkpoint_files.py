@@ -50,9 +50,9 @@ class KeyDifferences(NamedTuple):
     """Differences between the keys of a checkpoint and the parameters of its model.
 
     Attributes:
-        missing: parameters that the checkpoint lacks, sorted.
-        unexpected: keys of the checkpoint that the model has no place for, sorted.
-        constants: those of `unexpected` that are masks or tables, and no weights.
+        missing: Parameters that the checkpoint lacks, sorted.
+        unexpected: Keys of the checkpoint that the model has no place for, sorted.
+        constants: Those of `unexpected` that are masks or tables, and no weights.
     """
 
     missing: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ def check_files(folder: Path) -> list[Path]:
     """Check the files of a model, and return those with the weights.
 
     Raises:
-        ModelError: a file is missing, damaged, pickled or a git-LFS pointer.
+        ModelError: A file is missing, damaged, pickled or a git-LFS pointer.
     """
     for path in files_like(folder, _READ_FILES):
         check_pointer(path)
@@ -105,13 +105,13 @@ def confirm_code(source: ModelSource, again: bool, where: str) -> None:
     What a store says of its model does not make code run: it may come from anyone.
 
     Args:
-        source: the model, as the store names it.
-        again: whether the user gave the option now.
-        where: the store, for the error.
+        source: The model, as the store names it.
+        again: Whether the user gave the option now.
+        where: The store, for the error.
 
     Raises:
-        ModelError: the option is missing.
-        SpecError: the option is given, and the model runs no code of its own.
+        ModelError: The option is missing.
+        SpecError: The option is given, and the model runs no code of its own.
     """
     if source.trust_remote_code and not again:
         raise ModelError(
@@ -171,7 +171,7 @@ def mend_auto_map(path: Path) -> None:
 
 
 def _is_constant(name: str, tensor: Any) -> bool:
-    """Tell whether a tensor in a file is a mask or a table, and no weight."""
+    """Return whether a tensor in a file is a mask or a table, and no weight."""
     shape = tensor.get_shape()
     if tensor.get_dtype() == "BOOL":
         return True
@@ -185,7 +185,7 @@ def _weight_files(folder: Path) -> Iterator[Path]:
     """Give the files with the weights, looked for in the order of transformers.
 
     Raises:
-        ModelError: there are none, or one that the index names is missing.
+        ModelError: There are none, or one that the index names is missing.
     """
     named_file = json_object(folder / "config.json").get("transformers_weights")
     single = folder / (named_file if isinstance(named_file, str) else WEIGHTS)

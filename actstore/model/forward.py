@@ -29,8 +29,8 @@ def forward_of(module: Any, *, body: bool = False) -> Call:
     """Return the call that runs a model in memory.
 
     Args:
-        module: the model.
-        body: whether to run it without its head, so that no logits are computed.
+        module: The model.
+        body: Whether to run it without its head, so that no logits are computed.
     """
     target = module.base_model if body else module
     accepted = inspect.signature(target.forward).parameters
@@ -66,12 +66,12 @@ def decoder_inputs(
     Empty for any other model.
 
     Args:
-        module: the model.
+        module: The model.
         tokens: int64 [b, t].
         mask: int64 [b, t], 1 where there is a token; None for everywhere.
 
     Raises:
-        ModelError: the model does not say what its decoder begins with.
+        ModelError: The model does not say what its decoder begins with.
     """
     config = getattr(module, "config", None)
     if not getattr(config, "is_encoder_decoder", False):
@@ -114,7 +114,7 @@ def shifted_right(tokens: Tensor, mask: Tensor | None, start: int) -> Tensor:
     Args:
         tokens: int64 [b, t].
         mask: int64 [b, t], 1 where there is a token; None for everywhere.
-        start: the token that the decoder begins with.
+        start: The token that the decoder begins with.
     """
     shifted = tokens.roll(1, dims=1)
     if mask is None:
@@ -126,7 +126,7 @@ def shifted_right(tokens: Tensor, mask: Tensor | None, start: int) -> Tensor:
 
 
 def takes(module: nn.Module, option: str) -> bool:
-    """Tell whether a module's forward has an argument of this name."""
+    """Return whether a module's forward has an argument of this name."""
     return option in inspect.signature(module.forward).parameters
 
 
@@ -134,7 +134,7 @@ def check_takes_tokens(module: Any) -> None:
     """Check that a model reads token ids.
 
     Raises:
-        ModelError: it reads something else (pixels, sound).
+        ModelError: It reads something else (pixels, sound).
     """
     accepted = list(inspect.signature(module.forward).parameters)
     if INPUT not in accepted:
@@ -150,12 +150,12 @@ def probing(what: str, kind: type[ActstoreError] = ModelError) -> Iterator[None]
     """Turn whatever a model's own code raises when it is tried into one error.
 
     Args:
-        what: the beginning of the message, which says what was tried.
-        kind: of the error.
+        what: The beginning of the message, which says what was tried.
+        kind: The kind of the error.
 
     Raises:
-        ActstoreError: of that kind. Errors of ours, and those that say that memory is
-            short, pass through.
+        ActstoreError: An error of `kind`. Errors of ours, and those that say that
+            memory is short, pass through.
     """
     try:
         yield
@@ -175,14 +175,14 @@ def check_context(
     """Run one sequence of a harvest's length, before the harvest begins.
 
     Args:
-        module: the model.
-        call: runs it on tokens, int64 [1, context].
-        context: tokens of a sequence.
-        vocabulary: token ids are below it; 0: not known.
+        module: The model.
+        call: Runs it on tokens, int64 [1, context].
+        context: Tokens of a sequence.
+        vocabulary: Token ids are below it; 0: not known.
 
     Raises:
-        SpecError: the model has not so many positions.
-        ModelError: there is no memory for it.
+        SpecError: The model has not so many positions.
+        ModelError: There is no memory for it.
     """
     device = device_of(module)
     tokens = random_tokens(1, context, vocabulary, device)
@@ -199,7 +199,7 @@ def check_context(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory is short, on a GPU or on the host."""
+    """Return whether an error says that memory is short, on a GPU or on the host."""
     # The CPU's allocator raises a plain RuntimeError, which only its text tells apart.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
         error

@@ -54,9 +54,9 @@ def model_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     bridge.
 
     Raises:
-        SiteError: an unknown name, a site without a single vector per token, or sites
+        SiteError: An unknown name, a site without a single vector per token, or sites
             that cannot be had together.
-        ModelError: the model does not run on token ids.
+        ModelError: The model does not run on token ids.
     """
     module = model.module
     check_takes_tokens(module)
@@ -108,7 +108,7 @@ def bridge_tap(model: LoadedModel, patterns: Iterable[str]) -> HookTap:
     """Return a tap on a TransformerBridge or HookedTransformer, as it is.
 
     Raises:
-        SiteError: an unknown name, or a site without a single vector per token.
+        SiteError: An unknown name, or a site without a single vector per token.
     """
     bridge: Any = model.module
     names = match_sites(patterns, list(bridge.hook_dict))
@@ -241,11 +241,11 @@ def _shortest_call(module: Any, places: Iterable[Candidate]) -> Call:
 def switch_on(bridge: Any, names: Iterable[str]) -> bool:
     """Make a bridge compute what it computes only when told to.
 
-    That are the results of each head and the inputs split by head.
+    That is: the results of each head, and the inputs split by head.
 
     Args:
-        bridge: to be told.
-        names: of the hook points that are wanted.
+        bridge: The bridge, which is changed in place.
+        names: The names of the hook points that are wanted.
 
     Returns:
         Whether there was anything to switch on.

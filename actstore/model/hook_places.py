@@ -26,9 +26,9 @@ class Candidate(NamedTuple):
     """A place in the plain model that may have a hook point's values.
 
     Attributes:
-        module: the name of a module.
+        module: The name of a module.
         where: "in" for its input, "out" for its output.
-        pick: takes a part of the values; None: the whole.
+        pick: Takes a part of the values; None: the whole.
     """
 
     module: str
@@ -40,8 +40,8 @@ class Match(NamedTuple):
     """A candidate that has a hook point's values.
 
     Attributes:
-        candidate: the place in the plain model.
-        layout: how the values lie there.
+        candidate: The place in the plain model.
+        layout: How the values lie there.
     """
 
     candidate: Candidate
@@ -54,10 +54,10 @@ def match_hooks(
     """Return where the plain model has the values of hook points.
 
     Args:
-        module: the plain model.
-        bridged: the bridge over a copy of it.
-        wanted: the bridge's values by hook name, [b, t, d], from a run on `tokens`.
-        tokens: of the probe, int64 [b, t].
+        module: The plain model.
+        bridged: The bridge over a copy of it.
+        wanted: The bridge's values by hook name, [b, t, d], from a run on `tokens`.
+        tokens: The tokens of the probe, int64 [b, t].
 
     Returns:
         Matches by hook name, without the names whose values are nowhere.

@@ -21,9 +21,9 @@ def module_hook(
     """Return what attaches a hook to a module.
 
     Args:
-        module: to put the hook at.
+        module: The module to put the hook at.
         where: "in" for the module's input, "out" for its output.
-        pick: takes a part of each value; None: the whole.
+        pick: Takes a part of each value; None: the whole.
     """
 
     def attach(put: Put) -> Remove:
@@ -77,9 +77,9 @@ def capture(
     """Run `call` once with hooks, and return what each of them saw.
 
     Args:
-        attach: one for each hook.
-        call: runs the model.
-        keeper: makes the `Put` that fills the list it is given; None: with clones of
+        attach: One for each hook.
+        call: Runs the model.
+        keeper: Makes the `Put` that fills the list it is given; None: with clones of
             the values.
     """
     keeper = keeper or _keep_clones
@@ -94,9 +94,9 @@ def watch(
     """Run `call` once with hooks, each of which hands its values to its own `put`.
 
     Args:
-        attach: one for each hook.
-        puts: one for each hook, in the same order.
-        call: runs the model.
+        attach: One for each hook.
+        puts: One for each hook, in the same order.
+        call: Runs the model.
     """
     removers = [attach_one(put) for attach_one, put in zip(attach, puts, strict=True)]
     try:

@@ -39,12 +39,12 @@ class LoadedModel:
     """A model that can be run.
 
     Attributes:
-        module: the model, in evaluation mode and on its device.
-        tokenizer: of the model; None where it has none.
-        info: what a store keeps of the model.
-        max_context: how many tokens a context may have; None: not known.
-        name: for messages.
-        keys: where its checkpoint and its parameters differ, which
+        module: The model, in evaluation mode and on its device.
+        tokenizer: The model's tokenizer; None if it has none.
+        info: What a store keeps of the model.
+        max_context: How many tokens a context may have; None: not known.
+        name: The model's name, for messages.
+        keys: Where its checkpoint and its parameters differ, which
             `actstore/model/loaded_weights.py` judges.
     """
 
@@ -70,7 +70,7 @@ class LoadedModel:
         """Check that the model has positions for contexts of so many tokens.
 
         Raises:
-            SpecError: it has not.
+            SpecError: It has not.
         """
         if self.max_context is not None and context > self.max_context:
             raise SpecError(
@@ -86,13 +86,13 @@ def load_model(source: ModelSource, device: str = "cpu") -> LoadedModel:
     `source.trust_remote_code` says so.
 
     Args:
-        source: names the model, and the dtype of its weights.
-        device: to put it on; "auto" spreads it over all devices.
+        source: Names the model, and the dtype of its weights.
+        device: The device to put it on; "auto" spreads it over all devices.
 
     Raises:
-        ModelError: the message names the file, parameter, package or option that is in
+        ModelError: The message names the file, parameter, package or option that is in
             the way.
-        SpecError: an option that has no use for this model.
+        SpecError: An option that has no use for this model.
     """
     folder = model_folder(source)
     weight_files = check_files(folder)
@@ -109,14 +109,14 @@ def load_or_wrap(
     """Return a module in memory as a LoadedModel; without one, load the named model.
 
     Args:
-        source: names the model to load where `module` is None.
-        module: a model in memory, or None.
-        tokenizer: of the module.
-        device: to put the model on; "auto" leaves a module where it is.
+        source: Names the model to load where `module` is None.
+        module: A model in memory, or None.
+        tokenizer: The tokenizer of the module.
+        device: The device to put the model on; "auto" leaves a module where it is.
 
     Raises:
-        ModelError: see `load_model`.
-        SpecError: a tokenizer is given that would not be used.
+        ModelError: See `load_model`.
+        SpecError: A tokenizer is given that would not be used.
     """
     if module is not None:
         return wrap_module(module if device == "auto" else module.to(device), tokenizer)
@@ -137,10 +137,10 @@ def wrap_module(
     """Return a module as a LoadedModel, and switch it to evaluation mode.
 
     Args:
-        module: a model in memory.
-        tokenizer: of the model; None: the one that the module holds, if any.
-        name: for messages.
-        keys: where its checkpoint and its parameters differ.
+        module: A model in memory.
+        tokenizer: The model's tokenizer; None: the one that the module holds, if any.
+        name: The model's name, for messages.
+        keys: Where its checkpoint and its parameters differ.
     """
     module.eval()
     # TransformerLens calls its configuration `cfg`.

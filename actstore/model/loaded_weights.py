@@ -39,7 +39,7 @@ def check_used(model: LoadedModel, tap: Tap) -> None:
     Differences that do not matter for the sites are told of in a HarvestWarning.
 
     Raises:
-        ModelError: weights that the sites depend on are not in the checkpoint, or it
+        ModelError: Weights that the sites depend on are not in the checkpoint, or it
             has weights for a module that runs, which the model has no place for.
     """
     missing = model.keys.missing
@@ -57,7 +57,7 @@ def check_whole(model: LoadedModel) -> None:
     """Compare the checkpoint's keys with a model that is run to its end, head included.
 
     Raises:
-        ModelError: any parameter is not in the checkpoint, or the checkpoint has
+        ModelError: Any parameter is not in the checkpoint, or the checkpoint has
             weights that the model has no place for.
     """
     missing = model.keys.missing
@@ -131,7 +131,7 @@ class _UsedParts:
             self._used_parameters.update(map(id, own_parameters))
 
     def has_parameter(self, name: str) -> bool:
-        """Tell whether a parameter or buffer of the model was used."""
+        """Return whether a parameter or buffer of the model was used."""
         owner_name, _, attribute = name.rpartition(".")
         owner = self._modules_by_name.get(owner_name)
         if owner is None:
@@ -142,7 +142,7 @@ class _UsedParts:
         return self._is_used(getattr(owner, attribute, None))
 
     def has_owner_of(self, key: str) -> bool:
-        """Tell whether a key without a parameter belongs to a module that ran."""
+        """Return whether a key without a parameter belongs to a module that ran."""
         path, module = self._nearest_module(key)
         if module is self._root or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             # The head of another task, or one layer more than the model has.
@@ -201,7 +201,7 @@ class _UsedParts:
         return ".".join(steps)
 
     def _is_whole_model(self, module: nn.Module) -> bool:
-        """Tell whether a module is a model, a body or a bridge rather than a part."""
+        """Return whether a module is a model, a body or a bridge rather than a part."""
         return (
             module is self._root
             or isinstance(module, self._pretrained_model)

@@ -24,11 +24,11 @@ def model_class(config: Any, source: ModelSource) -> Any:
     the model's own code.
 
     Args:
-        config: of the model, as transformers read it.
-        source: says whether code of the model's own may run.
+        config: The model's configuration, as transformers read it.
+        source: Says whether code of the model's own may run.
 
     Raises:
-        ModelError: the class needs code that is not trusted, transformers has none of
+        ModelError: The class needs code that is not trusted, transformers has none of
             that name, or it is of another family than the configuration.
     """
     import transformers
@@ -99,7 +99,7 @@ def _usual_class(config: Any) -> Any:
 
 
 def _is_of_family(config: Any, found: Any) -> bool:
-    """Tell whether a class is of the configuration's family.
+    """Return whether a class is of the configuration's family.
 
     That is so if it takes this configuration, or that of one of its parts (the text
     model of one that also sees), or if transformers lists it for the type.

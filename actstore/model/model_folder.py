@@ -21,8 +21,8 @@ def model_folder(source: ModelSource) -> Path:
     """Return the folder with a model's files, after a download where one is needed.
 
     Raises:
-        ModelError: there is no such model, or it cannot be downloaded.
-        SpecError: a revision is given for a model that is on this machine.
+        ModelError: There is no such model, or it cannot be downloaded.
+        SpecError: A revision is given for a model that is on this machine.
     """
     name = source.name
     if name.startswith(BUILTIN_PREFIX):

@@ -25,10 +25,10 @@ def model_info(
     """Return what a store keeps of a model.
 
     Args:
-        module: the model.
-        config: of the model; None where it has none.
-        tokenizer: of the model; None where it has none.
-        missing: parameters that no file gave.
+        module: The model.
+        config: The model's configuration; None if it has none.
+        tokenizer: The model's tokenizer; None if it has none.
+        missing: Parameters that no file gave.
     """
     tokenizer_digest = None
     if tokenizer is not None:

@@ -32,16 +32,16 @@ def open_tap(
     by one, after its start token.
 
     Args:
-        model: to be run.
-        patterns: of the names of sites.
-        compiled: whether to run the forward through torch.compile.
-        context: the length that the model will be run with, which is tried.
+        model: The model to be run.
+        patterns: Patterns of the names of sites.
+        compiled: Whether to run the forward through torch.compile.
+        context: The length that the model will be run with, which is tried.
 
     Raises:
-        SiteError: an unknown name (the message has the nearest that exist), or a site
+        SiteError: An unknown name (the message has the nearest that exist), or a site
             that has no single vector per token.
-        SpecError: the model does not run on such a context.
-        ModelError: the model does not run on token ids.
+        SpecError: The model does not run on such a context.
+        ModelError: The model does not run on token ids.
     """
     from transformers import PreTrainedModel
 

@@ -29,12 +29,12 @@ N_PADS = 3
 
 
 class Padding:
-    """What a model is to be given with padded batches.
+    """The inputs that a model is given with padded batches.
 
     Args:
-        module: the model.
-        values: runs it, as it will be run in the harvest.
-        vocabulary: token ids are below it; 0: not known.
+        module: The model.
+        values: Runs it, as it will be run in the harvest.
+        vocabulary: Token ids are below it; 0: not known.
     """
 
     def __init__(self, module: nn.Module, values: Values, vocabulary: int) -> None:
@@ -57,7 +57,7 @@ class Padding:
             mask: int64 [b, t], 1 where there is a token.
 
         Raises:
-            SpecError: padding on that side changes the values at tokens.
+            SpecError: Padding on that side changes the values at tokens.
         """
         pads_on_left = bool((mask[:, 0] == 0).any())
         pads_on_right = bool((mask[:, -1] == 0).any())
@@ -83,7 +83,7 @@ class Padding:
         """Return whether positions are to be given where padding is on this side.
 
         Raises:
-            SpecError: with positions or without, values at tokens change.
+            SpecError: With positions or without, values at tokens change.
         """
         if side not in self._gives_positions:
             self._gives_positions[side] = self._try(side)
@@ -140,9 +140,10 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def nearly_equal(x: Tensor, wanted: Tensor) -> bool:
-    """Tell whether two tensors are equal, but for what other kernels round differently.
+    """Return whether two tensors are equal up to the rounding of other kernels.
 
-    Compared are the norms of the difference and of `wanted`, over all elements.
+    Compared are the norms of the difference and of `wanted`, over all elements. Both
+    tensors are [...], of one shape.
     """
     if x.shape != wanted.shape:
         return False

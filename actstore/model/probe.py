@@ -24,8 +24,8 @@ def probe_tokens(model: LoadedModel, avoid: Iterable[int] = ()) -> Tensor:
     pattern [2, 11, 11, 11] would look like vectors of tokens if t were 11.
 
     Args:
-        model: to be run on them.
-        avoid: more sizes of the model, beside those of its parameters.
+        model: The model to be run on them.
+        avoid: More sizes of the model, beside those of its parameters.
     """
     sizes = set(avoid)
     for parameter in model.module.parameters():
@@ -46,12 +46,12 @@ def site_vectors(
     """Return a site's values in a probe as [b, t, d], and the layout that they had.
 
     Args:
-        name: of the site.
-        seen: every value that passed there, in the model's own shape.
-        shape: of the probe's tokens, [b, t].
+        name: The name of the site.
+        seen: Every value that passed there, in the model's own shape.
+        shape: The shape of the probe's tokens, [b, t].
 
     Raises:
-        SiteError: there is not exactly one vector per token.
+        SiteError: There is not exactly one vector per token.
     """
     if not seen:
         raise SiteError(

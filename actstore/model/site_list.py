@@ -35,10 +35,10 @@ class SiteShape(NamedTuple):
     """A name that a model has, and what it has there.
 
     Attributes:
-        name: a hook name, or the name of a module.
-        kind: which of the two.
-        d: the width of its vectors; None where it has no single one per token.
-        shape: of its values in a run on `ModelSites.tokens`.
+        name: A hook name, or the name of a module.
+        kind: Which of the two.
+        d: The width of its vectors; None where it has no single one per token.
+        shape: The shape of its values in a run on `ModelSites.tokens`.
     """
 
     name: str
@@ -52,8 +52,8 @@ class ModelSites(NamedTuple):
 
     Attributes:
         sites: TransformerLens' hook names, then the model's modules.
-        why: the reason that there are no hook names; "" where there are.
-        tokens: the shape [b, t] of the tokens that the model was run on.
+        why: The reason that there are no hook names; "" where there are.
+        tokens: The shape [b, t] of the tokens that the model was run on.
     """
 
     sites: tuple[SiteShape, ...]
@@ -65,7 +65,7 @@ def list_sites(model: LoadedModel) -> ModelSites:
     """Return every site of a Hugging Face model.
 
     Raises:
-        ModelError: the model does not run on token ids.
+        ModelError: The model does not run on token ids.
     """
     module: Any = model.module
     check_takes_tokens(module)

@@ -36,7 +36,7 @@ class Tap(Protocol):
     """Runs a model and hands over each site's values.
 
     Attributes:
-        sites: whose values are handed over, in the order of their indices.
+        sites: The sites whose values are handed over, in the order of their indices.
     """
 
     sites: tuple[Site, ...]
@@ -50,11 +50,11 @@ class Tap(Protocol):
         Args:
             tokens: int64 [b, t].
             mask: int64 [b, t], 1 where there is a token; None for everywhere.
-            sink: called once for each site, in the order in which the model computes
+            sink: Called once for each site, in the order in which the model computes
                 them.
 
         Raises:
-            SpecError: padding changes the model's values at tokens.
+            SpecError: Padding changes the model's values at tokens.
         """
         ...
 
@@ -65,7 +65,7 @@ class Tap(Protocol):
             tokens: int32 [n, t], -1 where there is padding.
 
         Raises:
-            SpecError: padding there changes its values at tokens.
+            SpecError: Padding there changes its values at tokens.
         """
         ...
 
@@ -82,9 +82,9 @@ class TapPoint(NamedTuple):
     """A site with all that is needed to get its values.
 
     Attributes:
-        site: its name and width.
-        attach: puts the hook there.
-        layout: how its values lie.
+        site: Its name and width.
+        attach: Puts the hook there.
+        layout: How its values lie.
     """
 
     site: Site
@@ -96,10 +96,10 @@ class HookTap:
     """A tap made of hooks and a call that runs the model.
 
     Args:
-        module: the model.
-        points: one for each site.
-        call: runs the model on tokens, a mask and positions.
-        vocabulary: token ids are below it; 0: not known.
+        module: The model.
+        points: One for each site.
+        call: Runs the model on tokens, a mask and positions.
+        vocabulary: Token ids are below it; 0: not known.
     """
 
     def __init__(
@@ -208,13 +208,13 @@ def points_of(
     """Return the sites of these names, after one run on a probe.
 
     Args:
-        names: of the sites.
-        attach: for each of them, what puts a hook there.
-        call: runs the model.
-        tokens: of the probe, int64 [b, t].
+        names: The names of the sites.
+        attach: For each of them, what puts a hook there.
+        call: Runs the model.
+        tokens: The tokens of the probe, int64 [b, t].
 
     Raises:
-        SiteError: a site has not exactly one vector per token.
+        SiteError: A site has not exactly one vector per token.
     """
     seen = capture(attach, lambda: call(tokens, None, None))
     points = []

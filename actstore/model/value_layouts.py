@@ -25,8 +25,8 @@ def layout_of(x: Tensor, shape: torch.Size) -> ValueLayout | None:
     nothing that can be stored.
 
     Args:
-        x: the values.
-        shape: of the probe's tokens, [b, t].
+        x: The values.
+        shape: The shape of the probe's tokens, [b, t].
     """
     b, t = shape
     if not x.is_floating_point():
@@ -48,9 +48,9 @@ def arranged(x: Tensor, layout: ValueLayout, shape: torch.Size) -> Tensor | None
     "rows" [22, 4, 16] (4 heads of 16) become [2, 11, 64].
 
     Args:
-        x: the values, in `layout`.
-        layout: as a probe told it.
-        shape: of the tokens, [b, t].
+        x: The values, in `layout`.
+        layout: As a probe told it.
+        shape: The shape of the tokens, [b, t].
     """
     b, t = shape
     if layout == "rows":

@@ -44,10 +44,10 @@ class ChunkReader:
     Safe to use from several threads.
 
     Attributes:
-        store: where the chunks lie.
-        sites: the names of the sites; methods take a site by its number in these.
-        codecs: how each site's rows are stored.
-        dtype: of the rows that `read` gives: float32 for int8 stores.
+        store: Where the chunks lie.
+        sites: The names of the sites; methods take a site by its number in these.
+        codecs: How each site's rows are stored.
+        dtype: The dtype of the rows that `read` gives: float32 for int8 stores.
     """
 
     def __init__(self, store: StoredObjects, sites: tuple[str, ...]) -> None:
@@ -72,15 +72,15 @@ class ChunkReader:
         """Read one chunk into `out`, contiguous [chunk_rows, d].
 
         Args:
-            site: number of the site in `sites`.
-            unit: the unit.
-            chunk: number of the chunk in the unit's shard.
-            out: of the dtype that is stored; or float32 for an int8 store, whose rows
-                are then decoded.
+            site: Number of the site in `sites`.
+            unit: The unit.
+            chunk: Number of the chunk in the unit's shard.
+            out: Memory for the chunk, in the dtype that is stored; or float32 for an
+                int8 store, whose rows are then decoded.
 
         Raises:
-            CorruptError: names unit, site and chunk.
-            ObjectError: the shard cannot be read.
+            CorruptError: Names unit, site and chunk.
+            ObjectError: The shard cannot be read.
         """
         codec = self.codecs[site]
         # Also int8 into int8: a GPU decodes these itself.

@@ -37,13 +37,13 @@ def committed_records(
     """Return the records of a generation's units, in order.
 
     Args:
-        storage: where the store lies.
-        plan: the generation's plan.
-        parent: the manifest of the store that the generation adds to, if it does.
+        storage: Where the store lies.
+        plan: The generation's plan.
+        parent: The manifest of the store that the generation adds to, if it does.
 
     Raises:
-        UnfinishedError: some are missing; the message names them.
-        CorruptError: one cannot be a record of its unit.
+        UnfinishedError: Some are missing; the message names them.
+        CorruptError: One cannot be a record of its unit.
     """
     wanted = wanted_units(storage, plan, parent)
     if wanted is None:
@@ -97,7 +97,7 @@ def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
     """Return the records of the token blocks that are there, by unit.
 
     Raises:
-        CorruptError: a record is of another unit than its key says.
+        CorruptError: A record is of another unit than its key says.
     """
     blocks = {}
     for unit, key in _record_keys(storage, "blocks").items():

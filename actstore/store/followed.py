@@ -273,7 +273,7 @@ class FollowedStore:
             time.sleep(self.poll_s)
 
     def _is_committed(self, unit: int) -> bool:
-        """Tell whether a unit is committed; if so, remember its rows."""
+        """Return whether a unit is committed; if so, remember its rows."""
         if unit in self._committed:
             return True
         # The record is written after all of a unit's objects: with it they are there.
@@ -287,7 +287,7 @@ class FollowedStore:
         return True
 
     def _ended_before(self, unit: int) -> bool:
-        """Tell whether the corpus ended before a unit.
+        """Return whether the corpus ended before a unit.
 
         It did if a token block before the unit is the last one: all blocks before it
         are there by then. Each block's record is read once.

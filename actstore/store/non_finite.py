@@ -13,7 +13,7 @@ def non_finite(store: StoredObjects) -> dict[str, int]:
     left out.
 
     Raises:
-        CorruptError: the column `sums` has counts that cannot be.
+        CorruptError: The column `sums` has counts that cannot be.
     """
     # Figure 1 of the column `sums` [unit, site, stratum, figure] is the count of them.
     by_unit = store.column("sums")[..., 1]

@@ -31,7 +31,7 @@ def selected_ids(store: Store, selection: RowSelection) -> RowIds:
     """Return the ids of the rows asked for, int64 [n].
 
     Raises:
-        IndexError: an id that does not exist, or values that are not ids.
+        IndexError: An id that does not exist, or values that are not ids.
     """
     if selection is None or isinstance(selection, slice):
         return _ids_of_numbers(store, _selected_numbers(store, selection))
@@ -66,8 +66,8 @@ def selected_pieces(
     Those of a whole store are never in memory together.
 
     Raises:
-        IndexError: as for `selected_ids`.
-        ValueError: a size below 1.
+        IndexError: As for `selected_ids`.
+        ValueError: A size below 1.
     """
     if size < 1:
         raise ValueError(f"pieces of {size} rows; wanted at least 1")

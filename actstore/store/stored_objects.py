@@ -32,13 +32,13 @@ KEPT_INDEXES = 1 << 14
 
 
 class StoredObjects:
-    """What `Store` reads from. Row id = unit * capacity + slot.
+    """The objects that `Store` reads from. Row id = unit * capacity + slot.
 
     Attributes:
-        storage: where the objects lie.
-        manifest: what the store holds.
-        layout: the sizes of units and chunks.
-        sites: names of the sites, in the manifest's order.
+        storage: Where the objects lie.
+        manifest: The record of all that the store holds.
+        layout: The sizes of units and chunks.
+        sites: Names of the sites, in the manifest's order.
     """
 
     def __init__(self, storage: Storage, manifest: StoreManifest) -> None:
@@ -52,14 +52,14 @@ class StoredObjects:
 
     @property
     def url(self) -> str:
-        """Where the store lies."""
+        """The store's address."""
         return self.storage.url
 
     def site(self, name: str) -> Site:
         """Return a site by its name.
 
         Raises:
-            SiteError: there is none; the message has the nearest names.
+            SiteError: There is none; the message has the nearest names.
         """
         if name not in self._by_name:
             import difflib
@@ -80,7 +80,7 @@ class StoredObjects:
         What else a store holds is checked where it is read.
 
         Raises:
-            CorruptError: something differs.
+            CorruptError: Something differs.
         """
         _ = self.unit_rows  # checks itself
         # Its size only: with thousands of sites it is large, and few readers need it.
@@ -134,7 +134,7 @@ class StoredObjects:
         """Return one of the files that the manifest records.
 
         Raises:
-            CorruptError: its bytes are not those recorded.
+            CorruptError: Its bytes are not those recorded.
         """
         record = self.manifest.files[key]
         data = self.storage.read(key, record.bytes)
@@ -200,7 +200,7 @@ class StoredObjects:
         from several threads: two that ask at once both read it.
 
         Raises:
-            CorruptError: it cannot be; the caller tells of which shard.
+            CorruptError: It cannot be; the caller tells of which shard.
         """
         index = self._indexes.get((site, unit))
         if index is None:
@@ -245,11 +245,11 @@ class StoredObjects:
         """Return a unit's tokens, int32 [unit_sequences, context]; -1 is padding.
 
         Args:
-            unit: the unit.
-            data: the object's bytes, where they have been read already.
+            unit: The unit.
+            data: The object's bytes, where they have been read already.
 
         Raises:
-            CorruptError: a token id that the model's vocabulary does not have.
+            CorruptError: A token id that the model's vocabulary does not have.
         """
         shape = (self.layout.unit_sequences, self.layout.context)
         key = object_keys.chunk_key("tokens", unit, 0)
@@ -273,11 +273,11 @@ class StoredObjects:
         They are in the order of their slots.
 
         Args:
-            unit: the unit.
-            data: the object's bytes, where they have been read already.
+            unit: The unit.
+            data: The object's bytes, where they have been read already.
 
         Raises:
-            CorruptError: a sequence or position that the unit does not have.
+            CorruptError: A sequence or position that the unit does not have.
         """
         key = object_keys.chunk_key("rows", unit, 0)
         unit_sequences = self.layout.unit_sequences

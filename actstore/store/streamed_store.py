@@ -1,4 +1,4 @@
-"""What a stream needs of a store, whether it is finished or still being harvested."""
+"""The part of a store that a stream needs, whether it is finished or still grows."""
 
 from __future__ import annotations
 

@@ -51,13 +51,13 @@ def read_tokenizer(
     None where there is none.
 
     Args:
-        folder: where its files lie.
-        name: of the model, for errors.
-        trust: run the code that the tokenizer brings with it, if it does.
-        where: for errors, where the files come from if that is not the folder.
+        folder: The folder with the tokenizer's files.
+        name: The model's name, for errors.
+        trust: Run the code that the tokenizer brings with it, if it does.
+        where: The place that errors name, if that is not the folder.
 
     Raises:
-        ModelError: it is there and cannot be read.
+        ModelError: It is there and cannot be read.
     """
     import transformers
 
@@ -107,10 +107,10 @@ def stored_tokenizer(
     """Return the tokenizer that a store keeps, as `read_tokenizer` does.
 
     Args:
-        files: the bytes of its files, by name.
-        name: of the store's model, for errors.
-        where: the files lie, for errors.
-        trust: run the code that the tokenizer brings with it, if it does.
+        files: The bytes of its files, by name.
+        name: The name of the store's model, for errors.
+        where: The place of the files that errors name.
+        trust: Run the code that the tokenizer brings with it, if it does.
     """
     # transformers reads tokenizers from folders only.
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""Which sites a stream reads together, and in what shares.
+"""Chooses the columns of a stream's order: its sites, and in what shares they come.
 
-These are the columns of its order (see `order.py`).
+See `order.py` for what a column is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FINEST_WEIGHT = 1000
 
 
 class Columns(NamedTuple):
-    """What each column of a stream reads.
+    """The columns of a stream, and the sites that each of them reads.
 
     Attributes:
         sites: The names that `Batch.layer` counts.

@@ -93,7 +93,7 @@ class Cursor:
         return -(-self.elements_in(epoch) // self._batch_rows)
 
     def has(self, epoch: int, batch: int) -> bool:
-        """Tell whether a stream can stand before a batch, or after an epoch's last."""
+        """Return whether a stream can stand before a batch, or at an epoch's end."""
         return self._following or batch <= self.batches_in(epoch)
 
     def move_to(self, epoch: int, batch: int) -> None:

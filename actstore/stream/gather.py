@@ -118,7 +118,7 @@ class WindowGatherer:
 
     @property
     def running(self) -> bool:
-        """Whether windows are being loaded."""
+        """True while windows are being loaded."""
         return self._feed is not None
 
     def start(self, plan: WindowPlan) -> None:
@@ -353,7 +353,7 @@ class WindowGatherer:
 
 
 def _ends_before(window: Window, epoch: int, row: int) -> bool:
-    """Tell whether a row of an epoch comes after a window."""
+    """Return whether a row of an epoch comes after a window."""
     return (window.epoch, window.stop) <= (epoch, row)
 
 

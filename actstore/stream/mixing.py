@@ -1,4 +1,4 @@
-"""How far a batch falls short of an i.i.d. draw, and the window that keeps it close.
+"""The share by which a batch falls short of an i.i.d. draw, and windows to suit.
 
 This is pure arithmetic.
 
@@ -48,7 +48,7 @@ TARGET = 0.02
 
 
 class Mix(NamedTuple):
-    """What the mixing of a stream depends on, but for the window.
+    """All that the mixing of a stream depends on, except for the window.
 
     Attributes:
         layout: Sizes of the store's units and chunks.

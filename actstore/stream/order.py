@@ -65,7 +65,7 @@ class Rank(NamedTuple):
     world: int
 
     def serves(self, lane: int) -> bool:
-        """Tell whether this process delivers the rows of a lane."""
+        """Return whether this process delivers the rows of a lane."""
         return lane % self.world == self.number
 
 

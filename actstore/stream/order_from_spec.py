@@ -18,12 +18,12 @@ from schemas.stream import StreamSpec
 
 
 class StreamOrder(NamedTuple):
-    """In which order a stream's rows come.
+    """The order of a stream's rows, and the units that they come from.
 
     Attributes:
-        units: The units that they come from.
+        units: The units that the rows come from.
         order: Their order.
-        mix: What their mixing depends on.
+        mix: All that their mixing depends on, except for the window.
     """
 
     units: UnitSource

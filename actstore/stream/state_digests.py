@@ -1,6 +1,6 @@
-"""What a stream's state pins: digests of the store's units and of the spec.
+"""The digests in a stream's state: of the store's units and of the spec.
 
-By these a state finds the store and the spec that it belongs to.
+They tell whether a state belongs to a store and a spec.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class StateDigests(NamedTuple):
     """Digests in a state, in hexadecimal.
 
     Attributes:
-        store: Of the store's units, their layout and the sites that are read.
-        spec: Of the spec, but for what changes no batch, and of the window's size.
+        store: The digest of the store's units, their layout and the sites read.
+        spec: The digest of the window's size and of the spec, except for fields that
+            change no batch.
     """
 
     store: str

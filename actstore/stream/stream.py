@@ -51,7 +51,7 @@ class StreamWarning(UserWarning):
 
 
 class Batch(NamedTuple):
-    """What a stream gives.
+    """The rows that a stream gives at a time, and where they come from.
 
     Attributes:
         x: Rows, [B, d]; aligned: [B, n_sites, d].
@@ -191,7 +191,7 @@ class Stream(IterableDataset[Batch]):
 
     @property
     def _epochs(self) -> int | None:
-        """How many epochs the stream has: a harvest is followed once."""
+        """The stream's number of epochs: a harvest is followed once."""
         return 1 if self.spec.follow else self.spec.epochs
 
     def _warn_of_poor_mixing(self) -> None:

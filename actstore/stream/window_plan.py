@@ -1,4 +1,4 @@
-"""Which windows a stream loads, one after the other, and which chunks of each."""
+"""The windows that a stream loads, one after the other, and the chunks of each."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a corpus to blocks of tokens: opening it, choosing its files, tokenising it."""
+"""Makes blocks of tokens of a corpus: opens it, chooses its files, tokenises it."""

@@ -63,7 +63,7 @@ def files_with_documents(
     """Return the files to read, and a sentence on each group that is left out.
 
     Raises:
-        CorpusError: nothing is left, there is no such split, or a file is an archive.
+        CorpusError: Nothing is left, there is no such split, or a file is an archive.
     """
     notes: list[str] = []
     if files.given != "file":
@@ -125,7 +125,7 @@ def _metadata(files: CorpusFiles, column: DocumentColumn) -> set[str]:
 
 
 def _is_single_object(head: bytes, column: DocumentColumn) -> bool:
-    """Tell whether a file that begins with `head` is one JSON object, not JSON lines.
+    """Return whether a file that begins with `head` is one JSON object, not JSON lines.
 
     It is where the object goes over many lines, or is all there is and lacks the
     column: `{"text": "a"}` alone is a corpus of one document.

@@ -87,8 +87,8 @@ def open_corpus(source: CorpusSource) -> Corpus:
     are left out are told of in a HarvestWarning.
 
     Raises:
-        SpecError: an option that a corpus of this kind has no use for.
-        CorpusError: there is nothing to read, or no such split.
+        SpecError: An option that a corpus of this kind has no use for.
+        CorpusError: There is nothing to read, or no such split.
     """
     files = None
     if source.kind not in WITHOUT_FILES:
@@ -118,7 +118,7 @@ def check_options(source: CorpusSource, kind: str) -> None:
     """Check that a corpus of this kind has a use for every option that is given.
 
     Raises:
-        SpecError: it has none for one of them, or one is empty, or two contradict.
+        SpecError: It has none for one of them, or one is empty, or two contradict.
     """
     useful = OPTIONS_OF_KIND.get(kind, ())
     for name, (option, belongs_to) in OPTION_TEXTS.items():
@@ -169,7 +169,7 @@ def _files_of(source: CorpusSource) -> CorpusFiles | None:
 
 
 def _may_be_on_the_hub(name: str) -> bool:
-    """Tell whether a name can be one on the hub: `name` or `user/name`."""
+    """Return whether a name can be one on the hub: `name` or `user/name`."""
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return False
     if any(sign in name for sign in ":*?[\\"):
@@ -227,8 +227,8 @@ class MemoryCorpus:
     give the same documents again.
 
     Args:
-        documents: read once for each call of `pieces`.
-        separate: whether each item is a document of its own. If not, all of them are
+        documents: Read once for each call of `pieces`.
+        separate: Whether each item is a document of its own. If not, all of them are
             one stream that neither begins nor ends.
     """
 

@@ -34,10 +34,10 @@ class CorpusFiles(NamedTuple):
     """The files of one corpus.
 
     Attributes:
-        fs: the fsspec file system that they are in.
-        paths: of the files, sorted.
-        root: the folder that they were looked for in.
-        given: whether the user named one file, a folder or a pattern.
+        fs: The fsspec file system that they are in.
+        paths: The paths of the files, sorted.
+        root: The folder that they were looked for in.
+        given: Whether the user named one file, a folder or a pattern.
     """
 
     fs: Any
@@ -86,11 +86,11 @@ class CorpusFiles(NamedTuple):
         """Open one file for reading, decompressed as its suffix says.
 
         Args:
-            index: of the file among `paths`.
-            offset: where to begin, in bytes after decompression.
+            index: The index of the file among `paths`.
+            offset: Where to begin, in bytes after decompression.
 
         Raises:
-            CorpusError: it cannot be read.
+            CorpusError: It cannot be read.
         """
         path = self.paths[index]
         codec = ARROW_CODECS.get(PurePosixPath(path.lower()).suffix)
@@ -157,7 +157,7 @@ def find_files(url: str) -> CorpusFiles:
     exactly that name comes before a pattern: a folder named `a[1]` is that folder.
 
     Raises:
-        CorpusError: there is no file, or one that is not a regular file.
+        CorpusError: There is no file, or one that is not a regular file.
     """
     try:
         with read_errors_named(url):

@@ -27,10 +27,10 @@ def corpus_estimate(
     """Return what is known of how many tokens a corpus holds.
 
     Args:
-        spec: of the harvest.
-        source: gives the sequences of the corpus, and counts what it read for them.
-        corpus: what `source` reads; None for an array in memory.
-        sample: the first block that `source` gave, from the beginning of the corpus.
+        spec: The spec of the harvest.
+        source: Gives the sequences of the corpus, and counts what it read for them.
+        corpus: What `source` reads; None for an array in memory.
+        sample: The first block that `source` gave, from the beginning of the corpus.
     """
     if isinstance(source, ArraySequencer):
         n_sequences = source.n_sequences

@@ -1,4 +1,4 @@
-"""What every corpus gives: pieces of documents, each with the cursor that leads back.
+"""Pieces of documents, which every corpus gives, each with the cursor back to it.
 
 Here are the types that all kinds of corpora share (`Piece`, `Corpus`), and
 `DocumentColumn`, which finds a document in a row of a file or a data set.
@@ -25,11 +25,11 @@ class Piece(NamedTuple):
     """A document, or one part of a long document.
 
     Attributes:
-        cursor: where the piece begins in its corpus.
-        content: a text, or token ids where the corpus is tokenised already, or None.
-        first: whether the document begins with this piece.
-        size: how much of the corpus the piece is, in the unit of `Corpus.size`.
-        last: whether the document ends with this piece.
+        cursor: Where the piece begins in its corpus.
+        content: A text, or token ids where the corpus is tokenised already, or None.
+        first: Whether the document begins with this piece.
+        size: How much of the corpus the piece is, in the unit of `Corpus.size`.
+        last: Whether the document ends with this piece.
     """
 
     cursor: CorpusCursor
@@ -46,7 +46,7 @@ class Corpus(Protocol):
         """Give all pieces from `cursor` on; None: from the beginning.
 
         Raises:
-            CorpusError: something cannot be read, or is no document.
+            CorpusError: Something cannot be read, or is no document.
         """
         ...
 
@@ -66,9 +66,9 @@ class DocumentColumn(NamedTuple):
     """The column of a table that holds the documents.
 
     Attributes:
-        name: of the column. `a.b` means field b of column a, unless a column has
+        name: The column's name. `a.b` means field b of column a, unless a column has
             exactly that name.
-        ids: whether the documents are token ids rather than texts.
+        ids: Whether the documents are token ids rather than texts.
     """
 
     name: str
@@ -85,26 +85,26 @@ class DocumentColumn(NamedTuple):
         """Return the document in a row of named values; None where there is none.
 
         Args:
-            row: values by the names of their columns.
-            where: the row, for an error.
+            row: Values by the names of their columns.
+            where: The row, for an error.
 
         Raises:
-            CorpusError: the column is missing, or its value is no document.
+            CorpusError: The column is missing, or its value is no document.
         """
         if self.name in row:
             return self.checked(row[self.name], where)
         return self.checked(self._nested_value(row, where), where)
 
     def is_in(self, row: Mapping[str, Any]) -> bool:
-        """Tell whether a row has the column, or the column that it is a field of."""
+        """Return whether a row has the column, or the column that it is a field of."""
         return self.path(row)[0] in row
 
     def path(self, names: Iterable[str]) -> list[str]:
         """Return the name of the column, followed by the fields to go down to.
 
         Args:
-            names: of the columns that there are. `doc.text` is `["doc.text"]` if a
-                column is so named, else `["doc", "text"]`.
+            names: The names of all columns. `doc.text` is `["doc.text"]` if a column
+                is so named, else `["doc", "text"]`.
         """
         if self.name in names:
             return [self.name]
@@ -114,7 +114,7 @@ class DocumentColumn(NamedTuple):
         """Return `value` if it can be a document of this column.
 
         Raises:
-            CorpusError: it cannot; the message begins with `where`.
+            CorpusError: It cannot; the message begins with `where`.
         """
         if value is None:
             return None

@@ -31,12 +31,12 @@ class FileFormat(Protocol):
         """Give the pieces in the file `files.paths[index]`.
 
         Args:
-            files: of the corpus.
-            index: of the file to read.
-            start: the cursor to begin at; None: the beginning of the file.
+            files: The files of the corpus.
+            index: The index of the file to read.
+            start: The cursor to begin at; None: the beginning of the file.
 
         Raises:
-            CorpusError: the file cannot be read, or holds what is no document.
+            CorpusError: The file cannot be read, or holds what is no document.
         """
         ...
 
@@ -226,7 +226,7 @@ class ParquetFormat:
         """Return the column's name and the fields to go down to.
 
         Raises:
-            CorpusError: the file has no such column or field.
+            CorpusError: The file has no such column or field.
         """
         import pyarrow as pa
 

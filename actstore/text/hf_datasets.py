@@ -64,7 +64,7 @@ def open_dataset(source: CorpusSource, *, hub: bool) -> DatasetCorpus:
     """Open a data set: a folder that `save_to_disk` wrote, or a name on the hub.
 
     Raises:
-        CorpusError: it cannot be opened, or lacks the split or the column.
+        CorpusError: It cannot be opened, or lacks the split or the column.
     """
     import datasets
 

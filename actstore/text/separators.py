@@ -19,10 +19,10 @@ class BoundaryTokens:
     """The tokens that are put in at the boundaries of documents and of contexts.
 
     Attributes:
-        bos: the model's BOS, or else its CLS; None where none is put in anywhere.
-        every_context: whether each context begins with `bos`.
-        every_document: whether each document begins with `bos`.
-        document_end: the token that each document ends with; None for no such token.
+        bos: The model's BOS, or else its CLS; None where none is put in anywhere.
+        every_context: Whether each context begins with `bos`.
+        every_document: Whether each document begins with `bos`.
+        document_end: The token that each document ends with; None for no such token.
     """
 
     bos: int | None
@@ -42,12 +42,13 @@ def boundary_tokens(
     """Return what `prepend_bos` and `separator` of a spec mean for a tokenizer.
 
     Args:
-        tokenizer: of the model; None: there is none, and no token is put in unasked.
-        prepend_bos: as in a spec; None: whatever the tokenizer itself does.
-        separator: as in a spec.
+        tokenizer: The model's tokenizer; None: there is none, and no token is put in
+            unasked.
+        prepend_bos: As in a spec; None: whatever the tokenizer itself does.
+        separator: As in a spec.
 
     Raises:
-        SpecError: a token is asked for that the tokenizer does not have.
+        SpecError: A token is asked for that the tokenizer does not have.
     """
     bos, every_context = _context_begin(tokenizer, prepend_bos)
     if isinstance(separator, int):
@@ -109,11 +110,11 @@ def check_separator(token: int | None, vocabulary: int) -> None:
     """Check that the model knows the separator.
 
     Args:
-        token: the separator; None: there is none.
-        vocabulary: how many tokens the model knows; 0: not known.
+        token: The separator; None: there is none.
+        vocabulary: How many tokens the model knows; 0: not known.
 
     Raises:
-        SpecError: the token is not among them.
+        SpecError: The token is not among them.
     """
     if token is not None and vocabulary and token >= vocabulary:
         raise SpecError(

@@ -73,9 +73,9 @@ class TokenBlock(NamedTuple):
     Attributes:
         tokens: int32 [n, context], PAD where there is no token. There are fewer rows
             than asked for where the corpus ends.
-        cursor: where the next sequence begins; END after the last one.
-        ended: whether the corpus has no further sequence.
-        skipped: how many documents without a token were passed over.
+        cursor: Where the next sequence begins; END after the last one.
+        ended: Whether the corpus has no further sequence.
+        skipped: How many documents without a token were passed over.
     """
 
     tokens: Tokens
@@ -102,19 +102,19 @@ def sequencer(
     """Open the corpus of a spec, or documents in memory, as sequences of tokens.
 
     Args:
-        spec: of the harvest.
-        tokenizer: of the model; None where it has none.
-        source: instead of the spec's corpus: integers [n, context], taken as they are;
+        spec: The spec of the harvest.
+        tokenizer: The tokenizer of the model; None where it has none.
+        source: Instead of the spec's corpus: integers [n, context], taken as they are;
             integers [n], a stream to be cut; or an iterable of documents (texts or
             token ids).
-        vocabulary: token ids are below it; 0: not known.
+        vocabulary: Token ids are below it; 0: not known.
 
     Returns:
         The sequencer, and the corpus that it reads (None for integers [n, context]).
 
     Raises:
-        SpecError: an option has no use here, or `source` is none of these.
-        CorpusError: nothing can be read, or there are numbers that are no token ids.
+        SpecError: An option has no use here, or `source` is none of these.
+        CorpusError: Nothing can be read, or there are numbers that are no token ids.
     """
     array = None
     if source is not None:
@@ -190,7 +190,7 @@ class ArraySequencer:
 
     @property
     def n_sequences(self) -> int:
-        """How many sequences the array has."""
+        """The number of sequences that the array has."""
         return len(self._array)
 
     def seek(self, cursor: CorpusCursor | None) -> None:
@@ -225,14 +225,14 @@ class _TokenizedPiece:
 
 @dataclass(slots=True)
 class Seen:
-    """What a sequencer has read and tokenised since it was last sent to a cursor.
+    """Counts of what a sequencer has read since it was last sent to a cursor.
 
     It reads ahead, so this is more than what it has given.
 
     Attributes:
-        documents: those with at least one token.
-        tokens: with those that documents begin and end with.
-        size: in the unit of `Corpus.size`.
+        documents: Documents with at least one token.
+        tokens: Tokens, with those that documents begin and end with.
+        size: The size of what was read, in the unit of `Corpus.size`.
     """
 
     documents: int = 0
@@ -247,13 +247,13 @@ class DocumentSequencer:
     tokens are in earlier sequences.
 
     Args:
-        corpus: to read documents from.
-        tokenizer: for texts; None where all documents are token ids.
-        context: tokens of a sequence.
-        pack: whether documents follow each other without a gap.
-        boundaries: the tokens to put in between documents and before contexts.
-        vocabulary: token ids are below it; 0: not known.
-        ids_only: whether a text is refused, because a column of ids was named.
+        corpus: The corpus to read documents from.
+        tokenizer: For texts; None where all documents are token ids.
+        context: Tokens of a sequence.
+        pack: Whether documents follow each other without a gap.
+        boundaries: The tokens to put in between documents and before contexts.
+        vocabulary: Token ids are below it; 0: not known.
+        ids_only: Whether a text is refused, because a column of ids was named.
     """
 
     def __init__(
@@ -368,7 +368,7 @@ class DocumentSequencer:
         return None if begins_with_it else bos
 
     def _has_another_sequence(self) -> bool:
-        """Tell whether one more sequence can be taken, without taking it.
+        """Return whether one more sequence can be taken, without taking it.
 
         Where there is none, what is left of the corpus is passed over, so that its
         documents without a token are counted.
@@ -386,14 +386,14 @@ class DocumentSequencer:
         return True
 
     def _holds_a_sequence(self, tokens_needed: int) -> bool:
-        """Tell whether the pieces in the queue are enough for one more sequence."""
+        """Return whether the pieces in the queue are enough for one more sequence."""
         if self._pack:
             waiting = sum(len(one.tokens) - one.used for one in self._queue)
             return waiting >= tokens_needed
         return any(self._begins_document(one) for one in self._queue)
 
     def _begins_document(self, tokenized: _TokenizedPiece) -> bool:
-        """Tell whether a document that has tokens begins with this piece."""
+        """Return whether a document that has tokens begins with this piece."""
         # A stream in memory neither begins nor ends, but counts as one document.
         begins = tokenized.piece.first or isinstance(self._corpus, MemoryCorpus)
         return len(tokenized.tokens) > 0 and begins
@@ -461,7 +461,7 @@ class DocumentSequencer:
         """Return the tokens of each piece, int32 [n], without boundaries.
 
         Raises:
-            CorpusError: a piece is neither a text nor a list of token ids.
+            CorpusError: A piece is neither a text nor a list of token ids.
         """
         texts = [piece.content for piece in pieces if isinstance(piece.content, str)]
         if texts and self._ids_only:

@@ -70,14 +70,14 @@ def files_of_split(
     """Return the files of a split, and a sentence on what is left out.
 
     Args:
-        files: of the corpus.
-        split: a split's name; "all" for every file; None for train, or, where the
+        files: The files of the corpus.
+        split: A split's name; "all" for every file; None for train, or, where the
             user named a file or a pattern, for just those files.
-        named_only: whether a file without a split's name is none of the training
+        named_only: Whether a file without a split's name is none of the training
             split. It is one in any case where no name tells of a training split.
 
     Raises:
-        CorpusError: there is no such split.
+        CorpusError: There is no such split.
     """
     if split == ALL:
         return files, None

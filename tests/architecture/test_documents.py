@@ -41,9 +41,9 @@ class Reference(NamedTuple):
     """A place of the repository that a file refers to.
 
     Attributes:
-        where: the file that refers, and what it says.
-        path: the file that it refers to.
-        heading: the anchor of a heading in it; empty for the file as a whole.
+        where: The file that refers, and what it says.
+        path: The file that it refers to.
+        heading: The anchor of a heading in it; empty for the file as a whole.
     """
 
     where: str

@@ -37,9 +37,9 @@ class Command(NamedTuple):
     """A command of a document, and why it is not run, if it is not.
 
     Attributes:
-        text: the command as it stands there.
-        left_out: the reason why it is not run; None where it is.
-        document: the name of the document's file.
+        text: The command as it stands there.
+        left_out: The reason why it is not run; None where it is.
+        document: The name of the document's file.
     """
 
     text: str

@@ -57,8 +57,8 @@ class Example(NamedTuple):
         layers: Its effective number of layers.
         shares: How its firings are spread over layers, [n_layers].
         contexts: Where it fires most.
-        variance: Of its activation over the layers of one token, mean over tokens, in
-            original units.
+        variance: Variance of its activation over the layers of one token, as the mean
+            over tokens, in original units.
     """
 
     latent: int

@@ -48,7 +48,8 @@ class _Shared(torch.autograd.Function):
 def summed(part: Tensor, world: World) -> Tensor:
     """Return the sum of the processes' parts, the same in all of them.
 
-    part: Of any shape, the same in all processes; so is the sum, float32.
+    part: This process's part, float32 [...] of the same shape in all processes; the
+        sum has that shape too.
     """
     out: Tensor = _Summed.apply(part, world)  # type: ignore[no-untyped-call]
     return out
@@ -57,8 +58,8 @@ def summed(part: Tensor, world: World) -> Tensor:
 def shared(tensor: Tensor, world: World) -> Tensor:
     """Return the same tensor, with a gradient that is summed over the processes.
 
-    tensor: Of any shape. All processes have it alike, and each uses it in what it
-        computes for itself.
+    tensor: [...], of any shape. All processes have the same one, and each uses it in
+        what it computes for itself.
     """
     out: Tensor = _Shared.apply(tensor, world)  # type: ignore[no-untyped-call]
     return out

@@ -39,7 +39,7 @@ class World:
 
     @property
     def lead(self) -> bool:
-        """Whether this process is the one that writes."""
+        """True in the one process that writes."""
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all ways to share the work among several processes have in common."""
+"""The part that all ways to share work among several processes have in common."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class SplitDictionary(SeveralProcesses):
 
     @property
     def latents_here(self) -> int:
-        """How many latents this process builds."""
+        """The number of latents that this process builds."""
         return self._sizes[self.world.rank]
 
     def has_rows(self, n: int) -> bool:

@@ -136,7 +136,7 @@ class _Level:
 
     @property
     def _wanted(self) -> int:
-        """How many margins are to be above the level."""
+        """The number of margins that are to be above the level."""
         return max(1, round(self._l0 * self.rows)) if self.rows else 0
 
     def _first_floor(self, margins: Tensor) -> float | None:

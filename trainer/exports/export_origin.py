@@ -28,16 +28,16 @@ from trainer.runs.run_tensors import (
 
 
 class Origin(NamedTuple):
-    """Where an SAE comes from; no path of this machine is in it.
+    """The origin of an SAE; no path of this machine is in it.
 
     Attributes:
         record: The run's record.
         run_id: blake3 digest of the run's record and weights, as they are in the run.
         manifest: The store's manifest, or None where the store cannot be opened.
         evaluation: The run's evaluation, or None.
-        firings: On how many rows of each layer each latent fired, int64 [n_layers, m],
-            or None.
-        rows: How many rows of each layer were evaluated, int64 [n_layers], or None.
+        firings: The number of rows on which each latent fired, by layer,
+            int64 [n_layers, m], or None.
+        rows: The number of evaluated rows of each layer, int64 [n_layers], or None.
         files: The run's files, by name.
     """
 

@@ -1,4 +1,4 @@
-"""What a folder of another project says, before it becomes a run."""
+"""The contents of another project's SAE folder, before it becomes a run."""
 
 from __future__ import annotations
 

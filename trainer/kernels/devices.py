@@ -1,4 +1,4 @@
-"""Which devices this machine has, and whether a tensor's numbers are at hand."""
+"""The devices of this machine, and whether a tensor's numbers are at hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trainer.errors import KernelError
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Tell whether a tensor's numbers can be read without waiting for a device.
+    """Return whether a tensor's numbers can be read without waiting for a device.
 
-    Where they can, sizes of other tensors may depend on them.
+    If so, sizes of other tensors may depend on them.
 
-    tensor: Of any shape; its device alone counts.
+    tensor: [...], of any shape and dtype; its device alone counts.
     """
     return tensor.device.type == "cpu"
 

@@ -1,4 +1,4 @@
-"""Where the nonzeros of a sparse matrix of codes [B, m] are, by row and by latent."""
+"""The positions of the nonzeros in a sparse matrix of codes [B, m]."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Pattern:
 
 
 class Chosen(NamedTuple):
-    """What a selection keeps: values and their positions, without gradients.
+    """The entries that a selection keeps: values and positions, without gradients.
 
     On a device the number of entries does not depend on the data, so that the host need
     not wait for it: where fewer values are above 0, entries of value 0 fill up the

@@ -21,7 +21,7 @@ _NAN = 0x7FFFFFFF  # above the bits of infinity: NaN counts as the largest
 
 
 class Peers(Protocol):
-    """What is asked of the processes; `trainer.distributed.processes.World` is one."""
+    """Exchanges between processes; `trainer.distributed.processes.World` has them."""
 
     rank: int
 

@@ -25,7 +25,7 @@ from trainer.saes.step import Step
 
 
 class BatchSelectingSae(SparseSae):
-    """What BatchTopK and Matryoshka share.
+    """The base of BatchTopK and Matryoshka.
 
     Attributes:
         threshold: float32 [1], or [n_sites] with `per_layer_threshold`.
@@ -60,7 +60,7 @@ class BatchSelectingSae(SparseSae):
 
         Args:
             x: [B, d].
-            layer: That of the rows.
+            layer: The layer of the rows.
         """
         return self.pre_activations(x, layer) - self.threshold_of(layer)
 
@@ -79,7 +79,7 @@ class BatchSelectingSae(SparseSae):
         Args:
             rows: The rows of it that are here.
             parts: The processes that have the others, or other latents.
-            encoder: That of the rows, if it is there already.
+            encoder: The encoder of the rows, if it is there already.
         """
         if encoder is None:
             encoder = self.encoder_on(rows, self.b_dec)

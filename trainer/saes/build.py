@@ -1,4 +1,4 @@
-"""From a spec to a module, whichever kind it is of.
+"""Builds the module of a spec, whichever kind it is of.
 
 This is where the architectures' files are imported, by which they register themselves:
 a new one is added to this list.
@@ -68,11 +68,11 @@ def build(
     Args:
         spec: The kind and its options.
         d: Width of an activation.
-        seed: Of the first weights, and of what is drawn in training.
+        seed: The seed of the first weights, and of what is drawn in training.
         n_sites: Sites of a mixture or of a crosscoder's row.
         d_out: Width of a transcoder's target; None for others.
-        latents_here: Of a dictionary that is split over processes, how many latents
-            this one has; None for all.
+        latents_here: The number of latents that this process has of a dictionary that
+            is split over processes; None for all.
 
     Raises:
         SaeError: The spec cannot work at that width.

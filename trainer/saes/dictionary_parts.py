@@ -1,10 +1,10 @@
-"""What a training step asks of the processes that have parts of an SAE or of a batch.
+"""The exchanges of a training step between processes that share an SAE or a batch.
 
-So the step is written once, for one process and for several. Of a dictionary of 8
-latents in two processes, each makes the reconstruction of its 4 latents, and `summed`
-adds the two; of a dictionary in one process, `summed` gives back what it got. `OnePart`
-is a process alone: what it is given it gives back, so that its training step has no
-operation more. The implementations for several processes are in `trainer.distributed`.
+With these the step is written once, for one process and for several. If two processes
+share a dictionary of 8 latents, each makes the reconstruction of its 4 latents, and
+`summed` adds the two. `OnePart` is a process alone: it returns what it is given, so
+that its training step has no operation more. The implementations for several processes
+are in `trainer.distributed`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Parts(Protocol):
-    """What a training step asks about the processes that compute it together.
+    """The exchanges between the processes that compute a training step together.
 
     A tensor is *whole* where all processes have the same, and a *part* where each has
     what its own latents make.

@@ -43,7 +43,7 @@ def first_l0(spec: Penalised) -> float:
 
 
 class Limits(NamedTuple):
-    """What was found of pre-activations on some rows."""
+    """The spread and the threshold of latents on some rows."""
 
     std: Tensor
     """[m]: each latent's standard deviation."""

@@ -1,4 +1,4 @@
-"""How much of the rows' variance a reconstruction leaves unexplained."""
+"""The share of the rows' variance that a reconstruction leaves unexplained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kinds of SAE with one encoder and one decoder have in common.
+"""The base of the kinds of SAE with one encoder and one decoder.
 
 A kind adds its activation function, its loss (`training_step`) and where it begins
 (`initialise`).
@@ -101,7 +101,7 @@ class FlatSae(nn.Module):
 
     @property
     def unit_decoder(self) -> bool:
-        """Whether decoder rows are kept at norm 1."""
+        """True if decoder rows are kept at norm 1."""
         return True
 
     @property
@@ -116,13 +116,13 @@ class FlatSae(nn.Module):
 
     @property
     def encoder(self) -> Tensor:
-        """What rows are multiplied with, [d, m]."""
+        """The matrix that rows are multiplied with, [d, m]."""
         assert self.W_enc is not None
         return self.W_enc
 
     @property
     def encoder_bias(self) -> Tensor:
-        """What is added to that product, [m]."""
+        """The bias that is added to that product, [m]."""
         return self.b_enc
 
     def pre_activations(self, x: Tensor, layer: Layer = None) -> Tensor:
@@ -139,7 +139,7 @@ class FlatSae(nn.Module):
 
         Args:
             x: [B, d].
-            layer: That of the rows.
+            layer: The layer of the rows.
 
         Returns:
             [B, m].

@@ -27,7 +27,7 @@ from trainer.saes.step import Penalty, Step, squared_error
 
 
 class Gates(torch.autograd.Function):
-    """From a gate's pre-activations to its ReLU, to latents and to their sums.
+    """Computes latents, the gate's ReLU and their sums from the gate's pre-activations.
 
     On a CPU it goes block by block, each while it is in cache. The gradients of the
     first two results are overwritten: use each once, in a product.

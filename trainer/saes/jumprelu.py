@@ -33,7 +33,7 @@ LEAST_THRESHOLD = 1e-2
 
 
 class Jump(torch.autograd.Function):
-    """From pre-activations and thresholds to latents and how many are active.
+    """Computes latents, and how many are active, from pre-activations and thresholds.
 
     On a CPU it goes block by block, each while it is in cache. The gradient of the
     latents is overwritten: use them once, in a product.
@@ -156,7 +156,7 @@ class JumpReluSae(FlatSae):
 
         Args:
             x: [B, d].
-            layer: That of the rows.
+            layer: The layer of the rows.
         """
         threshold = of_layer(self.threshold, layer)
         ratio = self.pre_activations(x, layer).relu()

@@ -64,7 +64,7 @@ class MlpEncoderSae(FlatSae):
 
         Args:
             x: [B, d].
-            layer: That of the rows.
+            layer: The layer of the rows.
         """
         return self._from_hidden(self.pre_activations(x, layer).relu())
 

@@ -58,7 +58,7 @@ class NormalizedSae(FlatSae):
 
     @property
     def unit_decoder(self) -> bool:
-        """Whether decoder rows are kept at norm 1: they are not."""
+        """False: decoder rows are not kept at norm 1."""
         return False
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:  # noqa: ARG002 (the same for all layers)

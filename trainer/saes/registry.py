@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """How many float32 [B, m] are in memory at the peak of a dense kind's step.
+    """The number of float32 [B, m] in memory at the peak of a dense kind's step.
 
     Measured as peaks of resident memory over a step on a CPU: what autograd keeps,
     gradients, masks.
@@ -74,22 +74,22 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """What `sae.kind` calls it."""
+        """Its name in `sae.kind`."""
         return kind_name(self.spec)
 
     @property
     def of_all_sites(self) -> bool:
-        """Whether a row holds the activations of all sites of a token."""
+        """True if a row holds the activations of all sites of a token."""
         return self.stream_mode == "aligned"
 
     @property
     def to_other_site(self) -> bool:
-        """Whether it reconstructs another site than it reads."""
+        """True if it reconstructs another site than it reads."""
         return self.stream_mode == "pairs"
 
     @property
     def has_inner(self) -> bool:
-        """Whether its latents, and their options, are those of an inner kind."""
+        """True if its latents, and their options, are those of an inner kind."""
         return "inner" in self.spec.model_fields
 
     def counterpart(self, spec: Any) -> str | None:
@@ -100,17 +100,17 @@ class Kind:
 
     @property
     def crosscoder_options(self) -> dict[str, object]:
-        """What a crosscoder sets in the spec of its inner kind."""
+        """The options that a crosscoder sets in the spec of its inner kind."""
         return self.sae.crosscoder_options
 
     @property
     def sparse(self) -> bool:
-        """Whether k sets its active latents, and sparse kernels compute it."""
+        """True if k sets its active latents, and sparse kernels compute it."""
         return self.sae.sparse
 
     @property
     def selects_over_batch(self) -> bool:
-        """Whether its training step selects over all rows of a batch."""
+        """True if its training step selects over all rows of a batch."""
         return self.sae.selects_over_batch
 
 

@@ -79,12 +79,12 @@ class ReluL1Sae(FlatSae):
 
     @property
     def encoder(self) -> Tensor:
-        """What rows are multiplied with, [d, m]: the decoder transposed when tied."""
+        """The matrix that rows are multiplied with, [d, m]; W_dec.T if it is tied."""
         return self.W_dec.T if self.W_enc is None else self.W_enc
 
     @property
     def unit_decoder(self) -> bool:
-        """Whether decoder rows are kept at norm 1."""
+        """True if decoder rows are kept at norm 1."""
         return bool(self.spec.penalty == "l1")
 
     @property

@@ -15,7 +15,7 @@ Layer = int | Tensor | None
 
 
 class Selection(NamedTuple):
-    """What a selection over a whole batch keeps."""
+    """The latents that a selection over a whole batch keeps."""
 
     chosen: Chosen
     """Values of these rows, and where they are."""
@@ -48,9 +48,9 @@ class ScaledRows(NamedTuple):
 
     @property
     def wanted(self) -> Tensor:
-        """What the reconstruction is compared with: the target, or the rows.
+        """The rows to reconstruct: the target, or the rows themselves.
 
-        [B, d_out], or of a crosscoder [B, n_sites, d].
+        [B, d_out]; [B, n_sites, d] for a crosscoder.
         """
         return self.x if self.target is None else self.target
 

@@ -43,7 +43,7 @@ def encoder_input(x: Tensor, b_dec: Tensor, layer: Layer, shape: Shape) -> Tenso
     Args:
         x: [B, d].
         b_dec: [d], or [n_sites, d].
-        layer: That of the rows.
+        layer: The layer of the rows.
         shape: Says whether it is a transcoder.
     """
     return x if shape.d_out is not None else x - of_layer(b_dec, layer)

@@ -1,4 +1,4 @@
-"""What the TopK kinds have in common: sparse codes, and AuxK for dead latents.
+"""The base of the TopK kinds: sparse codes, and AuxK for dead latents.
 
 AuxK (Gao et al. 2024): the `aux_k` strongest latents among the dead try to explain the
 error e = x - x'; their own error |e - e'|^2, times `aux_coefficient`, is added to the
@@ -95,7 +95,7 @@ class SparseSae(FlatSae):
         Args:
             step: The step without it.
             rows: The batch.
-            encoder: That of the batch.
+            encoder: The encoder of the batch.
             dead: bool [m], or as `listed` has it.
             parts: Who has parts of the dictionary.
         """
@@ -118,7 +118,7 @@ class SparseSae(FlatSae):
         """Return |e - e'|^2 with e' from the strongest of the dead latents.
 
         Args:
-            encoder: That of the batch.
+            encoder: The encoder of the batch.
             error: [B, d], taken as a constant.
             dead: As `listed` has it.
             parts: Who has parts of the dictionary.

@@ -1,4 +1,4 @@
-"""What a training step gives, and the error that every architecture's loss has."""
+"""The results of a training step, and the error that every architecture's loss has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Penalty = float | Tensor
 
 
 class Step(NamedTuple):
-    """What one forward in training gives."""
+    """The results of one forward in training."""
 
     loss: Tensor
     """Scalar: the mean over rows."""

@@ -21,7 +21,7 @@ class WrapperSae(nn.Module):
     Attributes:
         spec: The options, with those of `inner`.
         inner: The SAE that has the latents.
-        shape: That of `inner`.
+        shape: The shape of `inner`.
         d: Width of a site's vector.
         n_latents: Latents that are here; m in all shapes.
     """
@@ -50,7 +50,7 @@ class WrapperSae(nn.Module):
 
     @property
     def unit_decoder(self) -> bool:
-        """Whether decoder rows are kept at norm 1."""
+        """True if decoder rows are kept at norm 1."""
         return self.inner.unit_decoder
 
     @property

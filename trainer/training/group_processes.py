@@ -1,4 +1,4 @@
-"""How a group of runs begins, in one process or in several.
+"""The beginning of a group of runs, in one process or in several.
 
 It settles which part of each batch a process streams, and brings the same first weights
 to all of them.
@@ -41,12 +41,12 @@ class GroupProcesses:
 
     @property
     def lead(self) -> bool:
-        """Whether this process is the one that writes and reports."""
+        """True in the one process that writes and reports."""
         return self.world.lead
 
     @property
     def batch_part(self) -> tuple[int, int]:
-        """Which part of each batch this process streams: (rank, world) of a Stream."""
+        """The part of each batch that this process streams, as (rank, world)."""
         # all of them need all rows, of which each computes its latents
         if self.shard_dictionary:
             return 0, 1
@@ -68,7 +68,7 @@ class GroupProcesses:
         """Return how the processes share one SAE.
 
         Args:
-            spec: That of its run.
+            spec: The spec of its run.
             d: Width of an activation.
             n_sites: Sites of a mixture or of a crosscoder's row.
             d_out: Width of a transcoder's target.

@@ -21,7 +21,7 @@ AGREE_STEPS = 1000  # and after so many steps at most
 
 
 class Due(NamedTuple):
-    """What is to be done after a step.
+    """The things to do after a step.
 
     Attributes:
         save: Whether the last checkpoint has become too old.

@@ -40,13 +40,13 @@ class Run:
 
     @property
     def lead(self) -> bool:
-        """Whether this process is the one that writes."""
+        """True in the one process that writes."""
         return self.learner.parallel.world.lead
 
 
 @dataclass
 class Progress:
-    """What a progress display shows."""
+    """The figures that a progress display shows."""
 
     step: int
     steps: int
@@ -159,7 +159,7 @@ class _Clock:
 
 
 class _Reading(NamedTuple):
-    """What a clock shows."""
+    """The reading of a clock."""
 
     seconds: float
     stall_s: float
