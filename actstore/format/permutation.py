@@ -63,8 +63,8 @@ def permutation(n: int, *key: int) -> NDArray[np.int64]:
     index = np.arange(n, dtype=np.uint64)
     index_bits = max(1, (n - 1).bit_length())
     low = np.uint64((1 << index_bits) - 1)
-    with np.errstate(over="ignore"):  # arithmetic is modulo 2^64
-        draws = mix64(index * np.uint64(_GOLDEN) + key64(*key))
+    # Products and sums of uint64 arrays are modulo 2^64, as they are meant here.
+    draws = mix64(index * np.uint64(_GOLDEN) + key64(*key))
     with_index = (draws & ~low) | index
     return (np.sort(with_index) & low).astype(np.int64)
 
@@ -92,11 +92,10 @@ def bijection(index: NDArray[np.int64], n: int, *key: int) -> NDArray[np.int64]:
     while todo.any():
         left = x[todo] >> half
         right = x[todo] & mask
-        with np.errstate(over="ignore"):
-            for round_key in round_keys:
-                mixed = left ^ (mix64(right + round_key) & mask)
-                left = right
-                right = mixed
+        for round_key in round_keys:
+            mixed = left ^ (mix64(right + round_key) & mask)
+            left = right
+            right = mixed
         x[todo] = (left << half) | right
         todo[todo] = x[todo] >= n
     return x.astype(np.int64)

@@ -38,7 +38,7 @@ import math
 from typing import NamedTuple
 
 from actstore.errors import SpecError
-from actstore.stream.order import default_group_units
+from actstore.stream.group_cells import default_group_units
 from schemas.harvest import Layout
 from schemas.stream import StreamSpec
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from actstore.store.followed import finished_store
 from actstore.store.streamed_store import StreamedStore
 from actstore.stream.columns import Columns
+from actstore.stream.group_cells import KeptRows
 from actstore.stream.mixing import Mix, window_chunks
-from actstore.stream.order import KeptRows, Order
+from actstore.stream.order import Order
 from actstore.stream.row_filter import check_filter_is_not_inert, kept_rows
 from actstore.stream.unit_source import UnitSource, unit_source
 from schemas.stream import StreamSpec

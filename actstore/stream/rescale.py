@@ -94,7 +94,7 @@ def rescaling(
             for site, factor in zip(sites, scale, strict=True)
             if not np.isfinite(factor)
         ]
-        named = ", ".join(infinite or sites)
+        named = ", ".join(infinite)
         reason = "does not vary" if center and kind == "unit" else "has mean norm 0"
         raise SpecError(
             f"rescale {kind!r}: {named} {reason}; leave it out, or use 'none'"

@@ -21,7 +21,7 @@ from actstore.format.norm_histogram import quantile
 from actstore.format.site_patterns import match_sites
 from actstore.format.token_ids import check_token_ids
 from actstore.store.store import Store
-from actstore.stream.order import KeptRows
+from actstore.stream.group_cells import KeptRows
 from schemas.stream import NormRange, RowFilter
 
 # Reads wait for the disk or the network more than for a core.

@@ -183,7 +183,7 @@ class Stream(IterableDataset[Batch]):
             epochs=self._epochs,
             # Where a site has several columns, some chunks may be left over in each
             # group, and the groups differ by epoch.
-            epochs_are_alike=ordering.order.copies == 1,
+            epochs_are_alike=ordering.order.cells.copies == 1,
             skip_rows=spec.skip_rows,
             limit_rows=spec.limit_rows,
             following=spec.follow,
@@ -316,7 +316,7 @@ class Stream(IterableDataset[Batch]):
         n_rows = 0
         for chunk in self._gatherer.skipped:
             unit_rows = units.rows_in(chunk.unit)
-            n_rows += order.rows_of_chunk(chunk.unit, chunk.chunk, unit_rows)
+            n_rows += order.cells.rows_of_chunk(chunk.unit, chunk.chunk, unit_rows)
         return n_rows
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 from actstore.errors import SpecError
 from actstore.store.followed import FollowedStore, finished_store
 from actstore.store.streamed_store import StreamedStore
-from actstore.stream.order import (
+from actstore.stream.group_cells import (
     Ints,
     UnitGroup,
     default_group_units,

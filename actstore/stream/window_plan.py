@@ -13,7 +13,7 @@ def elements_of_epoch(order: Order, units: UnitSource, epoch: int) -> int:
     """Return the elements of an epoch: its rows, over all columns."""
     rows_per_column = 0
     for group in units.groups(epoch):
-        rows_per_column += order.rows_in(group)
+        rows_per_column += order.cells.rows_in(group)
     return len(order.columns) * rows_per_column
 
 
@@ -38,7 +38,7 @@ def windows_of_epoch(
     """
     start = 0
     for group in units.groups(epoch, stopped):
-        n_rows = order.rows_in(group)
+        n_rows = order.cells.rows_in(group)
         # Groups that end before the first row are passed over, not put in order.
         if start + n_rows > first_row:
             yield from order.windows(epoch, group, start, first_row)

@@ -7,8 +7,9 @@ import pytest
 
 from actstore.errors import SpecError
 from actstore.format.permutation import unit_permutation
+from actstore.stream.group_cells import default_group_units
 from actstore.stream.mixing import TARGET, Mix, mixing_shortfall, window_chunks
-from actstore.stream.order import Order, default_group_units
+from actstore.stream.order import Order
 from actstore.stream.unit_source import FinishedUnits
 from actstore.stream.window_plan import windows_of_epoch
 from schemas.harvest import Layout

@@ -18,7 +18,7 @@ import actstore
 from actstore.errors import CorruptError, SpecError
 from actstore.store.store import Store
 from actstore.stream.columns import turns
-from actstore.stream.order import KeptRows
+from actstore.stream.group_cells import KeptRows
 from actstore.stream.stream import Batch, StreamWarning
 from schemas.stream import StreamSpec, StreamState
 from tests.stream.test_order import make_order

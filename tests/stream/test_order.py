@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.format.permutation import permutation
-from actstore.stream import order as module
-from actstore.stream.order import (
-    KeptRows,
-    Order,
-    Rank,
-    Window,
-    default_group_units,
-    permutations,
-)
+from actstore.stream import group_cells
+from actstore.stream.group_cells import KeptRows, default_group_units
+from actstore.stream.order import Order, Rank, Window, permutations
 from actstore.stream.unit_source import FinishedUnits
 from actstore.stream.window_plan import elements_of_epoch, windows_of_epoch
 from schemas.harvest import Layout
@@ -103,7 +97,7 @@ def test_every_site_gives_each_of_its_rows_once(
     group_chunks: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "GROUP_CHUNKS", group_chunks)
+        patch.setattr(group_cells, "GROUP_CHUNKS", group_chunks)
         order = make_order(
             counts, lanes=lanes, window_chunks=lanes * per_lane, seed=seed
         )
@@ -125,7 +119,7 @@ def test_windows_follow_from_a_row_alone(
     counts: list[int], data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "GROUP_CHUNKS", 12)
+        patch.setattr(group_cells, "GROUP_CHUNKS", 12)
         order = make_order(counts)
         first = data.draw(st.integers(0, sum(counts) - 1))
         np.testing.assert_array_equal(rows(order, 1, first), rows(order, 1)[first:])

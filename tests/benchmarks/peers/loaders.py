@@ -20,13 +20,8 @@ from numpy.typing import NDArray
 
 from actstore.format.stored_dtypes import to_torch
 from actstore.store.store import Store
-from actstore.stream.order import (
-    Chunk,
-    Order,
-    Rank,
-    Window,
-    default_group_units,
-)
+from actstore.stream.group_cells import default_group_units
+from actstore.stream.order import Chunk, Order, Rank, Window
 from actstore.stream.unit_source import FinishedUnits
 from actstore.stream.window_plan import windows_of_epoch
 
