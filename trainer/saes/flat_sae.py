@@ -6,6 +6,7 @@ A kind adds its activation function, its loss (`training_step`) and where it beg
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -28,7 +29,7 @@ from trainer.saes.unit_rows import normalise_rows, remove_parallel, unit_rows
 _PRE_ACTIVATION_STD = 0.1
 
 
-class FlatSae(nn.Module):
+class FlatSae(nn.Module, ABC):
     """W_dec [m, d_out] and the sizes; a kind's constructor adds the rest.
 
     Attributes:
@@ -130,9 +131,9 @@ class FlatSae(nn.Module):
         inputs = encoder_input(x, self.b_dec, layer, self.shape)
         return inputs @ self.encoder + self.encoder_bias
 
+    @abstractmethod
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:
         """Return latents [B, m] of pre-activations [B, m]."""
-        raise NotImplementedError
 
     def margins(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Return by how much pre-activations are above where latents begin to fire.
@@ -162,6 +163,7 @@ class FlatSae(nn.Module):
         """Return rows as the latents see them: as they are."""
         return rows
 
+    @abstractmethod
     def training_step(
         self,
         rows: ScaledRows,
@@ -178,7 +180,6 @@ class FlatSae(nn.Module):
                 kinds that have it.
             parts: The processes that have parts of the dictionary or the batch.
         """
-        raise NotImplementedError
 
     def selected(self, rows: ScaledRows, parts: Parts = ONE_PART) -> ScaledRows:  # noqa: ARG002 (for kinds that select)
         """Return rows with what a selection over the whole batch keeps of them.
@@ -254,6 +255,7 @@ class FlatSae(nn.Module):
         if self.unit_decoder:
             normalise_rows(self.W_dec)
 
+    @abstractmethod
     def initialise(
         self, rows: ScaledRows, centre: Centre = mean, from_data: bool = True
     ) -> None:
@@ -264,7 +266,6 @@ class FlatSae(nn.Module):
             centre: Where the decoder's bias begins.
             from_data: Decoder directions are rows too; else they stay random.
         """
-        raise NotImplementedError
 
     def begin_at(
         self, rows: ScaledRows, centre: Centre, from_data: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,7 +16,7 @@ from trainer.saes.shape import Shape
 from trainer.saes.step import Penalty, Step
 
 
-class WrapperSae(nn.Module):
+class WrapperSae(nn.Module, ABC):
     """The latents of `inner`, on other rows.
 
     Attributes:
@@ -39,9 +40,9 @@ class WrapperSae(nn.Module):
         self.n_latents = inner.n_latents
 
     @classmethod
+    @abstractmethod
     def make(cls, spec: Any, shape: Shape, seed: int) -> Self:
         """Return a fresh one, as `FlatSae.make`."""
-        raise NotImplementedError
 
     @property
     def latents_part(self) -> FlatSae:
@@ -73,26 +74,27 @@ class WrapperSae(nn.Module):
         """The decoder bias of `inner`, [d_out], or [n_sites, d_out]."""
         return self.inner.b_dec
 
+    @abstractmethod
     def inner_rows(self, rows: ScaledRows) -> ScaledRows:
         """Return rows as `inner` sees them."""
-        raise NotImplementedError
 
     def activate(self, pre: Tensor, layer: Layer = None) -> Tensor:
         """Return latents of pre-activations [B, m]."""
         return self.inner.activate(pre, layer)
 
+    @abstractmethod
     def encode(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Return latents [B, m] of rows [B, d], or of a crosscoder [B, n_sites, d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, latents: Tensor, layer: Layer = None) -> Tensor:
         """Return the reconstruction [B, d_out] or [B, n_sites, d] of latents [B, m]."""
-        raise NotImplementedError
 
     def predict(self, x: Tensor, layer: Layer = None) -> Tensor:
         """Return what rows are reconstructed as."""
         return self.decode(self.encode(x, layer), layer)
 
+    @abstractmethod
     def training_step(
         self,
         rows: ScaledRows,
@@ -101,7 +103,6 @@ class WrapperSae(nn.Module):
         parts: Parts = ONE_PART,
     ) -> Step:
         """Return the loss on rows, as `FlatSae.training_step`."""
-        raise NotImplementedError
 
     def selected(self, rows: ScaledRows, parts: Parts = ONE_PART) -> ScaledRows:
         """Return rows with what a selection over the whole batch keeps of them."""
