@@ -1,4 +1,7 @@
-"""Reads `manifest.json`, which makes a folder a store, and the plans."""
+"""Reads a store's `manifest.json` and its plans, and checks them.
+
+A folder is a finished store once it has a manifest.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ def read_manifest(storage: Storage) -> StoreManifest:
 
     Raises:
         UnfinishedError: There is a plan, but no manifest yet.
-        NotAStoreError: There is neither, or the manifest is not one of actstore's.
-        FormatVersionError: A newer actstore has written it.
-        CorruptError: It cannot be.
+        NotAStoreError: There is neither a plan nor a manifest, or the manifest is not
+            one of actstore's.
+        FormatVersionError: A newer actstore has written the manifest.
+        CorruptError: The manifest is damaged: it contradicts itself, or has values that
+            no manifest can have.
     """
     try:
         data = storage.read(object_keys.MANIFEST, MANIFEST_JSON)
@@ -45,8 +50,15 @@ def read_manifest(storage: Storage) -> StoreManifest:
 
 
 def parse_manifest(data: bytes, url: str) -> StoreManifest:
-    """Return the manifest that JSON holds; errors are those of `read_manifest`."""
-    # The version comes first, so that a newer store gives the right error.
+    """Return the manifest in the bytes of its JSON file, checked as a whole.
+
+    Raises:
+        NotAStoreError: See `read_manifest`.
+        FormatVersionError: See `read_manifest`.
+        CorruptError: See `read_manifest`.
+    """
+    # The version is checked first: a newer format may well fail the other checks, and
+    # the user should be told to upgrade, not that the store is damaged.
     _check_format(data, url, object_keys.MANIFEST)
     manifest = shallow_record(StoreManifest, data, f"{url}/{object_keys.MANIFEST}")
     check_manifest(manifest, url)
@@ -57,10 +69,10 @@ def read_plan(storage: Storage, generation: int = 0) -> Plan:
     """Return a generation's plan, checked.
 
     Raises:
-        ObjectError: There is none.
-        NotAStoreError: It is not one of actstore's.
-        FormatVersionError: A newer actstore has written it.
-        CorruptError: It cannot be.
+        ObjectError: There is no plan of that generation.
+        NotAStoreError: The plan is not one of actstore's.
+        FormatVersionError: A newer actstore has written the plan.
+        CorruptError: The plan is damaged: it has values that no plan can have.
     """
     key = object_keys.plan_key(generation)
     data = storage.read(key, RECORD_JSON)
@@ -71,16 +83,16 @@ def read_plan(storage: Storage, generation: int = 0) -> Plan:
 
 
 def _check_format(data: bytes, url: str, key: str) -> None:
-    """Check that JSON is of this format, in a version that can be read."""
+    """Check that a JSON file is actstore's, and of a version that can be read."""
     values = parsed_json(data, f"{url}/{key}")
     if not isinstance(values, dict) or values.get("format") != "actstore":
         raise NotAStoreError(f"{url}: its {key} is not one of actstore's")
     version = values.get("format_version")
     minor = values.get("format_minor", 0)
-    # A newer minor has keys that this one would refuse as unknown; an older one has
-    # none that are gone.
+    # A newer minor version has keys that this version would refuse as unknown. An older
+    # one can be read, since no version has dropped a key.
     newer = isinstance(minor, int) and minor > FORMAT_MINOR
-    # True equals 1, and is not a version
+    # In Python True equals 1, but JSON's `true` is no version.
     if version != FORMAT_VERSION or isinstance(version, bool) or newer:
         raise FormatVersionError(
             f"{url}: format version {version}.{minor}, this actstore reads"

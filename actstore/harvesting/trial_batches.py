@@ -1,6 +1,6 @@
-"""A few batches of a harvest, run on this machine.
+"""Runs a few batches of a harvest on this machine, to estimate the whole of it.
 
-They tell how fast the model is with and without keeping rows, and give the rows.
+They tell how fast the model is, alone and while rows are kept, and give some rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from schemas.harvest import HarvestSpec
 
 
 class Calibration(NamedTuple):
-    """What some batches of a harvest took.
+    """The time and memory that some batches of a harvest took, and their rows.
 
     Attributes:
         forward_s: Seconds per token of the model alone.
@@ -48,9 +48,15 @@ class Calibration(NamedTuple):
 def calibrate(
     spec: HarvestSpec, loaded: LoadedModel, tap: Tap, tokens: NDArray[np.int32]
 ) -> Calibration:
-    """Run batches with and without keeping rows, in turn after one to warm up.
+    """Run each batch twice, with and without keeping rows, and measure both.
 
-    tokens: int32 [n, context], -1 where there is padding.
+    One more forward comes before, to warm up.
+
+    Args:
+        spec: The harvest's spec.
+        loaded: The model.
+        tap: The tap at the spec's sites.
+        tokens: int32 [n, context], -1 where there is padding.
     """
     device = device_of(loaded.module)
     collector = RowCollector(
@@ -72,7 +78,7 @@ def calibrate(
     ]
 
     def forward_s(batch: NDArray[np.int32], sink: Sink) -> float:
-        """Return the seconds of one forward, int32 [b, context]."""
+        """Return the seconds of one forward on a batch, int32 [b, context]."""
         ids, mask = model_inputs(batch, loaded.pad, device)
         began = time.perf_counter()
         with autocast(spec.autocast, device):
@@ -82,19 +88,20 @@ def calibrate(
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    # The first forward also loads kernels and grows the allocator, so its time says
-    # nothing. Its memory does: later ones use the same.
+    # The first forward also loads kernels and makes the allocator grow, so its time is
+    # not used. Its memory is: later forwards take the same.
     bytes_before = reset_peak()
     forward_s(batches[0], _drop)
     forward_bytes = max(0, peak() - bytes_before)
     alone: list[float] = []
     keeping: list[float] = []
-    # In turn, so that a machine that slows down meanwhile slows down both.
+    # The two ways take turns: if the machine slows down meanwhile, it slows down both.
     for i, batch in enumerate(batches):
         alone.append(forward_s(batch, _drop) / batch.size)
         collector.begin_batch(batch, i * spec.batch)
         keeping.append(forward_s(batch, collector.add_values) / batch.size)
-    # A harvest would stage the unit; here the buffer itself lay on the device.
+    # `seal` wants a unit in the host's memory. A harvest copies it there from a staging
+    # buffer; here the unit's own buffer is on the device.
     if device.type != "cpu":
         buffer.values = [value.cpu() for value in buffer.values]
         buffer.norms = buffer.norms.cpu()
@@ -103,7 +110,7 @@ def calibrate(
     median_keeping = float(np.median(keeping))
     return Calibration(
         forward_s=median_alone,
-        # Of a few batches, those without rows may happen to be the slower ones.
+        # With few batches the model alone may happen to have been the slower way.
         harvest_s=max(median_alone, median_keeping),
         kept=len(rows.rows) / tokens.size,
         forward_bytes=forward_bytes,

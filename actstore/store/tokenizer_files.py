@@ -1,6 +1,6 @@
-"""Reads a tokenizer from its files, which lie in a model's folder or in a store.
+"""Reads a tokenizer from its files, in a model's folder or in a store.
 
-Errors name the files that are damaged, and tokenizers that need code of their own.
+Errors name the file that is damaged, or say that the tokenizer needs code of its own.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ TOKENIZER = (*_VOCABULARY, "tokenizer_config.json")
 
 
 def needs_code(name: str, what: str) -> ModelError:
-    """Return the error for what only its own code can read.
+    """Return the error for a part of a model that only the model's own code can read.
 
-    `what` is a model or a tokenizer, or another part of the model called `name`.
+    Args:
+        name: The model's name.
+        what: The part: "tokenizer", "model", ...
     """
     return ModelError(
         f"model {name!r}: its {what} is custom code that lies beside it, and running it"
@@ -46,24 +48,23 @@ def needs_code(name: str, what: str) -> ModelError:
 def read_tokenizer(
     folder: Path, name: str, *, trust: bool = False, where: str = ""
 ) -> Any:
-    """Return the tokenizer in a folder, one of transformers'.
-
-    None where there is none.
+    """Return the tokenizer in a folder, as transformers loads it; None for none.
 
     Args:
         folder: The folder with the tokenizer's files.
         name: The model's name, for errors.
-        trust: Run the code that the tokenizer brings with it, if it does.
+        trust: Whether to run code that comes with the tokenizer.
         where: The place that errors name, if that is not the folder.
 
     Raises:
-        ModelError: It is there and cannot be read.
+        ModelError: There is a tokenizer, but it cannot be read.
     """
     import transformers
 
     files = files_like(folder, TOKENIZER)
     where = where or str(folder)
-    if not files:  # transformers would make one with an empty vocabulary
+    # Without files transformers would make a tokenizer with an empty vocabulary.
+    if not files:
         return None
     for path in files:
         check_pointer(path, f"{where}/{path.name}")
@@ -71,7 +72,7 @@ def read_tokenizer(
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust
         )
-    except Exception as error:  # its parsers and plug-ins raise whatever they like
+    except Exception as error:  # transformers' parsers raise errors of any type
         if asks_trust(error) or (not trust and _has_own_class(folder)):
             raise needs_code(name, "tokenizer") from error
         unreadable = [path for path in files if is_unreadable(path)]
@@ -81,7 +82,8 @@ def read_tokenizer(
             f" read: {first_line(error)}; get the file again, or take the tokenizer's"
             " files away and give token ids"
         ) from error
-    # The configuration alone gives a tokenizer without a vocabulary, and no error.
+    # From a configuration alone transformers makes a tokenizer without a vocabulary,
+    # and raises no error.
     vocabulary_names = getattr(tokenizer, "vocab_files_names", None)
     if vocabulary_names and not files_like(folder, _VOCABULARY):
         names = {"tokenizer.json", *map(str, vocabulary_names.values())}
@@ -104,13 +106,13 @@ def stored_tokenizer(
     *,
     trust: bool = False,
 ) -> Any:
-    """Return the tokenizer that a store keeps, as `read_tokenizer` does.
+    """Return the tokenizer that a store keeps; see `read_tokenizer`.
 
     Args:
-        files: The bytes of its files, by name.
+        files: The bytes of the tokenizer's files, by name.
         name: The name of the store's model, for errors.
         where: The place of the files that errors name.
-        trust: Run the code that the tokenizer brings with it, if it does.
+        trust: Whether to run code that comes with the tokenizer.
     """
     # transformers reads tokenizers from folders only.
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +135,12 @@ def files_like(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def check_pointer(path: Path, name: str = "") -> None:
-    """Raise ModelError where a file is the pointer that git-LFS leaves in its place."""
+    """Raise ModelError if a file is only the pointer that git-LFS leaves in its place.
+
+    Args:
+        path: The file.
+        name: The name of the file in the error, if that is not the path.
+    """
     with path.open("rb") as file:
         beginning = file.read(len(GIT_LFS))
     if beginning == GIT_LFS:
@@ -144,9 +151,9 @@ def check_pointer(path: Path, name: str = "") -> None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object.
+    """Return the JSON object in a file; an empty one if there is none to read.
 
-    It is empty where it cannot be read: whoever needs it says so.
+    Callers that need one of its keys raise an error of their own.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -156,10 +163,13 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def auto_map(path: Path) -> Any:
-    """Return what a configuration says about classes of the model's own code."""
+    """Return the entry `auto_map` of a configuration file; None without one.
+
+    It names the classes that the model's own code has.
+    """
     return json_object(path).get("auto_map")
 
 
 def is_unreadable(path: Path) -> bool:
-    """Return whether a file that should be a JSON object is none."""
+    """Return whether a file should hold a JSON object, by its name, but does not."""
     return path.suffix == ".json" and not json_object(path)

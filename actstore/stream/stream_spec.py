@@ -1,4 +1,4 @@
-"""A stream's spec from one that is given and fields that are given anew."""
+"""Makes the spec of a stream from a given spec and the fields to change in it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from schemas.stream import StreamSpec
 
 
 def spec_with(spec: StreamSpec | None, fields: Mapping[str, Any]) -> StreamSpec:
-    """Return a spec (None: the default one) with some of its fields given anew.
+    """Return a copy of a spec with other values in some of its fields.
+
+    Args:
+        spec: The spec; None for the default one.
+        fields: The new values, by the names of the fields.
 
     Raises:
-        SpecError: A field does not exist or cannot be used, in sentences.
+        SpecError: A field does not exist, or a value cannot be used.
     """
     base = StreamSpec() if spec is None else spec
     if not fields:
         return base
-    # What was not given stays not given: some checks tell a default from a wish.
+    # Only fields that the user set are passed on. Some checks refuse a field that would
+    # have no effect, and should not take a default for the user's wish.
     given = {name: getattr(base, name) for name in base.model_fields_set}
     return validated(StreamSpec, {**given, **fields}, "store.stream")

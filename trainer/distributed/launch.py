@@ -1,6 +1,7 @@
-"""Under torchrun or not, as the command line sees it.
+"""Starts a command of the command line in one process, or in those of torchrun.
 
-Importing this loads typer only: torch takes seconds, which `--help` need not wait for.
+Importing this module loads typer only. Torch would take seconds, and `--help` need not
+wait for it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
 
 @contextmanager
 def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[World | OneWorld]:
-    """Give the processes that torchrun started, or this one alone.
+    """Join the processes that torchrun started, for the length of a `with` block.
 
-    Of several, one tells what goes wrong inside.
+    Without torchrun the block gets a world of this process alone. If an error ends
+    several processes, one of them prints it.
+
+    Args:
+        device: The device that was asked for, such as `cpu` or `cuda`.
+        shard_dictionary: Whether the dictionary is to be split over the processes.
 
     Raises:
-        PeerError: One process would split a dictionary.
+        PeerError: The dictionary is to be split, but there is only one process.
         KernelError: The device is not there.
     """
-    # torchrun with one process is trained as without it: no exchange, the same bits
+    # torchrun with one process trains as without it: no exchange, and the same bits.
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         if shard_dictionary:
             from trainer.errors import PeerError
@@ -49,14 +55,14 @@ def under_torchrun(device: str, shard_dictionary: bool) -> Iterator[World | OneW
 
 
 def lead() -> bool:
-    """Return whether this process is the one that writes and speaks.
+    """Return whether this process is the one that writes and prints.
 
-    torchrun numbers the processes of a run by RANK.
+    It is the one that torchrun gives the number 0 in RANK.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print a line, once for all processes."""
+    """Print a line in the lead only, so that it appears once for all processes."""
     if lead():
         typer.echo(text, err=err)

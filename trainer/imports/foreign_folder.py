@@ -10,17 +10,18 @@ from trainer.exports.neutral_form import PlainSae
 
 
 class Foreign(NamedTuple):
-    """An SAE of another project, on its own input.
+    """An SAE of another project, in the units of input that it was trained on.
 
     Attributes:
         plain: The SAE.
         form: The project that wrote it.
-        site: The hook name that it was trained at, if the folder says so.
-        model: The language model, "unknown" where the folder does not say.
-        sqrt_d: Whether its input is an activation scaled to a mean norm of sqrt(d), by
-            a factor that the folder does not hold.
-        config: The folder's own configuration, as it was.
-        notes: What the user should know.
+        site: The hook name that it was trained at; None if the folder does not say.
+        model: The language model; "unknown" if the folder does not say.
+        sqrt_d: Whether the SAE was trained on activations that were scaled to a mean
+            norm of sqrt(d). The factor is not in the folder: a store, or the user,
+            has to give it.
+        config: The folder's own configuration, unchanged.
+        notes: Sentences for the user about what the import changes or leaves out.
         target: The hook name that a transcoder reconstructs; None for other kinds.
     """
 
@@ -35,12 +36,16 @@ class Foreign(NamedTuple):
 
 
 def parsed(data: bytes, where: str) -> dict[str, Any]:
-    """Return a JSON object.
+    """Return the JSON object in the bytes of a configuration file.
+
+    Args:
+        data: The file's bytes.
+        where: The file's name, for errors.
 
     Raises:
-        ExchangeError: It is no JSON, or no object.
+        ExchangeError: The bytes are not JSON, or not a JSON object.
     """
-    # A file of somebody else's: a list, say, is valid JSON and no configuration.
+    # The file is somebody else's. A list, say, is valid JSON but no configuration.
     raw = parsed_json(data, where, ExchangeError)
     if not isinstance(raw, dict):
         raise ExchangeError(

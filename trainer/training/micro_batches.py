@@ -1,6 +1,6 @@
 """Cuts a batch into micro-batches, so that an optimiser step takes less memory.
 
-Each has a forward and a backward pass of its own, and their gradients add up.
+Each micro-batch has a forward and a backward pass of its own; their gradients add up.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ def micro_batches(
     Args:
         rows: A batch.
         n: How many pieces.
-        some_empty: Where there are fewer rows than n, some pieces are empty; else there
-            are fewer pieces.
+        some_empty: What to do if there are fewer rows than n. True: return n pieces, of
+            which some are empty. False: return fewer pieces.
+
+    Returns:
+        The pieces, in the order of the rows.
     """
     if n == 1:
         return [rows]
     if not some_empty:
         n = min(n, len(rows.x))
-    # what is drawn for a row goes by its place in the batch, not in its piece
+    # The noise of a row depends on its position in the whole batch, so each piece takes
+    # these positions with it.
     batch_position = rows.batch_position
     if batch_position is None:
         batch_position = torch.arange(len(rows.x))
@@ -58,7 +62,7 @@ def _cut(values: Tensor | None, n: int) -> list[Tensor | None]:
 
 
 def detached(step: Step) -> Step:
-    """Return a step without gradients."""
+    """Return the same step, detached from autograd's graph."""
     return step._replace(
         loss=step.loss.detach(),
         reconstruction=step.reconstruction.detach(),
@@ -82,11 +86,12 @@ def joined(steps: list[Step], sizes: list[int]) -> Step:
     sizes = [size for size in sizes if size]
     if len(steps) == 1:
         return steps[0]
-    # losses of 2 and 4 on 512 and 256 rows are one of 2 * 2/3 + 4 * 1/3 = 2.67
+    # Losses of 2 and 4 on 512 and 256 rows make a loss of 2 * 2/3 + 4 * 1/3 = 2.67.
     n_rows = sum(sizes)
     shares = [size / n_rows for size in sizes]
 
     def mean(values: list[Tensor]) -> Tensor:
+        """Return the mean of one scalar per micro-batch, weighted by rows."""
         pairs = zip(values, shares, strict=True)
         weighted = [value * share for value, share in pairs]
         return torch.stack(weighted).sum(dim=0)
@@ -101,6 +106,6 @@ def joined(steps: list[Step], sizes: list[int]) -> Step:
         fired=fired.sum(dim=0),
         l0=mean([step.l0 for step in steps]),
         parts=terms,
-        # it is of the whole batch in each of them
+        # Each micro-batch has the value of the whole batch already.
         smallest_kept=steps[0].smallest_kept,
     )
