@@ -344,9 +344,14 @@ def encode_plain(
     shape: tuple[int, ...],
     fill: float,
 ) -> bytes:
-    """Return one chunk of an array that is not sharded.
+    """Return the bytes of the only chunk of an array that is not sharded.
 
-    It is `array`, grown to `shape` with `fill`, little-endian, and then its crc32c.
+    They are the values, little-endian, and then their crc32c.
+
+    Args:
+        array: The values, [...] of any stored dtype.
+        shape: The shape of the chunk, at least that of `array` in each dimension.
+        fill: The value that fills up the chunk.
     """
     whole = np.full(shape, fill, dtype=array.dtype.newbyteorder("<"))
     whole[tuple(slice(n) for n in array.shape)] = array
@@ -356,11 +361,19 @@ def encode_plain(
 def decode_plain(
     data: bytes, shape: tuple[int, ...], dtype: Any, what: str
 ) -> NDArray[Any]:
-    """Return the array of one chunk that is not sharded, of this shape and dtype.
+    """Return the values in the only chunk of an array that is not sharded.
+
+    Args:
+        data: The chunk's bytes, its crc32c included.
+        shape: The shape of the chunk.
+        dtype: The dtype of the values.
+        what: The name of the object, for errors.
+
+    Returns:
+        [*shape], little-endian, of `dtype`.
 
     Raises:
-        CorruptError: The checksum does not match, or the size is another; `what` says
-            of what.
+        CorruptError: The checksum does not match, or the number of bytes is wrong.
     """
     body = checked(data, what)
     little_endian = np.dtype(dtype).newbyteorder("<")

@@ -192,7 +192,10 @@ class SiteStats:
         return bool((in_bins == self.count).all())
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Return the figures in the order of FIGURES, of the shapes that they have."""
+        """Return the figures, in the order of FIGURES, as the attributes have them.
+
+        The shapes are [2], [2, d] and [2, BINS].
+        """
         return tuple(getattr(self, name) for name in self.FIGURES)
 
     def moments(self, strata: Iterable[int] = (SPECIAL, REST)) -> Moments:

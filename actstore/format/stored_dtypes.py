@@ -82,7 +82,7 @@ def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     """Return a CPU tensor's memory as an array, bfloat16 included, without a copy.
 
-    The array has the tensor's shape.
+    tensor: [...] of a stored dtype. The array has the same shape.
     """
     import torch
 
@@ -97,7 +97,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
 def to_torch(array: NDArray[Any]) -> torch.Tensor:
     """Return a numpy array's memory as a tensor, bfloat16 included, without a copy.
 
-    The tensor has the array's shape.
+    array: [...] of a stored dtype. The tensor has the same shape.
     """
     import torch
 

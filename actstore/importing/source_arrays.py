@@ -224,9 +224,9 @@ def reading(name: str, kind: str) -> Iterator[None]:
 
 
 def as_tensor(values: Any) -> torch.Tensor:
-    """Return values as a CPU tensor of their own dtype and shape.
+    """Return values [...] as a CPU tensor [...] of the same shape and dtype.
 
-    They are not copied where they need not be.
+    They are copied only if they must be.
     """
     if isinstance(values, torch.Tensor):
         return values.detach().cpu()

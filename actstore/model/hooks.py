@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Gets each value that passes a hook, in the model's own shape.
+# Gets each value that passes a hook, [...] in the model's own shape.
 Put = Callable[[Tensor], None]
 Remove = Callable[[], None]
 # Puts one hook somewhere, which hands values to the `Put`, and returns its remover.
@@ -18,12 +18,12 @@ Attach = Callable[[Put], Remove]
 def module_hook(
     module: nn.Module, where: str, pick: Callable[[Tensor], Tensor] | None = None
 ) -> Attach:
-    """Return what attaches a hook to a module.
+    """Return a function that attaches a hook to a module.
 
     Args:
         module: The module to put the hook at.
         where: "in" for the module's input, "out" for its output.
-        pick: Takes a part of each value; None: the whole.
+        pick: Takes a part of each value, [...] to [...]; None: the whole.
     """
 
     def attach(put: Put) -> Remove:
@@ -49,10 +49,10 @@ def module_hook(
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """Return the tensor that a module's input or output is, or has first inside it.
+    """Return the first tensor in a module's input or output, in the model's own shape.
 
-    A mapping's `hidden_states` come before all else in it. None where there is no
-    tensor of floating-point numbers.
+    In a mapping `hidden_states` comes before all else. Tensors [...] of other dtypes
+    than floating-point ones do not count; None if there is no tensor.
     """
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
@@ -74,13 +74,17 @@ def capture(
     call: Callable[[], Any],
     keeper: Callable[[list[Tensor]], Put] | None = None,
 ) -> list[list[Tensor]]:
-    """Run `call` once with hooks, and return what each of them saw.
+    """Run `call` once with hooks, and return the values that each of them saw.
 
     Args:
         attach: One for each hook.
         call: Runs the model.
-        keeper: Makes the `Put` that fills the list it is given; None: with clones of
-            the values.
+        keeper: Makes a `Put` that adds what it wants of each value to the list that it
+            is given; None: clones of the values are added.
+
+    Returns:
+        For each hook, the list that its `Put` filled: tensors [...] in the model's own
+        shape, if they are clones.
     """
     keeper = keeper or _keep_clones
     seen: list[list[Tensor]] = [[] for _ in attach]

@@ -124,14 +124,17 @@ class HookTap:
         ]
 
     def run(self, tokens: Tensor, mask: Tensor | None, sink: Sink) -> None:
-        """See `Tap.run`."""
+        """Run the model once; see `Tap.run`.
+
+        tokens: int64 [b, t]; mask: int64 [b, t].
+        """
         positions = None
         if mask is not None:
             tokens, positions = self._padding.prepared(tokens, mask)
         self._run(tokens, mask, positions, sink)
 
     def check_padding(self, tokens: NDArray[np.int32]) -> None:
-        """See `Tap.check_padding`."""
+        """Check padding; see `Tap.check_padding`. tokens: int32 [n, t]."""
         mask = torch.from_numpy(tokens >= 0).long()
         # Only the mask counts here, so it does for the tokens too.
         self._padding.prepared(mask, mask)

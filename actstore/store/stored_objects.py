@@ -301,9 +301,16 @@ class StoredObjects:
         dtype: Any,
         data: bytes | None = None,
     ) -> NDArray[Any]:
-        """Return a chunk of an array that is not sharded, of this shape and dtype.
+        """Return the values in the only chunk of an array that is not sharded.
 
-        `data` has the object's bytes, where they have been read already.
+        Args:
+            key: The key of the chunk.
+            shape: The shape of the chunk.
+            dtype: The dtype of the values.
+            data: The object's bytes, if they have been read already.
+
+        Returns:
+            [*shape] of `dtype`.
         """
         if data is None:
             wanted = object_sizes.plain(shape, np.dtype(dtype).itemsize)

@@ -57,7 +57,7 @@ class KeptRows:
     counts: Ints
 
     def positions(self, unit: Ints) -> Ints:
-        """Return the positions of units in the arrays, int64 [...] as `unit`."""
+        """Return the positions of units int64 [...] in the arrays, int64 [...]."""
         return np.searchsorted(self.unit, unit)
 
 

@@ -45,10 +45,7 @@ class DataParallel(SeveralProcesses):
         return not self._skips or self.world.total(n) > 0
 
     def rows(self, n: int) -> Tensor:
-        """Return how many rows the whole batch has: int64 scalar.
-
-        It is on the device, so that nothing waits for it.
-        """
+        """Return how many rows the whole batch has, an int64 scalar on the device."""
         n_here = torch.full((), n, dtype=torch.int64, device=self.world.device)
         return self.world.sum_(n_here)
 

@@ -17,9 +17,9 @@ from trainer.saes.sparse_codes import Encoder
 class LatentParts:
     """This process's latents, and the sums and selections over those of all.
 
-    What is not by latent (the decoder's bias, a hidden layer, a transcoder's skip) is
-    in all processes, each of which computes its whole gradient. What each method is
-    for, `Parts` says.
+    Parameters that are not by latent (the decoder's bias, a hidden layer, a
+    transcoder's skip) are in all processes, and each of these computes their whole
+    gradient. For the methods see `Parts`.
     """
 
     def __init__(self, world: World, first_latent: int) -> None:
@@ -63,10 +63,11 @@ class LatentParts:
     def top_k(
         self, encoder: Encoder, k: int, among: Tensor | None = None
     ) -> tuple[Tensor, Pattern]:
-        """Return what is here of the k largest of each row.
+        """Return those of each row's k largest pre-activations that are here.
 
-        Each process gives its own k largest of a row; the k largest of these are the
-        row's, and all find the same ones. Values are [n], n as many as are here.
+        Each process sends the others its own k largest of a row. The k largest of all
+        these are the row's, and all processes find the same ones. Values are [n]: n is
+        how many are here.
         """
         n_latents = encoder.weight.shape[1]
         n_choices = n_latents if among is None else len(among)

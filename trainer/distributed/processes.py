@@ -43,18 +43,18 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Return the sum over processes, in place."""
+        """Return the sum over processes of a tensor [...], in place."""
         self.sum_later(tensor).wait()
         return tensor
 
     def sum_later(self, tensor: Tensor) -> Waiting:
-        """Begin the sum over processes, in place; it is there after `wait`."""
+        """Begin to sum a tensor [...] over processes, in place; `wait` ends it."""
         dense = _dense(tensor)
         with _lost():
             return _Work(dist.all_reduce(dense, async_op=True), dense, tensor)
 
     def min_(self, tensor: Tensor) -> Tensor:
-        """Return the minimum over processes, in place."""
+        """Return the minimum over processes of each element of [...], in place."""
         with _lost():
             dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return tensor
@@ -93,7 +93,7 @@ class World:
         return torch.cat([part[:count] for part, count in parts])
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
-        """Return the lead's values, in place."""
+        """Return the lead's values of a tensor [...], in place."""
         dense = _dense(tensor)
         with _lost():
             dist.broadcast(dense, 0)
@@ -105,7 +105,7 @@ class World:
     def shared(self, value: Any) -> Any:
         """Return the lead's value, anything that JSON can hold.
 
-        What the others give is not looked at.
+        The values that other processes pass are ignored.
         """
         encoded = bytearray(json.dumps(value).encode())
         text = torch.frombuffer(encoded, dtype=torch.uint8)
@@ -128,7 +128,7 @@ class World:
         dtype: torch.dtype,
         source: int,
     ) -> Tensor:
-        """Return a tensor of a shape that `source` sends, in the host's memory."""
+        """Return the tensor [*shape] that process `source` sends, on the host."""
         out = torch.empty(shape, dtype=dtype)
         with _lost():
             dist.recv(out, source)

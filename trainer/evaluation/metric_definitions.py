@@ -141,7 +141,7 @@ def layer_sums(
 
 
 def log_density(density: Tensor) -> Tensor:
-    """Return log10 of densities of any shape; -10 for a latent that never fires."""
+    """Return log10 of densities [...]; -10 for a latent that never fires."""
     return density.clamp_min(NEVER).log10()
 
 

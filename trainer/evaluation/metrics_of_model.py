@@ -145,7 +145,7 @@ def held_out_tokens(store: Store, n_sequences: int) -> NDArray[np.int64]:
 
 
 def special_mask(tokens: Tensor, store: Store) -> Tensor:
-    """Return where special tokens and padding are, bool of the shape of `tokens`."""
+    """Return where special tokens and padding are: bool [...] for int64 [...]."""
     special = torch.tensor(
         store.manifest.model.special_tokens or [-1], device=tokens.device
     )

@@ -29,7 +29,7 @@ _MOST_TOLD = 4  # tensors of a wrong shape that a message names
 def read_tensors(
     storage: Storage, key: str, wanted: Iterable[str] = (), limit: int | None = None
 ) -> dict[str, Tensor]:
-    """Return the tensors of an object by name.
+    """Return the tensors of an object by name, [...] of any shape and dtype.
 
     Args:
         storage: The run's folder.
@@ -69,7 +69,9 @@ def most_latents_bytes(record: RunRecord) -> int:
 def parsed_tensors(
     data: bytes, where: str, wanted: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """Return the tensors in a safetensors file's bytes by name.
+    """Return the tensors in a safetensors file's bytes, by name.
+
+    Their shapes [...] are not checked.
 
     Raises:
         RunError: It is no safetensors file, or lacks a tensor of `wanted`.
@@ -94,6 +96,8 @@ def sae_with_weights(record: RunRecord, weights: dict[str, Tensor], where: str) 
     """Build the SAE of a record and load its weights.
 
     Memory is taken only once the weights are known to fit.
+
+    weights: By name, [...] of the shapes that the SAE's parameters and buffers have.
 
     Raises:
         RunError: The weights do not fit the record.
@@ -137,7 +141,7 @@ def _shapes(record: RunRecord, where: str) -> dict[str, tuple[int, ...]]:
 def check_shapes(
     tensors: dict[str, Tensor | None], shape: tuple[int, ...], where: str
 ) -> None:
-    """Check that all tensors that are there have a shape.
+    """Check that tensors [...] have the shape `shape`; None stands for no tensor.
 
     Raises:
         RunError: One of them has another shape.

@@ -96,7 +96,10 @@ def initialise_from(
     centre: Centre = mean,
     from_data: bool = True,
 ) -> None:
-    """Set an SAE's weights in place from rows, as `FlatSae.initialise`."""
+    """Set an SAE's weights in place from rows; see `FlatSae.initialise`.
+
+    rows: A tensor is [n, d], or [n, n_sites, d] for a crosscoder.
+    """
     scaled = rows if isinstance(rows, ScaledRows) else ScaledRows(rows)
     sae.initialise(scaled, centre, from_data)
 

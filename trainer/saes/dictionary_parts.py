@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Parts(Protocol):
     """The exchanges between the processes that compute a training step together.
 
-    A tensor is *whole* where all processes have the same, and a *part* where each has
-    what its own latents make.
+    A tensor is *whole* if all processes have the same one. It is a *part* if each
+    process has only the contribution of its own latents.
     """
 
     @property
@@ -32,39 +32,38 @@ class Parts(Protocol):
         ...
 
     def shared(self, whole: Tensor) -> Tensor:
-        """Return a whole tensor on its way into what each process computes for itself.
+        """Return a whole tensor [...] again, for use in what each process computes.
 
-        Its gradient is the sum of what the processes find. The tensor may have any
-        shape, and keeps it.
+        In the backward pass its gradient is the sum over processes.
         """
         ...
 
     def summed(self, part: Tensor) -> Tensor:
-        """Return the sum of the processes' parts, whole, of any shape.
+        """Return the sum of the processes' parts [...]: a whole tensor [...].
 
-        Each part's gradient is that of the sum.
+        In the backward pass each part gets the gradient of the sum.
         """
         ...
 
     def summed_together(self, parts: list[Tensor]) -> list[Tensor]:
-        """Return `summed` of several tensors of one shape, in one exchange."""
+        """Return `summed` of several parts [...] of one shape, in one exchange."""
         ...
 
     def once(self, whole: Tensor) -> Tensor:
-        """Return a whole tensor in one process and 0 in the others.
+        """Return a whole tensor [...] in one process, and zeros [...] in the others.
 
-        What is added to each part so counts once in their sum. Pass it through `shared`
-        first, so that all processes have its gradient. The tensor may have any shape,
-        and keeps it.
+        So it counts once when it is added to each process's part, and the parts are
+        summed. Pass it through `shared` first, so that all processes get its gradient.
         """
         ...
 
     def rows_of(self, weight: Tensor, latents: Tensor) -> Tensor:
-        """Return rows of a weight of the whole dictionary, of which each has a part.
+        """Return some rows of a weight, whose rows are divided among processes.
 
         Args:
-            weight: [m, d], of the latents here.
-            latents: int64 [n], as they are numbered in the whole dictionary.
+            weight: [m, d], the rows of the latents here.
+            latents: The rows that are wanted, int64 [n], as they are numbered in the
+                whole dictionary.
 
         Returns:
             [n, d], whole.
@@ -79,7 +78,7 @@ class Parts(Protocol):
         ...
 
     def count(self, here: Tensor) -> Tensor:
-        """Return a number of latents in all processes, without a gradient: a scalar."""
+        """Return the sum over processes of a count [...], without a gradient."""
         ...
 
     def any(self, here: Tensor) -> Tensor:
@@ -89,11 +88,11 @@ class Parts(Protocol):
     def top_k(
         self, encoder: Encoder, k: int, among: Tensor | None = None
     ) -> tuple[Tensor, Pattern]:
-        """Return what is here of the k largest pre-activations of each row.
+        """Return those of each row's k largest pre-activations that are here.
 
         Args:
             encoder: The batch and the encoder of the latents here.
-            k: How many of the whole dictionary.
+            k: How many latents of the whole dictionary a row keeps.
             among: int64, the only latents that may be chosen, as `sparse_codes.listed`
                 has them; None: all.
 
@@ -103,27 +102,25 @@ class Parts(Protocol):
         ...
 
     def batch_top_k(self, encoder: Encoder, n: int) -> Chosen:
-        """Return what is here of the largest pre-activations of a whole batch.
+        """Return those of the whole batch's largest pre-activations that are here.
 
         Args:
             encoder: The rows and the encoder of the latents here.
-            n: How many of the rows here: k times their number.
+            n: k times the number of rows here. The sum over processes that share the
+                rows is how many pre-activations the whole batch keeps.
         """
         ...
 
     def least(self, here: Tensor) -> Tensor:
-        """Return the smallest values of all processes by element, perhaps in place.
+        """Return the minimum over processes of each element, perhaps in place.
 
-        here: [n] of any float dtype; so is the result.
+        here: [n] of any float dtype; the result has the same shape and dtype.
         """
         ...
 
 
 class OnePart:
-    """The only process: all latents and all rows are here.
-
-    What each method is for, `Parts` says.
-    """
+    """The only process: all latents and all rows are here. See `Parts`."""
 
     first_latent = 0
 

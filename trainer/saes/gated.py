@@ -81,7 +81,7 @@ class Gates(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the gradients of gate, r_mag, b_gate and b_mag."""
+        """Return the gradients of gate [B, m], and of r_mag, b_gate and b_mag [m]."""
         gate, latents, scale, b_gate = ctx.saved_tensors
         of_opened = gradients[0].contiguous()
         of_latents = gradients[1].contiguous()

@@ -76,7 +76,7 @@ class Jump(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the gradients of z and threshold."""
+        """Return the gradients of z [B, m] and of threshold [m] or [B, m]."""
         z, threshold = ctx.saved_tensors
         of_z = gradients[0].contiguous()
         of_count = gradients[1] / max(1, len(z))

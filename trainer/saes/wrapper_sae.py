@@ -91,7 +91,7 @@ class WrapperSae(nn.Module, ABC):
         """Return the reconstruction [B, d_out] or [B, n_sites, d] of latents [B, m]."""
 
     def predict(self, x: Tensor, layer: Layer = None) -> Tensor:
-        """Return what rows are reconstructed as."""
+        """Return the reconstruction of rows; shapes are those of `encode`, `decode`."""
         return self.decode(self.encode(x, layer), layer)
 
     @abstractmethod
@@ -102,7 +102,7 @@ class WrapperSae(nn.Module, ABC):
         dead: Tensor,
         parts: Parts = ONE_PART,
     ) -> Step:
-        """Return the loss on rows, as `FlatSae.training_step`."""
+        """Return the loss on rows; see `FlatSae.training_step`. dead: bool [m]."""
 
     def selected(self, rows: ScaledRows, parts: Parts = ONE_PART) -> ScaledRows:
         """Return rows with what a selection over the whole batch keeps of them."""

@@ -39,10 +39,10 @@ class Average:
 
     @torch.no_grad()
     def result(self, sae: Sae) -> Sae:
-        """Return what to hand on: averaged weights, and the buffers of `sae`.
+        """Return an SAE with the averaged weights, and with the buffers of `sae`.
 
-        Decoder rows are at norm 1 again where the kind wants it: means of unit vectors
-        are shorter.
+        If the kind keeps decoder rows at norm 1, they are brought to it again: means of
+        unit vectors are shorter.
         """
         result = copy.deepcopy(self.sae)
         if result.unit_decoder:
@@ -57,12 +57,12 @@ class Average:
         return result
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averaged weights by name, each of its parameter's shape."""
+        """Return the averaged weights by name, each [...] of its parameter's shape."""
         parameters = self.sae.named_parameters()
         return {name: value.detach() for name, value in parameters}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back averaged weights of the names and shapes that `state` has."""
+        """Put back averaged weights, with the names and shapes [...] of `state`."""
         for name, average in self.sae.named_parameters():
             average.copy_(tensors[name])
