@@ -87,7 +87,8 @@ def check_depth(
     data: bytes, where: str, error: type[ActstoreError] = CorruptError
 ) -> None:
     """Raise `error` where brackets are nested more than `DEEPEST` deep."""
-    # So few brackets cannot be: most records need no second look.
+    # With no more brackets than that, none can be nested deeper: most records have
+    # few, and need no second look.
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return
     depth = 0

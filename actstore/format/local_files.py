@@ -205,6 +205,6 @@ def check_key(key: str, url: str) -> None:
     """Raise StorageError for a key that does not name an object below the URL."""
     if key and _OUTSIDE.search(key):
         raise StorageError(
-            f"{url}: {key!r} is no key of an object there; it would lead out of the"
+            f"{url}: {key!r} cannot be the key of an object; it would lead out of the"
             " folder"
         )

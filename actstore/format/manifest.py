@@ -40,7 +40,7 @@ def read_manifest(storage: Storage) -> StoreManifest:
         if storage.exists(object_keys.plan_key()):
             raise UnfinishedError(
                 f"{storage.url}: this harvest (or import) has not ended; run the same"
-                " command again, it goes on"
+                " command again to go on with it"
             ) from None
         raise NotAStoreError(
             f"{storage.url}: wanted a store, but there is no {object_keys.MANIFEST};"

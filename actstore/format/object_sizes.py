@@ -158,7 +158,7 @@ def shard_bytes(shard: ShardCodec, n_chunks: int) -> Range:
     if shard.codec == "raw":
         exact = n_chunks * plain_chunk + shard.index_bytes
         return exact, exact
-    # What is compressed has at least Blosc's header, and is never longer than the plain
+    # A compressed chunk has at least Blosc's header, and is never longer than the plain
     # values by more than that.
     least = n_chunks * (BLOSC_BYTES + CRC_BYTES) + shard.index_bytes
     most = n_chunks * (plain_chunk + BLOSC_BYTES) + shard.index_bytes

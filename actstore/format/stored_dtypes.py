@@ -29,8 +29,8 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "int8": np.dtype("i1"),
 }
-# What is quantised at a time: a copy of a whole unit in float64 would be more than the
-# buffers that the unit is in.
+# Rows that are quantised at a time: a copy of a whole unit in float64 would be more
+# than the buffers that the unit is in.
 _CHANNELS = 64
 _ROWS = 1024
 _INT8_MOST = 127

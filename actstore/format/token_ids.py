@@ -76,7 +76,7 @@ def integers(
     """
     if isinstance(values, np.ma.MaskedArray):
         raise error(
-            f"{where}: a mask of an array is not heeded; fill it with the padding:"
+            f"{where}: the array's mask would be ignored; put padding in its place:"
             f" array.filled({PAD})"
         )
     if hasattr(values, "is_floating_point"):
@@ -119,7 +119,7 @@ def check_range(
             " were they made for another?"
         )
     if high > LARGEST:
-        raise error(f"{where}: {high} is no token id; wanted 0 to {LARGEST}")
+        raise error(f"{where}: {high} is not a token id; wanted 0 to {LARGEST}")
 
 
 def check_rows(array: Integers, where: str, vocabulary: int = 0) -> None:
@@ -229,7 +229,7 @@ def _of_list(
             raise error(_no_ids(where, kind.__name__))
     if values and (min(values) < -LARGEST or max(values) >= 2**63):
         raise error(
-            f"{where}: {min(values)} ... {max(values)} are no token ids; wanted 0 to"
+            f"{where}: {min(values)} ... {max(values)} are not token ids; wanted 0 to"
             f" {LARGEST}"
         )
     return np.asarray(values, np.int64)
@@ -240,7 +240,7 @@ def _no_ids(where: str, kind: str) -> str:
     advice = "convert them if they are whole numbers"
     if kind == "object" or kind.startswith(("<U", ">U", "str", "list", "NoneType")):
         advice = "documents of several lengths, or texts, come in a list"
-    return f"{where}: {kind} are no token ids; wanted integers ({advice})"
+    return f"{where}: {kind} are not token ids; wanted integers ({advice})"
 
 
 def _negative(low: int, where: str) -> str:
@@ -251,6 +251,6 @@ def _negative(low: int, where: str) -> str:
             " it out"
         )
     return (
-        f"{where}: {low} is no token id; padding is -1, so replace {low} by it if that"
-        " is what it means"
+        f"{where}: {low} is not a token id; padding is -1, so replace {low} by it if"
+        " that is what it means"
     )

@@ -106,10 +106,10 @@ class RowCollector:
     _n_staged: int = 0
     _batch: _Batch | None = None
     _sums: list[_SiteSums] = field(default_factory=list)
-    # By site, whether a finite value became infinite in the storage dtype: bool [].
-    # They stay on the device until the unit is full, so that no forward waits for them.
+    # For each site, whether a finite value became infinite in the storage dtype, bool
+    # [] on the device. It stays there until the unit is full: no forward waits for it.
     _overflow: dict[int, Tensor] = field(default_factory=dict)
-    # By site that has had no finite row yet, how many rows it has had.
+    # The number of rows so far, for each site that has had no finite row yet.
     _no_finite: dict[int, int] = field(default_factory=dict)
     _n_rows: int = 0
 
@@ -127,7 +127,7 @@ class RowCollector:
         if self.staging:
             self._target = self.staging[self._n_staged % len(self.staging)]
             self._n_staged += 1
-            # What it held before may still be on its way to the host.
+            # The copy of its last unit to the host may not have ended yet.
             if self._target.ready is not None:
                 torch.cuda.current_stream().wait_event(self._target.ready)
         self._overflow.clear()

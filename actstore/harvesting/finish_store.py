@@ -172,7 +172,7 @@ def _manifest(
             n_sequences += parent.n_sequences
     n_units = len(columns.rows)
     is_training = np.array([not held_out(unit) for unit in range(n_units)], bool)
-    # What the model was and what ran it is told of the first generation.
+    # The manifest names the model and the software of the first generation.
     first: Plan | StoreManifest = plan if parent is None else parent
     return StoreManifest(
         format_minor=plan.format_minor,

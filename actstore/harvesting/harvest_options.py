@@ -265,7 +265,7 @@ def spec_options(
         given["exclude_tokens"] = _token_ids(exclude_tokens)
     fields: dict[str, Any] = {"model": {}, "corpus": {}}
     for name, value in given.items():
-        # What was not given is left to the schema.
+        # The schema gives the fields that no option was given for.
         if value is None:
             continue
         # `model.dtype` is the field `dtype` of `model`.

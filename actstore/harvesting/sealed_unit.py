@@ -15,7 +15,7 @@ from actstore.format.statistics import REST, SPECIAL, SiteStats, UnitStats
 from actstore.format.stored_dtypes import to_numpy
 
 if TYPE_CHECKING:
-    # It needs torch, which whoever writes finished units need not have.
+    # It needs torch, and code that only writes finished units should not load that.
     from actstore.harvesting.filled_unit import ChannelSums, FilledUnit
 
 

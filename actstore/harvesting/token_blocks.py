@@ -204,7 +204,7 @@ def first_block(
             if plan.spec.pack
             else "no document with a token"
         )
-        left = " any more" if cursor else ""
+        left = " after the part that the store has" if cursor else ""
         raise CorpusError(
             f"corpus {name!r} holds {what}{left}; give more text or a shorter --context"
         )

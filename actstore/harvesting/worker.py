@@ -140,7 +140,8 @@ class Worker:
                 f"out of memory on {self.device}: unit {block.unit} goes on with"
                 f" {batch} sequences per forward"
             )
-            # What the larger batch took is in pieces of another size.
+            # The allocator still holds pieces of memory in the size of the larger
+            # batch.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         halved = batch if batch < planned else None

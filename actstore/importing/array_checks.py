@@ -55,8 +55,8 @@ def check_tokens(where: str, dtype: str, shape: Sequence[int]) -> None:
     """
     if not re.fullmatch(r"u?int\d+", dtype) or len(shape) not in {1, 2}:
         raise SourceError(
-            f"{where}: {dtype} {list(shape)} are no token ids; wanted integers of shape"
-            " [n_sequences, context] or [n]"
+            f"{where}: {dtype} {list(shape)} are not token ids; wanted integers of"
+            " shape [n_sequences, context] or [n]"
         )
 
 
@@ -140,7 +140,7 @@ def as_token_ids(ids: NDArray[Any], where: str) -> NDArray[np.int32]:
     """Return token ids [n] or [n, context] as int32, with -1 for padding.
 
     Raises:
-        SourceError: One of them is no token id.
+        SourceError: One of them is not a token id.
     """
     check_range(ids, where, padding=True, error=SourceError)
     return ids.astype(np.int32)

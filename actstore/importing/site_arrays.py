@@ -148,7 +148,7 @@ def arrays_of_files(
     token_array = _token_array(given_tokens, first_files, selection)
     arrays = _checked(SiteArrays(sites, token_array, ()))
 
-    # Who names keys knows that others are left out, and is not told so.
+    # A user who names keys knows that others are left out: no warning.
     left_out: tuple[str, ...] = ()
     if not selection.keys:
         left_out = _left_out(first_files[0], arrays)

@@ -181,7 +181,7 @@ def check_context(
         vocabulary: Token ids are below it; 0: not known.
 
     Raises:
-        SpecError: The model has not so many positions.
+        SpecError: The model has fewer positions than `context`.
         ModelError: There is no memory for it.
     """
     device = device_of(module)

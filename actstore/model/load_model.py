@@ -67,7 +67,7 @@ class LoadedModel:
         return token
 
     def check_context(self, context: int) -> None:
-        """Check that the model has positions for contexts of so many tokens.
+        """Check that the model has positions for contexts of `context` tokens.
 
         Raises:
             SpecError: It has not.

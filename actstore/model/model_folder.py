@@ -13,7 +13,7 @@ from schemas.source import ModelSource
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 BUILTIN_PREFIX = "builtin:"
-# What is downloaded. Pickled weights are not, since they are never read.
+# Files to download. Pickled weights are not among them, since they are never read.
 _WANTED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 

@@ -47,7 +47,8 @@ def selected_ids(store: Store, selection: RowSelection) -> RowIds:
     capacity = store.layout.capacity
     units = ids // capacity
     bad = (ids < 0) | (units >= store.manifest.n_units)
-    # What is bad already may have a unit that does not exist: unit 0 stands in for it.
+    # An id that is known to be bad may name a unit that does not exist: look unit 0 up
+    # in its place.
     rows_in_unit = store.unit_rows[np.where(bad, 0, units)]
     bad |= ids % capacity >= rows_in_unit
     if bad.any():

@@ -214,7 +214,7 @@ class StoredObjects:
     def _read_index(self, site: str, unit: int) -> ShardIndex:
         codec = self.codec(site)
         key = object_keys.chunk_key(object_keys.acts_key(site), unit, 0)
-        # It has the same size in every shard, so that one read from the end gets it.
+        # The index has the same size in every shard, so one read from the end gets it.
         at_end = (-codec.index_bytes, codec.index_bytes)
         data = self.storage.read_ranges(key, [at_end])[0]
         n_wanted = n_chunks(self.rows_in(unit), codec.chunk_rows)

@@ -116,7 +116,7 @@ def turns(copies: tuple[int, ...]) -> tuple[int, ...]:
         for i in ready:
             next_turn = times_come[i] + 1
             deadlines[i] = Fraction(next_turn * n_turns, copies[i])
-        # Where deadlines are equal, the smaller number goes first.
+        # If deadlines are equal, the smaller number goes first.
         chosen = min(ready, key=lambda i: (deadlines[i], i))
         times_come[chosen] += 1
         order.append(chosen)

@@ -64,7 +64,7 @@ def store_of_state(
         try:
             columns = columns_of(earlier, spec)
         except SiteError:
-            # It had not the sites that the spec names.
+            # That generation did not have the sites that the spec names.
             continue
         # The window's size is of no account for the digest that is compared.
         digests = state_digests(earlier, spec, columns, window_chunks=0)

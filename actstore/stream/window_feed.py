@@ -112,7 +112,7 @@ class WindowFeed:
         """
         item = self._ready.get()
         if isinstance(item, BaseException):
-            # Whoever asks again is given the same error, and does not hang.
+            # A caller that asks again gets the same error, and does not wait for ever.
             self._ready.put(item)
             raise item
         if item is None:

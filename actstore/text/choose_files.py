@@ -37,7 +37,7 @@ _HEAD_BYTES = 1 << 16
 def kind_of_files(files: CorpusFiles) -> str:
     """Return what files are by their names: "dataset", "parquet", "jsonl" or "text"."""
     names = {PurePosixPath(path).name for path in files.paths}
-    # What `save_to_disk` writes beside the data.
+    # Files that `save_to_disk` writes beside the data.
     is_saved_dataset = "dataset_dict.json" in names or (
         "state.json" in names and "dataset_info.json" in names
     )

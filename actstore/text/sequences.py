@@ -114,7 +114,7 @@ def sequencer(
 
     Raises:
         SpecError: An option has no use here, or `source` is none of these.
-        CorpusError: Nothing can be read, or there are numbers that are no token ids.
+        CorpusError: Nothing can be read, or there are numbers that are not token ids.
     """
     array = None
     if source is not None:

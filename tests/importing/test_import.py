@@ -309,11 +309,11 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
         "contexts differ",
     ),
     ({"a": np.ones((5, 2, 2), np.float32)}, {"context": 5}, "contexts differ"),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5)}, "no token ids"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5)}, "not token ids"),
     (
         {"a": np.ones((5, 2), np.float32)},
         {"tokens": np.full(5, -2)},
-        "-2 is no token id",
+        "-2 is not a token id",
     ),
     (
         {"a": np.ones((5, 2), np.float32)},
@@ -323,18 +323,18 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (
         {"a": np.ones((5, 2), np.float32)},
         {"tokens": np.full(5, 2**32 + 7, np.uint64)},
-        f"{2**32 + 7} is no token id",
+        f"{2**32 + 7} is not a token id",
     ),
     (
         {"a": np.ones((5, 2), np.float32)},
         {"tokens": np.full(5, 2**64 - 1, np.uint64)},
-        f"{2**64 - 1} is no token id",
+        f"{2**64 - 1} is not a token id",
     ),
-    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5, bool)}, "no token ids"),
+    ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.ones(5, bool)}, "not token ids"),
     (
         {"a": np.ones((5, 2), np.float32)},
         {"tokens": [1, 2, 3, 4, 5.5]},
-        "float are no token ids",
+        "float are not token ids",
     ),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": 7}, "wanted an array"),
     ({"a": np.ones((5, 2), np.float32)}, {"tokens": np.full(5, -1)}, "no row"),
@@ -383,22 +383,22 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (
         iter([("abc", {"a": np.ones((3, 2), np.float32)})]),
         {},
-        "tokens: <U3 are no token ids",
+        "tokens: <U3 are not token ids",
     ),
     (
         iter([([1.0] * 3, {"a": np.ones((3, 2), np.float32)})]),
         {},
-        "float are no token ids",
+        "float are not token ids",
     ),
     (
         iter([(np.full(3, -100), {"a": np.ones((3, 2), np.float32)})]),
         {},
-        "-100 is no token id",
+        "-100 is not a token id",
     ),
     (
         iter([(np.full(3, 2**32, np.uint64), {"a": np.ones((3, 2), np.float32)})]),
         {},
-        f"{2**32} is no token id",
+        f"{2**32} is not a token id",
     ),
     (7, {}, "iterator of arrays"),
 ]

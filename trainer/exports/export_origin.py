@@ -99,8 +99,8 @@ def folder_name(record: RunRecord, index: int) -> str:
 def _manifest(run: str, record: RunRecord, store: str | None) -> StoreManifest | None:
     """Return the store's manifest.
 
-    None where the run names no store, or the store is not there any more: the export
-    still has its content id.
+    None if the run names no store, or the store is gone: the export still has its
+    content id.
     """
     if store is None:
         with suppress(RunError, StoreError):

@@ -21,9 +21,9 @@ PROTOCOL = "hf://"
 _URL = re.compile(
     r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<folder>.+?))?/?"
 )
-# What the first part of a URL is where it is not a model repository.
+# The first part of a URL that is no model repository.
 _OTHER_KINDS = {"datasets", "spaces", "buckets"}
-# What to do, by the status that the hub answered with.
+# Advice for the user, by the status that the hub answered with.
 _ADVICE = {
     401: "the token in HF_TOKEN is not valid",
     403: "the token in HF_TOKEN may not write there",

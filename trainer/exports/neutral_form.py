@@ -31,7 +31,7 @@ from trainer.saes.registry import Kind
 
 Tensors = dict[str, Tensor]
 
-# What the encoder of each of SAELens' architectures has beside W_enc.
+# The tensors that the encoder of each of SAELens' architectures has besides W_enc.
 ENCODER = {
     "standard": ("b_enc",),
     "topk": ("b_enc",),
@@ -40,7 +40,7 @@ ENCODER = {
     "transcoder": ("b_enc",),
 }
 
-# What an SAE's state holds for training only.
+# The parts of an SAE's state that only training needs.
 NOT_WEIGHTS = {"updates", "draws._extra_state"}
 
 

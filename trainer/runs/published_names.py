@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from schemas.harvest import HarvestSpec
 from schemas.records import EvalRecord, RunRecord
 
-# What the names of local files and folders begin with.
+# The beginnings of the names of local files and folders.
 _LOCAL = ("/", "~", "file:", ".")
 
 

@@ -143,7 +143,7 @@ def find_store(run: str, origin: StoreOrigin | RunRecord) -> Store:
 def possible_urls(run: str, origin: StoreOrigin | RunRecord) -> list[str]:
     """Return where a run's store may lie: from the run's folder, then by its URL."""
     # Runs of earlier versions have the URL as it was typed, which may be a path
-    # relative to a folder that is not known any more.
+    # relative to a folder that is no longer known.
     is_typed = "://" not in origin.store and not Path(origin.store).is_absolute()
     relative = origin.store_path or (origin.store if is_typed else None)
     folder = Storage(run).local

@@ -84,7 +84,7 @@ def build(
             f" d_out is {d_out}"
         )
     shape = Shape(d, d_out, n_sites, latents_here=latents_here)
-    # the weights are the seed's, and whoever calls goes on with its own random state
+    # The weights depend on the seed alone. The caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind.sae.make(spec, shape, seed)

@@ -28,7 +28,7 @@ from trainer.saes.scaled_rows import Layer, ScaledRows, of_layer
 from trainer.saes.shape import Shape, first_encoder
 from trainer.saes.step import Penalty, Step, squared_error
 
-# What thresholds begin with at least: one of 0 would have no logarithm.
+# The least that thresholds begin with: one of 0 would have no logarithm.
 LEAST_THRESHOLD = 1e-2
 
 

@@ -25,7 +25,7 @@ def contiguous_parameters(optimiser: torch.optim.Optimizer) -> Iterator[None]:
     turned = []
     for group in optimiser.param_groups:
         turned += [parameter for parameter in group["params"] if _is_turned(parameter)]
-    # listed once: inside, none of them looks turned any more
+    # They are listed now, since once turned they cannot be told from the others.
     _turn(optimiser, turned)
     try:
         yield

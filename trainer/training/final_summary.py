@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Rows of all sites that a summary is from.
 MOST_ROWS = 1 << 15
 LEAST_ROWS = 1 << 11
-# It is from no more than a 50th of the rows trained on, so that it takes little time.
+# A summary takes at most a 50th of the number of rows trained on, so that it takes
+# little time.
 SHARE = 50
 FEW = 1000  # rows below which the figures are said to mean little
 # A summary warns where more than MANY of the latents never fired, if each could have

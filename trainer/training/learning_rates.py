@@ -30,7 +30,7 @@ from schemas.sae import SaeSpec, inner_of
 from schemas.train import TrainSpec
 from trainer.saes.build import latents_kind
 
-# What a kind's rate is of.
+# The sizes at which each kind's rate was measured.
 _LATENTS = 1024
 _BATCH = 4096
 _UPDATES = 250
@@ -38,14 +38,14 @@ _UPDATES = 250
 _BY_LATENTS = 1 / 2
 _BY_BATCH = 1 / 3
 _BY_UPDATES = 0.15
-# Beyond what was measured the rate does not rise any more.
+# The rate rises no further beyond these, which are the last that were measured.
 _LEAST_LATENTS = 128
 _MOST_BATCH = 16_384
 
-# With 250 intervals 4.0 % of 4,096 latents of a matryoshka never fired on held-out rows
-# after 1 M rows, of batch_topk 1.9 %; with 100 intervals 0.7 and 0.3 %. Of 1,024
-# latents of batch_topk 0.1 % after 20 M rows; with a 60th of the run in its place 4.9
-# %.
+# Measured as the share of latents that never fired on held-out rows. 4,096 latents, 1 M
+# rows: 4.0 % (matryoshka) and 1.9 % (batch_topk) with 250 intervals, 0.7 and 0.3 % with
+# 100. 1,024 latents of batch_topk, 20 M rows: 0.1 % with 100 intervals; 4.9 % with a
+# 60th of the run instead.
 _INTERVALS = 100
 _LEAST_BATCHES = 4
 _LEAST_PARTS = 10  # a latent is silent for at most a tenth of the run

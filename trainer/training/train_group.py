@@ -96,9 +96,10 @@ def train_group(
 
     Args:
         store: Where the rows are.
-        specs: By the URL of the run's folder. They must agree on `shared_stream`.
+        specs: The specs, by the URL of the run's folder. They must agree on
+            `shared_stream`.
         device: Where one process trains; each of several has its own.
-        threads: That read and decode; None: as many as there are cores.
+        threads: How many threads read and decode; None: as many as there are cores.
         on_corrupt: "skip" goes on without rows of chunks that cannot be read.
         resume: Each run goes on from its own last checkpoint; one that has ended is
             left as it is.

@@ -20,7 +20,7 @@ OPTIONS = {path: option(name) for name, path in FIELDS.items()}
 OF_LATENTS = {
     f"sae.{name}" for name in ("expansion", "k", "target_l0", "l1", "l0", "alpha")
 }
-# What sets the sparsity of a penalised kind: one of the weights, or the target.
+# Options that set the sparsity of a penalised kind: the weight, or the wanted L0.
 SPARSITY = ("sae.l1", "sae.l0", "sae.alpha", "sae.target_l0")
 USUAL_KIND = "topk"
 

@@ -69,7 +69,7 @@ class Draw:
         self._key = key64(*key)
         self._pieces: list[Drawn] = []
         self._n_held = 0
-        # no row with a smaller key can be among the n any more
+        # Rows with a smaller key than this can no longer be among the n.
         self._least = -np.inf
 
     def add(self, rows: ScaledRows, weight: Tensor, ids: Tensor) -> None:
