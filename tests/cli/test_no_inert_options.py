@@ -8,14 +8,12 @@ The tables name each option once. A new one that is in no table fails
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import typer.main
 from safetensors.numpy import save_file
 
 import actstore
@@ -27,13 +25,13 @@ from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
 from schemas.train import TrainSpec
+from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
 from trainer.exports.export import export
 from trainer.training.train_group import train_group
 from trainer.training.train_options import FIELDS as OF_TRAINING
 from trainer.training.train_spec import from_options, load_spec
 
-Cli = Callable[..., tuple[int, str, str]]
 Outcome = tuple[int, str, dict[str, bytes]]
 ROOT = Path(__file__).parent.parent
 SITE, OTHER = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
@@ -154,7 +152,7 @@ def commands() -> dict[str, list[str]]:
             if one.opts[0].startswith("--") and one.name != "help"
         ]
         for program, app in apps.items()
-        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        for name, command in command_group(app).commands.items()
     }
 
 
