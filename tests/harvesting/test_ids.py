@@ -29,7 +29,7 @@ from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource
 from schemas.stream import StreamSpec
 from tests.harvesting.test_harvest import Scaled
-from tests.support import make_store
+from tests.support import make_plan, make_store
 from tests.text.test_tokens import Letters, make_spec
 
 VOCABULARY = 100
@@ -245,12 +245,7 @@ def test_digits_of_other_scripts_are_no_numbers(tmp_path: Path) -> None:
             read_tokens(str(tmp_path / "ids"))
         with pytest.raises(SpecError, match="wanted i/n"):
             parse_worker(f"{text}/3")
-    assert parse_worker("3/8").units(_Plan()) == range(2, 20, 8)
-
-
-class _Plan:
-    first_unit = 0
-    layout = type("Layout", (), {"n_units": 20})
+    assert parse_worker("3/8").units(make_plan(n_units=20)) == range(2, 20, 8)
 
 
 class Plain(nn.Module):

@@ -44,10 +44,9 @@ def collect(store: Store, one: StreamSpec, **runtime: Any) -> list[Batch]:
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, y)
+        torch.equal(x, y) if x is not None and y is not None else x is y
         for m, n in zip(a, b, strict=True)
         for x, y in zip(m, n, strict=True)
-        if x is not None
     )
 
 
@@ -148,6 +147,7 @@ def test_ranks_deliver_the_lanes_of_the_same_global_batches(store: Store) -> Non
                 assert torch.equal(own.row, batch.row[own.batch_position])
                 assert torch.equal(own.layer, batch.layer[own.batch_position])
                 assert (own.batch_position.diff() > 0).all()
+            assert batch.batch_position is not None
             assert torch.equal(batch.batch_position, torch.arange(len(batch.x)))
     with pytest.raises(SpecError, match="do not divide"):
         store.stream(spec(), world=3)
@@ -236,7 +236,8 @@ def test_a_window_on_a_device_gives_the_same_batches(store: Store) -> None:
     """The path of a GPU, walked on the CPU: the window is copied and gathered from by
     torch.
     """
-    for runtime in ({}, {"rank": 1, "world": 2}):
+    runtimes: tuple[dict[str, Any], ...] = ({}, {"rank": 1, "world": 2})
+    for runtime in runtimes:
         stream = store.stream(spec(rescale="log", center=True), **runtime)
         stream._gatherer._gathers_on_host = False
         assert same(
