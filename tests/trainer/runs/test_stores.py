@@ -21,8 +21,7 @@ from actstore.harvesting.extend import extend
 from actstore.store.store import Store
 from schemas.records import EvalRecord, RunRecord, StoreOrigin
 from schemas.train import TrainSpec
-from tests.store.test_verify import grow
-from tests.support import SITES, make_store
+from tests.support import SITES, grow, make_store
 from trainer.cli import app
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_model import model_metrics
