@@ -22,7 +22,7 @@ from actstore.errors import CorpusError, SpecError
 from actstore.format.token_ids import moved_left
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.extend import extend
-from actstore.harvesting.harvest_plan import _corpus_digest
+from actstore.harvesting.harvest_plan import corpus_digest
 from actstore.harvesting.worker_share import parse_worker
 from actstore.text.sequences import sequencer
 from schemas.harvest import HarvestSpec
@@ -118,13 +118,13 @@ def test_every_integer_dtype_gives_the_same_ids_and_digest(dtype: str) -> None:
     ):
         given = source.astype(dtype)
         assert taken(given).tokens.tolist() == ROWS.tolist()
-        assert _corpus_digest(None, given) == _corpus_digest(None, source)
+        assert corpus_digest(None, given) == corpus_digest(None, source)
         if "u" not in dtype and ">" not in dtype:
-            assert _corpus_digest(None, torch.from_numpy(given)) == _corpus_digest(
+            assert corpus_digest(None, torch.from_numpy(given)) == corpus_digest(
                 None, source
             )
-    assert _corpus_digest(None, ROWS) != _corpus_digest(None, ROWS[::-1].copy())
-    assert _corpus_digest(None, ["a"]) is None
+    assert corpus_digest(None, ROWS) != corpus_digest(None, ROWS[::-1].copy())
+    assert corpus_digest(None, ["a"]) is None
 
 
 def test_padding_before_a_rows_tokens_is_moved_after_them() -> None:

@@ -87,7 +87,7 @@ def test_features_fire_at_their_rates_and_in_trees(known: KnownFeatures) -> None
 
 
 def test_features_of_a_topic_fire_together(known: KnownFeatures) -> None:
-    topic = known._topic_of
+    topic = known.topic_of
     together = np.corrcoef(fired(known, 10)[:, : known.n_free].T)
     same = (topic[:, None] == topic) & ~np.eye(known.n_free, dtype=bool)
     assert together[same].mean() > together[topic[:, None] != topic].mean() + 0.01
