@@ -66,7 +66,7 @@ def make_plan(
         sites=tap.sites,
         layout=make_layout(spec, tap),
         model=model.info,
-        corpus_digest=_corpus_digest(corpus, tokens),
+        corpus_digest=corpus_digest(corpus, tokens),
         separator_token=separator_token,
         numerics=Numerics(
             device=_device_name(device),
@@ -163,7 +163,7 @@ def _layout(spec: HarvestSpec, tap: Tap, unit_sequences: int | None) -> Layout:
     )
 
 
-def _corpus_digest(corpus: Corpus | None, tokens: Any) -> str | None:
+def corpus_digest(corpus: Corpus | None, tokens: Any) -> str | None:
     """Return what identifies a corpus' contents.
 
     It is the corpus' own digest, or that of an array of token ids; None where the

@@ -108,9 +108,8 @@ def fit(lines: list[dict[str, Any]]) -> None:
         rates = sorted(cell)
         at, fvu = np.log(rates), np.log([matched(cell[lr]) for lr in rates])
         middle = min(max(int(fvu.argmin()), 1), len(rates) - 2)
-        curve = np.polynomial.Polynomial.fit(
-            *(v[middle - 1 : middle + 2] for v in (at, fvu)), 2
-        )
+        near = slice(middle - 1, middle + 2)
+        curve = np.polynomial.Polynomial.fit(at[near], fvu[near], 2)
         grid = np.linspace(at[0], at[-1], 200)
         best = grid[curve(grid).argmin()]
         raw = {

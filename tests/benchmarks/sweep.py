@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.store.chunk_reader import ChunkReader
@@ -121,14 +122,16 @@ class Counted:
     """
 
     def __init__(self) -> None:
-        self.chunks: dict[tuple[int, int, int], list[int]] = {}
+        chunks: dict[tuple[int, int, int], list[int]] = {}
         plain = ChunkReader.read
 
         def read(
-            reader: ChunkReader, site: int, unit: int, chunk: int, out: Any
+            self: ChunkReader, site: int, unit: int, chunk: int, out: NDArray[Any]
         ) -> None:
-            self.chunks.setdefault((site, unit, chunk), []).append(1)
-            plain(reader, site, unit, chunk, out)
+            chunks.setdefault((site, unit, chunk), []).append(1)
+            plain(self, site, unit, chunk, out)
+
+        self.chunks = chunks
 
         ChunkReader.read = read  # type: ignore[method-assign]
 

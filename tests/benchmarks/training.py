@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from schemas.train import TrainSpec
 from trainer.saes.build import build, initialise_from
 from trainer.training.learner import Learner
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "relu_l1": {"kind": "relu_l1", "l1": 1e-2},
     "topk": {"kind": "topk", "k": 32},
     "batch_topk": {"kind": "batch_topk", "k": 32},

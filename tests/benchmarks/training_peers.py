@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -128,8 +129,9 @@ def main() -> None:
             continue
         with peer:
             for case in cases(name, options):
+                kind, theirs, precision = case
                 _report(
-                    lambda peer=peer, case=case: measure(peer, *case, options),
+                    partial(measure, peer, kind, theirs, precision, options),
                     f"{name} {case}",
                 )
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -86,9 +87,7 @@ class Work:
                 norms,
                 UnitStats(self.plan.sites),
             )
-            seconds.append(
-                _seconds(lambda one=one, block=block: writer.commit_unit(one, block))
-            )
+            seconds.append(_seconds(partial(writer.commit_unit, one, block)))
         writer.close()
         return self.bytes / statistics.median(seconds)
 

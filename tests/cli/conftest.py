@@ -6,11 +6,20 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import typer.core
+import typer.main
 
 import actstore.cli
 import trainer.cli
 
 Cli = Callable[..., tuple[int, str, str]]
+
+
+def command_group(app: typer.Typer) -> typer.core.TyperGroup:
+    """The commands of a command line, as Typer makes them of the app."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group
 
 
 @pytest.fixture

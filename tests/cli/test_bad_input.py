@@ -152,7 +152,7 @@ def test_an_existing_run(tmp_path: Path, cli: Cli) -> None:
     assert cli(*run, "--rows", "256", "--rescale", "none", "--resume")[0] == 0
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
-    run = (
+    elsewhere = (
         "trainer",
         "train",
         "--store",
@@ -162,7 +162,7 @@ def test_an_existing_run(tmp_path: Path, cli: Cli) -> None:
         "--k",
         "2",
     )
-    refused(cli(*run), "not empty")
+    refused(cli(*elsewhere), "not empty")
 
 
 def harvest(out: Path, **options: str) -> list[str]:

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import actstore
 from actstore.builtin import stdlib_corpus
@@ -300,14 +302,15 @@ def test_the_first_line_without_a_terminal_has_a_speed(
 ) -> None:
     """Its clock starts with the first batch, not with the first line."""
     monkeypatch.setattr(progress_display, "REPORT_EVERY_S", 10.0)
-    now, said = [100.0], []
-    monkeypatch.setattr(progress_display.time, "monotonic", lambda: now[0])
-    console = SimpleNamespace(print=lambda line, **_: said.append(line))
-    report = progress_display.PlainLines(console)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    printed = io.StringIO()
+    report = progress_display.PlainLines(Console(file=printed, width=200))
     report(Progress("loading the model"))
     for tokens in (1000, 3000, 13_000):
         report(Progress("harvesting", tokens, 37_000, 1, 9))
         now[0] += 6
+    said = printed.getvalue().splitlines()
     assert len(said) == 1
     assert said[0].startswith("13,000/37,000 tokens, 1,000 tokens/s, unit 1/9")
     assert said[0].endswith("24 s left")

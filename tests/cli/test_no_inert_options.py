@@ -8,14 +8,12 @@ The tables name each option once. A new one that is in no table fails
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import typer.main
 from safetensors.numpy import save_file
 
 import actstore
@@ -27,13 +25,13 @@ from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
 from schemas.train import TrainSpec
+from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
 from trainer.exports.export import export
 from trainer.training.train_group import train_group
 from trainer.training.train_options import FIELDS as OF_TRAINING
 from trainer.training.train_spec import from_options, load_spec
 
-Cli = Callable[..., tuple[int, str, str]]
 Outcome = tuple[int, str, dict[str, bytes]]
 ROOT = Path(__file__).parent.parent
 SITE, OTHER = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
@@ -125,15 +123,15 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
-        "--resume": "trainer/test_stores.py::test_training_goes_on_with_its_own_store_only",
-        "--tensorboard": "trainer/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
-        "--wandb": "trainer/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
+        "--tensorboard": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--wandb": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
     },
     "trainer sweep": {
-        "--resume": "trainer/test_stores.py::test_training_goes_on_with_its_own_store_only",
-        "--tensorboard": "trainer/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
-        "--wandb": "trainer/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
-        "--memory": "trainer/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
+        "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
+        "--tensorboard": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
+        "--wandb": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
+        "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
 }  # fmt: skip
 FIELDS = {
@@ -154,7 +152,7 @@ def commands() -> dict[str, list[str]]:
             if one.opts[0].startswith("--") and one.name != "help"
         ]
         for program, app in apps.items()
-        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        for name, command in command_group(app).commands.items()
     }
 
 

@@ -8,12 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import typer.main
 import yaml
 
 import actstore.cli
@@ -22,15 +20,15 @@ from actstore.validation import fields_at
 from schemas.sae import CrosscoderInner, FlatSpec, TranscoderInner
 from schemas.stream import Rescale
 from schemas.train import TrainSpec
+from tests.cli.conftest import Cli, command_group
 from trainer.training.train_options import FIELDS
 from trainer.training.train_spec import OF_LATENTS, from_options, load_spec
 
-Cli = Callable[..., tuple[int, str, str]]
 APPS = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}
 COMMANDS = [
     (name, command)
     for name, app in APPS.items()
-    for command in typer.main.get_command(app).commands
+    for command in command_group(app).commands
 ]
 KINDS = [one.model_fields["kind"].default for one in get_args(FlatSpec)]
 
@@ -55,7 +53,7 @@ def test_help_shows_every_default_in_lines_that_fit(
     text = " ".join(re.sub(r"[│╭╰─╮╯]", " ", out).split())
     assert "…" not in text
     assert "None" not in text.replace("(none", "")
-    params = typer.main.get_command(APPS[program]).commands[command].params  # type: ignore[attr-defined]
+    params = command_group(APPS[program]).commands[command].params
     optional = [one for one in params if not one.required and one.name != "help"]
     assert text.count("[default:") == len(optional)
 

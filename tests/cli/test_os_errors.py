@@ -216,14 +216,14 @@ def test_folders_where_files_are_wanted_and_the_other_way_round(
     file, folder = place / "file", place / "folder"
     file.write_text("mine")
     folder.mkdir()
-    wants_file = (
+    wants_file: tuple[tuple[str, ...], ...] = (
         ("actstore", "norms", store.url, "--plot", str(folder)),
         ("trainer", "report", str(run), "--out", str(folder)),
     )
     for line in wants_file:
         refused(cli(*line), str(folder), "is a folder, wanted a file")
     for out in (file, file / "deeper"):
-        wants_folder = (
+        wants_folder: tuple[tuple[str, ...], ...] = (
             (
                 "actstore",
                 "harvest",

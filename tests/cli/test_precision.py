@@ -41,9 +41,12 @@ def test_it_is_measured_in_pairs() -> None:
 
 def test_only_what_is_slower_is_worth_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(
-        half_precision, "measured", lambda dtype: asked.append(dtype) or SLOW
-    )
+
+    def slowly(dtype: str) -> Speed:
+        asked.append(dtype)
+        return SLOW
+
+    monkeypatch.setattr(half_precision, "measured", slowly)
     for dtype, device in (
         ("float32", "cpu"),
         (None, "cpu"),

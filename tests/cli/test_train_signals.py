@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from actstore.format.storage import Storage
 from tests.cli import process
 from tests.cli.conftest import Cli
 from tests.support import make_store
@@ -118,7 +119,7 @@ def test_sigterm_saves_and_the_printed_command_goes_on(
             r"stopped and saved at step (\d+) of 245; go on with", err
         )
     ]
-    assert checkpoint.steps(checkpoint.Storage(str(run))) == [step]
+    assert checkpoint.steps(Storage(str(run))) == [step]
     assert 40 <= step < STEPS
     assert not (run / "sae.json").exists()
     printed = shlex.split(err.splitlines()[-1])
@@ -155,7 +156,7 @@ def test_interrupted_or_killed_it_ends_with_the_same_bytes(
     err = texts[1].read_text()
     killed = number == signal.SIGKILL
     assert one.exitcode == (-9 if killed else 130), err
-    assert bool(checkpoint.steps(checkpoint.Storage(str(run)))) == (not killed)
+    assert bool(checkpoint.steps(Storage(str(run)))) == (not killed)
     if killed:
         with (run / "journal.jsonl").open("ab") as file:
             file.write(b'{"step": 9')

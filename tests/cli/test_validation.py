@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from actstore.errors import SpecError
 from actstore.format.manifest import parse_manifest
 from actstore.validation import sentences, validated
-from schemas.base import parse_count, parse_size
+from schemas.base import Schema, parse_count, parse_size
 from schemas.harvest import HarvestSpec
 from schemas.train import TrainSpec
 
@@ -23,7 +24,7 @@ JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
     st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=3), st.just({"kind": "topk", "x": 1}),
 )  # fmt: skip
-GOOD: dict[type, dict[str, Any]] = {
+GOOD: dict[type[Schema], dict[str, Any]] = {
     TrainSpec: {
         "store": "s",
         "sae": {"kind": "relu_l1"},
@@ -65,7 +66,7 @@ def test_no_error_speaks_as_pydantic_does(data: st.DataObject) -> None:
     assert not re.search("; ;|: :", text or "")
 
 
-def told(schema: type, values: dict[str, Any]) -> str | None:
+def told(schema: type[Schema], values: dict[str, Any]) -> str | None:
     try:
         validated(schema, values, "file.yaml")
     except SpecError as error:
@@ -74,7 +75,7 @@ def told(schema: type, values: dict[str, Any]) -> str | None:
 
 
 def test_an_error_without_its_schema_is_told_too() -> None:
-    with pytest.raises(ValueError, match="tokens") as found:
+    with pytest.raises(ValidationError, match="tokens") as found:
         HarvestSpec.model_validate({**GOOD[HarvestSpec], "tokens": "no"})
     assert (
         sentences(found.value)

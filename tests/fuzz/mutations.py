@@ -11,6 +11,7 @@ object: what someone does who wants to be believed.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.fuzz.stores import Objects
 
 OUTSIDE = "{outside}"  # stands for a folder beside the store, which nothing may touch
 DEEP = 100_000
-NUMBERS = (
+NUMBERS: tuple[float, ...] = (
     0,
     -1,
     1,
@@ -41,9 +42,10 @@ NUMBERS = (
     -(2**63),
     0.5,
     -0.5,
+    1e308,
+    -0.0,
 )
-NUMBERS += (1e308, -0.0)
-STRINGS = (
+STRINGS: tuple[str, ...] = (
     "",
     ".",
     "..",
@@ -56,8 +58,6 @@ STRINGS = (
     "a//b",
     "a\0b",
     "é" * 300,
-)
-STRINGS += (
     "x" * 300,
     "NaN",
     "Infinity",
@@ -70,7 +70,7 @@ STRINGS += (
     " ",
     "\n",
 )
-OTHERS = (None, True, False, [], {}, [[]], {"a": 1}, "NaN", "Infinity")
+OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"a": 1}, "NaN", "Infinity")
 WORDS = (0, 1, -1, 2**31 - 1, -(2**31), 2**62, -(2**63), 100, 8)
 INDEX_WORDS = (0, 1, 4, 5, 2**31, 2**47, 2**62, 2**64 - 1, 2**64 - 2)
 NO_FILES = ("fifo", "folder", "/dev/zero", "secret", "itself", "..")
@@ -265,7 +265,7 @@ def _nested(data: bytes, path: list[Any], opening: str) -> bytes:
     )
 
 
-CHANGES = {
+CHANGES: dict[str, Callable[..., bytes]] = {
     "cut": lambda data, n: data[:n],
     "grown": lambda data, what: data + bytes.fromhex(what),
     "flip": _flip,
@@ -326,7 +326,7 @@ def _container(
     return _one(rng, found) if found else []
 
 
-_DRAWS = {
+_DRAWS: dict[str, Callable[[np.random.Generator, str, Objects], list[Any]]] = {
     "gone": lambda rng, key, objects: [],
     "swapped": lambda rng, key, objects: [_other(rng, key, objects)],
     "cut": lambda rng, key, objects: [

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from tests.support import grow, make_store
 
 SITES = {"blocks.0.hook_mlp_out": 4, "blocks.1.hook_mlp_out": 4}
 MORE = {"blocks.2.hook_mlp_out": 6}
-SMALL = {"unit_sequences": 2, "context": 8, "chunk_rows": 8}
+SMALL: dict[str, Any] = {"unit_sequences": 2, "context": 8, "chunk_rows": 8}
 TOKENIZER = {
     "tokenizer.json": b'{"version": "1.0"}\n',
     "tokenizer_config.json": b"{}\n",

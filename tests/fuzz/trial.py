@@ -330,7 +330,8 @@ def _bounded() -> Iterator[list[str]]:
     resident = _status("VmHWM")
     old = signal.signal(signal.SIGALRM, _time_is_up)
     signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
-    _opened = opened = []
+    opened: list[str] = []
+    _opened = opened
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("error")

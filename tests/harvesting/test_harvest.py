@@ -40,6 +40,7 @@ from actstore.model.load_model import load_model
 from actstore.model.open_tap import open_tap
 from schemas.manifest import BlockRecord
 from schemas.source import ModelSource
+from tests.model.test_tap import values
 
 SPEC: dict[str, Any] = {
     "model": "builtin:mini",
@@ -79,12 +80,7 @@ def test_the_stored_rows_are_the_models_values(store: actstore.Store) -> None:
     ).all()
     model = load_model(ModelSource(name="builtin:mini"))
     tap = open_tap(model, store.sites)
-    exact: dict[str, torch.Tensor] = {}
-    tap.run(
-        torch.from_numpy(tokens).long(),
-        None,
-        lambda i, x: exact.__setitem__(tap.sites[i].name, x.clone()),
-    )
+    exact = values(tap, torch.from_numpy(tokens).long())
     for site in store.sites:
         wanted = exact[site][
             np.searchsorted(sequences, where.sequence), where.position
@@ -181,13 +177,12 @@ def test_without_packing_padding_is_masked_and_never_stored(tmp_path: Path) -> N
     assert (where.token >= 0).all()
     tap = open_tap(load_model(ModelSource(name="builtin:mini")), (got.sites[5],))
     for k in range(3):
-        exact: list[torch.Tensor] = []
         alone = torch.from_numpy(tokens[k, : lengths[k]]).long()[None]
-        tap.run(alone, None, lambda _, x, exact=exact: exact.append(x.clone()))
+        exact = values(tap, alone)[got.sites[5]]
         mine = rows[where.sequence == k]
         mine = mine[np.argsort(got.provenance(mine).position)]
         np.testing.assert_allclose(
-            got.read(got.sites[5], mine), exact[0][0].numpy(), rtol=1e-4, atol=1e-5
+            got.read(got.sites[5], mine), exact[0].numpy(), rtol=1e-4, atol=1e-5
         )
 
 

@@ -22,14 +22,14 @@ from actstore.errors import CorpusError, SpecError
 from actstore.format.token_ids import moved_left
 from actstore.harvesting.estimate import estimate
 from actstore.harvesting.extend import extend
-from actstore.harvesting.harvest_plan import _corpus_digest
+from actstore.harvesting.harvest_plan import corpus_digest
 from actstore.harvesting.worker_share import parse_worker
 from actstore.text.sequences import sequencer
 from schemas.harvest import HarvestSpec
 from schemas.source import CorpusSource
 from schemas.stream import StreamSpec
 from tests.harvesting.test_harvest import Scaled
-from tests.support import make_store
+from tests.support import make_plan, make_store
 from tests.text.test_tokens import Letters, make_spec
 
 VOCABULARY = 100
@@ -118,13 +118,13 @@ def test_every_integer_dtype_gives_the_same_ids_and_digest(dtype: str) -> None:
     ):
         given = source.astype(dtype)
         assert taken(given).tokens.tolist() == ROWS.tolist()
-        assert _corpus_digest(None, given) == _corpus_digest(None, source)
+        assert corpus_digest(None, given) == corpus_digest(None, source)
         if "u" not in dtype and ">" not in dtype:
-            assert _corpus_digest(None, torch.from_numpy(given)) == _corpus_digest(
+            assert corpus_digest(None, torch.from_numpy(given)) == corpus_digest(
                 None, source
             )
-    assert _corpus_digest(None, ROWS) != _corpus_digest(None, ROWS[::-1].copy())
-    assert _corpus_digest(None, ["a"]) is None
+    assert corpus_digest(None, ROWS) != corpus_digest(None, ROWS[::-1].copy())
+    assert corpus_digest(None, ["a"]) is None
 
 
 def test_padding_before_a_rows_tokens_is_moved_after_them() -> None:
@@ -245,12 +245,7 @@ def test_digits_of_other_scripts_are_no_numbers(tmp_path: Path) -> None:
             read_tokens(str(tmp_path / "ids"))
         with pytest.raises(SpecError, match="wanted i/n"):
             parse_worker(f"{text}/3")
-    assert parse_worker("3/8").units(_Plan()) == range(2, 20, 8)
-
-
-class _Plan:
-    first_unit = 0
-    layout = type("Layout", (), {"n_units": 20})
+    assert parse_worker("3/8").units(make_plan(n_units=20)) == range(2, 20, 8)
 
 
 class Plain(nn.Module):

@@ -18,7 +18,7 @@ from torch import nn
 
 import actstore
 from actstore.errors import HarvestWarning, NoRowsError, NumericsError, SpecError
-from actstore.harvesting.estimate import estimate
+from actstore.harvesting.estimate import Prices, estimate
 from actstore.harvesting.extend import extend
 from actstore.harvesting.plan_command import lines
 from actstore.inspect.store_info import norms_figure
@@ -152,7 +152,7 @@ def test_some_rows_are_told_wherever_one_looks(some: actstore.Store, cli: Cli) -
     bad = int((TOKENS[:8] < 10).sum())
     assert (found.non_finite, found.tried) == ({"bad": bad}, 64)
     assert ("not finite", f"{bad} of 64 rows at bad") in lines(
-        found, type("Prices", (), {"device": 0.0})
+        found, Prices(device=0.0)
     )
 
 

@@ -46,7 +46,9 @@ class Model(nn.Module):
         self.embed.weight.data = torch.randn(
             40, 4, generator=torch.Generator().manual_seed(0)
         )
-        self.limit, self.error, self.sizes = limit, error, []
+        self.limit = limit
+        self.error = error
+        self.sizes: list[int] = []
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(tokens))
@@ -209,7 +211,7 @@ def test_a_gpu_harvest_stores_what_the_cpu_does() -> None:
 
 
 def test_autocast_runs_the_forward_in_less_precision() -> None:
-    spec = {
+    spec: dict[str, Any] = {
         "model": "builtin:mini",
         "corpus": "builtin:stdlib",
         "sites": "blocks.2.mlp.hook_post",

@@ -169,7 +169,7 @@ def test_an_import_has_the_bytes_of_the_harvest_it_came_from(tmp_path: Path) -> 
         x[found.sequence, found.position] = first.read(site, first.rows())
         arrays[site] = x
     layout = first.layout
-    stored = {
+    stored: dict[str, Any] = {
         "dtype": "float32",
         "unit_sequences": layout.unit_sequences,
         "chunk_rows": layout.chunk_rows,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import HarvestWarning, ModelError, SpecError
@@ -28,7 +29,7 @@ from actstore.model.model_folder import BUILTIN
 from actstore.model.open_tap import open_tap
 from actstore.store.store import Store
 from actstore.store.tokenizer_files import stored_tokenizer
-from schemas.source import ModelSource
+from schemas.source import ModelSource, Site
 from tests.model.checkpoints import (
     State,
     gpt2,
@@ -218,7 +219,7 @@ def test_a_weight_that_a_module_has_no_place_for(
 class Watched:
     """A tap at one module's output, for models that TransformerLens has no adapter for."""
 
-    sites = ()
+    sites: tuple[Site, ...] = ()
 
     def __init__(self, module: Any, name: str) -> None:
         self._module, self._at = module, module.get_submodule(name)
@@ -236,6 +237,9 @@ class Watched:
                 self._module(tokens)
         finally:
             handle.remove()
+
+    def check_padding(self, tokens: NDArray[np.int32]) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -551,7 +555,8 @@ def test_custom_code_is_run_only_when_told(custom: Path, tmp_path: Path) -> None
     assert (tmp_path / "ran").exists()
     assert (model.info.architecture, model.info.n_layers) == ("OwnModel", 2)
     assert torch.equal(
-        model.module.transformer.wte.weight, gpt2().transformer.wte.weight
+        model.module.get_parameter("transformer.wte.weight"),
+        gpt2().transformer.wte.weight,
     )
     check_used(model, Watched(model.module, "transformer.h.1.mlp"))
 

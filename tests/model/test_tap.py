@@ -5,6 +5,7 @@ model where possible.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def bert() -> Any:
     return transformers.BertForMaskedLM(transformers.BertConfig(**COMMON, **HEADS))
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "gpt2": (gpt2, EVERY),
     "neox": (neox, (*PRE, *INSIDE)),
     "neox_sequential": (lambda: neox(parallel=False), (*PRE, *INSIDE)),

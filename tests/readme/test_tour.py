@@ -7,12 +7,11 @@ from __future__ import annotations
 import ast
 import re
 
-import click
 import pytest
-import typer.main
 
 import actstore.cli
 import trainer.cli
+from tests.cli.conftest import command_group
 from tests.readme.tour import (
     LEFT_OUT,
     all_commands,
@@ -25,16 +24,11 @@ SHELL = ("until ", "python -c ", "printf ")
 CALL = re.compile(r"\b(actstore|trainer) ([a-z]+)((?: +(?!#)[^\n&;]+| *\\\n)*)")
 
 
-def apps() -> dict[str, dict[str, click.Command]]:
-    """The commands of both command lines, by name."""
-    found = {}
-    for name, app in (("actstore", actstore.cli.app), ("trainer", trainer.cli.app)):
-        group = typer.main.get_command(app)
-        found[name] = dict(vars(group)["commands"])
-    return found
-
-
-APPS = apps()
+# The commands of both command lines, by name.
+APPS = {
+    "actstore": command_group(actstore.cli.app).commands,
+    "trainer": command_group(trainer.cli.app).commands,
+}
 
 
 def options_of(program: str, command: str) -> set[str]:

@@ -122,7 +122,8 @@ def test_kinds_units_and_holes(store: Path) -> None:
 
 def test_content_ids_and_parents(store: Path) -> None:
     m = json.loads((store / "manifest.json").read_text())
-    text, ids = "", []
+    text = ""
+    ids: list[str] = []
     for i, generation in enumerate(m["generations"]):
         first, n = generation["first_unit"], generation["n_units"]
         suffix = f"-{i}" if i else ""

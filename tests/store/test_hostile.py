@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ from tests.store.test_verify import extended
 from tests.support import make_plan, make_store
 
 SITES = {"a": 8, "b": 8}
-SIZES = {"n_units": 21, "unit_sequences": 1, "context": 20, "chunk_rows": 16}
+SIZES: dict[str, Any] = {
+    "n_units": 21,
+    "unit_sequences": 1,
+    "context": 20,
+    "chunk_rows": 16,
+}
 Json = dict[str, Any]
 
 
@@ -322,8 +328,8 @@ def everything(url: str, *, fails: bool = True) -> None:
     def opened() -> None:
         store = actstore.open(url)
         for site in store.sites:
-            look(lambda site=site: store.read(site))
-            look(lambda site=site: store.read_norms(site))
+            look(partial(store.read, site))
+            look(partial(store.read_norms, site))
         look(store.provenance)
         look(lambda: store.tokens([0]))
         look(lambda: store.statistics)
@@ -371,9 +377,8 @@ def test_json_nested_deeply(folder: Path, key: str, form: str, where: str) -> No
     if key == object_keys.MANIFEST:
         refused(folder, "nested 100000 deep|nested 100001 deep")
     elif key == "plan.json":
-        followed = lambda: actstore.open(str(folder), follow=True)  # noqa: E731
         with pytest.raises(CorruptError, match="deep"):
-            followed()
+            actstore.open(str(folder), follow=True)
     everything(str(folder))
 
 
@@ -442,7 +447,7 @@ def quantiles(n: int) -> Callable[[Json], None]:
     return change
 
 
-def both(**update: Any) -> Callable[[Json], None]:
+def both(**update: Any) -> Callable[[Json], Any]:
     """The manifest's counts and its only generation's."""
     return lambda m: (m.update(update), m["generations"][0].update(update))
 
@@ -668,11 +673,11 @@ def test_a_provenance_pair_out_of_range(folder: Path, pair: tuple[int, int]) -> 
     pairs[7] = pair
     (folder / key).write_bytes(with_checksum(pairs.tobytes()))
     store = actstore.open(str(folder))
-    for look in (lambda: store.provenance([3 * 32 + 7]), store.provenance):
+    for rows in ([3 * 32 + 7], None):
         with pytest.raises(
             CorruptError, match=rf"{key}: .*\(sequence, position\) of unit 3"
         ):
-            look()
+            store.provenance(rows)
 
 
 @pytest.mark.parametrize("token", [-2, 100, 2**31 - 1])
@@ -916,12 +921,8 @@ def test_columns_that_were_replaced_with_their_digests(folder: Path) -> None:
         body = bytearray((folder / key).read_bytes()[:-4])
         assert len(body) == sizes[key] - 4
         body[9] ^= 1
-        changed(
-            folder,
-            lambda m, key=key, body=body: claim_file(
-                m, folder, key, with_checksum(bytes(body))
-            ),
-        )
+        data = with_checksum(bytes(body))
+        changed(folder, partial(claim_file, folder=folder, key=key, data=data))
     problems = verify(actstore.open(str(folder))).problems
     assert sorted(
         line.split(":")[0].rpartition("columns/")[2] for line in problems

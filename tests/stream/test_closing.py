@@ -39,6 +39,7 @@ SITE = "blocks.1.hook_mlp_out"
 
 @pytest.fixture(autouse=True)
 def watchdog() -> Iterator[None]:
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -68,11 +69,11 @@ def own(store: Store, tmp_path: Path) -> Store:
 
 
 def started(
-    store: Store, taken: int, **runtime: int
+    store: Store, taken: int, threads: int | None = None
 ) -> tuple[Stream, set[threading.Thread]]:
     """A stream of which some batches are taken, and its threads."""
     before = set(threading.enumerate())
-    stream = store.stream(SPEC, **runtime)
+    stream = store.stream(SPEC, threads=threads)
     for _ in range(taken):
         next(stream)
     return stream, set(threading.enumerate()) - before

@@ -113,7 +113,7 @@ def child(folder: str, memory: int) -> dict[str, Any]:
             pass
     baseline = peak = private_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (baseline + EXTRA, baseline + EXTRA))
-    said = {"rows": 0, "wrong": 0, "error": None, "baseline": baseline}
+    said: dict[str, Any] = {"rows": 0, "wrong": 0, "error": None, "baseline": baseline}
     with store.stream(spec) as stream:
         said["windows"] = (
             2

@@ -60,10 +60,9 @@ def joined(batches: list[Batch]) -> Batch:
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, y)
+        torch.equal(x, y) if x is not None and y is not None else x is y
         for m, n in zip(a, b, strict=True)
         for x, y in zip(m, n, strict=True)
-        if x is not None
     )
 
 

@@ -17,7 +17,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client that it has
 
 from actstore.errors import CorpusError, HarvestWarning, SpecError
 from actstore.text.corpora import MemoryCorpus, check_options, open_corpus

@@ -23,6 +23,7 @@ from actstore.text import file_formats
 from actstore.text.corpora import MemoryCorpus, open_corpus
 from actstore.text.corpus_files import find_files
 from actstore.text.corpus_size import corpus_estimate, describe_estimate
+from actstore.text.documents import DocumentColumn
 from actstore.text.file_formats import FileCorpus
 from actstore.text.separators import boundary_tokens
 from actstore.text.sequences import sequencer
@@ -209,13 +210,13 @@ def test_a_streamed_data_set_has_the_rows_of_its_card() -> None:
     from actstore.text.hf_datasets import DatasetCorpus
 
     data = datasets.Dataset.from_dict({"text": ["a"] * 7}).to_iterable_dataset()
-    assert DatasetCorpus(data, "text", None).size() is None
+    assert DatasetCorpus(data, DocumentColumn("text"), None).size() is None
     info = datasets.DatasetInfo()
     info.splits = {"train": datasets.SplitInfo(name="train", num_examples=1234)}
     for split, rows in (("train", 1234), ("train[:10%]", None)):
         told = datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset()
         told._info, told._split = info, split
-        assert DatasetCorpus(told, "text", None).size() == rows
+        assert DatasetCorpus(told, DocumentColumn("text"), None).size() == rows
 
 
 def test_sizes_are_the_sum_of_the_pieces(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def packed(
 def by_hand(documents: list[list[int]], context: int, every: bool) -> list[list[int]]:
     """The rule of `actstore/text/sequences.py`, spelled out one token at a time."""
     stream = [t for d in documents if d for t in ([("bos", 1), *(("t", x) for x in d)])]
-    rows, row = [], []
+    rows: list[list[int]] = []
+    row: list[int] = []
     for kind, token in stream:
         if every and not row and kind != "bos":
             row = [1]

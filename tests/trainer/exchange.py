@@ -42,7 +42,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "decoder_similarity": 0.1,
     },
 }
-NONE = {
+NONE: dict[str, tuple[dict[str, Any], str]] = {
     "nsae": ({"kind": "nsae"}, "tanh"),
     "mlp_encoder": ({"kind": "mlp_encoder"}, "more than one"),
     "crosscoder": (

@@ -4,9 +4,13 @@ environment.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker import Case, Work, serve
+# The peer's Python runs this file by its path, with its folder in `sys.path`.
+if TYPE_CHECKING:
+    from tests.benchmarks.peers.worker import Case, Work, serve
+else:
+    from worker import Case, Work, serve
 
 TRAINERS = {
     "standard": ("standard", "StandardTrainer"),

@@ -5,9 +5,13 @@ of SAELens' environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker import Case, Work, serve
+# The peer's Python runs this file by its path, with its folder in `sys.path`.
+if TYPE_CHECKING:
+    from tests.benchmarks.peers.worker import Case, Work, serve
+else:
+    from worker import Case, Work, serve
 
 HOOK, CONTEXT = "blocks.0.hook_mlp_out", 128
 PART_BYTES = 1 << 30  # SAELens: "HF datasets writer have problems with shards > 2GB"

@@ -9,7 +9,13 @@ Adam is its choice that the others use too.
 
 from __future__ import annotations
 
-from worker import Case, Work, serve
+from typing import TYPE_CHECKING
+
+# The peer's Python runs this file by its path, with its folder in `sys.path`.
+if TYPE_CHECKING:
+    from tests.benchmarks.peers.worker import Case, Work, serve
+else:
+    from worker import Case, Work, serve
 
 LR, WARM_UP_STEPS = 2e-4, 1000
 

@@ -196,7 +196,7 @@ class Bench:
         scaled = library == "saelens" or (
             library == "dictionary_learning" and kind == "jumprelu"
         )
-        more = {
+        more: dict[str, Any] = {
             "lr": float(f"{lr:.4g}"),
             "recipe": library != "ours",
             "normalise": scaled,

@@ -72,7 +72,8 @@ class Firings(NamedTuple):
 
 class KnownFeatures:
     """The features, and rows made of them. directions: float32 [n_features, d], unit
-    rows; rates: float64 [n_features], the share of rows on which each fires.
+    rows; rates: float64 [n_features], the share of rows on which each fires; topic_of:
+    int64 [n_free], the topic of each that may fire by itself.
 
     Features that may fire by themselves come first, by rank; every second of the first
     of them is a root. Children follow, generation by generation: node i of one has the
@@ -89,7 +90,7 @@ class KnownFeatures:
         assert self.n_free >= 2 * spec.n_roots, "too few features for so many trees"
         self.directions = _unit(rng.standard_normal((spec.n_features, spec.d)))
         self.bias = spec.bias * _unit(rng.standard_normal((1, spec.d)))[0]
-        self._topic_of = rng.integers(spec.n_topics, size=self.n_free)
+        self.topic_of = rng.integers(spec.n_topics, size=self.n_free)
         weights = 1 / np.arange(1, spec.branching + 1)
         # cumulated shares of siblings
         self._children = np.cumsum(spec.child_share * weights / weights.sum())
@@ -188,7 +189,7 @@ class KnownFeatures:
         home = np.minimum(MOST, self.spec.boost * rates)
         home = np.minimum(home, n * rates)  # elsewhere it is at least 0
         elsewhere = rates if n == 1 else (n * rates - home) / (n - 1)
-        at_home = np.arange(n)[:, None] == self._topic_of
+        at_home = np.arange(n)[:, None] == self.topic_of
         probability = rates[None] if n == 1 else np.where(at_home, home, elsewhere)
         process = -np.log1p(-probability)
         return process.sum(axis=1), np.cumsum(process)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import attrgetter
 
 from tests.benchmarks.quality.bench import points
 from tests.benchmarks.quality.libraries import KINDS, OF_K
@@ -98,7 +100,7 @@ def _fvus(results: Sequence[Result]) -> str:
                     _at_k(results, kind, library, default, k),
                     "" if library == "ours" else _ours_there(results, kind, default, k),
                     f"{top[0].case.lr:.2g}" if top else "",
-                    _spread(top, lambda one, same=same: value(one, same, k)),
+                    _spread(top, partial(value, others=same, k=k)),
                     _spread(top or default, lambda one: one.dead, 0),
                 ]
             )
@@ -147,10 +149,7 @@ def _recoveries(results: Sequence[Result]) -> str:
                 ("best", best(results, kind, library, k)),
             ):
                 if some:
-                    figures = [
-                        _spread(some, lambda one, name=name: getattr(one, name), 3)
-                        for name in names
-                    ]
+                    figures = [_spread(some, attrgetter(name), 3) for name in names]
                     lines.append([kind, library.replace("_", " "), what, *figures])
     return _markdown(RECOVERY_HEAD, lines)
 

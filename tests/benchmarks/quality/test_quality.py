@@ -87,7 +87,7 @@ def test_features_fire_at_their_rates_and_in_trees(known: KnownFeatures) -> None
 
 
 def test_features_of_a_topic_fire_together(known: KnownFeatures) -> None:
-    topic = known._topic_of
+    topic = known.topic_of
     together = np.corrcoef(fired(known, 10)[:, : known.n_free].T)
     same = (topic[:, None] == topic) & ~np.eye(known.n_free, dtype=bool)
     assert together[same].mean() > together[topic[:, None] != topic].mean() + 0.01
@@ -164,7 +164,7 @@ def test_recovery_is_what_it_says(seed: int, n: int, m: int, rows: int) -> None:
         assert np.isnan(found).all()
         return
 
-    def f1(i: int, j: int) -> float:
+    def f1(i: np.intp, j: np.intp) -> float:
         return 2 * (truth[:, i] & on[:, j]).sum() / (truth[:, i].sum() + on[:, j].sum())
 
     cos = np.array(
@@ -340,7 +340,7 @@ def test_peers_train_and_are_read_as_they_read_themselves(
     if not os.environ.get(PYTHONS[library]):
         pytest.skip(f"{PYTHONS[library]} is not set")
     bench = small_bench(tmp_path)
-    more = {"recipe": True, "normalise": True, "lr": 1e-3}
+    more: dict[str, Any] = {"recipe": True, "normalise": True, "lr": 1e-3}
     for case in (
         bench.case(library, kind, "default"),
         bench.case(library, kind, "grid", **more),

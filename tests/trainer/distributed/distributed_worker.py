@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -192,8 +192,9 @@ def alike(world: World, kind: str, split: bool) -> list[float]:
         one.update(x[own], layer[own], batch_position=place[own])
         whole.update(x, layer)
         row = torch.arange(40 * step, 40 * step + 40)
-        resample(Same(Batch(x[own], layer[own], row[own], None, place[own])), [one])
-        resample(Same(Batch(x, layer, row, None, place)), [whole])
+        part = Batch(x[own], layer[own], row[own], None, place[own])
+        resample(cast("Stream", Same(part)), [one])
+        resample(cast("Stream", Same(Batch(x, layer, row, None, place))), [whole])
     assert bias_of(whole).min() > -100, "nothing was resampled"
     tensors = {
         name: value

@@ -22,6 +22,7 @@ from trainer.evaluation.l0_levels import Levels
 from trainer.saes.build import build
 from trainer.saes.scaled_rows import ScaledRows
 from trainer.training import calibrate_group
+from trainer.training.run_stream import next_batch
 from trainer.training.train_group import Progress, train_group
 
 BATCH, STEPS, M = 256, 50, 64
@@ -228,7 +229,7 @@ def test_levels_are_those_of_a_plain_sort(
         1,
         2,
     ).requires_grad_(False)
-    sae.threshold += 0.1
+    sae.threshold.add_(0.1)
     x = [
         torch.randn(n, 8, generator=g) * torch.exp(spread * torch.randn(1, generator=g))
         for n in parts
@@ -271,10 +272,9 @@ def test_runs_of_a_group_share_one_pass_over_rows_held_out(
     for name, spec in specs.items():
         train_group(store, {str(tmp_path / "alone" / name): spec})
     read = []
-    plain = calibrate_group.next_batch
 
     def counted(*given: Any) -> Any:
-        read.append(plain(*given))
+        read.append(next_batch(*given))
         return read[-1]
 
     monkeypatch.setattr(calibrate_group, "next_batch", counted)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from typer.testing import CliRunner
 
 import actstore
@@ -15,7 +16,7 @@ import trainer
 from actstore.errors import CorruptError, HarvestWarning, ModelError, SpecError
 from actstore.store.store import Store
 from schemas.train import TrainSpec
-from tests.model.checkpoints import gpt2, saved, transformers, with_own_code
+from tests.model.checkpoints import gpt2, saved, with_own_code
 from trainer.cli import app
 from trainer.evaluation.metrics_of_model import model_metrics, subject_of
 from trainer.reports.report import report

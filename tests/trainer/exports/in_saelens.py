@@ -11,6 +11,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from sae_lens import SAE
@@ -21,7 +22,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 
 warnings.simplefilter("ignore")
-VARIANTS = {
+VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "standard": (StandardSAE, StandardSAEConfig, {}),
     "standard_other": (StandardSAE, StandardSAEConfig, {"apply_b_dec_to_input": False}),
     "topk": (TopKSAE, TopKSAEConfig, {"k": 4}),

@@ -149,7 +149,7 @@ def test_a_guess_that_is_too_high_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     p = problem(40, 6, 64, 0)
-    arguments = [tensor.detach() for tensor in (p["x"], p["weight"], p["bias"])]
+    arguments = (p["x"].detach(), p["weight"].detach(), p["bias"].detach())
     wanted = topk_select.batch_top_k_of_product(*arguments, 100)
     monkeypatch.setattr(topk_select, "first_threshold", lambda *_: 1e9)
     for a, b in zip(
@@ -211,7 +211,7 @@ def test_rows_and_latents_with_no_nonzero() -> None:
 
 def test_rows_are_searched_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(50, 6, 256, 3)
-    arguments = [tensor.detach() for tensor in (p["x"], p["weight"], p["bias"])]
+    arguments = (p["x"].detach(), p["weight"].detach(), p["bias"].detach())
     whole = (
         topk_select.top_k_of_product(*arguments, 4),
         topk_select.batch_top_k_of_product(*arguments, 150),
@@ -229,6 +229,11 @@ def test_rows_are_searched_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.allclose(a, b)
 
 
+def gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def test_a_step_gives_the_same_bits_twice_and_its_gradients_lie_as_the_weights_do() -> (
     None
 ):
@@ -239,9 +244,9 @@ def test_a_step_gives_the_same_bits_twice_and_its_gradients_lie_as_the_weights_d
         sae.zero_grad()
         step = sae.training_step(ScaledRows(x), 1.0, dead)
         step.loss.backward()
-        found.append([step.loss, *(p.grad for p in sae.parameters())])
+        found.append([step.loss, *map(gradient, sae.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert all(p.grad.stride() == p.stride() for p in sae.parameters())
+    assert all(gradient(p).stride() == p.stride() for p in sae.parameters())
 
 
 def test_under_autocast_selection_is_bfloat16s_and_the_rest_float32() -> None:

@@ -37,7 +37,7 @@ def test_where_the_page_goes(url: str, folder: str, name: str) -> None:
 )
 def test_a_page_without_a_place_is_refused(url: str) -> None:
     with pytest.raises(RunError, match="wanted a file"):
-        _folder_and_name(url)
+        report("nowhere", url)
 
 
 def test_a_report_of_one_run_on_memory(memory_url: str) -> None:

@@ -4,6 +4,7 @@ written now and then.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 
 from actstore.format.storage import Storage
 from schemas.records import StepRecord
-from trainer.runs import journal
 from trainer.runs.journal import Journal, read
 
 
@@ -77,7 +77,7 @@ def test_elsewhere_it_is_written_now_and_then_and_with_each_checkpoint(
     memory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, now = Storage(f"{memory_url}/run"), [0.0]
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     one, seen = Journal(storage), []
     for step in range(1, 11):
         one.add(record(step))
@@ -94,7 +94,7 @@ def test_a_slow_place_is_written_to_less_often(
     memory_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, now = Storage(f"{memory_url}/run"), [0.0]
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     real, puts = storage.put, []
 
     def put(key: str, data: bytes) -> None:

@@ -21,14 +21,13 @@ from actstore.harvesting.extend import extend
 from actstore.store.store import Store
 from schemas.records import EvalRecord, RunRecord, StoreOrigin
 from schemas.train import TrainSpec
-from tests.store.test_verify import grow
-from tests.support import SITES, make_store
+from tests.support import SITES, grow, make_store
 from trainer.cli import app
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_model import model_metrics
 from trainer.exports.export import export
 from trainer.imports.import_sae import import_sae
-from trainer.recipes.__main__ import _harvest
+from trainer.recipes.__main__ import main as run_recipes
 from trainer.reports.report import report
 from trainer.training.train_group import train_group
 
@@ -424,9 +423,9 @@ def store_of_a_model(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_a_recipe_takes_no_other_store(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store_tiny", n_units=2)
+    make_store(tmp_path / "store_tiny", n_units=2)
     with pytest.raises(
         RunError,
         match=r"a store of another spec is there .*model.name: wanted 'builtin:tiny'",
     ):
-        _harvest("tiny", store.url, "cpu")
+        run_recipes(["sweep_a_tiny", str(tmp_path)])

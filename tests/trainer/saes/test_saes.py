@@ -63,7 +63,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "inner": {"kind": "topk", "k": 3, **AUX, "n_latents": M},
     },
 }
-LAYERED = {
+LAYERED: dict[str, dict[str, Any]] = {
     "topk": {"per_layer_bias": True},
     "gated": {"per_layer_bias": True},
     "batch_topk": {"per_layer_bias": True, "per_layer_threshold": True},
@@ -271,7 +271,10 @@ def aux(
     return mse(again, error.detach()) / 32
 
 
-CASES = [(name, {}) for name in ALL] + sorted(LAYERED.items())
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ALL),
+    *sorted(LAYERED.items()),
+]
 
 
 @pytest.mark.parametrize(("name", "more"), CASES)

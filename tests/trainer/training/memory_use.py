@@ -8,6 +8,7 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from trainer.training.memory_estimate import fitting
 from trainer.training.train_group import train_group
 
 SITES = {"blocks.0.hook_mlp_out": 128, "blocks.1.hook_mlp_out": 128}
-KINDS = {"relu_l1": {"l1": 0.1}, "topk": {"k": 32}}
+KINDS: dict[str, dict[str, Any]] = {"relu_l1": {"l1": 0.1}, "topk": {"k": 32}}
 SIZES = {"relu_l1": (2048, 6144), "topk": (8192, 8192)}  # batch, latents
 
 
@@ -30,12 +31,14 @@ def main(folder: Path, kind: str) -> dict[str, float]:
     torch.set_num_threads(1)
     keep_freed_memory()
     draw = np.random.default_rng(0).standard_normal((2048, 128)).astype(np.float32)
-    options = {"n_units": 24, "unit_sequences": 16, "context": 64, "chunk_rows": 256}
     store = make_store(
         folder / "store",
         SITES,
         lambda _site, _sequence, position: draw[position],
-        **options,
+        n_units=24,
+        unit_sequences=16,
+        context=64,
+        chunk_rows=256,
     )
     batch, latents = SIZES[kind]
     for name in ("first", "second"):

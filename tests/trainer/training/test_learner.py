@@ -123,10 +123,10 @@ def test_micro_batches_are_one_big_batch(kind: str, n: int) -> None:
         ):
             assert torch.allclose(a, b, atol=2e-4), name
     assert torch.equal(whole.silent_rows, cut.silent_rows)
-    a, b = whole.interval(), cut.interval()
-    assert b.parts.keys() == a.parts.keys()
-    assert (b.loss, b.mse, b.l0, b.fvu) == pytest.approx(
-        (a.loss, a.mse, a.l0, a.fvu), rel=1e-4
+    wanted, made = whole.interval(), cut.interval()
+    assert made.parts.keys() == wanted.parts.keys()
+    assert (made.loss, made.mse, made.l0, made.fvu) == pytest.approx(
+        (wanted.loss, wanted.mse, wanted.l0, wanted.fvu), rel=1e-4
     )
 
 
@@ -218,7 +218,10 @@ def test_micro_batches_of_batch_topk_select_as_the_whole_batch(
 def test_micro_batches_of_several_sites_select_as_the_whole_batch(
     kind: str, inner: str
 ) -> None:
-    sae = {"kind": kind, "inner": {"kind": inner, "k": 3, "n_latents": M}}
+    sae: dict[str, Any] = {
+        "kind": kind,
+        "inner": {"kind": inner, "k": 3, "n_latents": M},
+    }
     sae |= {"skip": True} if kind == "transcoder" else {}
     g, found = torch.Generator().manual_seed(1), []
     data = torch.randn(5, 2, BATCH, SITES, D, generator=g)
@@ -556,9 +559,10 @@ def _silent(one: Learner, latents: list[int]) -> None:
 def test_new_directions_are_the_rows(kind: str) -> None:
     sae = build(spec_of(kind).sae, D, 1, SITES)
     sae.requires_grad_(False)
-    sae.b_dec += 0 if kind == "nsae" else torch.randn(D)
+    if kind != "nsae":
+        sae.b_dec.add_(torch.randn(D))
     if not sae.unit_decoder:
-        sae.W_dec *= 3
+        sae.W_dec.mul_(3)
     x, latents = torch.randn(2, D) * 5, torch.tensor([4, 20])
     living = [i for i in range(M) if i not in {4, 20}]
     replace(sae, latents, ScaledRows(x), 0.2)
@@ -589,7 +593,7 @@ def test_new_directions_of_transcoders_and_crosscoders() -> None:
     }
     sae = build(TrainSpec.model_validate({"store": "", "sae": raw}).sae, D, 1, SITES, 5)
     sae.requires_grad_(False)
-    sae.W_skip += 1
+    sae.W_skip.add_(1)
     x, y, latents = torch.randn(2, D), torch.randn(2, 5), torch.tensor([1, 2])
     replace(sae, latents, ScaledRows(x, target=y), 0.2)
     wanted = y - x @ sae.W_skip
@@ -651,7 +655,7 @@ def test_compiled_is_eager(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waited for.
     """
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    more = (
+    more: dict[str, Any] = (
         {"sae": {"kind": "nsae", "alpha": 0.05, "n_latents": M}}
         if kind == "nsae"
         else {}

@@ -36,7 +36,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "transcoder": {"mode": "pairs", "sites": IN, "targets": OUT, **RESCALED},
     "crosscoder": {"mode": "aligned", "sites": IN, **RESCALED},
 }
-INNER = {"relu_l1": {"l1": 0.05}, "topk": {"k": 3}}
+INNER: dict[str, dict[str, Any]] = {"relu_l1": {"l1": 0.05}, "topk": {"k": 3}}
 
 
 class StoppedError(Exception):
@@ -356,6 +356,7 @@ def test_a_run_goes_on_with_the_store_as_it_was_before_it_was_extended(
         )
     assert trainer.load(half).record.content_id == before
     assert trainer.load(last).record.content_id == grown.manifest.content_id
-    means = [trainer.load(run).mean_out for run in (half, last)]
-    assert means[0] is not None
-    assert not torch.equal(means[0], means[1])
+    mean_before, mean_now = (trainer.load(run).mean_out for run in (half, last))
+    assert mean_before is not None
+    assert mean_now is not None
+    assert not torch.equal(mean_before, mean_now)

@@ -42,7 +42,9 @@ class FakeRun:
     made: list[FakeRun] = []
 
     def __init__(self, **options: Any) -> None:
-        self.options, self.logged, self.finished = options, {}, False
+        self.options = options
+        self.logged: dict[int, dict[str, float]] = {}
+        self.finished = False
         FakeRun.made.append(self)
 
     def log(self, figures: dict[str, float], step: int) -> None:
@@ -54,11 +56,10 @@ class FakeRun:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    board, wandb = (
-        types.ModuleType("torch.utils.tensorboard"),
-        types.ModuleType("wandb"),
-    )
-    board.SummaryWriter, wandb.init = FakeWriter, FakeRun
+    board = types.ModuleType("torch.utils.tensorboard")
+    wandb = types.ModuleType("wandb")
+    monkeypatch.setattr(board, "SummaryWriter", FakeWriter, raising=False)
+    monkeypatch.setattr(wandb, "init", FakeRun, raising=False)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     FakeWriter.made, FakeRun.made = [], []

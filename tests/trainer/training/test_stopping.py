@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save as save_tensors
 
 import actstore
+from actstore.format.storage import Storage
 from actstore.machine import stop_signals
 from actstore.machine.stop_signals import Stopped, signals
 from actstore.store.store import Store
@@ -113,9 +115,7 @@ def test_checkpoints_by_time_change_nothing(
     saved: list[list[int]] = []
 
     def report(now: Progress) -> None:
-        saved.append(
-            checkpoint.steps(actstore.format.storage.Storage(str(tmp_path / "often")))
-        )
+        saved.append(checkpoint.steps(Storage(str(tmp_path / "often"))))
 
     often = spec(store.url, checkpoint_minutes=1e-9, keep=3)
     train_group(store, {str(tmp_path / "often"): often}, report=report)
@@ -176,13 +176,13 @@ def test_a_signal_ends_it_behind_the_step_and_it_goes_on_from_there(
 def test_one_more_signal_ends_it_while_it_saves_and_no_part_is_taken_for_whole(
     store: Store, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, real = tmp_path / "cut", checkpoint.save_tensors
+    run = tmp_path / "cut"
     made = spec(store.url, checkpoint_every=10)  # which changes nothing
 
     def interrupted(tensors: Any) -> bytes:
         if (run / "checkpoints/step-00000017/weights.safetensors").exists():
             signal.raise_signal(signal.SIGINT)
-        return real(tensors)
+        return save_tensors(tensors)
 
     with monkeypatch.context() as patch, signals() as stop:
         patch.setattr(checkpoint, "save_tensors", interrupted)
@@ -190,7 +190,7 @@ def test_one_more_signal_ends_it_while_it_saves_and_no_part_is_taken_for_whole(
             train_group(store, {str(run): made}, report=at(17), stop=stop)
     assert (stopped.value.number, stopped.value.saved) == (signal.SIGINT, "")
     assert (run / "checkpoints/step-00000017/weights.safetensors").exists()
-    assert checkpoint.steps(actstore.format.storage.Storage(str(run))) == [10]
+    assert checkpoint.steps(Storage(str(run))) == [10]
     assert not list(run.rglob(".tmp-*"))
     train_group(store, {str(run): made}, resume=True)
     same(run, whole)

@@ -19,6 +19,7 @@ from actstore.store.store import Store
 from tests.cli.conftest import Cli, cli  # noqa: F401 (a fixture)
 from tests.support import make_store
 from trainer.evaluation import metrics_of_rows
+from trainer.evaluation.metric_definitions import layer_sums
 from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.runs.journal import read
 from trainer.training import final_summary
@@ -240,12 +241,13 @@ def test_many_latents_are_evaluated_in_small_blocks(
         ]
         == 0
     )
-    sae, sizes, real = trainer.load(out), [], metrics_of_rows.layer_sums
+    sae = trainer.load(out)
+    sizes = []
     whole, _ = evaluate_rows(sae, store)
 
     def sums(x: Any, *more: Any) -> Any:
         sizes.append(len(x))
-        return real(x, *more)
+        return layer_sums(x, *more)
 
     monkeypatch.setattr(metrics_of_rows, "layer_sums", sums)
     monkeypatch.setattr(metrics_of_rows, "BLOCK_LATENTS", 10 * 64)

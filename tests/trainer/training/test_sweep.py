@@ -91,7 +91,7 @@ def test_any_field_varies_and_names_are_those_of_folders(store: Store) -> None:
 
 
 def test_runs_share_a_pass_only_where_they_see_the_same_rows(store: Store) -> None:
-    free = {
+    free: dict[str, list[Any]] = {
         "seed": [0, 1],
         "stream.rescale": ["none", "log"],
         "stream.center": [True, False],

@@ -24,6 +24,7 @@ from actstore.stream.rescale import rescaling
 from schemas.records import RunRecord
 from schemas.sae import SaeSpec
 from schemas.source import ModelSource
+from schemas.stream import Rescale
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
@@ -36,8 +37,9 @@ from trainer.evaluation.metrics_of_model import (
 from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build
+from trainer.training.row_scaling import layer_norms
 from trainer.training.sweep import expand, groups
-from trainer.training.train_group import layer_norms, train_group
+from trainer.training.train_group import train_group
 from trainer.training.train_spec import load_spec
 
 
@@ -135,7 +137,7 @@ def test_every_kind_trains_loads_and_folds(
 @pytest.mark.parametrize("rescale", ["none", "linear"])
 @pytest.mark.parametrize("center", [False, True])
 def test_the_norms_that_nsae_weighs_by_are_those_of_the_rows_it_sees(
-    store: Store, rescale: str, center: bool
+    store: Store, rescale: Rescale, center: bool
 ) -> None:
     factors = rescaling(store, store.sites, rescale, center)
     norms = layer_norms(store, store.sites, factors)

@@ -46,8 +46,10 @@ class Waits(TorchDispatchMode):
     """
 
     def __init__(self, on: str) -> None:
-        super().__init__()
-        self.on, self.found, self.shapes = on, [], []  # type: ignore[var-annotated]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.on = on
+        self.found: list[str] = []
+        self.shapes: list[tuple[str, list[tuple[int, ...]]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
