@@ -11,6 +11,8 @@ used.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +45,26 @@ _MODULES = {
     "import_activations": "actstore.importing.import_activations",
     "open": "actstore.store.open_store",
 }
+
+
+def _check_schemas() -> None:
+    """Check that `schemas` is the package that comes with this one.
+
+    Raises:
+        ImportError: A file of that name, such as one beside the user's script, hides it.
+    """
+    ours = Path(__file__).parent.parent / "schemas" / "__init__.py"
+    found = find_spec("schemas")
+    if found is None or found.origin is None or not ours.exists():
+        return
+    if not ours.samefile(found.origin):
+        raise ImportError(
+            f"{found.origin} hides the package `schemas` that actstore comes with; give"
+            " that file another name"
+        )
+
+
+_check_schemas()
 
 
 def __getattr__(name: str) -> Any:

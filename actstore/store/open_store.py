@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
 from actstore.store.store import Store
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @overload
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: Literal[False] = False,
@@ -24,7 +26,7 @@ def open(  # noqa: A001
 
 @overload
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: Literal[True],
@@ -33,15 +35,18 @@ def open(  # noqa: A001
 
 @overload
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: bool,
 ) -> Store | FollowedStore: ...
 
 
+@checked(
+    url=arguments.folder, options=optional(arguments.mapping), follow=arguments.flag
+)
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: bool = False,
@@ -49,17 +54,17 @@ def open(  # noqa: A001
     """Open a finished store.
 
     Args:
-        url: a folder, or any URL that fsspec knows.
-        options: for the file system, such as credentials.
-        follow: open a store that is still being harvested. This waits until its first
+        url: A folder, or any URL that fsspec knows.
+        options: For the file system, such as credentials.
+        follow: Open a store that is still being harvested. This waits until its first
             group of units is committed; it can then be streamed with
             `StreamSpec(follow=True)` (see `store/followed.py`).
 
     Raises:
-        NotAStoreError: there is no store.
-        UnfinishedError: the harvest has not ended.
-        FormatVersionError: a newer actstore has written it.
-        CorruptError: its manifest, or what it counts, cannot be.
+        NotAStoreError: There is no store.
+        UnfinishedError: The harvest has not ended.
+        FormatVersionError: A newer actstore has written it.
+        CorruptError: Its manifest, or what it counts, cannot be.
 
     Examples:
         >>> import actstore

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as save_tensors
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.format.storage import Storage
 from actstore.store.open_store import open as open_store
 from actstore.store.store import Store
@@ -43,11 +46,17 @@ class Imported(NamedTuple):
     notes: tuple[str, ...]
 
 
+@checked(
+    folder=arguments.folder,
+    out=arguments.folder,
+    site=optional(arguments.text),
+    scale=optional(arguments.positive),
+)
 def import_sae(
-    folder: str,
-    out: str,
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     site: str | None = None,
-    store: str | Store | None = None,
+    store: str | os.PathLike[str] | Store | None = None,
     scale: float | None = None,
 ) -> Imported:
     """Make a run of an SAE in a folder of SAELens or dictionary_learning.
@@ -81,7 +90,9 @@ def import_sae(
     target = Storage(out)
     if not target.is_empty():
         raise RunError(f"{out}: it is not empty; choose another --out")
-    opened = open_store(store) if isinstance(store, str) else store
+    folder = os.fspath(folder)
+    out = os.fspath(out)
+    opened = _opened(store)
     foreign = read_folder(folder)
     site = site or foreign.site
     if site is None:
@@ -106,6 +117,12 @@ def import_sae(
     # Last, since it is what makes the folder a finished run.
     target.put("sae.json", record.to_json().encode())
     return Imported(record, foreign.notes)
+
+
+def _opened(store: str | os.PathLike[str] | Store | None) -> Store | None:
+    if store is None or isinstance(store, Store):
+        return store
+    return open_store(store)
 
 
 def read_folder(folder: str) -> Foreign:

@@ -59,6 +59,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         types.ModuleType("wandb"),
     )
     board.SummaryWriter, wandb.init = FakeWriter, FakeRun
+    settings = types.SimpleNamespace(mode="online")
+    wandb.setup = lambda: types.SimpleNamespace(settings=settings)
+    wandb.login = lambda prompt: True
+    wandb.errors = types.SimpleNamespace(Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     FakeWriter.made, FakeRun.made = [], []
