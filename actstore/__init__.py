@@ -51,7 +51,7 @@ def _check_schemas() -> None:
     """Check that `schemas` is the package that comes with this one.
 
     Raises:
-        ImportError: A file of that name, such as one beside the user's script, hides it.
+        ImportError: A file of that name hides it, such as one beside a user's script.
     """
     ours = Path(__file__).parent.parent / "schemas" / "__init__.py"
     found = find_spec("schemas")

@@ -35,7 +35,7 @@ Check = Callable[[Any], Any]
 """Returns the value that a function gets, or raises Refused."""
 
 _SHOWN = 80  # characters of a value that a message repeats
-_OPTION = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])")
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])")
 
 
 class Refused(Exception):  # noqa: N818 (it never leaves this module)
@@ -86,6 +86,8 @@ def checked(
                 _tell_arguments(error)
                 raise
 
+        # For the test that holds every public function to its checks.
+        wrapper.__dict__["checks"] = checks
         return wrapper
 
     return decorate
@@ -232,6 +234,17 @@ def text(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value
     raise Refused("text that is not empty")
+
+
+def text_such_as(example: str) -> Check:
+    """Return a check that takes text, of which it gives an example where it refuses."""
+
+    def taken(value: Any) -> str:
+        if isinstance(value, str) and value.strip():
+            return value
+        raise Refused(f"text, such as {example!r}")
+
+    return taken
 
 
 def device(value: Any) -> str:

@@ -43,7 +43,7 @@ from schemas.manifest import BlockRecord, StoreManifest
     trust_remote_code=arguments.flag,
     model=optional(arguments.module),
     device=arguments.device,
-    worker=optional(arguments.text),
+    worker=optional(arguments.text_such_as("3/8")),
     options=optional(arguments.mapping),
     progress=optional(arguments.callback),
 )

@@ -34,7 +34,7 @@ from schemas.harvest import HarvestSpec
     out=arguments.folder,
     model=optional(arguments.module),
     device=arguments.device,
-    worker=optional(arguments.text),
+    worker=optional(arguments.text_such_as("3/8")),
     options=optional(arguments.mapping),
     progress=optional(arguments.callback),
 )

@@ -53,8 +53,4 @@ def resolve_spec(
         if array.ndim == 2:
             fields.setdefault("context", array.shape[1])
         fields.setdefault("tokens", array.size)
-    # A plain name stands for a source of that name: `"model": "gpt2"`.
-    for key in ("model", "corpus"):
-        if isinstance(fields.get(key), str):
-            fields[key] = {"name": fields[key]}
     return validated(HarvestSpec, fields, where, options)

@@ -91,8 +91,8 @@ def import_activations(
         site: The name of the one site, where arrays or files have none.
         keys: Which arrays of the files to take; none: all that can be sites.
         tokens: Token ids of the same rows, integers [n_sequences, context] or [n]: an
-            array or, beside files, a path. -1 is padding, a row that is not kept, wherever it stands;
-            the others keep their positions.
+            array or, beside files, a path. -1 is padding, a row that is not kept,
+            wherever it stands; the others keep their positions.
         token_key: The name of the token ids in their file, or beside the activations.
         format: The files' format; `auto`: told from their names.
         context: Tokens per sequence, where rows [n, d] are whole sequences one after

@@ -13,6 +13,7 @@ from safetensors.torch import save as save_tensors
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.errors import SpecError
 from actstore.format.storage import Storage
 from actstore.store.open_store import open as open_store
 from actstore.store.store import Store
@@ -122,6 +123,10 @@ def import_sae(
 def _opened(store: str | os.PathLike[str] | Store | None) -> Store | None:
     if store is None or isinstance(store, Store):
         return store
+    if not isinstance(store, (str, os.PathLike)):
+        raise SpecError(
+            f"import_sae: store: wanted a Store, a path or a URL, got {store!r}"
+        )
     return open_store(store)
 
 

@@ -1,9 +1,9 @@
 """One process at a time writes a run.
 
-Two that resumed the same run would write their records and checkpoints into one another.
-A lock on the run's folder prevents that on one machine; the system frees it when the
-process ends, however it ends. Elsewhere than on a local disk there are no such locks,
-and nothing is prevented.
+Two that resumed the same run would mix their records and checkpoints. A lock on the
+run's folder prevents that on one machine; the system frees it when the process ends,
+however it ends. Elsewhere than on a local disk there are no such locks, and nothing is
+prevented.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def train(
         'topk'
     """
     if spec is None:
-        raise SpecError("train: spec: wanted a TrainSpec, got None")
+        raise SpecError("train: wanted a TrainSpec, a dict of its fields, or a file")
     settings = Settings(
         device=device,
         resume=resume,
@@ -235,7 +235,7 @@ def sweep(
         verbose=verbose,
     )
     is_spec = isinstance(spec, SweepSpec)
-    where = "the sweep" if is_spec else source_name(spec, "the sweep")
+    where = "the sweep" if is_spec else source_name(spec, "the sweep", "a SweepSpec")
     with under_torchrun(device, shard_dictionary) as world:
         specs = expand(load_sweep(spec, arguments.path_or_none(store)), where)
         url_of = {name: f"{run_folder(out)}/{name}" for name in specs}

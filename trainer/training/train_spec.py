@@ -98,7 +98,7 @@ def load_spec(
         source = source.model_dump()
     where = "the options"
     if source is not None:
-        where = source_name(source, "the spec")
+        where = source_name(source, "the spec", "a TrainSpec")
     if source is None:
         raw: dict[str, Any] = {}
     elif isinstance(source, Mapping):
@@ -117,7 +117,7 @@ def load_spec(
     return validated(TrainSpec, values, where, placed.options)
 
 
-def source_name(source: object, spec_name: str) -> str:
+def source_name(source: object, spec_name: str, wanted: str) -> str:
     """Return what errors call keys and values: their file, or the name that is given.
 
     Raises:
@@ -132,8 +132,8 @@ def source_name(source: object, spec_name: str) -> str:
     elif isinstance(source, Mapping):
         return spec_name
     raise SpecError(
-        f"{spec_name}: wanted a TrainSpec (of a sweep a SweepSpec), a dict of its"
-        f" fields, or the path of a YAML file, got {type(source).__name__}"
+        f"{spec_name}: wanted {wanted}, a dict of its fields, or the path of a YAML"
+        f" file, got {type(source).__name__}"
     )
 
 
@@ -231,7 +231,7 @@ def load_sweep(
 
     if isinstance(source, SweepSpec):
         source = source.model_dump()
-    where = source_name(source, "the sweep")
+    where = source_name(source, "the sweep", "a SweepSpec")
     raw = dict(source) if isinstance(source, Mapping) else _yaml(where)
     if store is not None:
         raw["base"] = {**_section(raw, "base", where), "store": store}
@@ -256,10 +256,17 @@ def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
 def _yaml(path: str) -> dict[str, Any]:
     import yaml
 
-    from actstore.errors import SpecError
+    from actstore.errors import CorruptError, ObjectError, SpecError
 
     storage, name = _storage_and_name(path)
-    text = storage.read(name)
+    try:
+        text = storage.read(name)
+    except CorruptError:  # a kind of ObjectError, but the file is there
+        raise
+    except ObjectError:
+        raise SpecError(
+            f"{path}: there is no such file; wanted a YAML file of a spec"
+        ) from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
