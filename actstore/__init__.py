@@ -4,6 +4,11 @@
     store = actstore.open("s3://team/gpt2-mlp")
     for batch in store.stream(StreamSpec(batch=4096)): ...
 
+What the commands of `actstore` do, these functions do: `harvest`, `extend`,
+`import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
+`verify`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
+`store.manifest`, `store.norms`.
+
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
 """
@@ -16,9 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actstore.harvesting.estimate import Prices, estimate
     from actstore.harvesting.extend import extend
     from actstore.harvesting.harvest import harvest
     from actstore.importing.import_activations import import_activations
+    from actstore.inspect.doctor import examine
+    from actstore.inspect.list_stores import stores
+    from actstore.inspect.verify import verify
+    from actstore.model.site_list import sites
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -27,23 +37,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "HarvestSpec",
+    "Prices",
     "Store",
     "StreamSpec",
     "__version__",
+    "estimate",
+    "examine",
     "extend",
     "harvest",
     "import_activations",
     "open",
+    "sites",
+    "stores",
+    "verify",
 ]
 
 _MODULES = {
     "HarvestSpec": "schemas.harvest",
+    "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "estimate": "actstore.harvesting.estimate",
+    "examine": "actstore.inspect.doctor",
     "extend": "actstore.harvesting.extend",
     "harvest": "actstore.harvesting.harvest",
     "import_activations": "actstore.importing.import_activations",
     "open": "actstore.store.open_store",
+    "sites": "actstore.model.site_list",
+    "stores": "actstore.inspect.list_stores",
+    "verify": "actstore.inspect.verify",
 }
 
 

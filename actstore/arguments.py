@@ -298,6 +298,17 @@ def module(value: Any) -> Any:
     raise Refused("a module in memory (torch.nn.Module; a name goes into the spec)")
 
 
+def one_of(kind: type) -> Check:
+    """Return a check that takes an instance of a class."""
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        raise Refused(f"a {kind.__name__}")
+
+    return taken
+
+
 def mapping(value: Any) -> dict[str, Any]:
     """Take keys and values, whose keys are text, and return a dict."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):

@@ -40,6 +40,11 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Any, ...]] = {
     actstore.extend: ("no store",),
     actstore.open: ("no store",),
     actstore.import_activations: (np.ones((8, 4), np.float32), "out"),
+    actstore.estimate: (HARVEST,),
+    actstore.sites: ("builtin:tiny",),
+    actstore.stores: ("no folder",),
+    actstore.verify: ("no store",),
+    actstore.examine: (),
     trainer.train: (TRAIN, "out"),
     trainer.sweep: (SWEEP, "out"),
     trainer.evaluate: ("no run",),
@@ -53,6 +58,8 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Any, ...]] = {
 OWN = {
     "harvest": {"spec", "tokens", "tokenizer"},
     "extend": {"source", "tokenizer"},
+    "estimate": {"spec", "tokens", "tokenizer"},
+    "verify": {"store"},
     "import_activations": {"source", "tokens", "stored"},
     "train": {"spec"},
     "sweep": {"spec"},
@@ -223,6 +230,7 @@ def test_what_a_check_takes_and_refuses(
             ),
             "sead",
         ),
+        (lambda: actstore.verify(3), "verify: store: wanted a Store"),  # type: ignore[arg-type]
         (lambda: trainer.import_sae("none", "out", store=3), "wanted a Store"),  # type: ignore[arg-type]
     ],
 )

@@ -7,12 +7,33 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.errors import SpecError
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
 from actstore.store.store import Store
 
 if TYPE_CHECKING:
     from actstore.store.followed import FollowedStore
+
+
+def opened(store: object, function: str) -> Store:
+    """Return a store that is open already, or that lies at a path or URL.
+
+    Args:
+        store: The store, a folder or a URL.
+        function: The function that it was given to, for errors.
+
+    Raises:
+        SpecError: It is neither.
+    """
+    if isinstance(store, Store):
+        return store
+    if isinstance(store, (str, os.PathLike)):
+        return open(store)
+    raise SpecError(
+        f"{function}: store: wanted a Store, a path or a URL, got"
+        f" {type(store).__name__}"
+    )
 
 
 @overload

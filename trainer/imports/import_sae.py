@@ -13,9 +13,8 @@ from safetensors.torch import save as save_tensors
 
 from actstore import arguments
 from actstore.arguments import checked, optional
-from actstore.errors import SpecError
 from actstore.format.storage import Storage
-from actstore.store.open_store import open as open_store
+from actstore.store.open_store import opened
 from actstore.store.store import Store
 from actstore.stream.rescale import rescaling
 from schemas.records import RunRecord, StoreOrigin
@@ -93,7 +92,7 @@ def import_sae(
         raise RunError(f"{out}: it is not empty; choose another --out")
     folder = os.fspath(folder)
     out = os.fspath(out)
-    opened = _opened(store)
+    known_store = _opened(store)
     foreign = read_folder(folder)
     site = site or foreign.site
     if site is None:
@@ -101,11 +100,11 @@ def import_sae(
             f"{folder}: it does not say which site it is of; give --site, as the store"
             " names it"
         )
-    if opened is not None:
-        _check_fits(opened, site, foreign.plain, folder)
-    factor = _factor(foreign, folder, site, opened, scale)
+    if known_store is not None:
+        _check_fits(known_store, site, foreign.plain, folder)
+    factor = _factor(foreign, folder, site, known_store, scale)
     sae = to_sae(foreign.plain, folder)
-    record = _record(foreign, sae, site, opened, out, scale)
+    record = _record(foreign, sae, site, known_store, out, scale)
     tensors = {
         name: value.detach().contiguous() for name, value in sae.state_dict().items()
     }
@@ -121,13 +120,7 @@ def import_sae(
 
 
 def _opened(store: str | os.PathLike[str] | Store | None) -> Store | None:
-    if store is None or isinstance(store, Store):
-        return store
-    if not isinstance(store, (str, os.PathLike)):
-        raise SpecError(
-            f"import_sae: store: wanted a Store, a path or a URL, got {store!r}"
-        )
-    return open_store(store)
+    return None if store is None else opened(store, "import_sae")
 
 
 def read_folder(folder: str) -> Foreign:
