@@ -4,6 +4,11 @@
     store = actstore.open("s3://team/gpt2-mlp")
     for batch in store.stream(StreamSpec(batch=4096)): ...
 
+What the commands of `actstore` do, these functions do: `harvest`, `extend`,
+`import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
+`verify`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
+`store.manifest`, `store.norms`.
+
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
 """
@@ -11,12 +16,19 @@ used.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actstore.harvesting.estimate import Prices, estimate
     from actstore.harvesting.extend import extend
     from actstore.harvesting.harvest import harvest
     from actstore.importing.import_activations import import_activations
+    from actstore.inspect.doctor import examine
+    from actstore.inspect.list_stores import stores
+    from actstore.inspect.verify import verify
+    from actstore.model.site_list import sites
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -25,24 +37,56 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "HarvestSpec",
+    "Prices",
     "Store",
     "StreamSpec",
     "__version__",
+    "estimate",
+    "examine",
     "extend",
     "harvest",
     "import_activations",
     "open",
+    "sites",
+    "stores",
+    "verify",
 ]
 
 _MODULES = {
     "HarvestSpec": "schemas.harvest",
+    "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "estimate": "actstore.harvesting.estimate",
+    "examine": "actstore.inspect.doctor",
     "extend": "actstore.harvesting.extend",
     "harvest": "actstore.harvesting.harvest",
     "import_activations": "actstore.importing.import_activations",
     "open": "actstore.store.open_store",
+    "sites": "actstore.model.site_list",
+    "stores": "actstore.inspect.list_stores",
+    "verify": "actstore.inspect.verify",
 }
+
+
+def _check_schemas() -> None:
+    """Check that `schemas` is the package that comes with this one.
+
+    Raises:
+        ImportError: A file of that name hides it, such as one beside a user's script.
+    """
+    ours = Path(__file__).parent.parent / "schemas" / "__init__.py"
+    found = find_spec("schemas")
+    if found is None or found.origin is None or not ours.exists():
+        return
+    if not ours.samefile(found.origin):
+        raise ImportError(
+            f"{found.origin} hides the package `schemas` that actstore comes with; give"
+            " that file another name"
+        )
+
+
+_check_schemas()
 
 
 def __getattr__(name: str) -> Any:

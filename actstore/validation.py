@@ -190,6 +190,10 @@ def _unknown_key(root: Node, field: FieldLocation) -> str:
         if elsewhere:
             suggestion = elsewhere[0]
     hint = f"did you mean {suggestion}?" if suggestion else "check its spelling"
+    if suggestion == field.path:
+        # A dotted path, as a sweep and the messages here write it, for a key.
+        nested = ": {".join(repr(name) for name in suggestion.split("."))
+        hint = f"keys are nested: {{{nested}: ...{'}' * (suggestion.count('.') + 1)}"
     return f"{field.path}: there is no such key; {hint}"
 
 
@@ -335,7 +339,7 @@ def _locate(root: Node, location: tuple[int | str, ...]) -> FieldLocation:
         if step in kinds:
             node = {"$ref": kinds[step]}
             continue
-        parent = _resolved(root, node)
+        parent = _with_fields(root, node)
         # A key that is unknown, or any key where the schema is not known.
         if "properties" in parent or not root:
             path.append(str(step))
@@ -366,6 +370,16 @@ def _alternative_with(root: Node, node: Node, key: int | str) -> Node:
     for part in resolved.get("anyOf", ()):
         alternative = _resolved(root, part)
         if key in alternative.get("properties", {}):
+            return alternative
+    return resolved
+
+
+def _with_fields(root: Node, node: Node) -> Node:
+    """Return the alternative of a schema that has fields, or else the schema."""
+    resolved = _resolved(root, node)
+    for part in resolved.get("anyOf", ()):
+        alternative = _resolved(root, part)
+        if "properties" in alternative:
             return alternative
     return resolved
 

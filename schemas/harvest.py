@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from schemas.base import Count, Digest, Names, Schema, Size
 from schemas.source import (
@@ -121,6 +121,12 @@ class HarvestSpec(Schema):
     compile: bool = Field(
         default=False, description="compile the model with torch.compile"
     )
+
+    @field_validator("model", "corpus", mode="before")
+    @classmethod
+    def _plain_name(cls, source: Any) -> Any:
+        # A plain name stands for a source of that name: `"model": "gpt2"`.
+        return {"name": source} if isinstance(source, str) else source
 
 
 class Layout(Schema):

@@ -5,7 +5,7 @@
     latents = sae.encode(x, "blocks.3.hook_mlp_out")
     trainer.evaluate("runs/topk").pooled.fvu
 
-Everything that the command line does is a function here: `train`, `sweep`, `evaluate`,
+What the commands of `trainer` do, these functions do: `train`, `sweep`, `evaluate`,
 `calibrate`, `report`, `export`, `import_sae`; `load` gives a trained SAE. The specs
 that they take, and the records that they return, are here too. Importing this package
 loads nothing heavy; a name is loaded when it is first used.
@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actstore.machine.stop_signals import Stopped
     from schemas.records import EvalRecord, RunRecord
     from schemas.sae import (
         BatchTopK,
@@ -54,6 +55,7 @@ __all__ = [
     "Resampling",
     "RowFilter",
     "RunRecord",
+    "Stopped",
     "StreamSpec",
     "SweepSpec",
     "TopK",
@@ -83,6 +85,7 @@ _WHERE = {
     "TrainedSae": "trainer.runs.trained_sae",
     "EvalRecord": "schemas.records",
     "RunRecord": "schemas.records",
+    "Stopped": "actstore.machine.stop_signals",
     "TrainSpec": "schemas.train",
     "SweepSpec": "schemas.train",
     "Optimiser": "schemas.train",

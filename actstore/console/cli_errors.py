@@ -19,6 +19,7 @@ from typing import Any
 
 import typer
 
+from actstore.arguments import options_are_known
 from actstore.console.cli_output import flushed, reader_left, survive_any_encoding
 from actstore.errors import ActstoreError
 from actstore.machine.stop_signals import Stopped, signals
@@ -71,7 +72,7 @@ def run(app: Callable[[], Any]) -> None:
 
 def _run(app: Callable[[], Any]) -> None:
     try:
-        with signals():
+        with signals(), options_are_known():
             app()
     except ActstoreError as error:
         if os.environ.get(DEBUG):

@@ -81,6 +81,11 @@ class Storage:
             self._fs, root = file_system(self.url, **self._filesystem_options())
         self._root = root.rstrip("/")
         if isinstance(self._fs, LocalFileSystem):
+            if self.options:
+                raise StorageError(
+                    f"{self.url}: a local folder takes no options, got"
+                    f" {', '.join(self.options)}; leave them out"
+                )
             self.local = Path(self._root or "/")
         self._files = LocalFiles(self._root)
 

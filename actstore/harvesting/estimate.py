@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import CorpusError
 from actstore.format.statistics import UnitStats
 from actstore.harvesting.codec_timing import time_codec
@@ -89,6 +91,13 @@ class _Times(NamedTuple):
     read: float
 
 
+@checked(
+    model=optional(arguments.module),
+    device=arguments.device,
+    batches=arguments.count,
+    bandwidth=optional(arguments.positive),
+    prices=optional(arguments.one_of(Prices)),
+)
 def estimate(
     spec: HarvestSpec | Mapping[str, Any],
     *,
@@ -100,17 +109,40 @@ def estimate(
     bandwidth: float | None = None,
     prices: Prices | None = None,
 ) -> HarvestEstimate:
-    """Estimate what a harvest will take; other arguments are those of `harvest`.
+    """Estimate what a harvest will take, from a few batches; nothing is written.
 
     Args:
+        spec: As in `harvest`.
+        model: As in `harvest`.
+        tokens: As in `harvest`.
+        tokenizer: As in `harvest`.
+        device: As in `harvest`.
         batches: How many batches the model is run on.
         bandwidth: Bytes per second of the storage, where it is slow; None: it is no
             slower than decoding.
         prices: What storage and device cost.
 
+    Returns:
+        Rows, bytes under each codec, objects, memory, seconds, costs, and the number of
+        SAE runs from which storing beats rerunning the model.
+
     Raises:
         SpecError, SiteError, ModelError, CorpusError, NumericsError: As `harvest` does
             for a spec, a model, a site or a corpus that cannot be used.
+
+    Examples:
+        >>> import actstore
+        >>> spec = {
+        ...     "model": "builtin:mini",
+        ...     "corpus": "builtin:stdlib",
+        ...     "sites": "blocks.*.hook_mlp_out",
+        ...     "tokens": 1_000_000,
+        ... }
+        >>> estimate = actstore.estimate(spec)
+        >>> estimate.rows
+        1000064
+        >>> estimate.codecs["lz4"].ratio < 1
+        True
     """
     harvest_spec = resolve_spec(spec, model, tokens)
     loaded = load_or_wrap(harvest_spec.model, model, tokenizer, device)

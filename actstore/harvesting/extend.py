@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 from torch import nn
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import CorpusError, ModelError, SpecError
 from actstore.format import object_keys
 from actstore.format.json_records import read_record
@@ -33,10 +36,21 @@ from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import BlockRecord, StoreManifest
 
 
+@checked(
+    out=arguments.folder,
+    sites=optional(arguments.names),
+    tokens=optional(arguments.count),
+    trust_remote_code=arguments.flag,
+    model=optional(arguments.module),
+    device=arguments.device,
+    worker=optional(arguments.text_such_as("3/8")),
+    options=optional(arguments.mapping),
+    progress=optional(arguments.callback),
+)
 def extend(
-    out: str,
+    out: str | os.PathLike[str],
     *,
-    sites: str | tuple[str, ...] | None = None,
+    sites: str | Sequence[str] | None = None,
     tokens: int | None = None,
     model: nn.Module | None = None,
     source: Any = None,
@@ -55,7 +69,7 @@ def extend(
     names the earlier content id as its parent. The same call resumes.
 
     Args:
-        out: The store, any fsspec URL or a folder.
+        out: The store: a folder, or any fsspec URL.
         sites: Names or patterns of the sites to add.
         tokens: How many tokens to add.
         model: The module that was harvested from memory, if it was.
@@ -142,13 +156,11 @@ def extend(
 
 
 def _check_asked(
-    sites: str | tuple[str, ...] | None, tokens: int | None, source: Any
+    sites: str | Sequence[str] | None, tokens: int | None, source: Any
 ) -> None:
     """Raise SpecError for what no extension can be, before the model is loaded."""
     if (sites is None) == (tokens is None):
         raise SpecError("extend wants either more sites or more tokens, one at a time")
-    if isinstance(tokens, bool):
-        raise SpecError(f"extend: tokens is {tokens}; wanted a count, such as 500k")
     if source is None:
         return
     # It refuses what holds no tokens.
@@ -185,7 +197,7 @@ def _extendable(storage: Storage) -> StoreManifest:
 
 
 def _extended_spec(
-    parent: StoreManifest, sites: str | tuple[str, ...] | None, tokens: int | None
+    parent: StoreManifest, sites: str | Sequence[str] | None, tokens: int | None
 ) -> HarvestSpec:
     """Return the spec that would have harvested just what is to be added."""
     changes: dict[str, Any]
@@ -195,8 +207,7 @@ def _extended_spec(
     elif isinstance(sites, str):
         changes = {"sites": (sites,)}
     else:
-        # What is no list of names is told as such below.
-        changes = {"sites": sites}
+        changes = {"sites": tuple(sites)}
     # What is asked for comes from a user, so it is checked as in a spec of its own; all
     # else stays as it was recorded, down to what was set and what was left out.
     whole = {**parent.spec.model_dump(), **changes}

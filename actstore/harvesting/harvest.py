@@ -5,12 +5,15 @@ Corpus, model and sites become a plan, and the plan becomes a store.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 from torch import nn
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.format.storage import Storage
 from actstore.harvesting.harvest_plan import make_plan
 from actstore.harvesting.harvest_spec import resolve_spec
@@ -27,9 +30,17 @@ from actstore.text.sequences import separator_token, sequencer
 from schemas.harvest import HarvestSpec
 
 
+@checked(
+    out=arguments.folder,
+    model=optional(arguments.module),
+    device=arguments.device,
+    worker=optional(arguments.text_such_as("3/8")),
+    options=optional(arguments.mapping),
+    progress=optional(arguments.callback),
+)
 def harvest(
     spec: HarvestSpec | Mapping[str, Any],
-    out: str,
+    out: str | os.PathLike[str],
     *,
     model: nn.Module | None = None,
     tokens: Any = None,
@@ -46,7 +57,7 @@ def harvest(
     Args:
         spec: What to harvest: a HarvestSpec, or a dict of its fields (`model` and
             `corpus` may be plain names).
-        out: Where the store goes, any fsspec URL or a folder.
+        out: Where the store goes: a folder, or any fsspec URL.
         model: Instead of `spec.model`, a module in memory. Sites are TransformerLens
             hook names (of a Hugging Face model whose family it knows, a
             TransformerBridge or a HookedTransformer), or the names of the module's

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actstore.errors import SpecError
 from actstore.format.token_ids import token_array
 from actstore.validation import Options, validated
 from schemas.harvest import HarvestSpec
@@ -37,6 +38,11 @@ def resolve_spec(
     array = None if tokens is None else token_array(tokens)
     if isinstance(spec, HarvestSpec):
         return spec
+    if not isinstance(spec, Mapping):
+        raise SpecError(
+            f"{where}: wanted a HarvestSpec or a dict of its fields, got"
+            f" {type(spec).__name__}"
+        )
     fields = dict(spec)
     if model is not None:
         fields.setdefault("model", {"name": f"memory:{type(model).__name__}"})
@@ -47,8 +53,4 @@ def resolve_spec(
         if array.ndim == 2:
             fields.setdefault("context", array.shape[1])
         fields.setdefault("tokens", array.size)
-    # A plain name stands for a source of that name: `"model": "gpt2"`.
-    for key in ("model", "corpus"):
-        if isinstance(fields.get(key), str):
-            fields[key] = {"name": fields[key]}
     return validated(HarvestSpec, fields, where, options)

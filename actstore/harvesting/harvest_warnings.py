@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from actstore.console.user_warnings import warn
 from actstore.errors import HarvestWarning
 from actstore.store.non_finite import non_finite
 
@@ -16,24 +16,13 @@ if TYPE_CHECKING:
 SITES_SHOWN = 8
 
 
-# Python shows a warning with a line of the user's. From `warn_user` up to the line that
-# called `harvest` these are six functions: `warn_user`, the one that warns, the one
-# that called it (`Worker.run`, say), `run_plan`, `harvest`, and the user's.
-USERS_LINE = 6
-
-
-def warn_user(text: str, stacklevel: int = USERS_LINE) -> None:
-    """Give a HarvestWarning; for `stacklevel` see `warnings.warn`."""
-    warnings.warn(text, HarvestWarning, stacklevel)
-
-
-def warn_of_non_finite(store: Store, stacklevel: int = USERS_LINE) -> None:
+def warn_of_non_finite(store: Store) -> None:
     """Warn of rows of a finished store that hold a NaN or an infinity."""
     counts = non_finite(store)
     if counts:
         described = describe_non_finite(counts, store.manifest.n_rows)
         text = f"not finite: {described}; they are stored, and in no statistic"
-        warn_user(text, stacklevel)
+        warn(text, HarvestWarning)
 
 
 def describe_non_finite(counts: Mapping[str, int], n_rows: int) -> str:

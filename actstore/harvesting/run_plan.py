@@ -5,6 +5,7 @@ They go from a loaded model to its tap, and from a plan to a finished store.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,7 @@ def run_plan(
     device: str,
     share: Share,
     report: Report,
-    out: str,
+    out: str | os.PathLike[str],
     options: Mapping[str, Any] | None,
 ) -> Store:
     """Harvest a worker's share of a plan; return the store, if it is finished then.
@@ -93,7 +94,11 @@ def run_plan(
 
 
 def _finished_store(
-    writer: StoreWriter, out: str, options: Mapping[str, Any] | None, *, is_alone: bool
+    writer: StoreWriter,
+    out: str | os.PathLike[str],
+    options: Mapping[str, Any] | None,
+    *,
+    is_alone: bool,
 ) -> Store:
     """Finish the store and open it."""
     missing = writer.missing_units()

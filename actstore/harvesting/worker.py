@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.errors import CorpusError, ModelError
+from actstore.console.user_warnings import warn
+from actstore.errors import CorpusError, HarvestWarning, ModelError
 from actstore.harvesting.fill_unit_buffer import RowCollector
-from actstore.harvesting.harvest_warnings import warn_user
 from actstore.harvesting.model_inputs import autocast, model_inputs
 from actstore.harvesting.progress import Progress, Report
 from actstore.harvesting.store_writer import StoreWriter
@@ -136,9 +136,10 @@ class Worker:
                 # the size of a batch may change the last digits of its values.
                 batch = self.writer.claim(block.unit, batch // 2)
                 self._tokens = tokens_before
-            warn_user(
+            warn(
                 f"out of memory on {self.device}: unit {block.unit} goes on with"
-                f" {batch} sequences per forward"
+                f" {batch} sequences per forward",
+                HarvestWarning,
             )
             # The allocator still holds pieces of memory in the size of the larger
             # batch.
@@ -206,14 +207,16 @@ class Worker:
         n_sequences = sum(record.n_sequences for record in new)
         wanted = layout.n_sequences - first_unit * layout.unit_sequences
         if n_sequences < wanted:
-            warn_user(
+            warn(
                 f"the corpus ended early: {self._tokens:,} tokens in {n_sequences:,}"
                 f" sequences, wanted {self.plan.spec.tokens:,} tokens; the store is"
-                " finished with what there was"
+                " finished with what there was",
+                HarvestWarning,
             )
         skipped = sum(record.skipped_documents for record in new)
         if skipped:
-            warn_user(
+            warn(
                 f"{skipped:,} documents were left out: empty, or refused by the"
-                " tokenizer"
+                " tokenizer",
+                HarvestWarning,
             )

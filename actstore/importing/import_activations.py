@@ -5,11 +5,15 @@ They lie in files or in memory, or come from an iterator of arrays.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from actstore.errors import ExistsError, SpecError
+from actstore import arguments
+from actstore.arguments import checked, optional
+from actstore.console.user_warnings import warn
+from actstore.errors import ExistsError, HarvestWarning, SpecError
 from actstore.format import object_keys
 from actstore.format.storage import Storage
 from actstore.harvesting.harvest_warnings import warn_of_non_finite
@@ -17,7 +21,7 @@ from actstore.harvesting.progress import Progress, Report, silent
 from actstore.harvesting.store_writer import StoreWriter, check_unfinished
 from actstore.importing.array_checks import are_paths, tokens_in_memory
 from actstore.importing.import_plan import make_plan
-from actstore.importing.import_worker import ImportWorker, warn
+from actstore.importing.import_worker import ImportWorker
 from actstore.importing.sequence_feed import ArrayFeed, Feed, IteratorFeed
 from actstore.importing.site_arrays import (
     Selection,
@@ -43,12 +47,24 @@ class Stored(TypedDict, total=False):
     chunk_rows: int | None
 
 
+@checked(
+    out=arguments.folder,
+    site=optional(arguments.text),
+    keys=arguments.texts,
+    token_key=optional(arguments.text),
+    format=arguments.text,
+    context=optional(arguments.count),
+    rows=optional(arguments.count),
+    model=arguments.text,
+    options=optional(arguments.mapping),
+    progress=optional(arguments.callback),
+)
 def import_activations(
     source: Any,
-    out: str,
+    out: str | os.PathLike[str],
     *,
     site: str | None = None,
-    keys: Sequence[str] = (),
+    keys: str | Sequence[str] = (),
     tokens: Any = None,
     token_key: str | None = None,
     format: str = "auto",  # noqa: A002 (the option's name)
@@ -75,8 +91,8 @@ def import_activations(
         site: The name of the one site, where arrays or files have none.
         keys: Which arrays of the files to take; none: all that can be sites.
         tokens: Token ids of the same rows, integers [n_sequences, context] or [n]: an
-            array or a path. -1 is padding, a row that is not kept, wherever it stands;
-            the others keep their positions.
+            array or, beside files, a path. -1 is padding, a row that is not kept,
+            wherever it stands; the others keep their positions.
         token_key: The name of the token ids in their file, or beside the activations.
         format: The files' format; `auto`: told from their names.
         context: Tokens per sequence, where rows [n, d] are whole sequences one after
@@ -128,7 +144,7 @@ def import_activations(
     from actstore.store.open_store import open as open_store
 
     store = open_store(out, dict(options or {}))
-    warn_of_non_finite(store, stacklevel=4)
+    warn_of_non_finite(store)
     return store
 
 
@@ -147,17 +163,19 @@ def _tell_what_differs(feed: Feed, plan: Plan, rows: int | None) -> None:
     if feed.left_out:
         warn(
             f"left out: {', '.join(feed.left_out)}; name arrays with --key, token ids"
-            " with --token-key"
+            " with --token-key",
+            HarvestWarning,
         )
     if rows is not None and feed.n_sequences is not None:
         n_rows = feed.n_sequences * feed.context
         if n_rows != rows:
             warn(
                 f"{n_rows:,} rows, {feed.n_sequences:,} sequences of {feed.context}"
-                f" ({rows:,} were asked)"
+                f" ({rows:,} were asked)",
+                HarvestWarning,
             )
     if feed.narrows:
-        warn(f"float64 values are narrowed to {plan.spec.dtype}")
+        warn(f"float64 values are narrowed to {plan.spec.dtype}", HarvestWarning)
 
 
 def _check_options(stored: Mapping[str, Any], **counts: int | None) -> None:

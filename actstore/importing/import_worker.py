@@ -5,12 +5,11 @@ The units have the permutation, statistics, records and order of a harvest's.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actstore.console.user_warnings import warn
 from actstore.errors import HarvestWarning, SourceError
 from actstore.format.zarr_metadata import metadata_files
 from actstore.harvesting.fill_unit_buffer import RowCollector
@@ -151,7 +150,9 @@ class ImportWorker:
         self._writer.finish()
         if self._n_padding:
             warn(
-                f"{self._n_padding:,} rows were left out: their tokens are padding (-1)"
+                f"{self._n_padding:,} rows were left out: their tokens are padding"
+                " (-1)",
+                HarvestWarning,
             )
 
     def _tell_progress(self, writing: WriterThread, stage: str = "importing") -> None:
@@ -171,8 +172,3 @@ class ImportWorker:
                 writing.written_bytes,
             )
         )
-
-
-def warn(text: str) -> None:
-    """Tell the user something about an import that is no error."""
-    warnings.warn(text, HarvestWarning, stacklevel=4)

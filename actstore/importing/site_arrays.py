@@ -186,9 +186,15 @@ def arrays_in_memory(arrays: Mapping[str, Any], tokens: Any = None) -> SiteArray
 
     Raises:
         SourceError: An array cannot be imported.
+        SpecError: The tokens are paths.
     """
     token_array = None
     if tokens is not None:
+        if not hasattr(tokens, "dtype"):
+            raise SpecError(
+                f"tokens: wanted an array beside arrays in memory, got {tokens!r}; a"
+                " path goes with files of activations"
+            )
         token_array = JoinedArray.of([_file_in_memory("tokens", tokens)], None)
     sites = {
         name: JoinedArray.of([_file_in_memory(name, array)], None)

@@ -16,8 +16,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import ActstoreError
 from actstore.format.storage import Storage
 
@@ -53,14 +55,22 @@ class Check(NamedTuple):
     text: str
 
 
+@checked(url=optional(arguments.folder), options=optional(arguments.mapping))
 def examine(
-    url: str | None = None, options: dict[str, object] | None = None
+    url: str | os.PathLike[str] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Iterator[Check]:
     """Yield every check as it is done; leave nothing where it was written.
 
     Args:
         url: A place for stores; without one, no place is checked.
-        options: Options of its file system, such as credentials.
+        options: For its file system, such as credentials.
+
+    Examples:
+        >>> import actstore
+        >>> bad = [check for check in actstore.examine() if check.status == "fail"]
+        >>> bad
+        []
     """
     new_enough = sys.version_info >= (3, 11)
     yield Check("python", "ok" if new_enough else "fail", platform.python_version())
@@ -70,7 +80,7 @@ def examine(
     yield _machine()
     yield _bfloat16()
     if url is not None:
-        yield from _place_for_stores(url, options)
+        yield from _place_for_stores(os.fspath(url), options)
 
 
 def _package(name: str) -> Check:

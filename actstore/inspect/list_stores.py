@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import ActstoreError
 from actstore.format import object_keys
 from actstore.format.manifest import read_manifest
@@ -24,12 +27,34 @@ class Entry(NamedTuple):
     text: str
 
 
-def stores(url: str) -> list[Entry]:
+@checked(url=arguments.folder, options=optional(arguments.mapping))
+def stores(
+    url: str | os.PathLike[str], options: dict[str, Any] | None = None
+) -> list[Entry]:
     """Return the stores at a URL itself and in its folders, sorted by name.
 
     Unfinished ones say so.
+
+    Args:
+        url: A folder, or any URL that fsspec knows.
+        options: For the file system, such as credentials.
+
+    Raises:
+        StorageError: The place cannot be reached.
+
+    Examples:
+        >>> import actstore
+        >>> spec = {
+        ...     "model": "builtin:mini",
+        ...     "corpus": "builtin:stdlib",
+        ...     "sites": "blocks.0.hook_mlp_out",
+        ...     "tokens": 1024,
+        ... }
+        >>> _ = actstore.harvest(spec, "stores/small")
+        >>> [(entry.url, entry.finished) for entry in actstore.stores("stores")]
+        [('stores/small', True)]
     """
-    root = Storage(url)
+    root = Storage(url, options)
     entries = []
     # Not deeper: on an object store every folder is a request.
     children = [root.child(name) for name in root.folders()]

@@ -9,6 +9,7 @@ files) are not looked at.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import object_keys
 from actstore.format.json_records import parsed_record
@@ -28,6 +31,7 @@ from actstore.inspect.manifest_proof import (
     statistics_problems,
 )
 from actstore.inspect.remade_objects import CheckedObject, Finding, derived_objects
+from actstore.store.open_store import opened
 from actstore.store.store import Store
 from schemas.manifest import Generation, ObjectRecord, UnitRecord
 
@@ -52,8 +56,13 @@ class Verified(NamedTuple):
     repaired: list[str]
 
 
+@checked(
+    threads=arguments.count,
+    progress=optional(arguments.callback),
+    repair=arguments.flag,
+)
 def verify(
-    store: Store,
+    store: Store | str | os.PathLike[str],
     threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
     *,
@@ -64,12 +73,32 @@ def verify(
     Records and metadata are among them.
 
     Args:
-        store: An open store.
+        store: An open store, or its folder or URL.
         threads: Objects that are read at a time.
         progress: Called with the number of objects that are done, and of all.
         repair: Write those anew whose content is known without them (`zarr.json` of
             groups and arrays), if what they follow from is as it must be.
+
+    Returns:
+        How much was read, and a line for each bad object.
+
+    Raises:
+        SpecError: It is neither a store nor a folder or URL.
+        StoreError: There is no finished store.
+
+    Examples:
+        >>> import actstore
+        >>> spec = {
+        ...     "model": "builtin:mini",
+        ...     "corpus": "builtin:stdlib",
+        ...     "sites": "blocks.0.hook_mlp_out",
+        ...     "tokens": 1024,
+        ... }
+        >>> store = actstore.harvest(spec, "activations")
+        >>> actstore.verify(store).problems
+        []
     """
+    store = opened(store, "verify")
     # Records come first: they say which objects there are, and with which digests.
     recorded = dict(store.manifest.files)
     with_tokens: dict[int, UnitRecord] = {}
@@ -133,18 +162,18 @@ class _Results:
         """
         bad_keys = []
         # In the order of the objects, whichever is read first.
-        findings = pool.map(lambda checked: checked.check(), objects)
-        for checked, finding in zip(objects, findings, strict=True):
+        findings = pool.map(lambda checkable: checkable.check(), objects)
+        for checked_object, finding in zip(objects, findings, strict=True):
             self.n_done += 1
             self.n_bytes += finding.n_bytes
             if self.progress is not None:
                 self.progress(self.n_done, self.total)
             if finding.problem is None:
                 continue
-            if repair is not None and self._repair(repair, checked.key, finding):
+            if repair is not None and self._repair(repair, checked_object.key, finding):
                 continue
             self.problems.append(finding.problem)
-            bad_keys.append(checked.key)
+            bad_keys.append(checked_object.key)
         return bad_keys
 
     def _repair(self, store: Store, key: str, finding: Finding) -> bool:

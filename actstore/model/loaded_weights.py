@@ -8,7 +8,6 @@ Heads and later layers are not.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 
+from actstore.console.user_warnings import warn
 from actstore.errors import HarvestWarning, ModelError
 from actstore.model.load_model import LoadedModel
 from actstore.model.probe import probe_tokens
@@ -302,11 +302,7 @@ def _warn_of_differences(model: LoadedModel) -> None:
     if model.keys.missing:
         missing = _first_names(model.keys.missing)
         texts.append(f"it lacks {missing}, which no site depends on")
-    warnings.warn(
-        f"the checkpoint of {model.name}: {'; '.join(texts)}",
-        HarvestWarning,
-        stacklevel=3,
-    )
+    warn(f"the checkpoint of {model.name}: {'; '.join(texts)}", HarvestWarning)
 
 
 def _count_of_weights(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ The shapes come from a run on a few tokens.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import ModelError, SiteError
 from actstore.model.bridge import Bridged, bridge_over_copy
 from actstore.model.forward import Call, check_takes_tokens, forward_of, probing
@@ -25,8 +28,10 @@ from actstore.model.hook_names import (
 )
 from actstore.model.hook_places import match_hooks
 from actstore.model.hooks import Attach, Put, capture, module_hook
-from actstore.model.load_model import LoadedModel
+from actstore.model.load_model import LoadedModel, load_model
 from actstore.model.probe import probe_tokens, site_vectors
+from actstore.validation import validated
+from schemas.source import ModelSource
 
 Kind = Literal["hook", "module"]
 
@@ -59,6 +64,44 @@ class ModelSites(NamedTuple):
     sites: tuple[SiteShape, ...]
     why: str
     tokens: tuple[int, int]
+
+
+@checked(
+    model=arguments.folder,
+    revision=optional(arguments.text),
+    trust_remote_code=arguments.flag,
+)
+def sites(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ModelSites:
+    """Return every site of a model: what a harvest can take its activations from.
+
+    The model is run on a few tokens.
+
+    Args:
+        model: A model's name on the hub, its folder, or `builtin:mini`.
+        revision: The revision of a model on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelError: The model cannot be loaded, or does not run on token ids.
+        SpecError: An argument cannot be used.
+
+    Examples:
+        >>> import actstore
+        >>> found = actstore.sites("builtin:mini")
+        >>> [(site.name, site.d) for site in found.sites if "mlp_out" in site.name][:2]
+        [('blocks.0.hook_mlp_out', 16), ('blocks.1.hook_mlp_out', 16)]
+    """
+    fields = {
+        "name": os.fspath(model),
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    return list_sites(load_model(validated(ModelSource, fields, "sites")))
 
 
 def list_sites(model: LoadedModel) -> ModelSites:

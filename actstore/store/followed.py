@@ -9,11 +9,11 @@ used. So a stream that follows is the same whether the harvest has ended or not.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -54,7 +54,7 @@ POLL_S = 0.5
 
 
 def open_followed(
-    url: str | Path, options: dict[str, Any] | None = None
+    url: str | os.PathLike[str], options: dict[str, Any] | None = None
 ) -> FollowedStore:
     """Open a store that is (or was) being harvested, once its first group is committed.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from actstore import arguments
+from actstore.arguments import checked, optional
+from actstore.errors import SpecError
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
 from actstore.store.store import Store
@@ -13,9 +16,29 @@ if TYPE_CHECKING:
     from actstore.store.followed import FollowedStore
 
 
+def opened(store: object, function: str) -> Store:
+    """Return a store that is open already, or that lies at a path or URL.
+
+    Args:
+        store: The store, a folder or a URL.
+        function: The function that it was given to, for errors.
+
+    Raises:
+        SpecError: It is neither.
+    """
+    if isinstance(store, Store):
+        return store
+    if isinstance(store, (str, os.PathLike)):
+        return open(store)
+    raise SpecError(
+        f"{function}: store: wanted a Store, a path or a URL, got"
+        f" {type(store).__name__}"
+    )
+
+
 @overload
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: Literal[False] = False,
@@ -24,7 +47,7 @@ def open(  # noqa: A001
 
 @overload
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: Literal[True],
@@ -33,15 +56,18 @@ def open(  # noqa: A001
 
 @overload
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: bool,
 ) -> Store | FollowedStore: ...
 
 
+@checked(
+    url=arguments.folder, options=optional(arguments.mapping), follow=arguments.flag
+)
 def open(  # noqa: A001
-    url: str | Path,
+    url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: bool = False,
@@ -49,17 +75,17 @@ def open(  # noqa: A001
     """Open a finished store.
 
     Args:
-        url: a folder, or any URL that fsspec knows.
-        options: for the file system, such as credentials.
-        follow: open a store that is still being harvested. This waits until its first
+        url: A folder, or any URL that fsspec knows.
+        options: For the file system, such as credentials.
+        follow: Open a store that is still being harvested. This waits until its first
             group of units is committed; it can then be streamed with
             `StreamSpec(follow=True)` (see `store/followed.py`).
 
     Raises:
-        NotAStoreError: there is no store.
-        UnfinishedError: the harvest has not ended.
-        FormatVersionError: a newer actstore has written it.
-        CorruptError: its manifest, or what it counts, cannot be.
+        NotAStoreError: There is no store.
+        UnfinishedError: The harvest has not ended.
+        FormatVersionError: A newer actstore has written it.
+        CorruptError: Its manifest, or what it counts, cannot be.
 
     Examples:
         >>> import actstore

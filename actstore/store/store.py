@@ -8,13 +8,15 @@ This module loads neither torch nor zarr; `stream` and `tokenizer` load what the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import SpecError
 from actstore.format import object_keys
 from actstore.format.content_id import content_id
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from actstore.format.statistics import UnitStats
     from actstore.stream.stream import Stream
     from schemas.stream import StreamSpec
+
+
+SPLIT = arguments.choice("train", "held_out")
 
 
 class Provenance(NamedTuple):
@@ -89,6 +94,7 @@ class Store(StoredObjects):
         """The objects that the store's rows are read from: the store is them itself."""
         return self
 
+    @checked(split=optional(SPLIT))
     def units(self, split: str | None = None) -> list[int]:
         """Return the units of a split ("train", "held_out"), or all of them."""
         every_unit = range(self.manifest.n_units)
@@ -97,6 +103,7 @@ class Store(StoredObjects):
         wanted = split == "held_out"
         return [unit for unit in every_unit if held_out(unit) == wanted]
 
+    @checked(split=optional(SPLIT))
     def rows(self, split: str | None = None) -> RowIds:
         """Return the ids of all valid rows in store order, int64 [n].
 
@@ -177,6 +184,7 @@ class Store(StoredObjects):
             out[of_unit] = values
         return out
 
+    @checked(size=arguments.count)
     def read_pieces(
         self, site: str, rows: RowSelection = None, size: int = 65_536
     ) -> Iterator[NDArray[np.float32]]:
@@ -293,6 +301,7 @@ class Store(StoredObjects):
         name = self.site(site).name
         return self.statistics.sites[name].moments().variance
 
+    @checked(trust_remote_code=arguments.flag)
     def tokenizer(self, *, trust_remote_code: bool = False) -> Any:
         """Return the model's tokenizer as the store keeps it, one of transformers'.
 
@@ -316,9 +325,16 @@ class Store(StoredObjects):
             trust=trust_remote_code,
         )
 
+    @checked(
+        device=arguments.device,
+        threads=optional(arguments.count),
+        rank=arguments.count_from_0,
+        world=arguments.count,
+        on_corrupt=arguments.choice("error", "skip"),
+    )
     def stream(
         self: StreamedStore,
-        spec: StreamSpec | None = None,
+        spec: StreamSpec | Mapping[str, Any] | None = None,
         *,
         device: Any = "cpu",
         threads: int | None = None,
@@ -330,7 +346,8 @@ class Store(StoredObjects):
         """Return a stream of shuffled batches of training rows.
 
         Args:
-            spec: what the stream gives; by default what `StreamSpec()` says.
+            spec: what the stream gives, a StreamSpec or a dict of its fields; by
+                default what `StreamSpec()` says.
             fields: fields of a StreamSpec (`schemas/stream.py`), which override
                 `spec`'s. The other arguments are those of
                 `actstore.stream.stream.Stream`.

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from actstore.console.notebook import table
+from actstore.console.user_warnings import warn
 from actstore.errors import NoRowsError, SpecError
 from actstore.store.chunk_reader import ChunkReader
 from actstore.store.streamed_store import StreamedStore
@@ -201,13 +202,12 @@ class Stream(IterableDataset[Batch]):
             # The window is the user's wish, or holds all there is to mix.
             return
         if self.mixing_shortfall > POOR_MIXING:
-            warnings.warn(
+            warn(
                 f"{self.store.url}: a batch of {self.spec.batch} rows holds"
                 f" {self.mixing_shortfall:.0%} fewer distinct sequences than an i.i.d."
                 f" draw (windows of {self.window_chunks} chunks); give `memory` for"
                 " larger windows, or smaller batches",
                 StreamWarning,
-                stacklevel=3,
             )
 
     def __repr__(self) -> str:
@@ -411,6 +411,11 @@ class Stream(IterableDataset[Batch]):
         Raises:
             SpecError: The store or the spec is another; the stream is then as it was.
         """
+        if not isinstance(state, StreamState):
+            raise SpecError(
+                "stream.restore: wanted a StreamState, as `stream.state()` gives it,"
+                f" got {type(state).__name__}"
+            )
         if state.version != STATE_VERSION:
             raise SpecError(
                 f"this state is of version {state.version}, this actstore knows"
@@ -448,11 +453,10 @@ class Stream(IterableDataset[Batch]):
             return
         self._n_told = len(skipped)
         last_error = next(reversed(skipped.values()))
-        warnings.warn(
+        warn(
             f"skipped {self._n_told} chunks that cannot be read,"
             f" {self.skipped_rows:,} rows so far; the last: {last_error}",
             StreamWarning,
-            stacklevel=3,
         )
 
     def _set_rescaling(self) -> None:

@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from actstore.errors import SpecError
 from actstore.validation import validated
 from schemas.stream import StreamSpec
 
 
-def spec_with(spec: StreamSpec | None, fields: Mapping[str, Any]) -> StreamSpec:
+def spec_with(
+    spec: StreamSpec | Mapping[str, Any] | None, fields: Mapping[str, Any]
+) -> StreamSpec:
     """Return a copy of a spec with other values in some of its fields.
 
     Args:
-        spec: The spec; None for the default one.
+        spec: The spec, or a dict of its fields; None for the default one.
         fields: The new values, by the names of the fields.
 
     Raises:
         SpecError: A field does not exist, or a value cannot be used.
     """
+    if isinstance(spec, Mapping):
+        return validated(StreamSpec, {**spec, **fields}, "store.stream")
+    if spec is not None and not isinstance(spec, StreamSpec):
+        raise SpecError(
+            "store.stream: wanted a StreamSpec, or a dict of its fields, got"
+            f" {type(spec).__name__}"
+        )
     base = StreamSpec() if spec is None else spec
     if not fields:
         return base

@@ -13,12 +13,12 @@ back to it. A cursor is a small JSON object, whose meaning only its own corpus k
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from actstore.console.user_warnings import warn
 from actstore.errors import CorpusError, HarvestWarning, SpecError
 from actstore.text.choose_files import files_with_documents, kind_of_files
 from actstore.text.corpus_files import CorpusFiles, find_files
@@ -110,7 +110,7 @@ def open_corpus(source: CorpusSource) -> Corpus:
     column = DocumentColumn.of(source)
     kept, notes = files_with_documents(files, kind, source.split, column)
     for note in notes:
-        warnings.warn(f"corpus {source.name}: {note}", HarvestWarning, stacklevel=2)
+        warn(f"corpus {source.name}: {note}", HarvestWarning)
     return FileCorpus(kept, _format_of(kind, column))
 
 

@@ -6,10 +6,10 @@ A spec's `separator` and `prepend_bos` and the model's tokenizer together give
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from actstore.console.user_warnings import warn
 from actstore.errors import HarvestWarning, SpecError
 from schemas.harvest import Separator
 
@@ -101,9 +101,7 @@ def warn_of_separator(
             "and no EOS or SEP, so nothing stands between documents; --separator ID"
             " puts a token there"
         )
-    warnings.warn(
-        f"the model's tokenizer has no BOS: {text}", HarvestWarning, stacklevel=3
-    )
+    warn(f"the model's tokenizer has no BOS: {text}", HarvestWarning)
 
 
 def check_separator(token: int | None, vocabulary: int) -> None:

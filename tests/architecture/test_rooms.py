@@ -17,6 +17,7 @@ PACKAGES = ("schemas", "actstore", "trainer")
 GROUND = {
     "schemas",
     "actstore.errors",
+    "actstore.arguments",
     "actstore.validation",
     "actstore.machine",
     "actstore.console",
@@ -41,6 +42,7 @@ BELOW_COMMANDS = BELOW_REPORTS | {"trainer.reports", "actstore.inspect"}
 MAY_IMPORT: dict[str, set[str]] = {
     "schemas": {"schemas"},
     "actstore.errors": set(),
+    "actstore.arguments": {"schemas", "actstore.errors"},
     "actstore.validation": {"schemas", "actstore.errors"},
     "actstore.machine": set(),
     "actstore.console": GROUND | {"actstore"},

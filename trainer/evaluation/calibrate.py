@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from trainer.errors import RunError, TrainerError
+from actstore import arguments
+from actstore.arguments import checked, optional
+from trainer.errors import RunError
 from trainer.evaluation.move_thresholds import move_thresholds, write_thresholds
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load
 
 
+@checked(
+    run=arguments.folder,
+    l0=optional(arguments.positive),
+    store=optional(arguments.folder),
+    all_rows=arguments.flag,
+    device=arguments.device,
+    tell=arguments.callback,
+)
 def calibrate(
-    run: str,
+    run: str | os.PathLike[str],
     *,
     l0: float | None = None,
-    store: str | None = None,
+    store: str | os.PathLike[str] | None = None,
     all_rows: bool = False,
     device: str = "cpu",
     tell: Tell = as_warning,
@@ -41,7 +52,7 @@ def calibrate(
     Raises:
         RunError: There is no finished run, its SAE has no thresholds, or the L0 cannot
             be reached.
-        TrainerError: The L0 is not above 0.
+        SpecError: An argument cannot be used, such as an L0 that is not above 0.
 
     Examples:
         >>> import trainer
@@ -50,8 +61,11 @@ def calibrate(
         >>> round(trainer.evaluate("runs/batch_topk").pooled.l0)
         6
     """
-    check_l0(l0)
+    run = os.fspath(run)
+    store = arguments.path_or_none(store)
     sae = load(run, device=device)
+    if all_rows and sae.record.filter is None:
+        raise no_filter([run])
     opened = store_of(run, sae.record, store)
     if opened.note is not None:
         tell(opened.note)
@@ -61,24 +75,21 @@ def calibrate(
     return reached
 
 
-def check_l0(l0: float | None) -> None:
-    """Check a wanted L0.
+def filtered_runs(runs: Sequence[str]) -> set[str]:
+    """Return those of the runs whose training left rows out, by a filter.
 
     Raises:
-        TrainerError: It is not above 0.
+        RunError: There are none, so that `all_rows` would do nothing.
     """
-    if l0 is not None and not l0 > 0:
-        raise TrainerError(f"--l0 {l0:g}: wanted a number above 0")
+    filtered = {run for run in runs if load(run).record.filter is not None}
+    if not filtered:
+        raise no_filter(runs)
+    return filtered
 
 
-def check_filtered(runs: Sequence[str], all_rows: bool) -> None:
-    """Check that `all_rows` changes something for one of the runs.
-
-    Raises:
-        RunError: None of the runs was trained with a filter.
-    """
-    if all_rows and all(load(run).record.filter is None for run in runs):
-        raise RunError(
-            f"--all-rows: no filter left rows out of the training of {', '.join(runs)};"
-            " leave it out"
-        )
+def no_filter(runs: Sequence[str]) -> RunError:
+    """Return the error of `all_rows` where all rows are taken anyway."""
+    return RunError(
+        f"--all-rows: no filter left rows out of the training of {', '.join(runs)};"
+        " leave it out"
+    )

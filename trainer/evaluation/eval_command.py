@@ -79,14 +79,14 @@ def eval_command(
     from rich.progress import Progress
 
     from actstore.machine.glibc_malloc import keep_freed_memory
-    from trainer.evaluation.calibrate import check_filtered
+    from trainer.evaluation.calibrate import filtered_runs
     from trainer.evaluation.eval_tables import tables
     from trainer.evaluation.evaluate import check_arguments, evaluate
     from trainer.runs.notes import as_line
 
     with_model = ce or model is not None
     check_arguments(split, sequences, with_model, trust_remote_code)
-    check_filtered(runs, all_rows)
+    filtered = filtered_runs(runs) if all_rows else set()
     keep_freed_memory()
     for run in runs:
         with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
@@ -95,7 +95,7 @@ def eval_command(
                 store=store,
                 split=split,
                 rows=rows,
-                all_rows=all_rows,
+                all_rows=run in filtered,
                 ce=ce,
                 model=model,
                 sequences=sequences,
@@ -133,16 +133,20 @@ def calibrate_command(
     Training ends with this; it is for imported SAEs, another store, or another L0.
     """
     from actstore.machine.glibc_malloc import keep_freed_memory
-    from trainer.evaluation.calibrate import calibrate, check_filtered, check_l0
+    from trainer.evaluation.calibrate import calibrate, filtered_runs
     from trainer.runs.notes import as_line
 
     # Of all runs before the first is changed, so that a mistake changes none.
-    check_l0(l0)
-    check_filtered(runs, all_rows)
+    filtered = filtered_runs(runs) if all_rows else set()
     keep_freed_memory()
     for run in runs:
         reached = calibrate(
-            run, l0=l0, store=store, all_rows=all_rows, device=device, tell=as_line
+            run,
+            l0=l0,
+            store=store,
+            all_rows=run in filtered,
+            device=device,
+            tell=as_line,
         )
         typer.echo(
             f"{run}: thresholds set for an L0 of {reached:g}; next: trainer eval {run}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from actstore.console.counts import parse_count
+from actstore import arguments
+from actstore.arguments import checked, optional
 from schemas.records import EvalRecord
 from trainer.errors import TrainerError
 from trainer.evaluation import metrics_of_rows
+from trainer.evaluation.calibrate import no_filter
 from trainer.evaluation.move_thresholds import asked_l0, off_target
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import store_of
@@ -21,15 +24,29 @@ Phase = Literal["rows", "language model"]
 Progress = Callable[[Phase, int, int], None]
 
 
+@checked(
+    run=arguments.folder,
+    store=optional(arguments.folder),
+    split=arguments.choice(*SPLITS),
+    rows=optional(arguments.count),
+    all_rows=arguments.flag,
+    ce=arguments.flag,
+    model=optional(arguments.folder),
+    sequences=optional(arguments.count),
+    trust_remote_code=arguments.flag,
+    device=arguments.device,
+    tell=arguments.callback,
+    progress=optional(arguments.callback),
+)
 def evaluate(
-    run: str,
+    run: str | os.PathLike[str],
     *,
-    store: str | None = None,
+    store: str | os.PathLike[str] | None = None,
     split: str = "held_out",
     rows: int | str | None = None,
     all_rows: bool = False,
     ce: bool = False,
-    model: str | None = None,
+    model: str | os.PathLike[str] | None = None,
     sequences: int | None = None,
     trust_remote_code: bool = False,
     device: str = "cpu",
@@ -60,6 +77,7 @@ def evaluate(
 
     Raises:
         RunError: There is no finished run, or no store that fits it.
+        SpecError: An argument cannot be used.
         TrainerError: Arguments exclude each other.
 
     Examples:
@@ -72,9 +90,15 @@ def evaluate(
         >>> record.pooled.l0 <= 8  # the k of this SAE
         True
     """
+    run = os.fspath(run)
+    store = arguments.path_or_none(store)
+    model = arguments.path_or_none(model)
+    max_rows = None if rows is None else arguments.count(rows)
     with_model = ce or model is not None
     check_arguments(split, sequences, with_model, trust_remote_code)
     sae = load(run, device=device)
+    if all_rows and sae.record.filter is None:
+        raise no_filter([run])
     opened = store_of(run, sae.record, store)
     if opened.note is not None:
         tell(opened.note)
@@ -86,7 +110,6 @@ def evaluate(
         subject = metrics_of_model.subject_of(
             sae, opened.store, model, device, trust_remote_code=trust_remote_code
         )
-    max_rows = parse_count(rows) if isinstance(rows, str) else rows
     record, firings = metrics_of_rows.evaluate_rows(
         sae, opened.store, split, max_rows, _tick("rows", progress), all_rows
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import ExistsError
 from actstore.format.storage import Storage
 from trainer.errors import ExchangeError
@@ -14,11 +18,18 @@ from trainer.runs.trained_sae import load
 FORMATS = ("saelens", "safetensors")
 
 
+@checked(
+    run=arguments.folder,
+    out=arguments.folder,
+    to=arguments.choice(*FORMATS),
+    store=optional(arguments.folder),
+    private=arguments.flag,
+)
 def export(
-    run: str,
-    out: str,
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     to: str = "saelens",
-    store: str | None = None,
+    store: str | os.PathLike[str] | None = None,
     private: bool = False,
 ) -> str:
     """Write a trained SAE for others, with a model card.
@@ -52,8 +63,9 @@ def export(
         >>> trainer.load("exported/own").n_latents
         64
     """
-    if to not in FORMATS:
-        raise ExchangeError(f"--to {to}: wanted {' or '.join(FORMATS)}")
+    run = os.fspath(run)
+    out = os.fspath(out)
+    store = arguments.path_or_none(store)
     if hub.is_hub(out):
         hub.parse(out)  # a URL that is not understood is refused before any work
     elif private:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as save_tensors
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.format.storage import Storage
-from actstore.store.open_store import open as open_store
+from actstore.store.open_store import opened
 from actstore.store.store import Store
 from actstore.stream.rescale import rescaling
 from schemas.records import RunRecord, StoreOrigin
@@ -43,11 +46,17 @@ class Imported(NamedTuple):
     notes: tuple[str, ...]
 
 
+@checked(
+    folder=arguments.folder,
+    out=arguments.folder,
+    site=optional(arguments.text),
+    scale=optional(arguments.positive),
+)
 def import_sae(
-    folder: str,
-    out: str,
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     site: str | None = None,
-    store: str | Store | None = None,
+    store: str | os.PathLike[str] | Store | None = None,
     scale: float | None = None,
 ) -> Imported:
     """Make a run of an SAE in a folder of SAELens or dictionary_learning.
@@ -81,7 +90,9 @@ def import_sae(
     target = Storage(out)
     if not target.is_empty():
         raise RunError(f"{out}: it is not empty; choose another --out")
-    opened = open_store(store) if isinstance(store, str) else store
+    folder = os.fspath(folder)
+    out = os.fspath(out)
+    known_store = _opened(store)
     foreign = read_folder(folder)
     site = site or foreign.site
     if site is None:
@@ -89,11 +100,11 @@ def import_sae(
             f"{folder}: it does not say which site it is of; give --site, as the store"
             " names it"
         )
-    if opened is not None:
-        _check_fits(opened, site, foreign.plain, folder)
-    factor = _factor(foreign, folder, site, opened, scale)
+    if known_store is not None:
+        _check_fits(known_store, site, foreign.plain, folder)
+    factor = _factor(foreign, folder, site, known_store, scale)
     sae = to_sae(foreign.plain, folder)
-    record = _record(foreign, sae, site, opened, out, scale)
+    record = _record(foreign, sae, site, known_store, out, scale)
     tensors = {
         name: value.detach().contiguous() for name, value in sae.state_dict().items()
     }
@@ -106,6 +117,10 @@ def import_sae(
     # Last, since it is what makes the folder a finished run.
     target.put("sae.json", record.to_json().encode())
     return Imported(record, foreign.notes)
+
+
+def _opened(store: str | os.PathLike[str] | Store | None) -> Store | None:
+    return None if store is None else opened(store, "import_sae")
 
 
 def read_folder(folder: str) -> Foreign:

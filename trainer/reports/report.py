@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections.abc import Sequence
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.format.storage import Storage
 from actstore.model.checkpoint_files import confirm_code
 from actstore.store.store import Store
@@ -26,11 +29,20 @@ TITLE = "Sparse autoencoders across layers"
 N_LATENTS = 12
 
 
+@checked(
+    runs=arguments.folders,
+    out=arguments.folder,
+    store=optional(arguments.folder),
+    latents=arguments.count_from_0,
+    title=arguments.text,
+    trust_remote_code=arguments.flag,
+    tell=arguments.callback,
+)
 def report(
-    runs: str | Sequence[str],
-    out: str = "report.html",
+    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] = "report.html",
     *,
-    store: str | None = None,
+    store: str | os.PathLike[str] | None = None,
     latents: int = N_LATENTS,
     title: str = TITLE,
     trust_remote_code: bool = False,
@@ -63,7 +75,9 @@ def report(
         >>> trainer.report(["runs/topk"], "report.html", latents=2)
         'report.html'
     """
-    urls = [runs] if isinstance(runs, str) else list(runs)
+    urls = arguments.folders(runs)
+    out = os.fspath(out)
+    store = arguments.path_or_none(store)
     if not urls:
         raise RunError("which runs? give at least one run folder")
     folder, name = _folder_and_name(out)

@@ -16,6 +16,7 @@ from actstore.format.storage import Storage
 from actstore.validation import validated_json
 from schemas.records import StepRecord
 from schemas.train import TrainSpec
+from trainer.runs.run_lock import RunLock
 
 KEY = "journal.jsonl"
 MOST_BYTES = 1 << 30  # millions of lines
@@ -55,12 +56,23 @@ class Journal:
             up_to_step: The step of the checkpoint that the run goes on from.
         """
         self._storage = storage
+        self._lock = RunLock(storage)
         self.sinks: list[Sink] = []
         self.records = [record for record in read(storage) if record.step <= up_to_step]
         # How many records the file holds. None until the first writing: what is there
         # may go beyond the checkpoint, so that writing replaces it.
         self._n_written: int | None = None
         self._next_remote_write = 0.0
+
+    def begin(self) -> None:
+        """Keep other processes from writing the run until `close`.
+
+        The run's folder must be there.
+
+        Raises:
+            RunError: Another process writes it.
+        """
+        self._lock.take()
 
     def add(self, record: StepRecord) -> None:
         """Collect a record, and hand it to the sinks."""
@@ -70,6 +82,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the sinks; the journal itself is whole once `write` has returned."""
+        self._lock.free()
         for sink in self.sinks:
             sink.close()
 

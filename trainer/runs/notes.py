@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from actstore.console.user_warnings import warn
 from trainer.errors import TrainerWarning
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ Tell = Callable[[str], None]
 
 def as_warning(note: str) -> None:
     """Tell the caller of a Python function, by a TrainerWarning."""
-    warnings.warn(note, TrainerWarning, stacklevel=3)
+    warn(note, TrainerWarning)
 
 
 def as_line(note: str) -> None:

@@ -6,6 +6,7 @@ site into its weights, and replaces sites of a model by what it makes of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.console.notebook import table
 from actstore.errors import CorruptError, ObjectError
 from actstore.format.storage import Storage
@@ -415,8 +418,15 @@ def _check_shape(call: str, what: str, x: Any, last: tuple[int, ...]) -> None:
         raise SaeError(f"{wanted}; got {list(x.shape)}")
 
 
+@checked(
+    run=arguments.folder,
+    options=optional(arguments.mapping),
+    device=arguments.device,
+)
 def load(
-    run: str, options: dict[str, Any] | None = None, device: str | torch.device = "cpu"
+    run: str | os.PathLike[str],
+    options: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
 ) -> TrainedSae:
     """Load the trained SAE of a run.
 
@@ -437,6 +447,7 @@ def load(
         >>> sae.spec.kind, sae.n_latents, len(sae.sites)
         ('topk', 64, 2)
     """
+    run = os.fspath(run)
     storage = Storage(run, options)
     try:
         record = read_json(storage, "sae.json", RunRecord)

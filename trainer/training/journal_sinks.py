@@ -12,6 +12,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from actstore.errors import first_line
 from schemas.records import StepRecord
 from schemas.train import TrainSpec
 from trainer.errors import TrainerError
@@ -39,7 +40,7 @@ def sinks_for(
         for url in urls:
             _local_folder(url)
     if wandb is not None:
-        _wandb_module()
+        _check_wandb()
 
     def make(url: str, spec: TrainSpec, start: int) -> list[Sink]:
         sinks: list[Sink] = []
@@ -105,17 +106,27 @@ class WandbSink:
             url: The run's folder.
             spec: Its spec.
             project: The project of Weights & Biases.
+
+        Raises:
+            TrainerError: It cannot be begun: the network, a key that is not valid.
         """
         identity = f"{url} {spec.to_json()}".encode()
         folder_name = url.rstrip("/").rpartition("/")[2]
-        self._run = _wandb_module().init(
-            project=project,
-            name=spec.name or folder_name,
-            id=blake3(identity).hexdigest(16),
-            config=spec.model_dump(mode="json"),
-            resume="allow",
-            reinit="create_new",
-        )
+        module = _wandb_module()
+        try:
+            self._run = module.init(
+                project=project,
+                name=spec.name or folder_name,
+                id=blake3(identity).hexdigest(16),
+                config=spec.model_dump(mode="json"),
+                resume="allow",
+                reinit="create_new",
+            )
+        except module.errors.Error as error:
+            raise TrainerError(
+                f"--wandb {project}: Weights & Biases cannot begin a run:"
+                f" {first_line(error)}; resume once it can, or without it"
+            ) from error
 
     def add(self, record: StepRecord) -> None:
         """Log a record."""
@@ -132,6 +143,17 @@ def _tensorboard_module() -> Any:
 
 def _wandb_module() -> Any:
     return _module("wandb", "wandb", "--wandb")
+
+
+def _check_wandb() -> None:
+    """Raise TrainerError where Weights & Biases would refuse to begin a run."""
+    module = _wandb_module()
+    # Offline, or disabled, it asks nobody.
+    if module.setup().settings.mode == "online" and not module.login(prompt=False):
+        raise TrainerError(
+            "--wandb: Weights & Biases knows no API key here; set WANDB_API_KEY or run"
+            " `wandb login`, or set WANDB_MODE=offline to keep the records here"
+        )
 
 
 def _module(name: str, extra: str, option: str) -> Any:

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
     from trainer.distributed.processes import World
 
 
-def memory_limit(memory: str | None, device: str, world: World | OneWorld) -> int:
+def memory_limit(memory: str | int | None, device: str, world: World | OneWorld) -> int:
     """Return how many bytes of a device one pass may take.
 
     Args:
-        memory: What the user said, such as "20GB"; None for what the device has free.
+        memory: What the user said, such as "20GB", or bytes; None for what the
+            device has free.
         device: The device.
         world: The processes of the sweep, all of which call this; the one with the
             least room sets the limit.
     """
     if memory is not None:
-        return parse_size(memory)
+        return parse_size(memory) if isinstance(memory, str) else memory
     if isinstance(world, OneWorld):
         return usable_memory(device)
     usable = usable_memory(str(world.device))

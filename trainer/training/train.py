@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from actstore import arguments
+from actstore.arguments import checked, optional
 from actstore.errors import SpecError
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.machine.stop_signals import Stop, signals
@@ -28,7 +30,7 @@ from trainer.training.stream_warnings import notes_on, say_if_slow
 from trainer.training.sweep import expand
 from trainer.training.sweep_plan import memory_limit, plan_passes
 from trainer.training.train_group import OnCorrupt, train_group
-from trainer.training.train_spec import load_spec, load_sweep
+from trainer.training.train_spec import load_spec, load_sweep, source_name
 
 if TYPE_CHECKING:
     from trainer.distributed.processes import World
@@ -59,8 +61,18 @@ class Settings:
     verbose: bool = False
 
 
+@checked(
+    out=arguments.folder,
+    resume=arguments.flag,
+    device=arguments.device,
+    on_corrupt=arguments.choice("error", "skip"),
+    tensorboard=arguments.flag,
+    wandb=optional(arguments.text),
+    shard_dictionary=arguments.flag,
+    verbose=arguments.flag,
+)
 def train(
-    spec: TrainSpec | Mapping[str, Any] | str,
+    spec: TrainSpec | Mapping[str, Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
@@ -113,6 +125,8 @@ def train(
         >>> train(keys, "runs/small", resume=True).spec.kind
         'topk'
     """
+    if spec is None:
+        raise SpecError("train: wanted a TrainSpec, a dict of its fields, or a file")
     settings = Settings(
         device=device,
         resume=resume,
@@ -142,23 +156,29 @@ def train_one(read_spec: Callable[[], TrainSpec], out: str, settings: Settings) 
 
 
 def run_folder(out: str | os.PathLike[str]) -> str:
-    """Return a run's folder as it is known: a path or URL, without a slash at its end.
-
-    Raises:
-        SpecError: It is no path and no URL.
-    """
-    if not isinstance(out, (str, os.PathLike)):
-        raise SpecError(f"out is {out!r}; wanted a folder: a path or a URL")
+    """Return a run's folder as it is known: without a slash at its end."""
     path = os.fspath(out)
     return path.rstrip("/") or path
 
 
+@checked(
+    out=arguments.folder,
+    store=optional(arguments.folder),
+    memory=optional(arguments.size),
+    resume=arguments.flag,
+    device=arguments.device,
+    on_corrupt=arguments.choice("error", "skip"),
+    tensorboard=arguments.flag,
+    wandb=optional(arguments.text),
+    shard_dictionary=arguments.flag,
+    verbose=arguments.flag,
+)
 def sweep(
-    spec: SweepSpec | Mapping[str, Any] | str,
+    spec: SweepSpec | Mapping[str, Any] | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    store: str | None = None,
-    memory: str | None = None,
+    store: str | os.PathLike[str] | None = None,
+    memory: str | int | None = None,
     resume: bool = False,
     device: str = "cpu",
     on_corrupt: str = "error",
@@ -177,8 +197,8 @@ def sweep(
             file of them.
         out: The folder that gets a run folder for each SAE.
         store: The store to train from, in the place of the one that the spec names.
-        memory: What the SAEs of one pass may take: "20GB". None for what the device has
-            free.
+        memory: What the SAEs of one pass may take: "20GB", or bytes. None for what the
+            device has free.
         resume: Go on with runs that are there; those that have ended are left as they
             are.
         device: As in `train`.
@@ -214,9 +234,10 @@ def sweep(
         shard_dictionary=shard_dictionary,
         verbose=verbose,
     )
-    where = spec if isinstance(spec, str) else "the sweep"
+    is_spec = isinstance(spec, SweepSpec)
+    where = "the sweep" if is_spec else source_name(spec, "the sweep", "a SweepSpec")
     with under_torchrun(device, shard_dictionary) as world:
-        specs = expand(load_sweep(spec, store), where)
+        specs = expand(load_sweep(spec, arguments.path_or_none(store)), where)
         url_of = {name: f"{run_folder(out)}/{name}" for name in specs}
         runs = {url_of[name]: run_spec for name, run_spec in specs.items()}
         groups = _groups(runs, memory, settings, world)
@@ -226,7 +247,7 @@ def sweep(
 
 def _groups(
     runs: Group,
-    memory: str | None,
+    memory: str | int | None,
     settings: Settings,
     world: World | OneWorld,
 ) -> list[Group]:
@@ -258,7 +279,7 @@ def _train_groups(
         world: The processes that do the same.
         sweep_folder: The folder of a sweep's runs; None where there is one run.
     """
-    on_corrupt = _checked_on_corrupt(settings.on_corrupt)
+    checked_on_corrupt(settings.on_corrupt)
     keep_freed_memory()
     console = _console(settings, world)
     specs = [spec for group in groups for spec in group.values()]
@@ -270,9 +291,7 @@ def _train_groups(
         if world.lead:
             sinks = sinks_for(urls, settings.tensorboard, settings.wandb)
         for group in groups:
-            summaries += _train_group(
-                group, console, stop, settings, on_corrupt, sinks, world
-            )
+            summaries += _train_group(group, console, stop, settings, sinks, world)
     show(console, summaries, sweep_folder)
 
 
@@ -281,7 +300,6 @@ def _train_group(
     console: Console,
     stop: Stop,
     settings: Settings,
-    on_corrupt: OnCorrupt,
     sinks: Sinks | None,
     world: World | OneWorld,
 ) -> list[Ended]:
@@ -304,7 +322,7 @@ def _train_group(
             open_store(first.store, follow=first.stream.follow),
             group,
             device=settings.device,
-            on_corrupt=on_corrupt,
+            on_corrupt=checked_on_corrupt(settings.on_corrupt),
             resume=settings.resume,
             report=report,
             sinks=sinks,
@@ -347,7 +365,12 @@ def _printer(console: Console) -> Callable[[str], None]:
     )
 
 
-def _checked_on_corrupt(word: str) -> OnCorrupt:
+def checked_on_corrupt(word: str) -> OnCorrupt:
+    """Return what is done about rows that cannot be read, "error" or "skip".
+
+    Raises:
+        SpecError: It is neither.
+    """
     if word == "error":
         return "error"
     if word == "skip":

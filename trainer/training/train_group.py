@@ -117,7 +117,7 @@ def train_group(
         The runs' URLs.
 
     Raises:
-        RunError: Another run is there, or anything else.
+        RunError: Another run is there, or anything else, or another process trains it.
         SaeError: A spec cannot be trained on these rows.
         Stopped: There was a signal.
     """
@@ -214,6 +214,9 @@ def _train(
     """Take all steps, calibrate, and write the results."""
     try:
         for run in runs:
+            if run.lead:
+                # Nothing of a run that goes on has been changed until here.
+                run.journal.begin()
             run.journal.sinks = []
             if sinks is not None:
                 url = run.storage.url

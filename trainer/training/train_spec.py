@@ -5,6 +5,7 @@ What is wrong in them gives one clear error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +72,7 @@ def _is_given(name: str, value: Any) -> bool:
 
 
 def load_spec(
-    source: TrainSpec | Mapping[str, Any] | str | None,
+    source: TrainSpec | Mapping[str, Any] | str | os.PathLike[str] | None,
     given: Mapping[str, Any] | None = None,
 ) -> TrainSpec:
     """Return a TrainSpec.
@@ -95,17 +96,18 @@ def load_spec(
         if not given:
             return source
         source = source.model_dump()
+    where = "the options"
+    if source is not None:
+        where = source_name(source, "the spec", "a TrainSpec")
     if source is None:
-        where = "the options"
         raw: dict[str, Any] = {}
-    elif isinstance(source, str):
-        where = source
-        raw = _yaml(source)
-        if "store" not in given:
-            raw |= _store_of_run(source)
-    else:
-        where = "the spec"
+    elif isinstance(source, Mapping):
         raw = dict(source)
+    else:
+        raw = _yaml(where)
+        if "store" not in given:
+            raw |= _store_of_run(where)
+    _check_not_a_sweep(raw, where)
     for name in ("sae", "stream"):
         raw[name] = dict(_section(raw, name, where))
     placed = _placed(raw, given)
@@ -113,6 +115,36 @@ def load_spec(
     if "store" not in values:
         raise SpecError("which store? give --store URL, or `store:` in the YAML file")
     return validated(TrainSpec, values, where, placed.options)
+
+
+def source_name(source: object, spec_name: str, wanted: str) -> str:
+    """Return what errors call keys and values: their file, or the name that is given.
+
+    Raises:
+        SpecError: The source is neither keys and values nor a file's path.
+    """
+    from actstore.errors import SpecError
+
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if isinstance(path, str) and path.strip():
+            return path
+    elif isinstance(source, Mapping):
+        return spec_name
+    raise SpecError(
+        f"{spec_name}: wanted {wanted}, a dict of its fields, or the path of a YAML"
+        f" file, got {type(source).__name__}"
+    )
+
+
+def _check_not_a_sweep(raw: Mapping[str, Any], where: str) -> None:
+    from actstore.errors import SpecError
+
+    if "base" in raw and ("grid" in raw or "runs" in raw):
+        raise SpecError(
+            f"{where}: these are the keys of a sweep (`base`, ...), and `train` trains"
+            " one SAE; give them to `sweep`"
+        )
 
 
 def _store_of_run(path: str) -> dict[str, str]:
@@ -182,7 +214,7 @@ def _placed(raw: dict[str, Any], given: Mapping[str, Any]) -> _Placed:
 
 
 def load_sweep(
-    source: SweepSpec | Mapping[str, Any] | str,
+    source: SweepSpec | Mapping[str, Any] | str | os.PathLike[str],
     store: str | None = None,
 ) -> SweepSpec:
     """Return a SweepSpec.
@@ -199,8 +231,8 @@ def load_sweep(
 
     if isinstance(source, SweepSpec):
         source = source.model_dump()
-    where = source if isinstance(source, str) else "the sweep"
-    raw = _yaml(source) if isinstance(source, str) else dict(source)
+    where = source_name(source, "the sweep", "a SweepSpec")
+    raw = dict(source) if isinstance(source, Mapping) else _yaml(where)
     if store is not None:
         raw["base"] = {**_section(raw, "base", where), "store": store}
     return validated(SweepSpec, raw, where)
@@ -224,10 +256,17 @@ def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
 def _yaml(path: str) -> dict[str, Any]:
     import yaml
 
-    from actstore.errors import SpecError
+    from actstore.errors import CorruptError, ObjectError, SpecError
 
     storage, name = _storage_and_name(path)
-    text = storage.read(name)
+    try:
+        text = storage.read(name)
+    except CorruptError:  # a kind of ObjectError, but the file is there
+        raise
+    except ObjectError:
+        raise SpecError(
+            f"{path}: there is no such file; wanted a YAML file of a spec"
+        ) from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -42,5 +42,5 @@ def test_a_sweep_below_a_folder_with_a_slash(
 
 
 def test_what_is_no_folder(spec: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match="out is 7; wanted a folder"):
+    with pytest.raises(SpecError, match="out: wanted a path or a URL, got 7"):
         trainer.train(spec, 7)  # type: ignore[arg-type]

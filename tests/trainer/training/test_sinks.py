@@ -58,8 +58,17 @@ class FakeRun:
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     board = types.ModuleType("torch.utils.tensorboard")
     wandb = types.ModuleType("wandb")
+    settings = types.SimpleNamespace(mode="online")
+    setup = types.SimpleNamespace(settings=settings)
+    members: dict[str, Any] = {
+        "init": FakeRun,
+        "setup": lambda: setup,
+        "login": lambda prompt: True,
+        "errors": types.SimpleNamespace(Error=RuntimeError),
+    }
     monkeypatch.setattr(board, "SummaryWriter", FakeWriter, raising=False)
-    monkeypatch.setattr(wandb, "init", FakeRun, raising=False)
+    for name, member in members.items():
+        monkeypatch.setattr(wandb, name, member, raising=False)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     FakeWriter.made, FakeRun.made = [], []
@@ -221,3 +230,38 @@ def test_tensorboard_itself_reads_what_was_written(
     assert {one.step: one.value for one in found.Scalars("loss")} == pytest.approx(
         wanted
     )
+
+
+@pytest.mark.usefixtures("fakes")
+def test_without_a_key_nothing_is_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = sys.modules["wandb"]
+    monkeypatch.setattr(wandb, "login", lambda prompt: False)
+    run = tmp_path / "run"
+    words = ["train", "--store", store.url, "--out", str(run), "--wandb", "mine"]
+    failed = CliRunner().invoke(app, words)
+    assert isinstance(failed.exception, TrainerError)
+    assert "WANDB_API_KEY" in str(failed.exception)
+    assert not run.exists()
+    # Offline it needs none.
+    offline = types.SimpleNamespace(settings=types.SimpleNamespace(mode="offline"))
+    monkeypatch.setattr(wandb, "setup", lambda: offline)
+    assert sinks_for([str(run)], tensorboard=False, wandb="mine") is not None
+
+
+@pytest.mark.usefixtures("fakes")
+def test_what_weights_and_biases_refuses_is_told_in_a_sentence(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise RuntimeError("permission denied\nand more")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+    run = str(tmp_path / "run")
+    sinks = sinks_for([run], tensorboard=False, wandb="mine")
+    with pytest.raises(TrainerError, match="cannot begin a run: permission denied;"):
+        train_group(store, {run: spec(store)}, sinks=sinks)
+    # The run goes on without it.
+    train_group(store, {run: spec(store)}, resume=True)
+    assert (Path(run) / "sae.json").exists()
