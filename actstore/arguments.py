@@ -237,10 +237,10 @@ def text(value: Any) -> str:
 
 
 def text_such_as(example: str) -> Check:
-    """Return a check that takes text, of which it gives an example where it refuses."""
+    """Return a check that takes text, which the function itself makes sense of."""
 
     def taken(value: Any) -> str:
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str):
             return value
         raise Refused(f"text, such as {example!r}")
 
