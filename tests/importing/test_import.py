@@ -341,7 +341,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (
         {"a": np.ones((5, 2), np.float32)},
         {"tokens": np.full(5, 1 << 31)},
-        "no token id",
+        "not a token id",
     ),
     ({"../a": np.ones((5, 2), np.float32)}, {}, "site name"),
     (np.ones((5, 2), np.float32), {}, "site="),
@@ -349,7 +349,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"a": np.ones((5, 2), np.float32)}, {"keys": ["b"]}, "keys"),
     ({"a": np.ones((5, 2), np.float32)}, {"skip_first": 3}, "no such option"),
     ({"a": np.ones((5, 2), np.float32)}, {"dtype": "float8"}, "dtype"),
-    ({"a": np.ones((5, 2), np.float32)}, {"rows": 0}, "1 or more"),
+    ({"a": np.ones((5, 2), np.float32)}, {"rows": 0}, "wanted a count above 0"),
     (iter([]), {"site": "a"}, "holds nothing"),
     (iter([np.ones((0, 2), np.float32)]), {"site": "a"}, "no rows"),
     (iter([np.ones((3, 0, 2), np.float32)]), {"site": "a", "rows": 3}, "no rows"),
