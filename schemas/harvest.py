@@ -40,7 +40,7 @@ class HarvestSpec(Schema):
     """
 
     model: ModelSource = Field(description="the language model")
-    corpus: CorpusSource = Field(description="what it reads")
+    corpus: CorpusSource = Field(description="the documents that it reads")
     sites: Names = Field(
         min_length=1,
         description=(
@@ -79,7 +79,7 @@ class HarvestSpec(Schema):
     dtype: StorageDtype = Field(
         default="bfloat16", description="dtype that values are stored in"
     )
-    codec: Codec = Field(default="lz4", description="how chunks are compressed")
+    codec: Codec = Field(default="lz4", description="compression of chunks")
     seed: int = Field(
         default=0,
         ge=0,
@@ -236,14 +236,16 @@ class Plan(Schema):
     format: Literal["actstore"] = "actstore"
     format_version: int = Field(description="major version of the format")
     format_minor: Minor = 0
-    spec: HarvestSpec = Field(description="what was asked for")
+    spec: HarvestSpec = Field(description="the harvest as it was asked for")
     sites: tuple[Site, ...] = Field(description="the sites, and their widths")
-    layout: Layout = Field(description="how rows fall into units")
+    layout: Layout = Field(description="sizes of units and chunks")
     model: ModelInfo = Field(description="the language model that was loaded")
     corpus_digest: str | None = Field(
-        default=None, description="what identifies the corpus' contents, if known"
+        default=None, description="digest of the corpus' contents, if known"
     )
-    numerics: Numerics = Field(description="what it was computed with")
+    numerics: Numerics = Field(
+        description="settings that decide how values are rounded"
+    )
     generation: int = Field(
         default=0, ge=0, description="0 for a harvest, then one more for each extend"
     )
@@ -263,7 +265,7 @@ class Plan(Schema):
     imported: Imported | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="where the activations come from; absent in a harvest",
+        description="origin of imported activations; absent in a harvest",
     )
 
     _before = model_validator(mode="before")(as_before)

@@ -40,10 +40,10 @@ class BlockRecord(Schema):
     tokens: ObjectRecord = Field(description="the object that holds the tokens")
     # Each kind of corpus counts in its own way: by file and byte, by row, by sequence.
     cursor: dict[str, Any] = Field(
-        description="where in the corpus the next block starts, as the corpus counts"
+        description="place in the corpus where the next block starts"
     )
     last: bool = Field(
-        description="whether the corpus, or what was asked of it, ends with this block"
+        description="true: the corpus, or the part asked for, ends with this block"
     )
     skipped_documents: int = Field(
         default=0, ge=0, description="documents that could not be used"
@@ -152,7 +152,7 @@ class Generation(Schema):
     """
 
     plan: str = Field(description="key of the plan")
-    units: str = Field(description="what the keys of its unit records begin with")
+    units: str = Field(description="beginning of the keys of its unit records")
     sites: tuple[Site, ...] = Field(description="sites that it holds")
     first_unit: int = Field(default=0, description="number of its first unit")
     n_units: int = Field(description="units that it holds")
@@ -177,11 +177,13 @@ class StoreManifest(Schema):
     parent: Digest | None = Field(
         default=None, description="content id of the store before the last extend"
     )
-    spec: HarvestSpec = Field(description="what was asked for")
+    spec: HarvestSpec = Field(description="the harvest as it was asked for")
     sites: tuple[Site, ...] = Field(description="all sites, and their widths")
-    layout: Layout = Field(description="how rows fall into units")
+    layout: Layout = Field(description="sizes of units and chunks")
     model: ModelInfo = Field(description="the language model that was loaded")
-    numerics: Numerics = Field(description="what it was computed with")
+    numerics: Numerics = Field(
+        description="settings that decide how values are rounded"
+    )
     generations: tuple[Generation, ...] = Field(
         description="the harvest, then each extend"
     )
@@ -197,7 +199,7 @@ class StoreManifest(Schema):
     imported: Imported | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="where the activations come from; absent in a harvested store",
+        description="origin of imported activations; absent in a harvested store",
     )
 
     _before = model_validator(mode="before")(as_before)

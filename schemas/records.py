@@ -110,7 +110,7 @@ class EvalRecord(Schema):
     content_id: str = Field(description="content id of that store")
     split: str = Field(description="train or held_out: the rows it was evaluated on")
     filter: RowFilter | None = Field(
-        default=None, description="which rows, as in training; null: all rows"
+        default=None, description="filter of the rows, as in training; null: all rows"
     )
     rows: int = Field(description="rows that were evaluated")
     pooled: LayerMetrics = Field(description="metrics over the rows of all layers")
@@ -132,8 +132,8 @@ class BenchRecord(Schema):
 
     # Beside the floor of the same run: a slow or busy machine slows both.
     bench: str = Field(description="name of the benchmark")
-    case: str = Field(description="what was measured")
-    value: float = Field(description="what was found")
+    case: str = Field(description="the case that was measured")
+    value: float = Field(description="the measured value")
     unit: str = Field(description="unit of value and floor")
     floor: float = Field(description="the best possible, measured in the same run")
     ratio: float = Field(description="value / floor")
@@ -174,9 +174,9 @@ class RunRecord(Schema):
     rescale: Rescale = Field(
         description="function of a site's mean norm that its rows are divided by"
     )
-    center: bool = Field(description="whether each site's mean is subtracted before")
+    center: bool = Field(description="true: each site's mean is subtracted before")
     filter: RowFilter | None = Field(
-        default=None, description="which rows it was trained on; null: all rows"
+        default=None, description="filter of the rows it was trained on; null: all rows"
     )
     store: str = Field(
         description="absolute URL of the store; empty: imported without one"
@@ -190,7 +190,7 @@ class RunRecord(Schema):
     model: str = Field(description="name of the language model")
     name: str | None = Field(
         default=None,
-        description="what tables and reports call it; null: the name of its folder",
+        description="its name in tables and reports; null: the name of its folder",
     )
     steps: int = Field(description="steps of training")
     rows: int = Field(description="rows trained on")
@@ -262,7 +262,7 @@ class CorpusEstimate(Schema):
     )
     documents: int = Field(description="documents that calibration read")
     short: bool = Field(
-        description="whether it holds fewer than asked; the estimate is then for those"
+        description="true: it holds fewer than asked, and the estimate is for those"
     )
 
 
@@ -272,9 +272,9 @@ class HarvestEstimate(Schema):
     The figures come from a few calibration batches and arithmetic.
     """
 
-    corpus: CorpusEstimate = Field(description="how many tokens there are")
+    corpus: CorpusEstimate = Field(description="tokens of the corpus")
     layout: Layout = Field(
-        description="how rows fall into units; of a short corpus, its units only"
+        description="sizes of units and chunks; for a short corpus, only its units"
     )
     sites: tuple[Site, ...] = Field(description="the sites, and their widths")
     codec: str = Field(description="the codec that the harvest will use")
@@ -286,7 +286,7 @@ class HarvestEstimate(Schema):
     )
     tried: int = Field(default=0, description="rows of the calibration batches")
     objects: int = Field(description="objects that the store will have")
-    codecs: dict[str, CodecEstimate] = Field(description="what each codec would make")
+    codecs: dict[str, CodecEstimate] = Field(description="size and speed of each codec")
     memory: MemoryEstimate = Field(description="peak memory")
     forward_tokens_s: float = Field(
         description="tokens per second of the model alone, up to the last site"

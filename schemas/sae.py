@@ -165,7 +165,7 @@ class ReluL1(Penalised):
     )
     penalty: Literal["l1", "decoder_norm"] = Field(
         default="l1",
-        description="whether latents are weighted by their decoder norms",
+        description="decoder_norm: each latent is weighted by its decoder norm",
     )
     tied: bool = Field(
         default=False, description="the encoder is the transposed decoder"
@@ -257,7 +257,7 @@ class Nsae(Penalised):
     )
     norm: Literal["layer", "row"] = Field(
         default="layer",
-        description="which norm scales the penalty: the layer's mean, or the row's own",
+        description="norm that scales the penalty: the layer's mean, or the row's own",
     )
 
 
@@ -297,7 +297,7 @@ class JumpRelu(Penalised):
     threshold: float | None = Field(
         default=None,
         gt=0,
-        description="where the thresholds start; None: from the data",
+        description="thresholds at the start; None: from the data",
     )
     bandwidth: float = Field(
         default=0.1,

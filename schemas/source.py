@@ -75,7 +75,8 @@ class CorpusSource(Schema):
         min_length=1, description="`builtin:` name, path or glob, or hub name"
     )
     kind: CorpusKind = Field(
-        default="auto", description="what the name is; auto: decided from it"
+        default="auto",
+        description="meaning of the name; auto: decided from it",
     )
     revision: str | None = Field(
         default=None,
@@ -159,7 +160,7 @@ class Imported(Schema):
     )
     tokens: str | None = Field(
         default=None,
-        description="where the token ids come from; None: they are not known",
+        description="origin of the token ids; None: they are not known",
     )
     contexts: bool = Field(
         description=(

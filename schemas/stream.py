@@ -101,7 +101,7 @@ class StreamSpec(Schema):
     )
     targets: Names | None = Field(
         default=None,
-        description="in mode pairs, the output sites, one for each of `sites`",
+        description="output sites for mode pairs, one for each of `sites`",
     )
     weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         default=None,
@@ -111,7 +111,7 @@ class StreamSpec(Schema):
         ),
     )
     filter: RowFilter | None = Field(
-        default=None, description="which rows to stream; None: all rows"
+        default=None, description="filter of the rows to stream; None: all rows"
     )
     batch: Count = Field(
         default=4096, gt=0, description="rows per batch, over all ranks"

@@ -117,11 +117,11 @@ class TrainSpec(Schema):
         min_length=1,
         max_length=120,
         pattern=ONE_LINE,
-        description="what tables and reports call it; None: the name of its folder",
+        description="its name in tables and reports; None: the name of its folder",
     )
     sae: SaeSpec = Field(description="the architecture, told by its `kind`")
     stream: StreamSpec = Field(
-        default=StreamSpec(), description="which rows, in which order"
+        default=StreamSpec(), description="the rows, and their order"
     )
     rows: Count | None = Field(
         default=None, gt=0, description="rows to train on; None: one epoch"
@@ -134,7 +134,7 @@ class TrainSpec(Schema):
         description="decoder directions at the start: random, or whitened rows",
     )
     center_init: Literal["mean", "geometric_median"] = Field(
-        default="mean", description="where the decoder bias starts"
+        default="mean", description="start of the decoder bias"
     )
     resample: Resampling | None = Field(
         default=None, description="new directions for dead latents; None: never"

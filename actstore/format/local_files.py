@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from actstore.errors import CorruptError, StorageError
 
 FOLLOW_LINKS = "ACTSTORE_FOLLOW_LINKS"
-KEPT_FOLDERS = 1 << 14  # that are known to lie inside
+KEPT_FOLDERS = 1 << 14  # folders that are remembered to lie inside the store
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 # Without O_NONBLOCK, opening a FIFO would wait for someone who writes to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC

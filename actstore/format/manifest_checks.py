@@ -28,9 +28,9 @@ from schemas.source import Site
 
 MOST = 2**31 - 1  # sequences, positions and rows are int32
 MOST_UNITS = 1 << 22
-MOST_SLOTS = 1 << 28  # of a unit
+MOST_SLOTS = 1 << 28  # slots of a unit
 MOST_D = 1 << 24
-MOST_CHUNK = 1 << 30  # decoded bytes
+MOST_CHUNK = 1 << 30  # bytes of a decoded chunk
 SITE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 _FILE = re.compile(r"tokenizer/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -20,7 +20,7 @@ from schemas.source import Site
 HISTOGRAM_BINS = 2048
 STRATA = 2  # position 0 and special tokens; the rest
 SUMS = 5  # count, non-finite rows, sum, sum of squares and maximum of norms
-MANIFEST_JSON = 32 << 20  # some 10,000 sites
+MANIFEST_JSON = 32 << 20  # a manifest, of some 10,000 sites
 RECORD_JSON = 32 << 20
 SMALL_JSON = 1 << 20  # a block's record, an array's metadata, a claim
 OTHER_FILE = 256 << 20  # a tokenizer's vocabulary, a page for people

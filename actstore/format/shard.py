@@ -37,9 +37,9 @@ from schemas.harvest import Codec
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
-BLOSC_BYTES = 16  # its header, and the most by which it makes a chunk larger
+BLOSC_BYTES = 16  # Blosc's header: the most by which it makes a chunk larger
 LARGEST_OFFSET = 1 << 48  # no file system or object store holds larger objects
-CLEVEL = 5  # of Blosc, 0 to 9
+CLEVEL = 5  # Blosc's compression level, 0 to 9
 
 blosc.use_threads = False
 

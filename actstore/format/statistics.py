@@ -28,7 +28,7 @@ from actstore.format.object_sizes import stats_bytes
 from schemas.manifest import QUANTILES, NormStats, StratumNorms
 from schemas.source import Site
 
-OUTLIER = 10.0  # times the median norm
+OUTLIER = 10.0  # rows above so many times the median norm are outliers
 SPECIAL = 0  # the stratum of position 0 and special tokens
 REST = 1  # the stratum of all other rows
 

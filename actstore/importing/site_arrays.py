@@ -32,7 +32,8 @@ from actstore.importing.source_files import (
 from schemas.source import Imported, ImportedArray, ImportedFile
 
 SAELENS_TOKENS = "token_ids"  # the column of SAELens' cached activations
-_DIGEST_BYTES = 8 << 20  # of an array in memory at a time, for its digest
+# Bytes of an array in memory that are digested at a time.
+_DIGEST_BYTES = 8 << 20
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 

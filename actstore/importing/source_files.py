@@ -49,8 +49,9 @@ SUFFIXES: dict[str, ImportFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-FOLDERS: tuple[ImportFormat, ...] = ("zarr", "saelens")  # a folder is one data set
-_READ_BYTES = 8 << 20  # of a file at a time, for its digest
+# Formats in which a folder is one data set.
+FOLDERS: tuple[ImportFormat, ...] = ("zarr", "saelens")
+_READ_BYTES = 8 << 20  # bytes of a file that are digested at a time
 
 
 class FoundFile(NamedTuple):

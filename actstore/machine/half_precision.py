@@ -9,9 +9,12 @@ import statistics
 import time
 from typing import NamedTuple
 
-_SIZE = 512  # of the matrices: a product takes 0.27 GFLOP
-_ROUNDS = 5  # which take 0.1 s or so together
-_SLOWER = 1.2  # times as slow; less may be chance
+# Rows and columns of the matrices: a product takes 0.27 GFLOP.
+_SIZE = 512
+# Rounds of measuring, which take about 0.1 s together.
+_ROUNDS = 5
+# The factor from which half precision counts as slower: less may be chance.
+_SLOWER = 1.2
 HALF = ("bfloat16", "float16")
 
 

@@ -16,7 +16,8 @@ from actstore.format.file_systems import GIT_LFS
 from actstore.text.corpus_files import CorpusFiles, read_errors_named
 from actstore.text.documents import Content, CorpusCursor, DocumentColumn, Piece
 
-PIECE_BYTES = 4 << 20  # of a long text file, read and tokenised at a time
+# Bytes of a long text file that are read and tokenised at a time.
+PIECE_BYTES = 4 << 20
 FOOTERS = 100  # Parquet files whose footers are read to know a corpus' size
 _BLOCK_BYTES = 1 << 20  # read at a time where lines are counted
 _PARQUET_BATCH = 1024  # rows that pyarrow decodes at a time

@@ -1,6 +1,4 @@
-"""What the documents and the code say about files and documents is there: a reference
-that leads nowhere fails a test.
-"""
+"""Tests that what documents and code refer to exists: files, headings, modules."""
 
 from __future__ import annotations
 

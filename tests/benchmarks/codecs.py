@@ -1,5 +1,6 @@
-"""What each way of storing rows costs and loses: `python -m tests.benchmarks.codecs
-[--tokens N] [--steps N]`.
+"""Measures what each way of storing rows costs and loses.
+
+`python -m tests.benchmarks.codecs [--tokens N] [--steps N]`.
 
 A harvest of the builtin model in float32 is written again in every dtype and codec, row
 for row. Per store: bytes per value (with scales and steps), speed of a shuffled epoch

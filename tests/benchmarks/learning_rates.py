@@ -1,5 +1,6 @@
-"""Which peak learning rate is best, by kind, dictionary size and rows: `python -m
-tests.benchmarks.learning_rates STORE`.
+"""Finds the best peak learning rate, by kind, dictionary size and rows.
+
+`python -m tests.benchmarks.learning_rates STORE`.
 
 Every kind x size x number of rows is trained with each rate of a grid, all of a size
 and a number of rows over one stream, and evaluated on held-out rows; one JSON line per

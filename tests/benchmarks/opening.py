@@ -1,5 +1,6 @@
-"""From `actstore.open` to a stream's first batch: `python -m tests.benchmarks.opening
-[--units N] [--rounds N]`.
+"""Measures the time from `actstore.open` to a stream's first batch.
+
+`python -m tests.benchmarks.opening [--units N] [--rounds N]`.
 
 Store: 12 sites of d 768 in bfloat16 (lz4), units of 64 chunks of 1.5 MiB; all shards
 are links to one page-cached file, so that 100,000 units (117 TB) cost nothing. Floor:

@@ -1,6 +1,4 @@
-"""Where half precision is slower than float32 it is said, with what was measured, and
-done as told.
-"""
+"""Tests of the warning that half precision is slower here, and of doing as told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a spec is told in the project's words, never pydantic's."""
+"""Tests that errors in a spec are told in the project's words, not pydantic's."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What xarray and zarr-python make of a store as it is: lazily opened, with names, and
-without a warning.
+"""Tests that xarray and zarr-python open a store as it is.
+
+It opens lazily, with names, and without a warning.
 """
 
 from __future__ import annotations

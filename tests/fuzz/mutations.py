@@ -1,5 +1,6 @@
-"""What can be done to a store: each mutation is a value that JSON can hold, so that one
-that found a fault is kept.
+"""Mutations of a store.
+
+Each is a value that JSON can hold, so that one that found a fault is kept.
 
 Bytes (flipped, cut off, grown, another object's), JSON (any value set to a hostile one,
 keys taken away or added, nested 100,000 deep), arrays and statistics (any element,

@@ -1,5 +1,6 @@
-"""What the kill tests run in their workers: started from a fork server that has the
-libraries loaded.
+"""The functions that the kill tests run in their workers.
+
+Workers are started from a fork server that has the libraries loaded.
 """
 
 from __future__ import annotations

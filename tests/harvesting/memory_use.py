@@ -1,5 +1,6 @@
-"""What the memory test runs in a process of its own: a harvest of units of some 100 MB,
-or its estimate.
+"""The program that the memory test runs in a process of its own.
+
+It is a harvest of units of some 100 MB, or its estimate.
 
 The model is all width: rows of 1024 values out of a table, so that buffers and not the
 model take the memory.

@@ -1,5 +1,6 @@
-"""Which rows are kept, and how a unit is filled: filters, halved batches, staging on a
-device, autocast, compile.
+"""Tests of the rows that are kept, and of how a unit is filled.
+
+Filters, halved batches, staging on a device, autocast, compile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What of a model type can be harvested: one small model, opened and run as a harvest
-does, and a line that says it.
-"""
+"""Harvests one small model of a type, and prints a line about what came of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What README.md and the guides show exists: every command line of theirs is read by
-the command that it names.
+"""Tests that the commands of README.md and the guides exist.
+
+Every command line of theirs is read by the command that it names.
 """
 
 from __future__ import annotations

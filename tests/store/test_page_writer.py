@@ -1,6 +1,4 @@
-"""What is written from `docs/FORMAT.md` alone is a store, and what is read from it alone is
-what a store holds.
-"""
+"""Tests that `docs/FORMAT.md` alone suffices to write a store and to read one."""
 
 from __future__ import annotations
 

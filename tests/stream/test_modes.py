@@ -1,5 +1,6 @@
-"""What users stream: weights, aligned rows, pairs, filters, skipped rows, int8 on a
-device.
+"""Tests of the ways to stream.
+
+Weights, aligned rows, pairs, filters, skipped rows, int8 on a device.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Which files and rows are documents: splits, options, what is left out, types, nested
-fields, odd paths.
+"""Tests of which files and rows are documents.
+
+Splits, options, files that are left out, types, nested fields, odd paths.
 """
 
 from __future__ import annotations

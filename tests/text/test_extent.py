@@ -1,5 +1,6 @@
-"""What `actstore plan` says of a corpus' size, against the corpus read to its end; and
-that it leaves most unread.
+"""Tests of the size of a corpus that `actstore plan` estimates.
+
+It is compared with the corpus read to its end; the estimate must leave most unread.
 """
 
 from __future__ import annotations

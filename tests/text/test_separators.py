@@ -1,4 +1,4 @@
-"""What stands between documents, by the model's tokenizer and as asked for."""
+"""Tests of the tokens between documents, by the tokenizer and as asked for."""
 
 from __future__ import annotations
 

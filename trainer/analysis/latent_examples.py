@@ -25,7 +25,8 @@ AFTER = 6
 LOW = 1e-4
 HIGH = 2e-2
 BLOCK = 4096  # rows that are encoded at once
-MOST_TRAINING_ROWS = 20_000  # that are looked at where a store holds no rows out
+# Training rows that are looked at, if a store holds no rows out.
+MOST_TRAINING_ROWS = 20_000
 # How many of the strongest firings are looked at, for each context that is shown.
 LOOKED_AT = 50
 

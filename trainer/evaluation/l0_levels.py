@@ -20,7 +20,7 @@ ROWS = 1 << 17
 SPARES = (1.5, 6.0)
 
 
-MARGINS = 1 << 30  # bytes of them, of runs that are read rows for together
+MARGINS = 1 << 30  # bytes of margins of the runs that are calibrated together
 
 
 _BLOCK = 512  # rows whose margins [n, m] are in memory at once

@@ -40,8 +40,8 @@ from trainer.runs.trained_sae import TrainedSae
 
 # Takes a site's activations [B, context, d], and returns those that replace them.
 Patch = Callable[[Tensor], Tensor]
-SEQUENCES = 64  # that are run where no number is asked for
-BATCH = 16  # of them at once
+SEQUENCES = 64  # sequences that are run, unless another number is asked for
+BATCH = 16  # sequences that are run at once
 
 
 def model_metrics(

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 20  # of a block of rows: about a core's own cache
+BLOCK_BYTES = 1 << 20  # bytes of a block of rows: about a core's own cache
 _Gradients = tuple[Tensor | None, ...]
 
 

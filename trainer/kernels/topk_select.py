@@ -19,11 +19,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_BLOCK_BYTES = 12 << 20  # a share of the last-level cache
-GPU_BLOCK_BYTES = 1 << 30  # large products keep a GPU busy
-_MEMBERS = 16  # of a group: near sqrt(m / k) for the usual m and k
+CPU_BLOCK_BYTES = 12 << 20  # fits into a share of the last-level cache
+GPU_BLOCK_BYTES = 1 << 30  # large, since large products keep a GPU busy
+_MEMBERS = 16  # latents of a group: near sqrt(m / k) for the usual m and k
 _SAMPLE_ROWS = 64  # rows from which a threshold is guessed
-_MARGIN = 2  # the guess is to leave so many times the entries that are wanted
+_MARGIN = 2  # the guessed threshold leaves so many times the wanted entries
 ROOM = 8
 """Candidates that a device keeps for each entry of the result. About `_MARGIN` of them
 are expected; the rest is room for blocks of rows that have more than others.

@@ -19,7 +19,7 @@ from schemas.train import TrainSpec
 from trainer.runs.run_lock import RunLock
 
 KEY = "journal.jsonl"
-MOST_BYTES = 1 << 30  # millions of lines
+MOST_BYTES = 1 << 30  # bytes that are read: millions of lines
 REMOTE_EVERY_S = 30.0
 # Writing a remote journal again and again takes at most this share of the time.
 REMOTE_SHARE = 0.05

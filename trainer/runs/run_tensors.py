@@ -21,7 +21,7 @@ from trainer.errors import RunError
 from trainer.saes.build import Sae, build
 
 LATENTS = "latents.safetensors"
-_ELEMENT_BYTES = 8  # of the widest dtype: float64 or int64
+_ELEMENT_BYTES = 8  # bytes of a number of the widest dtypes, float64 and int64
 _HEADER_BYTES = 1 << 20
 _MOST_TOLD = 4  # tensors of a wrong shape that a message names
 

@@ -25,9 +25,12 @@ from trainer.saes.unit_rows import unit_rows
 FIT_ROWS = 4096
 _BLOCK = 256  # rows whose [n, m] pre-activations are in memory at once
 _LEAST_SCALE = 1e-3
-_WIDEST = 4096  # rows whose covariance is worth its eigenvectors
-_APART = 0.1  # of the rows' length about their layer's mean
-_FLATTEST = 1e-4  # of the largest variance: flatter directions are not blown up further
+_WIDEST = 4096  # widths up to which eigenvectors of a covariance are worth their time
+# Means of layers that lie closer than this share of the rows' length about their own
+# layer's mean are lost among the rows.
+_APART = 0.1
+# Directions of less variance than this share of the largest are not blown up further.
+_FLATTEST = 1e-4
 PreActivations = Callable[[ScaledRows], Tensor]
 """From rows to their pre-activations [n, m]."""
 Codes = Callable[[Tensor], Tensor]

@@ -35,8 +35,8 @@ from trainer.saes.step import Penalty, Step, squared_error
 from trainer.saes.step_noise import Draws
 from trainer.saes.unit_rows import unit_rows
 
-SAMPLED = 256  # 65,280 ordered pairs, of new latents at each update
-STAGE = 31  # of the draws' key, so that no other draw shares it
+SAMPLED = 256  # latents drawn at each update: 65,280 ordered pairs
+STAGE = 31  # a part of the draws' key, so that no other draw shares it
 
 
 class ReluL1Sae(FlatSae):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK_ROWS = 256  # what is read twice should still be in cache
+_BLOCK_ROWS = 256  # few enough to be in cache when they are read again
 
 
 def unit_rows(weight: Tensor) -> Tensor:

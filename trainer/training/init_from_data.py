@@ -16,9 +16,9 @@ from trainer.saes.scaled_rows import ScaledRows
 from trainer.training.learner import Learner
 from trainer.training.run_stream import next_batch
 
-INIT_ROWS = 1 << 15  # of d 768 in float32 they are 100 MB
+INIT_ROWS = 1 << 15  # rows to begin from: 100 MB of float32 if d is 768
 CENTRES: dict[str, Centre] = {"mean": mean, "geometric_median": geometric_median}
-INIT_STAGE = 21  # of the key, so that no other draw shares it
+INIT_STAGE = 21  # a part of the draws' key, so that no other draw shares it
 
 
 def initialise(stream: Stream, learners: Sequence[Learner]) -> None:

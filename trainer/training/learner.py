@@ -32,7 +32,8 @@ from trainer.training.sparsity_steering import Steering
 from trainer.training.warmup_and_decay import learning_rate, sparsity
 from trainer.training.weight_average import Average
 
-SUMS = ("steps", "rows", "loss", "l0")  # that every kind has
+# The running sums that every kind has.
+SUMS = ("steps", "rows", "loss", "l0")
 # updates between two looks at which latents are dead, for AuxK: an update's only wait
 # for the device
 DEAD_EVERY = 50

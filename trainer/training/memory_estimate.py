@@ -32,8 +32,10 @@ ROWS, ROWS_PER_PREFIX = 12, 4
 CODE_BYTES = 48
 # of a nonzero while two candidates for each are sorted, and then: value, row, latent
 SEARCH_BYTES, KEPT_BYTES = 64, 20
-INDEX_BYTES = 24  # of a row in a window: where it lies, its id, its lane
-SHARE = 0.9  # of free memory, where no limit is given
+# Bytes for each row of a window: its index in the buffer, its id, its lane.
+INDEX_BYTES = 24
+# The share of free memory that is used, if no limit is given.
+SHARE = 0.9
 FLOAT = 4
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trainer.training.step_loop import Progress, Report
 
 LINE_EVERY_S = 20.0
-BAR = 20  # characters
+BAR = 20  # characters of the bar
 # Characters of the percentage and the time left, which are always shown.
 BESIDE = len(" 100 % 123:45:00 ")
 # Which figures are kept where there is no room for all, the most wanted first.

@@ -32,8 +32,8 @@ from trainer.training.weighted_sample import Draw
 if TYPE_CHECKING:
     from trainer.training.learner import Learner
 
-STAGE = 41  # of the draws' key, so that no other draw shares it
-CANDIDATES = 819_200  # of the paper
+STAGE = 41  # a part of the draws' key, so that no other draw shares it
+CANDIDATES = 819_200  # rows to draw from, as in the paper
 
 
 def due(plan: Resampling, step: int, batch: int) -> bool:

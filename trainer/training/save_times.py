@@ -16,8 +16,10 @@ from trainer.distributed.world_of_one import ONE_WORLD, OneWorld
 if TYPE_CHECKING:
     from trainer.distributed.processes import World
 
-AGREE_S = 1.0  # processes ask each other about so often
-AGREE_STEPS = 1000  # and after so many steps at most
+# Processes ask each other about once in so many seconds, and at least once in so many
+# steps.
+AGREE_S = 1.0
+AGREE_STEPS = 1000
 
 
 class Due(NamedTuple):

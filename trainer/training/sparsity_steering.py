@@ -28,7 +28,7 @@ from schemas.sae import DEFAULT_L0
 # 0.041) = 1.06 times as large; and thresholds rise by 0.2 * 0.41 = 0.08.
 GAIN = 0.1
 PROPORTIONAL = 0.5
-MEMORY = 0.9  # of the running mean of e
+MEMORY = 0.9  # decay of the running mean of e
 DIRECT = 0.2
 RANGE = math.log(1e6)
 _LEAST_L0 = 1e-3  # below it the logarithm of an L0 of 0 would be -inf

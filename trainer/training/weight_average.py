@@ -13,7 +13,8 @@ from torch import Tensor
 from trainer.saes.build import Sae
 from trainer.saes.unit_rows import normalise_rows
 
-_WARM = 10  # the first updates average over about a tenth of what there was
+# The first updates average over about a tenth of the updates so far.
+_WARM = 10
 
 
 class Average:

@@ -1,1 +1,1 @@
-"""How good SAEs become, ours against other packages' (README.md of the folder above)."""
+"""The quality of SAEs, ours against other packages' (README.md of the folder above)."""

@@ -1,6 +1,4 @@
-"""Which cases there are, one after the other; each is trained and evaluated unless its
-result is there.
-"""
+"""Trains and evaluates all cases, one after the other, unless a result is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of known features an SAE has found. Pure.
+"""Measures how much of known features an SAE has found. It is pure arithmetic.
 
 With cos the cosines of feature directions and decoder rows, over the latents that fire
 at all:

@@ -1,5 +1,6 @@
-"""At the end of training thresholds are set so that held-out rows have the wanted L0,
-whatever the run was like.
+"""Tests that thresholds are set at the end of training, for the wanted L0.
+
+Held-out rows must have that L0, whatever the run was like.
 """
 
 from __future__ import annotations

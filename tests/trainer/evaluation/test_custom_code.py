@@ -1,5 +1,6 @@
-"""What runs the language model of a store: custom code only when told again, and only
-with every weight.
+"""Tests of running the language model of a store.
+
+Custom code runs only when told again, and only with every weight.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a run goes: whatever a user may write for a folder is one folder."""
+"""Tests that whatever a user may write for a run's folder is one folder."""
 
 from __future__ import annotations
 

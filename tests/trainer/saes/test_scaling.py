@@ -1,5 +1,6 @@
-"""What rows are scaled by and whether they are centred, against plain formulas; on
-layers whose means lie far apart.
+"""Tests of the scale and the centre of rows, against plain formulas.
+
+Some are on layers whose means lie far apart.
 """
 
 from __future__ import annotations

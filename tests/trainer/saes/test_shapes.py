@@ -1,5 +1,6 @@
-"""What a trained SAE says of itself, and of what it cannot encode or decode; the tables
-of `trainer eval`.
+"""Tests of what a trained SAE says of itself, and of rows that it cannot take.
+
+Also of the tables of `trainer eval`.
 """
 
 from __future__ import annotations

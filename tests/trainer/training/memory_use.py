@@ -1,5 +1,6 @@
-"""What the memory test runs in a process of its own: a sweep of two SAEs, and what was
-estimated for it.
+"""The program that the memory test runs in a process of its own.
+
+It is a sweep of two SAEs, with the estimate for it.
 """
 
 from __future__ import annotations

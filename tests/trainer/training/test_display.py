@@ -1,4 +1,4 @@
-"""What a user sees while training: on terminals of all widths, and in a log."""
+"""Tests of the display of training, on terminals of all widths and in a log."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What would change nothing in a training run, a stream or a harvest is refused by
-name.
+"""Tests that options without an effect are refused by name.
+
+In a training run, a stream and a harvest.
 """
 
 from __future__ import annotations

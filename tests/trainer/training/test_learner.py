@@ -1,5 +1,6 @@
-"""What surrounds the gradient: schedules, micro-batches, averages, resampling,
-compiling; against plain formulas.
+"""Tests of all that a learner adds to the gradient, against plain formulas.
+
+Schedules, micro-batches, averages, resampling, compiling.
 """
 
 from __future__ import annotations

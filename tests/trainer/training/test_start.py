@@ -1,5 +1,6 @@
-"""Where SAEs begin: below an FVU of 1, at the wanted L0, along directions of norm 1,
-whatever the rows are like.
+"""Tests of the weights that SAEs begin with.
+
+Below an FVU of 1, at the wanted L0, along directions of norm 1, whatever the rows are.
 """
 
 from __future__ import annotations

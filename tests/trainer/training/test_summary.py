@@ -1,5 +1,6 @@
-"""What training says at its end, for one run and for a sweep, and where the SAE cannot
-be evaluated.
+"""Tests of the summary at the end of training.
+
+For one run, for a sweep, and if the SAE cannot be evaluated.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What an update asks of its device that the host has to wait for, recorded without a
-device.
+"""Records the waits of an update for its device, without a device.
 
 On the meta device nothing has values, so that whatever would read one fails or is seen;
 code that asks where a tensor is takes the way that it takes on a GPU.
