@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 
+from actstore.console.first_few import first_few
 from actstore.errors import HarvestWarning, ModelError
 from actstore.model.load_model import LoadedModel
 from actstore.model.probe import probe_tokens
@@ -315,6 +316,4 @@ def _count_of_weights(names: Sequence[str]) -> str:
 
 
 def _first_names(names: Sequence[str]) -> str:
-    text = ", ".join(names[:_MOST_SHOWN])
-    n_more = len(names) - _MOST_SHOWN
-    return f"{text} and {n_more} more" if n_more > 0 else text
+    return first_few(names, _MOST_SHOWN)
