@@ -9,6 +9,7 @@ from schemas.records import EvalRecord, RunRecord
 from trainer.exports.export_origin import Origin, folder_name
 from trainer.runs import published_names
 from trainer.runs.run_data import (
+    MODEL_FIGURES,
     model_effects,
     model_figures,
     row_figures,
@@ -58,16 +59,7 @@ With the site replaced by its reconstruction, in nats per token. Recovered is th
 of the cross-entropy lost by ablation that comes back."""
 
 _METRIC_HEAD = ("site", "FVU", "MSE", "L0", "L1", "L1 x decoder norms", "suppression")
-_EFFECT_HEAD = (
-    "site",
-    "CE clean",
-    "CE SAE",
-    "CE zero",
-    "CE mean",
-    "recovered (zero)",
-    "recovered (mean)",
-    "KL",
-)
+_EFFECT_HEAD = ("site", *MODEL_FIGURES)
 
 
 def card(origin: Origin, form: Format) -> str:

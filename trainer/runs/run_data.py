@@ -26,6 +26,17 @@ from trainer.runs.run_tensors import (
     read_tensors,
 )
 
+MODEL_FIGURES = (
+    "CE clean",
+    "CE SAE",
+    "CE zero",
+    "CE mean",
+    "recovered (zero)",
+    "recovered (mean)",
+    "KL",
+)
+"""What tables call the figures that `model_figures` returns."""
+
 
 class RunData(NamedTuple):
     """One run as the analyses see it.
