@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.console.cli_options import AsJson
 from actstore.harvesting.harvest_command import rounding, say_if_slow
 from actstore.harvesting.harvest_options import Device, with_spec
 from actstore.harvesting.progress_display import warnings_on
@@ -39,7 +40,7 @@ def plan_command(
     get_price: Annotated[float, typer.Option(help="Per 1,000 GET requests.")] = 0.0004,
     device_price: Annotated[float, typer.Option(help="Of the device, per hour.")] = 2.0,
     months: Annotated[float, typer.Option(help="That the store is kept.")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What a harvest with the same options will take. Writes nothing.
 
