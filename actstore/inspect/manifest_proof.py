@@ -15,7 +15,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from actstore.console.first_few import first_few
+from actstore.console.short_lists import first_few
 from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import object_keys
 from actstore.format.content_id import content_id

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from actstore.console.first_few import first_few
+from actstore.console.short_lists import first_few
 from actstore.errors import ModelError, SpecError, first_line
 from actstore.model.checkpoint_files import (
     NO_DIFFERENCES,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 
-from actstore.console.first_few import first_few
+from actstore.console.short_lists import first_few
 from actstore.errors import HarvestWarning, ModelError
 from actstore.model.load_model import LoadedModel
 from actstore.model.probe import probe_tokens

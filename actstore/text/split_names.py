@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from actstore.console.first_few import first_few
+from actstore.console.short_lists import first_few
 from actstore.errors import CorpusError
 from actstore.text.corpus_files import CorpusFiles
 

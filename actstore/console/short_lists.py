@@ -1,8 +1,11 @@
-"""Shortens a list for a message: the first of it, and how many more there are."""
+"""Shortens lists of names for a message or a line of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+# What fits into a line beside other things.
+_MOST_IN_A_LINE = 3
 
 
 def first_few(texts: Sequence[str], most: int, separator: str = ",") -> str:
@@ -22,3 +25,10 @@ def first_few(texts: Sequence[str], most: int, separator: str = ",") -> str:
         return shown
     before_and = "" if separator == "," else separator
     return f"{shown}{before_and} and {n_more:,} more"
+
+
+def first_and_last(names: Sequence[str]) -> str:
+    """Return all of up to three names, else the first and the last: `a, ..., d`."""
+    if len(names) <= _MOST_IN_A_LINE:
+        return ", ".join(names)
+    return f"{names[0]}, ..., {names[-1]}"
