@@ -14,7 +14,6 @@ from trainer.runs.run_data import (
     model_figures,
     row_figures,
     rows_phrase,
-    shown_figure,
 )
 from trainer.saes.build import kind_of
 
@@ -143,7 +142,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
     if evaluation is None:
         return "Not evaluated."
     lines = [
-        (layer.site, *map(shown_figure, row_figures(layer)))
+        (layer.site, *row_figures(layer))
         for layer in (*evaluation.layers, evaluation.pooled)
     ]
     parts = [
@@ -156,10 +155,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
     ]
     effects = model_effects(evaluation)
     if effects:
-        effect_lines = [
-            (effect.site, *(shown_figure(v, ".4f") for v in model_figures(effect)))
-            for effect in effects
-        ]
+        effect_lines = [(effect.site, *model_figures(effect)) for effect in effects]
         parts += [_EFFECT, _table(_EFFECT_HEAD, effect_lines)]
     return "\n\n".join(parts)
 

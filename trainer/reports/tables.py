@@ -83,7 +83,7 @@ def model_table(runs: Sequence[RunData]) -> str:
     lines = []
     for run in runs:
         for effect in model_effects(run.evaluation):
-            figures = [shown_figure(value, ".4f") for value in model_figures(effect)]
+            figures = model_figures(effect)
             lines.append([run.name, short_site(effect.site), *figures])
     return table(_MODEL_HEAD, lines) if lines else ""
 
