@@ -64,6 +64,18 @@ def option(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def panel_option(panel: str, *names: str, help: str, **more: Any) -> Any:  # noqa: A002
+    """Return an option that the help shows in a panel.
+
+    Args:
+        panel: The panel's title.
+        names: How the option is written, where that is not its parameter's name.
+        help: What the help says.
+        more: What else `typer.Option` takes.
+    """
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
 def one_of(*values: str) -> Callable[[str], list[str]]:
     """Return what completes an option with these values when Tab is pressed."""
 

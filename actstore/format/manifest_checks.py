@@ -295,17 +295,10 @@ def _wanted_files(m: StoreManifest) -> _WantedFiles:
     """Return the keys and sizes that follow from a manifest's generations."""
     exact: dict[str, int] = {}
     at_most = {"README.md": object_sizes.OTHER_FILE}
-    n_units = 0
-    n_sites = 0
-    stats_bytes = 0
-    for i, g in enumerate(m.generations):
-        n_units = max(n_units, g.first_unit + g.n_units)
-        if g.first_unit == 0:
-            n_sites += len(g.sites)
-            stats_bytes += object_sizes.stats_bytes(g.sites)
-        # Every generation writes the columns and merged statistics of the store anew.
-        exact |= object_sizes.column_bytes(i, n_units, n_sites)
-        exact[object_keys.merged_stats_key(i)] = stats_bytes
+    # Every generation writes the columns and merged statistics of the store anew.
+    for i, store in enumerate(object_sizes.sizes_by_generation(m.generations)):
+        exact |= object_sizes.column_bytes(i, store.n_units, store.n_sites)
+        exact[object_keys.merged_stats_key(i)] = store.stats_bytes
         at_most[object_keys.plan_key(i)] = object_sizes.RECORD_JSON
         for key in object_sizes.column_metadata(i):
             at_most[key] = object_sizes.SMALL_JSON

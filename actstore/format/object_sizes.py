@@ -6,7 +6,8 @@ A damaged store could name any size. So no more than these bytes are read of an 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from actstore.format.layout import n_chunks
 from actstore.format.shard import BLOSC_BYTES, CRC_BYTES, ShardCodec
 from actstore.format.stored_dtypes import numpy_dtype
 from schemas.harvest import HarvestSpec, Layout
+from schemas.manifest import Generation
 from schemas.source import Site
 
 HISTOGRAM_BINS = 2048
@@ -50,6 +52,38 @@ def stats_bytes(sites: Iterable[Site]) -> int:
         figures_per_stratum = SUMS + 2 * site.d + HISTOGRAM_BINS
         total += 8 * STRATA * figures_per_stratum
     return total
+
+
+class GrownSizes(NamedTuple):
+    """What a store has after a generation, which writes its columns anew.
+
+    Attributes:
+        n_units: Units of the store.
+        n_sites: Sites of the store.
+        stats_bytes: Bytes of the statistics of all its sites.
+    """
+
+    n_units: int
+    n_sites: int
+    stats_bytes: int
+
+
+def sizes_by_generation(generations: Iterable[Generation]) -> Iterator[GrownSizes]:
+    """Yield what a store has after each of its generations.
+
+    A harvest of 2 sites in 4 units, extended by 3 sites and then by 6 units, has 4
+    units of 2 sites, 4 units of 5 sites, and 10 units of 5 sites.
+    """
+    n_units = 0
+    n_sites = 0
+    bytes_of_sites = 0
+    for generation in generations:
+        n_units = max(n_units, generation.first_unit + generation.n_units)
+        # A generation that begins at unit 0 brings sites, a later one brings units.
+        if generation.first_unit == 0:
+            n_sites += len(generation.sites)
+            bytes_of_sites += stats_bytes(generation.sites)
+        yield GrownSizes(n_units, n_sites, bytes_of_sites)
 
 
 def column_bytes(

@@ -179,14 +179,8 @@ def columns(
 def all_columns(manifest: StoreManifest) -> Nodes:
     """Return the arrays of all generations' unit columns."""
     nodes: Nodes = {}
-    n_units = 0
-    n_sites = 0
-    for i, generation in enumerate(manifest.generations):
-        # A generation that begins at unit 0 brings sites, a later one brings units.
-        n_units = max(n_units, generation.first_unit + generation.n_units)
-        if generation.first_unit == 0:
-            n_sites += len(generation.sites)
-        nodes |= columns(manifest, i, n_units, n_sites)
+    for i, store in enumerate(object_sizes.sizes_by_generation(manifest.generations)):
+        nodes |= columns(manifest, i, store.n_units, store.n_sites)
     return nodes
 
 

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.console.cli_options import one_of, option, values_of
+from actstore.console.cli_options import (
+    one_of,
+    option,
+    panel_option,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from schemas.harvest import HarvestSpec
@@ -58,14 +63,6 @@ ROWS = "Rows that are kept"
 STORED = "How it is stored"
 
 
-def _option(panel: str, *names: str, help: str, **more: Any) -> Any:  # noqa: A002
-    """Return an option whose help is shown in a panel.
-
-    names: how it is written, where that is not its parameter's name.
-    """
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
 def _values_of(parameter: str) -> Callable[[str], list[str]]:
     """Return tab completion with the values that an option's field takes."""
     return values_of(SCHEMA, FIELDS[parameter])
@@ -81,7 +78,7 @@ Device = Annotated[
 ]
 Model = Annotated[
     str,
-    _option(
+    panel_option(
         MODEL,
         metavar="NAME",
         help=(
@@ -93,7 +90,7 @@ Model = Annotated[
 ]
 Corpus = Annotated[
     str,
-    _option(
+    panel_option(
         CORPUS,
         metavar="NAME",
         help=(
@@ -105,7 +102,7 @@ Corpus = Annotated[
 ]
 Sites = Annotated[
     list[str],
-    _option(
+    panel_option(
         MODEL,
         metavar="SITES",
         help=(
@@ -114,41 +111,46 @@ Sites = Annotated[
         ),
     ),
 ]
-Tokens = Annotated[str, _option(CORPUS, help="Tokens to run: 300k, 1M, 2.5B.")]
+Tokens = Annotated[str, panel_option(CORPUS, help="Tokens to run: 300k, 1M, 2.5B.")]
 ModelDtype = Annotated[
     str | None,
-    _option(
+    panel_option(
         MODEL, help="The model's weights.", autocompletion=_values_of("model_dtype")
     ),
 ]
-Revision = Annotated[str | None, _option(MODEL, help="Of the model on the hub.")]
+Revision = Annotated[str | None, panel_option(MODEL, help="Of the model on the hub.")]
 TrustRemoteCode = Annotated[
     bool,
-    _option(MODEL, "--trust-remote-code", help="Run code that comes with the model."),
+    panel_option(
+        MODEL, "--trust-remote-code", help="Run code that comes with the model."
+    ),
 ]
 Autocast = Annotated[
     str | None,
-    _option(
+    panel_option(
         MODEL,
         help="Run the forward under autocast.",
         autocompletion=_values_of("autocast"),
     ),
 ]
 Compiled = Annotated[
-    bool, _option(MODEL, "--compile", help="Run the forward through torch.compile.")
+    bool,
+    panel_option(MODEL, "--compile", help="Run the forward through torch.compile."),
 ]
-Batch = Annotated[int | None, _option(MODEL, help="Sequences per forward pass.")]
-Context = Annotated[int | None, _option(CORPUS, help="Tokens per sequence.")]
+Batch = Annotated[int | None, panel_option(MODEL, help="Sequences per forward pass.")]
+Context = Annotated[int | None, panel_option(CORPUS, help="Tokens per sequence.")]
 Pack = Annotated[
     bool | None,
-    _option(
+    panel_option(
         CORPUS, help="Fill contexts from consecutive documents, or one document each."
     ),
 ]
-PrependBos = Annotated[bool | None, _option(CORPUS, help="BOS before every context.")]
+PrependBos = Annotated[
+    bool | None, panel_option(CORPUS, help="BOS before every context.")
+]
 Separator = Annotated[
     str | None,
-    _option(
+    panel_option(
         CORPUS,
         metavar="TOKEN",
         help=(
@@ -160,17 +162,17 @@ Separator = Annotated[
 ]
 CorpusKind = Annotated[
     str | None,
-    _option(CORPUS, help="What it is.", autocompletion=_values_of("corpus_kind")),
+    panel_option(CORPUS, help="What it is.", autocompletion=_values_of("corpus_kind")),
 ]
 CorpusRevision = Annotated[
-    str | None, _option(CORPUS, help="Of the data set on the hub.")
+    str | None, panel_option(CORPUS, help="Of the data set on the hub.")
 ]
 CorpusConfig = Annotated[
-    str | None, _option(CORPUS, help="Configuration of the data set on the hub.")
+    str | None, panel_option(CORPUS, help="Configuration of the data set on the hub.")
 ]
 Split = Annotated[
     str | None,
-    _option(
+    panel_option(
         CORPUS,
         help=(
             "Of a data set, or of files by the names of files and folders (train,"
@@ -181,24 +183,27 @@ Split = Annotated[
 ]
 TextColumn = Annotated[
     str | None,
-    _option(CORPUS, help="Column with the documents; doc.text: field text of doc."),
+    panel_option(
+        CORPUS, help="Column with the documents; doc.text: field text of doc."
+    ),
 ]
 TokenColumn = Annotated[
-    str | None, _option(CORPUS, help="Column with token ids, if tokenised already.")
+    str | None,
+    panel_option(CORPUS, help="Column with token ids, if tokenised already."),
 ]
 ExcludeSpecialTokens = Annotated[
     bool,
-    _option(
+    panel_option(
         ROWS, "--exclude-special-tokens", help="Keep no rows of BOS, EOS and the like."
     ),
 ]
 SkipFirst = Annotated[
     int | None,
-    _option(ROWS, help="Keep no rows of the first N positions of a context."),
+    panel_option(ROWS, help="Keep no rows of the first N positions of a context."),
 ]
 ExcludeTokens = Annotated[
     str | None,
-    _option(
+    panel_option(
         ROWS,
         metavar="FILE",
         help="File with token ids, one per line, whose rows are not kept.",
@@ -207,20 +212,20 @@ ExcludeTokens = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    _option(STORED, help="Stored values.", autocompletion=_values_of("dtype")),
+    panel_option(STORED, help="Stored values.", autocompletion=_values_of("dtype")),
 ]
 Codec = Annotated[
     str | None,
-    _option(
+    panel_option(
         STORED, help="How chunks are compressed.", autocompletion=_values_of("codec")
     ),
 ]
-Seed = Annotated[int | None, _option(STORED, help="Of the rows' permutation.")]
+Seed = Annotated[int | None, panel_option(STORED, help="Of the rows' permutation.")]
 Memory = Annotated[
-    str | None, _option(STORED, help="What units in flight may take: 4GiB, 500MB.")
+    str | None, panel_option(STORED, help="What units in flight may take: 4GiB, 500MB.")
 ]
-UnitSequences = Annotated[int | None, _option(STORED, help="Sequences per unit.")]
-ChunkRows = Annotated[int | None, _option(STORED, help="Rows per chunk.")]
+UnitSequences = Annotated[int | None, panel_option(STORED, help="Sequences per unit.")]
+ChunkRows = Annotated[int | None, panel_option(STORED, help="Rows per chunk.")]
 
 
 def spec_options(

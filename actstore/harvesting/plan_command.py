@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.console.cli_options import AsJson
+from actstore.console.short_lists import first_and_last
 from actstore.harvesting.harvest_command import rounding, say_if_slow
 from actstore.harvesting.harvest_options import Device, with_spec
 from actstore.harvesting.progress_display import warnings_on
@@ -16,9 +18,6 @@ from actstore.harvesting.progress_display import warnings_on
 if TYPE_CHECKING:
     from actstore.harvesting.estimate import Prices
     from schemas.records import CorpusEstimate, HarvestEstimate
-
-# More sites than these are shown as the first and the last one.
-SITES_SHOWN = 3
 
 
 @with_spec
@@ -39,7 +38,7 @@ def plan_command(
     get_price: Annotated[float, typer.Option(help="Per 1,000 GET requests.")] = 0.0004,
     device_price: Annotated[float, typer.Option(help="Of the device, per hour.")] = 2.0,
     months: Annotated[float, typer.Option(help="That the store is kept.")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate what a harvest with the same options will take. Writes nothing.
 
@@ -93,15 +92,12 @@ def _what_is_harvested(estimated: HarvestEstimate) -> list[tuple[str, str]]:
 
     layout = estimated.layout
     names = [site.name for site in estimated.sites]
-    shown = ", ".join(names)
-    if len(names) > SITES_SHOWN:
-        shown = f"{names[0]}, ..., {names[-1]}"
     text = [("corpus", _corpus(estimated.corpus))]
     rounded = rounding(estimated.corpus.asked, layout.context)
     # A corpus that is short decides itself how many tokens there are.
     if rounded is not None and not estimated.corpus.short:
         text.append(("tokens", rounded))
-    text.append(("sites", f"{len(names)}: {shown}"))
+    text.append(("sites", f"{len(names)}: {first_and_last(names)}"))
     kept = f"{100 * estimated.kept:.1f} % of the tokens"
     text.append(("rows", f"{estimated.rows:,} per site ({kept})"))
     if estimated.non_finite:

@@ -2,104 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from actstore.harvesting.harvest_command import AsJson
 from actstore.harvesting.progress_display import run_with_progress
+from actstore.importing import import_options
 
 
 def import_command(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            help=(
-                "Files or folders, or NAME=PATH for several sites. Parts of one array"
-                " come in natural order."
-            )
-        ),
-    ],
-    out: Annotated[
-        str, typer.Option(help="Where the store goes: a folder or any fsspec URL.")
-    ],
-    site: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the one site.",
-            show_default="the array's name in its file, or the file's",
-        ),
-    ] = None,
-    format: Annotated[  # noqa: A002 (the option's name)
-        str,
-        typer.Option(
-            help=(
-                "auto, npy, pt, safetensors, hdf5, parquet, zarr or saelens (a"
-                " `datasets` folder)."
-            )
-        ),
-    ] = "auto",
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Array, tensor, dataset or column to take. May be given again.",
-            show_default="all of floats",
-        ),
-    ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="File with token ids of the same rows; -1 is padding.",
-            show_default="none",
-        ),
-    ] = None,
-    token_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the token ids, in their file or beside the activations.",
-            show_default="the only one",
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=(
-                "Tokens per sequence, where rows come one after the other and are whole"
-                " sequences."
-            ),
-            show_default="the arrays' own",
-        ),
-    ] = None,
-    rows: Annotated[
-        str | None,
-        typer.Option(
-            help="Take at most so many rows: 300k, 1M, 2.5B.", show_default="all"
-        ),
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Model that the activations are of; it is noted, not loaded."
-        ),
-    ] = "unknown",
-    dtype: Annotated[
-        str, typer.Option(help="Stored values: bfloat16, float16, float32 or int8.")
-    ] = "bfloat16",
-    codec: Annotated[str, typer.Option(help="lz4, zstd or raw.")] = "lz4",
-    seed: Annotated[
-        int, typer.Option(help="Seed of the order in which a unit's rows are stored.")
-    ] = 0,
-    memory: Annotated[
-        str,
-        typer.Option(help="Memory for units on their way to the store: 4GiB, 500MB."),
-    ] = "4GiB",
-    unit_sequences: Annotated[
-        int | None, typer.Option(help="Sequences per unit.", show_default="planned")
-    ] = None,
-    chunk_rows: Annotated[
-        int | None, typer.Option(help="Rows per chunk.", show_default="planned")
-    ] = None,
+    source: import_options.Source,
+    out: import_options.Out,
+    site: import_options.SiteName = None,
+    format: import_options.Format = "auto",  # noqa: A002 (the option's name)
+    key: import_options.Keys = None,
+    tokens: import_options.Tokens = None,
+    token_key: import_options.TokenKey = None,
+    context: import_options.Context = None,
+    rows: import_options.Rows = None,
+    model: import_options.Model = "unknown",
+    dtype: import_options.Dtype = "bfloat16",
+    codec: import_options.Codec = "lz4",
+    seed: import_options.Seed = 0,
+    memory: import_options.Memory = "4GiB",
+    unit_sequences: import_options.UnitSequences = None,
+    chunk_rows: import_options.ChunkRows = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a store of activations that exist already.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actstore.console.cli_options import AsJson
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,7 +18,6 @@ Url = Annotated[
     str, typer.Argument(metavar="URL", help="A store: a folder or any fsspec URL.")
 ]
 WIDTH = 120  # columns of a table that goes into a pipe or a file
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
 def info_command(

@@ -15,6 +15,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from actstore.console.short_lists import first_few
 from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import object_keys
 from actstore.format.content_id import content_id
@@ -78,9 +79,7 @@ def manifest_problems(store: Store, records: Records) -> list[str]:
     lines += _tokenizer_differences(store, plans[0])
     if not lines:
         return []
-    shown = "; ".join(lines[:_SHOWN])
-    if len(lines) > _SHOWN:
-        shown += f"; and {len(lines) - _SHOWN} more"
+    shown = first_few(lines, _SHOWN, ";")
     where = f"{store.url}/{object_keys.MANIFEST}"
     what = f"it does not follow from its plans and records: {shown}"
     return [f"corrupt  {where}: {what}"]

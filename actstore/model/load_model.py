@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actstore.console.short_lists import first_few
 from actstore.errors import ModelError, SpecError, first_line
 from actstore.model.checkpoint_files import (
     NO_DIFFERENCES,
@@ -226,12 +227,11 @@ def _check_shapes(name: str, mismatched: Any) -> None:
     ]
     if not texts:
         return
-    n_more = len(texts) - _MOST_SHOWN
-    more = f"; and {n_more} more" if n_more > 0 else ""
+    shown = first_few(texts, _MOST_SHOWN, ";")
     raise ModelError(
         f"model {name!r}: parameters in its checkpoint are not of the shapes that"
-        f" its config.json says: {'; '.join(texts[:_MOST_SHOWN])}{more}. The two are"
-        " of different models; get the config.json of this one"
+        f" its config.json says: {shown}. The two are of different models; get the"
+        " config.json of this one"
     )
 
 
@@ -251,12 +251,10 @@ def _check_not_integers(name: str, module: nn.Module, integers: set[str]) -> Non
     )
     if not wrong:
         return
-    n_more = len(wrong) - _MOST_SHOWN
-    more = f" and {n_more} more" if n_more > 0 else ""
     raise ModelError(
         f"model {name!r}: weights in its checkpoint are integers:"
-        f" {', '.join(wrong[:_MOST_SHOWN])}{more}. They are quantised, and its"
-        " config.json has no quantization_config that is known; get the right one"
+        f" {first_few(wrong, _MOST_SHOWN)}. They are quantised, and its config.json has"
+        " no quantization_config that is known; get the right one"
     )
 
 

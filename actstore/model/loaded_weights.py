@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as every_module
 
+from actstore.console.short_lists import first_few
 from actstore.console.user_warnings import warn
 from actstore.errors import HarvestWarning, ModelError
 from actstore.model.load_model import LoadedModel
@@ -311,6 +312,4 @@ def _count_of_weights(names: Sequence[str]) -> str:
 
 
 def _first_names(names: Sequence[str]) -> str:
-    text = ", ".join(names[:_MOST_SHOWN])
-    n_more = len(names) - _MOST_SHOWN
-    return f"{text} and {n_more} more" if n_more > 0 else text
+    return first_few(names, _MOST_SHOWN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from actstore.console.short_lists import first_and_last
 from schemas.manifest import StoreManifest
 from schemas.source import Imported
 
@@ -36,12 +37,12 @@ def describe(store: StreamedStore) -> Lines:
         ("store", store.url),
         ("content id", manifest.content_id),
         *_origin(manifest),
-        ("sites", f"{of_widths}: {_short(store.sites)}"),
+        ("sites", f"{of_widths}: {first_and_last(store.sites)}"),
         ("rows", f"{manifest.n_rows:,} per site: {of_splits}"),
     ]
     non_finite = _non_finite(store)
     if non_finite:
-        lines.append(("not finite", _short(tuple(non_finite))))
+        lines.append(("not finite", first_and_last(tuple(non_finite))))
     lines += [
         ("units", f"{manifest.n_units} of {of_sizes}"),
         ("stored as", f"{spec.dtype}, {spec.codec}: {of_bytes}"),
@@ -81,7 +82,7 @@ def _imported_origin(manifest: StoreManifest, imported: Imported) -> Lines:
     kinds = sorted({f"{array.format}, {array.dtype}" for array in imported.arrays})
     files = ""
     if imported.files:
-        names = _short(tuple(file.name for file in imported.files))
+        names = first_and_last(tuple(file.name for file in imported.files))
         n_bytes = sum(file.bytes for file in imported.files)
         files = f": {names} ({n_bytes / 1e6:,.1f} MB)"
     contexts = "not known: each row counts as a sequence of its own"
@@ -93,10 +94,3 @@ def _imported_origin(manifest: StoreManifest, imported: Imported) -> Lines:
         ("tokens", imported.tokens or "not known"),
         ("contexts", contexts),
     ]
-
-
-def _short(names: tuple[str, ...]) -> str:
-    """Return names in a line: all of up to three, else the first and the last."""
-    if len(names) <= 3:
-        return ", ".join(names)
-    return f"{names[0]}, ..., {names[-1]}"

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from actstore.console.notebook import table
+from actstore.console.short_lists import first_and_last
 from actstore.console.user_warnings import warn
 from actstore.errors import NoRowsError, SpecError
 from actstore.store.chunk_reader import ChunkReader
@@ -221,9 +222,6 @@ class Stream(IterableDataset[Batch]):
         """Return what the stream is, in lines for people: (name, value)."""
         spec = self.spec
         names = self.sites
-        sites = ", ".join(names)
-        if len(names) > 3:
-            sites = f"{names[0]}, ..., {names[-1]}"
         widths = f"d {self.d}"
         if self.d_target is not None:
             widths += f" to {self.d_target}"
@@ -234,7 +232,7 @@ class Stream(IterableDataset[Batch]):
         )
         return [
             ("mode", spec.mode),
-            ("sites", f"{len(names)} of {widths} ({sites})"),
+            ("sites", f"{len(names)} of {widths} ({first_and_last(names)})"),
             ("batch", f"{spec.batch:,} rows of {spec.dtype} on {self.device}"),
             ("rescale", f"{spec.rescale}{centred}"),
             ("epoch", epoch),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from actstore.console.short_lists import first_few
 from actstore.errors import CorpusError
 from actstore.text.corpus_files import CorpusFiles
 
@@ -105,10 +106,7 @@ def files_of_split(
 
 def first_names(names: Iterable[str]) -> str:
     """Return the first of several names for a message, and how many more there are."""
-    names = list(names)
-    text = ", ".join(names[:_MOST_SHOWN])
-    more = len(names) - _MOST_SHOWN
-    return f"{text} and {more:,} more" if more > 0 else text
+    return first_few(list(names), _MOST_SHOWN)
 
 
 def _paths_by_word(

@@ -8,7 +8,7 @@ optimiser step. What is not a mean over rows is shared apart: the selection of B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,14 +18,13 @@ from trainer.distributed.learner_protocol import Tensors, Totals
 from trainer.distributed.processes import Waiting, World
 from trainer.distributed.row_parts import RowParts
 from trainer.distributed.several_processes import SeveralProcesses
+from trainer.distributed.undivided import WholeDictionary
 from trainer.saes.dictionary_parts import Parts
-from trainer.saes.unit_rows import mean_norm
 
 
-class DataParallel(SeveralProcesses):
+class DataParallel(WholeDictionary, SeveralProcesses):
     """Equal to one process up to the order of sums; it satisfies `Parallel`."""
 
-    latents_here: int | None = None
     uneven_rows = True
 
     def __init__(self, world: World, skips: bool = False) -> None:
@@ -102,24 +101,5 @@ class DataParallel(SeveralProcesses):
             by_layer=sums[n_means:].reshape(by_layer.shape),
         )
 
-    def clip(self, sae: nn.Module, limit: float) -> None:
-        # gradients are those of the whole batch already
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), limit)
-
     def all_rows(self, tensor: Tensor) -> Tensor:
         return self.world.gather_rows(tensor)
-
-    def latent_positions(self, n: int) -> tuple[int, int]:
-        return 0, n
-
-    def mean_norm(self, vectors: Tensor) -> Tensor | float:
-        return mean_norm(vectors)
-
-    def n_latents(self, here: int) -> int:
-        return here
-
-    def whole(self, tensors: Tensors) -> Tensors:
-        return tensors
-
-    def own(self, load: Callable[[], Tensors]) -> Tensors:
-        return load()

@@ -9,17 +9,17 @@ must hold the dictionary and, for a checkpoint, its moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from schemas.train import TrainSpec
 from trainer.distributed.latent_parts import LatentParts
-from trainer.distributed.learner_protocol import Tensors, Totals
+from trainer.distributed.learner_protocol import Tensors
 from trainer.distributed.processes import World
 from trainer.distributed.several_processes import SeveralProcesses
+from trainer.distributed.undivided import WholeBatch
 from trainer.errors import SaeError
 from trainer.saes.build import build
 from trainer.saes.dictionary_parts import Parts
@@ -28,10 +28,8 @@ from trainer.saes.dictionary_parts import Parts
 _AGES_AXIS = {"silent_rows": -1, "listed": -1}
 
 
-class SplitDictionary(SeveralProcesses):
+class SplitDictionary(WholeBatch, SeveralProcesses):
     """The part that each process has of one SAE; it satisfies `Parallel`."""
-
-    uneven_rows = False
 
     def __init__(
         self,
@@ -80,21 +78,6 @@ class SplitDictionary(SeveralProcesses):
         """The number of latents that this process builds."""
         return self._sizes[self.world.rank]
 
-    def has_rows(self, n: int) -> bool:
-        return n > 0
-
-    def rows(self, n: int) -> int:
-        return n
-
-    def reducing(
-        self,
-        parameters: Iterable[nn.Parameter],  # noqa: ARG002
-    ) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def totals(self, n: int, fired: Tensor, means: Tensors, by_layer: Tensor) -> Totals:
-        return Totals(n, fired, means, by_layer)
-
     @torch.no_grad()
     def clip(self, sae: nn.Module, limit: float) -> None:
         """Scale gradients as torch's clip_grad_norm_ does.
@@ -120,9 +103,6 @@ class SplitDictionary(SeveralProcesses):
         factor = (limit / norm).clamp(max=1.0)
         for gradient in gradients.values():
             gradient.mul_(factor)
-
-    def all_rows(self, tensor: Tensor) -> Tensor:
-        return tensor
 
     def latent_positions(self, n: int) -> tuple[int, int]:
         here = torch.full((), n, device=self.world.device)

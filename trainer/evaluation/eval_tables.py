@@ -15,7 +15,6 @@ from trainer.runs.run_data import (
     row_figures,
     rows_phrase,
     short_site,
-    shown_figure,
 )
 
 if TYPE_CHECKING:
@@ -42,17 +41,13 @@ def tables(record: EvalRecord) -> list[Table]:
     name = f"{record.name} ({record.run})" if record.name else record.run
     title = f"{name}: {rows_phrase(record)}; never fired on them: {record.dead} latents"
     lines = [
-        [layer.site, *map(shown_figure, row_figures(layer))]
-        for layer in (*record.layers, record.pooled)
+        [layer.site, *row_figures(layer)] for layer in (*record.layers, record.pooled)
     ]
     metrics = _table(title, _ROW_HEADS, lines, _ROW_CAPTION)
     effects = model_effects(record)
     if not effects:
         return [metrics]
-    effect_lines = [
-        [effect.site, *(shown_figure(value, ".4f") for value in model_figures(effect))]
-        for effect in effects
-    ]
+    effect_lines = [[effect.site, *model_figures(effect)] for effect in effects]
     return [metrics, _table(_MODEL_TITLE, _MODEL_HEADS, effect_lines)]
 
 

@@ -9,11 +9,11 @@ from schemas.records import EvalRecord, RunRecord
 from trainer.exports.export_origin import Origin, folder_name
 from trainer.runs import published_names
 from trainer.runs.run_data import (
+    MODEL_FIGURES,
     model_effects,
     model_figures,
     row_figures,
     rows_phrase,
-    shown_figure,
 )
 from trainer.saes.build import kind_of
 
@@ -58,16 +58,7 @@ With the site replaced by its reconstruction, in nats per token. Recovered is th
 of the cross-entropy lost by ablation that comes back."""
 
 _METRIC_HEAD = ("site", "FVU", "MSE", "L0", "L1", "L1 x decoder norms", "suppression")
-_EFFECT_HEAD = (
-    "site",
-    "CE clean",
-    "CE SAE",
-    "CE zero",
-    "CE mean",
-    "recovered (zero)",
-    "recovered (mean)",
-    "KL",
-)
+_EFFECT_HEAD = ("site", *MODEL_FIGURES)
 
 
 def card(origin: Origin, form: Format) -> str:
@@ -151,7 +142,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
     if evaluation is None:
         return "Not evaluated."
     lines = [
-        (layer.site, *map(shown_figure, row_figures(layer)))
+        (layer.site, *row_figures(layer))
         for layer in (*evaluation.layers, evaluation.pooled)
     ]
     parts = [
@@ -164,10 +155,7 @@ def _metrics(evaluation: EvalRecord | None) -> str:
     ]
     effects = model_effects(evaluation)
     if effects:
-        effect_lines = [
-            (effect.site, *(shown_figure(v, ".4f") for v in model_figures(effect)))
-            for effect in effects
-        ]
+        effect_lines = [(effect.site, *model_figures(effect)) for effect in effects]
         parts += [_EFFECT, _table(_EFFECT_HEAD, effect_lines)]
     return "\n\n".join(parts)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from actstore.store.store import Store
 from trainer.runs import published_names
 from trainer.runs.run_data import (
+    MODEL_FIGURES,
     RunData,
     model_effects,
     model_figures,
@@ -30,17 +31,7 @@ _RUN_HEAD = (
     "suppression",
     "dead",
 )
-_MODEL_HEAD = (
-    "run",
-    "layer",
-    "CE clean",
-    "CE SAE",
-    "CE zero",
-    "CE mean",
-    "recovered (zero)",
-    "recovered (mean)",
-    "KL",
-)
+_MODEL_HEAD = ("run", "layer", *MODEL_FIGURES)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -92,7 +83,7 @@ def model_table(runs: Sequence[RunData]) -> str:
     lines = []
     for run in runs:
         for effect in model_effects(run.evaluation):
-            figures = [shown_figure(value, ".4f") for value in model_figures(effect)]
+            figures = model_figures(effect)
             lines.append([run.name, short_site(effect.site), *figures])
     return table(_MODEL_HEAD, lines) if lines else ""
 

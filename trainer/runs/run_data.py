@@ -26,6 +26,17 @@ from trainer.runs.run_tensors import (
     read_tensors,
 )
 
+MODEL_FIGURES = (
+    "CE clean",
+    "CE SAE",
+    "CE zero",
+    "CE mean",
+    "recovered (zero)",
+    "recovered (mean)",
+    "KL",
+)
+"""What tables call the figures that `model_figures` returns."""
+
 
 class RunData(NamedTuple):
     """One run as the analyses see it.
@@ -108,9 +119,9 @@ def short_site(site: str) -> str:
     return f"{parts[1]} {inside_block}"
 
 
-def row_figures(layer: LayerMetrics) -> tuple[float, ...]:
-    """Return FVU, MSE, L0, L1, decoder-weighted L1 and suppression."""
-    return (
+def row_figures(layer: LayerMetrics) -> list[str]:
+    """Return FVU, MSE, L0, L1, decoder-weighted L1 and suppression for a table."""
+    figures = (
         layer.fvu,
         layer.mse,
         layer.l0,
@@ -118,11 +129,12 @@ def row_figures(layer: LayerMetrics) -> tuple[float, ...]:
         layer.l1_decoder,
         layer.suppression,
     )
+    return [shown_figure(figure) for figure in figures]
 
 
-def model_figures(effect: ModelMetrics) -> tuple[float, ...]:
-    """Return CE (clean, SAE, zero, mean), what is recovered (zero, mean), and KL."""
-    return (
+def model_figures(effect: ModelMetrics) -> list[str]:
+    """Return the figures that `MODEL_FIGURES` names, for a table."""
+    figures = (
         effect.ce_clean,
         effect.ce_sae,
         effect.ce_zero,
@@ -131,6 +143,7 @@ def model_figures(effect: ModelMetrics) -> tuple[float, ...]:
         effect.recovered_mean,
         effect.kl,
     )
+    return [shown_figure(figure, ".4f") for figure in figures]
 
 
 def model_effects(evaluation: EvalRecord) -> list[ModelMetrics]:

@@ -12,11 +12,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from schemas.sae import BatchTopK
-from trainer.kernels.sparse_products import decoded
 from trainer.saes.batch_selection import BatchSelectingSae
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.registry import Kind, register
-from trainer.saes.scaled_rows import ScaledRows, of_layer
+from trainer.saes.scaled_rows import ScaledRows
 from trainer.saes.step import Penalty, Step, squared_error
 
 
@@ -49,11 +48,9 @@ class BatchTopKSae(BatchSelectingSae):
         # the selection has no gradients; its values get them here
         values = encoder.at(selection.chosen)
         pattern = selection.chosen.pattern
-        bias = parts.once(of_layer(b_dec, rows.layer))
-        reconstruction = decoded(values, self.W_dec, pattern, bias)
-        reconstruction = parts.summed(reconstruction)
-        mse = squared_error(rows.wanted, reconstruction)
         codes = (values, pattern)
+        reconstruction = self.sparse_reconstruction(codes, rows, b_dec, parts)
+        mse = squared_error(rows.wanted, reconstruction)
         step = self.step_of({"mse": mse}, mse, reconstruction, codes, parts)
         step = step._replace(smallest_kept=selection.smallest)
         return self.with_aux_k(step, rows, encoder, dead, parts)

@@ -212,6 +212,20 @@ class FlatSae(nn.Module, ABC):
             shift = parts.shared(shift)
         return affine(rows.x, shift, rows.layer, self.encoder, self.encoder_bias)
 
+    def dense_reconstruction(
+        self, latents: Tensor, rows: ScaledRows, parts: Parts
+    ) -> Tensor:
+        """Return the reconstruction [B, d_out] of latents [B, m] in a training step.
+
+        Args:
+            latents: Those here.
+            rows: The rows that they are of.
+            parts: The processes that have parts of the dictionary.
+        """
+        # added after the sum over processes, so that it counts once
+        bias = of_layer(self.b_dec, rows.layer)
+        return parts.summed(latents @ self.W_dec) + bias
+
     def latent_inputs(self, rows: ScaledRows) -> Tensor:
         """Return what a latent's own weights are multiplied with: [B, d]."""
         return encoder_input(rows.x, self.b_dec, rows.layer, self.shape)

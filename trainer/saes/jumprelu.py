@@ -181,9 +181,7 @@ class JumpReluSae(FlatSae):
         pre = self.dense_pre_activations(rows, parts)
         threshold = of_layer(self.threshold, rows.layer)
         latents, active, fired = Jump.apply(pre, threshold, self.spec.bandwidth)  # type: ignore[no-untyped-call]
-        # added after the sum over processes, so that it counts once
-        bias = of_layer(self.b_dec, rows.layer)
-        reconstruction = parts.summed(latents @ self.W_dec) + bias
+        reconstruction = self.dense_reconstruction(latents, rows, parts)
         l0 = parts.summed(active)
         mse = squared_error(rows.wanted, reconstruction)
         loss = mse + penalty * l0

@@ -17,7 +17,7 @@ from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.encoder_init import begin_at, first_l0, limits
 from trainer.saes.flat_sae import FlatSae
 from trainer.saes.registry import Kind, StepMemory, register
-from trainer.saes.scaled_rows import Layer, ScaledRows, of_layer
+from trainer.saes.scaled_rows import Layer, ScaledRows
 from trainer.saes.shape import Shape
 from trainer.saes.step import Penalty, Step, firings, squared_error
 from trainer.saes.unit_rows import unit_rows
@@ -82,9 +82,7 @@ class MlpEncoderSae(FlatSae):
         # all processes have the whole hidden layer; latents begin after it
         hidden = self.pre_activations(rows.x, rows.layer).relu()
         latents = self._from_hidden(parts.shared(hidden)).relu()
-        # added after the sum over processes, so that it counts once
-        bias = of_layer(self.b_dec, rows.layer)
-        reconstruction = parts.summed(latents @ self.W_dec) + bias
+        reconstruction = self.dense_reconstruction(latents, rows, parts)
         l1 = latents.sum(dim=-1).mean()
         terms = {
             "mse": squared_error(rows.wanted, reconstruction),

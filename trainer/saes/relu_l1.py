@@ -29,7 +29,7 @@ from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.encoder_init import first_l0, limits
 from trainer.saes.flat_sae import FlatSae
 from trainer.saes.registry import Kind, StepMemory, register
-from trainer.saes.scaled_rows import Layer, ScaledRows, of_layer
+from trainer.saes.scaled_rows import Layer, ScaledRows
 from trainer.saes.shape import Shape, first_encoder
 from trainer.saes.step import Penalty, Step, squared_error
 from trainer.saes.step_noise import Draws
@@ -117,9 +117,7 @@ class ReluL1Sae(FlatSae):
             self.encoder,
             self.b_enc,
         )
-        # added after the sum over processes, so that it counts once
-        bias = of_layer(self.b_dec, rows.layer)
-        reconstruction = parts.summed(latents @ self.W_dec) + bias
+        reconstruction = self.dense_reconstruction(latents, rows, parts)
         # otherwise latents could shrink, and free decoder rows grow, for nothing
         if self.spec.penalty == "decoder_norm":
             sums = (latents * self.latent_norms).sum(dim=-1)

@@ -17,7 +17,7 @@ from trainer.kernels.nonzeros import Pattern
 from trainer.kernels.sparse_products import decoded
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.flat_sae import FlatSae
-from trainer.saes.scaled_rows import ScaledRows
+from trainer.saes.scaled_rows import ScaledRows, of_layer
 from trainer.saes.shape import Shape, first_encoder
 from trainer.saes.sparse_codes import Encoder, fired, listed
 from trainer.saes.step import Step, squared_error
@@ -60,6 +60,25 @@ class SparseSae(FlatSae):
         """
         assert self.W_enc is not None
         return Encoder(rows, self.W_enc, self.b_enc, b_dec, self.shape)
+
+    def sparse_reconstruction(
+        self,
+        codes: tuple[Tensor, Pattern],
+        rows: ScaledRows,
+        b_dec: Tensor,
+        parts: Parts,
+    ) -> Tensor:
+        """Return the reconstruction [B, d_out] of a training step.
+
+        Args:
+            codes: Values [n] of the latents here and where they are.
+            rows: The rows that they are of.
+            b_dec: [d_out], or [n_sites, d_out], as `Parts.shared` passes it on.
+            parts: Who has parts of the dictionary.
+        """
+        values, pattern = codes
+        bias = parts.once(of_layer(b_dec, rows.layer))
+        return parts.summed(decoded(values, self.W_dec, pattern, bias))
 
     def step_of(
         self,

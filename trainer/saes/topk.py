@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from schemas.sae import TopK
-from trainer.kernels.sparse_products import decoded
 from trainer.saes.centres import Centre, mean
 from trainer.saes.dictionary_parts import ONE_PART, Parts
 from trainer.saes.registry import Kind, register
-from trainer.saes.scaled_rows import Layer, ScaledRows, of_layer
+from trainer.saes.scaled_rows import Layer, ScaledRows
 from trainer.saes.sparse_codes import top_k
 from trainer.saes.sparse_sae import SparseSae
 from trainer.saes.step import Penalty, Step, squared_error
@@ -53,11 +52,9 @@ class TopKSae(SparseSae):
         b_dec = parts.shared(self.b_dec)
         encoder = self.encoder_on(rows, b_dec)
         values, pattern = parts.top_k(encoder, self.spec.k)
-        bias = parts.once(of_layer(b_dec, rows.layer))
-        reconstruction = decoded(values, self.W_dec, pattern, bias)
-        reconstruction = parts.summed(reconstruction)
-        mse = squared_error(rows.wanted, reconstruction)
         codes = (values, pattern)
+        reconstruction = self.sparse_reconstruction(codes, rows, b_dec, parts)
+        mse = squared_error(rows.wanted, reconstruction)
         step = self.step_of({"mse": mse}, mse, reconstruction, codes, parts)
         return self.with_aux_k(step, rows, encoder, dead, parts)
 

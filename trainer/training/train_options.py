@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from actstore.console.cli_options import command_for, one_of, values_of
+from actstore.console.cli_options import (
+    command_for,
+    one_of,
+    panel_option,
+    values_of,
+)
 
 SCHEMA = "schemas.train:TrainSpec"
 # The dotted path of the field that an option stands for.
@@ -56,273 +59,257 @@ RUNNING = "Where and how it runs"
 
 Store = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        DATA,
         metavar="URL",
         help="The store to train from.",
         show_default="`store:` of the file",
-        rich_help_panel=DATA,
     ),
 ]
 Spec = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        WHAT,
         metavar="FILE",
         help="A YAML file with a TrainSpec; options override it.",
         show_default="none: the options alone",
-        rich_help_panel=WHAT,
     ),
 ]
 SaeKind = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        WHAT,
         help="The kind of SAE.",
         show_default="topk; transcoder with --pairs-with, crosscoder with --aligned",
-        rich_help_panel=WHAT,
-        autocompletion=values_of(SCHEMA, "sae.kind"),
+        autocompletion=values_of(SCHEMA, FIELDS["sae"]),
     ),
 ]
 Inner = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        WHAT,
         help=(
             "The latents of a transcoder or crosscoder (which takes no gated or"
             " jumprelu); other options of the SAE are then theirs."
         ),
         show_default="topk",
-        rich_help_panel=WHAT,
-        autocompletion=values_of(SCHEMA, "sae.inner.kind"),
+        autocompletion=values_of(SCHEMA, FIELDS["inner"]),
     ),
 ]
-Expansion = Annotated[
-    float | None, typer.Option(help="Dictionary size over d.", rich_help_panel=WHAT)
-]
+Expansion = Annotated[float | None, panel_option(WHAT, help="Dictionary size over d.")]
 Init = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        WHAT,
         help="Where decoder directions start: random, or rows of the data.",
-        rich_help_panel=WHAT,
-        autocompletion=values_of(SCHEMA, "init"),
+        autocompletion=values_of(SCHEMA, FIELDS["init"]),
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="For the initialisation and the order.", rich_help_panel=WHAT),
+    panel_option(WHAT, help="For the initialisation and the order."),
 ]
 
 K = Annotated[
     int | None,
-    typer.Option(help="latents per row.", rich_help_panel=SPARSITY),
+    panel_option(SPARSITY, help="latents per row."),
 ]
 TargetL0 = Annotated[
     float | None,
-    typer.Option(
+    panel_option(
+        SPARSITY,
         help="Other kinds: the mean latents per row that the penalty is steered to.",
-        rich_help_panel=SPARSITY,
     ),
 ]
-L1 = Annotated[
+PenaltyWeight = Annotated[
     float | None,
-    typer.Option(help="a fixed weight of the penalty.", rich_help_panel=SPARSITY),
-]
-L0 = Annotated[
-    float | None,
-    typer.Option(help="a fixed weight of the penalty.", rich_help_panel=SPARSITY),
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option(help="a fixed weight of the penalty.", rich_help_panel=SPARSITY),
+    panel_option(SPARSITY, help="a fixed weight of the penalty."),
 ]
 
 Sites = Annotated[
     list[str] | None,
-    typer.Option(
+    panel_option(
+        DATA,
         metavar="SITES",
         help="Names or patterns. May be given again.",
         show_default="every site",
-        rich_help_panel=DATA,
     ),
 ]
 PairsWith = Annotated[
     list[str] | None,
-    typer.Option(
+    panel_option(
+        DATA,
         metavar="SITES",
         help=(
             "A transcoder's output sites, names or patterns: one for each of --sites,"
             " in their order."
         ),
         show_default="none",
-        rich_help_panel=DATA,
     ),
 ]
 Aligned = Annotated[
     bool,
-    typer.Option(
+    panel_option(
+        DATA,
         "--aligned",
         help="Rows of all sites of a token, for a crosscoder.",
-        rich_help_panel=DATA,
     ),
 ]
 Follow = Annotated[
     bool,
-    typer.Option(
+    panel_option(
+        DATA,
         "--follow",
         help="Train while the store is still being harvested.",
-        rich_help_panel=DATA,
     ),
 ]
 Rescale = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        DATA,
         help="The function of a site's mean norm that its rows are divided by.",
-        rich_help_panel=DATA,
-        autocompletion=values_of(SCHEMA, "stream.rescale"),
+        autocompletion=values_of(SCHEMA, FIELDS["rescale"]),
     ),
 ]
 Center = Annotated[
     bool | None,
-    typer.Option(
+    panel_option(
+        DATA,
         "--center/--no-center",
         help=(
             "Subtract each site's stored mean; by itself where the means lie far apart."
         ),
-        rich_help_panel=DATA,
     ),
 ]
-Rows = Annotated[
-    str | None, typer.Option(help="Rows to train on: 500k, 20M.", rich_help_panel=DATA)
-]
-Batch = Annotated[
-    str | None, typer.Option(help="Rows per batch.", rich_help_panel=DATA)
-]
+Rows = Annotated[str | None, panel_option(DATA, help="Rows to train on: 500k, 20M.")]
+Batch = Annotated[str | None, panel_option(DATA, help="Rows per batch.")]
 Corrupt = Annotated[
     str,
-    typer.Option(
+    panel_option(
+        DATA,
         "--on-corrupt",
         metavar="NAME",
         help="error, or skip: go on without the rows of chunks that cannot be read.",
-        rich_help_panel=DATA,
         autocompletion=one_of("error", "skip"),
     ),
 ]
 
 Lr = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        HOW,
         metavar="NUMBER",
         help=(
             "Peak learning rate, or auto: by kind, dictionary size, batch and updates."
         ),
-        rich_help_panel=HOW,
         autocompletion=one_of("auto"),
     ),
 ]
 Warmup = Annotated[
     float | None,
-    typer.Option(
-        help="Warm-up of the learning rate, as a share of the run.", rich_help_panel=HOW
-    ),
+    panel_option(HOW, help="Warm-up of the learning rate, as a share of the run."),
 ]
 DeadRows = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        HOW,
         help=(
             "A latent silent for so many rows is dead; auto: by dictionary size and"
             " rows."
         ),
-        rich_help_panel=HOW,
         autocompletion=one_of("auto"),
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        HOW,
         help="bfloat16 is autocast.",
-        rich_help_panel=HOW,
-        autocompletion=values_of(SCHEMA, "precision"),
+        autocompletion=values_of(SCHEMA, FIELDS["precision"]),
     ),
 ]
 
 Out = Annotated[
     str,
-    typer.Option(
+    panel_option(
+        OUTPUT,
         metavar="URL",
         help="The run's folder: a path or any fsspec URL.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 OutFolder = Annotated[
     str,
-    typer.Option(
+    panel_option(
+        OUTPUT,
         metavar="URL",
         help="The folder that gets a run folder for each SAE.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 Name = Annotated[
     str | None,
-    typer.Option(help="What tables and reports call the run.", rich_help_panel=OUTPUT),
+    panel_option(OUTPUT, help="What tables and reports call the run."),
 ]
 Resume = Annotated[
     bool,
-    typer.Option(
+    panel_option(
+        OUTPUT,
         "--resume",
         help="Go on with the run that is there, bit by bit.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 CheckpointEvery = Annotated[
-    str | None, typer.Option(help="Steps between checkpoints.", rich_help_panel=OUTPUT)
+    str | None, panel_option(OUTPUT, help="Steps between checkpoints.")
 ]
 CheckpointMinutes = Annotated[
     float | None,
-    typer.Option(help="A checkpoint after so long, too.", rich_help_panel=OUTPUT),
+    panel_option(OUTPUT, help="A checkpoint after so long, too."),
 ]
 LogEvery = Annotated[
     str | None,
-    typer.Option(help="Steps between lines of the journal.", rich_help_panel=OUTPUT),
+    panel_option(OUTPUT, help="Steps between lines of the journal."),
 ]
 TensorBoard = Annotated[
     bool,
-    typer.Option(
+    panel_option(
+        OUTPUT,
         "--tensorboard",
         help="Also write RUN/tensorboard; the run must be local.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 Wandb = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        OUTPUT,
         "--wandb",
         metavar="PROJECT",
         help="Also log to Weights & Biases.",
         show_default="off",
-        rich_help_panel=OUTPUT,
     ),
 ]
 
 Device = Annotated[
     str,
-    typer.Option(
+    panel_option(
+        RUNNING,
         metavar="DEVICE",
         help="cpu, cuda, cuda:1, ...",
-        rich_help_panel=RUNNING,
         autocompletion=one_of("cpu", "cuda"),
     ),
 ]
 Shard = Annotated[
     bool,
-    typer.Option(
+    panel_option(
+        RUNNING,
         "--shard-dictionary",
         help="Under torchrun: split the dictionary over processes, not the batch.",
-        rich_help_panel=RUNNING,
     ),
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(
+    panel_option(
+        RUNNING,
         metavar="SIZE",
         help="What the SAEs of one pass may take: 20GB.",
         show_default="what the device has free",
-        rich_help_panel=RUNNING,
     ),
 ]

@@ -20,12 +20,9 @@ def learning_rate(spec: Optimiser, step: int, steps: int) -> float:
         steps: Steps of the run.
     """
     warmup_steps = round(spec.warmup * steps)
-    decay_steps = round(spec.decay * steps)
-    steps_left = steps - step
     # counted from 1: a first step with a rate of 0 would change nothing
     rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
-    falling = steps_left / decay_steps if steps_left < decay_steps else 1.0
-    return min(rising, falling)
+    return min(rising, _falling(spec.decay, step, steps))
 
 
 def sparsity(spec: Optimiser, step: int, steps: int) -> float:
@@ -40,8 +37,15 @@ def sparsity(spec: Optimiser, step: int, steps: int) -> float:
         steps: Steps of the run.
     """
     warmup_steps = round(spec.sparsity_warmup * steps)
-    decay_steps = round(spec.sparsity_decay * steps)
-    steps_left = steps - step
     rising = step / warmup_steps if step < warmup_steps else 1.0
-    falling = steps_left / decay_steps if steps_left < decay_steps else 1.0
-    return min(rising, falling)
+    return min(rising, _falling(spec.sparsity_decay, step, steps))
+
+
+def _falling(decay: float, step: int, steps: int) -> float:
+    """Return the share that the decay at a run's end leaves: 1 before it begins.
+
+    decay: The decay's own share of the run.
+    """
+    decay_steps = round(decay * steps)
+    steps_left = steps - step
+    return steps_left / decay_steps if steps_left < decay_steps else 1.0
