@@ -212,7 +212,7 @@ class Order:
         return min(max(rows_from_chunk_on, 0), self.layout.chunk_rows)
 
     def windows(
-        self, epoch: int, group: UnitGroup, start: int = 0, first_row: int = 0
+        self, epoch: int, group: UnitGroup, start: int, first_row: int
     ) -> Iterator[Window]:
         """Yield a group's windows, from the one that holds row `first_row` on.
 

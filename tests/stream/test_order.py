@@ -390,7 +390,7 @@ def test_chunks_of_many_rows_are_sorted_as_those_of_few() -> None:
     )
     order = Order(layout, (0, 1), window_chunks=4, lanes=2, seed=3)
     group = UnitGroup(0, np.array([1, 2, 3]), np.array([4, (1 << 16) + 4, 4]))
-    (window,) = order.windows(0, group)
+    (window,) = order.windows(0, group, start=0, first_row=0)
     for column in range(2):
         assert len(np.unique(window.row[:, column])) == (1 << 16) + 12
     sizes = group.rows[window.unit - 1]
