@@ -163,7 +163,7 @@ class Order:
         return CellOrder(self.layout, self.columns, self.seed, self.kept)
 
     def windows(
-        self, epoch: int, group: UnitGroup, start: int = 0, first_row: int = 0
+        self, epoch: int, group: UnitGroup, start: int, first_row: int
     ) -> Iterator[Window]:
         """Yield a group's windows, from the one that holds row `first_row` on.
 

@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 
 from actstore.format.permutation import permutation
 from actstore.stream import group_cells
-from actstore.stream.group_cells import KeptRows, default_group_units
-from actstore.stream.order import Order, Rank, Window, permutations
+from actstore.stream.group_cells import (
+    CHUNKS,
+    KeptRows,
+    UnitGroup,
+    default_group_units,
+    positions_of_group,
+)
+from actstore.stream.order import ROWS, Chunk, Order, Rank, Window, permutations
 from actstore.stream.unit_source import FinishedUnits
 from actstore.stream.window_plan import elements_of_epoch, windows_of_epoch
 from schemas.harvest import Layout
@@ -187,6 +193,243 @@ def test_the_order_is_the_one_that_runs_and_checkpoints_depend_on() -> None:
     order = make_order(golden["unit_rows"])
     for epoch, wanted in enumerate(golden["epochs"]):
         assert rows(order, epoch).tolist() == wanted
+
+
+class PlainWindow(NamedTuple):
+    """A window, row by row: no arrays. Chunks are (unit, chunk) by column and cell."""
+
+    start: int
+    chunks: list[list[tuple[int, int]]]
+    sources: list[list[int]]
+    rows: list[list[int]]
+    lanes: list[int]
+
+
+def plain_cells(
+    order: Order,
+    epoch: int,
+    group: UnitGroup,
+    offsets: dict[tuple[int, int], list[int]],
+) -> list[list[tuple[int, int]]]:
+    """The chunk (unit, chunk) that each column reads in each cell of a group."""
+    chunks = [key for key in offsets if key[0] in group.unit]
+    chunks.sort(key=lambda key: (list(group.unit).index(key[0]), key[1]))
+    key = (order.seed, CHUNKS, epoch, group.number)
+    n_copies = max(order.columns.count(site) for site in order.columns)
+
+    def by_class(site: int) -> dict[int, list[tuple[int, int]]]:
+        classes: dict[int, list[tuple[int, int]]] = {}
+        for index in permutation(len(chunks), *key, site):
+            chunk = chunks[index]
+            classes.setdefault(len(offsets[chunk]), []).append(chunk)
+        return classes
+
+    # A cell stands at the first of the `n_copies` chunks that its heaviest site reads.
+    sizes = {rows: len(members) for rows, members in by_class(-1).items()}
+    seen = dict.fromkeys(sizes, 0)
+    cell_rows = []
+    for index in permutation(len(chunks), *key, -1):
+        n_rows = len(offsets[chunks[index]])
+        if seen[n_rows] % n_copies == 0 and seen[n_rows] + n_copies <= sizes[n_rows]:
+            cell_rows.append(n_rows)
+        seen[n_rows] += 1
+    columns = []
+    for column, site in enumerate(order.columns):
+        earlier = order.columns[:column].count(site)
+        classes = by_class(site)
+        numbers = [cell_rows[:cell].count(n) for cell, n in enumerate(cell_rows)]
+        columns.append(
+            [
+                classes[n_rows][number * n_copies + earlier]
+                for n_rows, number in zip(cell_rows, numbers, strict=True)
+            ]
+        )
+    return columns
+
+
+def plain_windows(ordered: Ordered, epoch: int) -> Iterator[PlainWindow]:
+    """The windows of an epoch, as the module's description says it."""
+    order = ordered.order
+    chunk_rows, capacity = order.layout.chunk_rows, order.layout.capacity
+    # The offsets of the rows that come of each chunk.
+    offsets: dict[tuple[int, int], list[int]] = {}
+    for unit, n_rows in zip(ordered.units.unit, ordered.units.rows, strict=True):
+        for row in range(n_rows):
+            chunk, offset = divmod(row, chunk_rows)
+            if order.kept is not None:
+                position = list(order.kept.unit).index(unit)
+                byte = order.kept.mask[position, chunk, offset // 8]
+                if not byte >> (7 - offset % 8) & 1:
+                    continue
+            offsets.setdefault((int(unit), chunk), []).append(offset)
+    start = 0
+    for group in ordered.units.groups(epoch):
+        columns = plain_cells(order, epoch, group, offsets)
+        for number, first in enumerate(range(0, len(columns[0]), order.window_chunks)):
+            key = (order.seed, ROWS, epoch, group.number, number)
+            window_columns = [
+                cells[first : first + order.window_chunks] for cells in columns
+            ]
+            lanes = [
+                plain_lane(order, window_columns, offsets, key, lane)
+                for lane in range(order.lanes)
+            ]
+            window = PlainWindow(start, window_columns, [], [], [])
+            for turn in range(max(map(len, lanes))):
+                for lane, rows_of_lane in enumerate(lanes):
+                    if turn < len(rows_of_lane):
+                        sources, units, row_offsets = rows_of_lane[turn]
+                        window.sources.append(sources)
+                        window.rows.append(
+                            [
+                                unit * capacity + offset
+                                for unit, offset in zip(units, row_offsets, strict=True)
+                            ]
+                        )
+                        window.lanes.append(lane)
+            start += len(window.lanes)
+            yield window
+
+
+def plain_lane(
+    order: Order,
+    window_columns: list[list[tuple[int, int]]],
+    offsets: dict[tuple[int, int], list[int]],
+    key: tuple[int, ...],
+    lane: int,
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """A lane's rows of a window: for each column its source, unit, offset in the unit."""
+    chunk_rows = order.layout.chunk_rows
+    by_column = []
+    for column, cells in enumerate(window_columns):
+        site = order.columns[column]
+        earlier = order.columns[:column].count(site)
+        own_rows = []
+        for cell in range(lane, len(cells), order.lanes):
+            unit, chunk = cells[cell]
+            for offset in offsets[unit, chunk]:
+                source = (column * order.window_chunks + cell) * chunk_rows + offset
+                own_rows.append((source, unit, chunk * chunk_rows + offset))
+        # A site's first column has the key that it would have alone.
+        own_key = (*key, lane, site, earlier) if earlier else (*key, lane, site)
+        by_column.append([own_rows[i] for i in permutation(len(own_rows), *own_key)])
+    rows_of_lane = []
+    for row in zip(*by_column, strict=True):
+        sources, units, row_offsets = zip(*row, strict=True)
+        rows_of_lane.append((list(sources), list(units), list(row_offsets)))
+    return rows_of_lane
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 16), min_size=1, max_size=9),
+    st.sampled_from([(0,), (0, 2, 5), (1, 4, 1), (3, 3, 0, 3)]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 2**40),
+    st.integers(0, 3),
+    st.sampled_from([4, 12, 99]),
+    st.none() | st.lists(st.integers(0, 2**16 - 1), min_size=9, max_size=9),
+)
+def test_windows_are_those_of_the_description(
+    counts: list[int],
+    columns: tuple[int, ...],
+    lanes: int,
+    per_lane: int,
+    seed: int,
+    epoch: int,
+    group_chunks: int,
+    words: list[int] | None,
+) -> None:
+    """Runs and checkpoints depend on every order: of weights and filters too."""
+    kept = None
+    if words is not None:
+        bits = [[word >> i & 1 for i in range(16)] for word in words[: len(counts)]]
+        mask = np.array(bits, bool).reshape(-1, 4, 4)
+        mask &= (np.arange(16) < np.array(counts)[:, None]).reshape(mask.shape)
+        units = np.arange(len(counts)) * 2 + 1
+        kept = KeptRows(units, np.packbits(mask, axis=-1), mask.sum(axis=-1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_cells, "GROUP_CHUNKS", group_chunks)
+        ordered = make_order(
+            counts,
+            columns=columns,
+            lanes=lanes,
+            window_chunks=lanes * per_lane,
+            seed=seed,
+            kept=kept,
+        )
+    windows = list(ordered.windows(epoch))
+    plain = list(plain_windows(ordered, epoch))
+    n_rows = sum(len(window.lanes) for window in plain)
+    assert ordered.elements(epoch) == n_rows * len(columns)
+    for window, wanted in zip(windows, plain, strict=True):
+        assert window.epoch == epoch
+        assert (window.start, window.stop) == (
+            wanted.start,
+            wanted.start + len(wanted.lanes),
+        )
+        both = np.stack([window.unit, window.chunk], axis=-1)
+        assert both.tolist() == np.array(wanted.chunks).tolist()
+        assert window.source.tolist() == wanted.sources
+        assert window.row.tolist() == wanted.rows
+        assert window.lane.tolist() == wanted.lanes
+        arrays = (window.source, window.row, window.lane)
+        assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
+
+
+def test_chunks_of_many_rows_are_sorted_as_those_of_few() -> None:
+    """Numbers of rows that need more than 16 bits: 1 << 16 rows and 4 more."""
+    layout = make_order([16]).order.layout.model_copy(
+        update={"chunk_rows": 1 << 17, "capacity": 1 << 18}
+    )
+    order = Order(layout, (0, 1), window_chunks=4, lanes=2, seed=3)
+    group = UnitGroup(0, np.array([1, 2, 3]), np.array([4, (1 << 16) + 4, 4]))
+    (window,) = order.windows(0, group, start=0, first_row=0)
+    for column in range(2):
+        assert len(np.unique(window.row[:, column])) == (1 << 16) + 12
+    sizes = group.rows[window.unit - 1]
+    np.testing.assert_array_equal(sizes[0], sizes[1])
+
+
+def test_the_rows_of_a_chunk() -> None:
+    plain = make_order([16]).order.cells
+    assert [plain.rows_of_chunk(1, chunk, 9) for chunk in range(4)] == [4, 4, 1, 0]
+    counts = np.array([[4, 3, 0, 1], [2, 0, 4, 4]])
+    kept = KeptRows(np.array([1, 3]), np.zeros((2, 4, 1), np.uint8), counts)
+    filtered = make_order([16, 16], kept=kept).order.cells
+    assert [filtered.rows_of_chunk(1, chunk, 16) for chunk in range(4)] == [4, 3, 0, 1]
+    assert [filtered.rows_of_chunk(3, chunk, 16) for chunk in range(4)] == [2, 0, 4, 4]
+
+
+def test_a_rank_needs_the_chunks_of_its_lanes() -> None:
+    units = np.array([[5, 7, 9], [7, 9, 5]])
+    chunks = np.array([[0, 1, 2], [1, 2, 0]])
+    none = np.zeros(0, np.int64)
+    window = Window(0, 0, units, chunks, none, none, none)
+    # Cells 0, 1 and 2 are of lanes 0, 1 and 0.
+    assert window.chunks(Rank(0, 2), lanes=2) == [
+        Chunk(column=0, unit=5, chunk=0, cell=0),
+        Chunk(column=0, unit=9, chunk=2, cell=2),
+        Chunk(column=1, unit=7, chunk=1, cell=0),
+        Chunk(column=1, unit=5, chunk=0, cell=2),
+    ]
+    assert window.chunks(Rank(1, 2), lanes=2) == [
+        Chunk(column=0, unit=7, chunk=1, cell=1),
+        Chunk(column=1, unit=9, chunk=2, cell=1),
+    ]
+
+
+def test_a_group_of_a_finished_store_has_131072_chunks_or_one_unit() -> None:
+    layout = make_order([16]).order.layout
+    assert default_group_units(layout) == 131072 // 4
+    wide = layout.model_copy(update={"chunk_rows": 1, "capacity": 1 << 18})
+    assert default_group_units(wide) == 1
+
+
+def test_groups_have_each_unit_once() -> None:
+    groups = [positions_of_group(number, 2, 5, 0, 0).tolist() for number in range(3)]
+    assert groups == [[2, 1], [4, 3], [0]]
 
 
 if __name__ == "__main__":  # writes the golden
