@@ -14,18 +14,24 @@ def import_command(
     source: Annotated[
         list[str],
         typer.Argument(
+            metavar="SOURCE...",
             help=(
                 "Files or folders, or NAME=PATH for several sites. Parts of one array"
                 " come in natural order."
-            )
+            ),
         ),
     ],
     out: Annotated[
-        str, typer.Option(help="Where the store goes: a folder or any fsspec URL.")
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Where the store goes: a folder or any fsspec URL.",
+        ),
     ],
     site: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="Name of the one site.",
             show_default="the array's name in its file, or the file's",
         ),
@@ -33,15 +39,17 @@ def import_command(
     format: Annotated[  # noqa: A002 (the option's name)
         str,
         typer.Option(
+            metavar="NAME",
             help=(
                 "auto, npy, pt, safetensors, hdf5, parquet, zarr or saelens (a"
                 " `datasets` folder)."
-            )
+            ),
         ),
     ] = "auto",
     key: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="NAME",
             help="Array, tensor, dataset or column to take. May be given again.",
             show_default="all of floats",
         ),
@@ -49,6 +57,7 @@ def import_command(
     tokens: Annotated[
         str | None,
         typer.Option(
+            metavar="FILE",
             help="File with token ids of the same rows; -1 is padding.",
             show_default="none",
         ),
@@ -56,6 +65,7 @@ def import_command(
     token_key: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="Name of the token ids, in their file or beside the activations.",
             show_default="the only one",
         ),
@@ -63,6 +73,7 @@ def import_command(
     context: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             help=(
                 "Tokens per sequence, where rows come one after the other and are whole"
@@ -74,31 +85,47 @@ def import_command(
     rows: Annotated[
         str | None,
         typer.Option(
-            help="Take at most so many rows: 300k, 1M, 2.5B.", show_default="all"
+            metavar="COUNT",
+            help="Take at most so many rows: 300k, 1M, 2.5B.",
+            show_default="all",
         ),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
-            help="Model that the activations are of; it is noted, not loaded."
+            metavar="NAME",
+            help="Model that the activations are of; it is noted, not loaded.",
         ),
     ] = "unknown",
     dtype: Annotated[
-        str, typer.Option(help="Stored values: bfloat16, float16, float32 or int8.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Stored values: bfloat16, float16, float32 or int8."
+        ),
     ] = "bfloat16",
-    codec: Annotated[str, typer.Option(help="lz4, zstd or raw.")] = "lz4",
+    codec: Annotated[
+        str, typer.Option(metavar="NAME", help="lz4, zstd or raw.")
+    ] = "lz4",
     seed: Annotated[
-        int, typer.Option(help="Seed of the order in which a unit's rows are stored.")
+        int,
+        typer.Option(
+            metavar="N", help="Seed of the order in which a unit's rows are stored."
+        ),
     ] = 0,
     memory: Annotated[
         str,
-        typer.Option(help="Memory for units on their way to the store: 4GiB, 500MB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for units on their way to the store: 4GiB, 500MB.",
+        ),
     ] = "4GiB",
     unit_sequences: Annotated[
-        int | None, typer.Option(help="Sequences per unit.", show_default="planned")
+        int | None,
+        typer.Option(metavar="N", help="Sequences per unit.", show_default="planned"),
     ] = None,
     chunk_rows: Annotated[
-        int | None, typer.Option(help="Rows per chunk.", show_default="planned")
+        int | None,
+        typer.Option(metavar="N", help="Rows per chunk.", show_default="planned"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

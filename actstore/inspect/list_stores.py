@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from actstore.errors import ActstoreError
+from actstore.errors import ActstoreError, NotAStoreError
 from actstore.format import object_keys
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
@@ -28,6 +28,9 @@ def stores(url: str) -> list[Entry]:
     """Return the stores at a URL itself and in its folders, sorted by name.
 
     Unfinished ones say so.
+
+    Raises:
+        NotAStoreError: there is no such folder.
     """
     root = Storage(url)
     entries = []
@@ -37,6 +40,12 @@ def stores(url: str) -> list[Entry]:
         entry = _entry(storage)
         if entry is not None:
             entries.append(entry)
+    # A folder without stores is no error; a path with a slip in it is one.
+    if not entries and not root.is_folder():
+        raise NotAStoreError(
+            f"{url}: wanted a folder that has stores, but there is no such folder;"
+            " check the URL"
+        )
     return entries
 
 

@@ -125,15 +125,15 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
-        "--resume": "trainer/test_stores.py::test_training_goes_on_with_its_own_store_only",
-        "--tensorboard": "trainer/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
-        "--wandb": "trainer/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
+        "--tensorboard": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--wandb": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
     },
     "trainer sweep": {
-        "--resume": "trainer/test_stores.py::test_training_goes_on_with_its_own_store_only",
-        "--tensorboard": "trainer/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
-        "--wandb": "trainer/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
-        "--memory": "trainer/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
+        "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
+        "--tensorboard": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
+        "--wandb": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
+        "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
 }  # fmt: skip
 FIELDS = {
