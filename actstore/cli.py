@@ -9,7 +9,12 @@ from __future__ import annotations
 import typer
 
 from actstore.console import cli_errors
-from actstore.console.cli_options import Command, command_for, with_version
+from actstore.console.cli_options import (
+    Command,
+    Commands,
+    command_for,
+    with_version,
+)
 from actstore.harvesting import harvest_options, sites_command
 from actstore.harvesting.harvest_command import extend_command, harvest_command
 from actstore.harvesting.plan_command import plan_command
@@ -24,6 +29,7 @@ from actstore.inspect.inspect_commands import (
 
 app = typer.Typer(
     name="actstore",
+    cls=Commands,
     help="Harvest a language model's activations once, keep them well, share them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -31,7 +37,11 @@ app = typer.Typer(
 app.callback()(with_version)
 
 # The help of these tells the defaults of their spec's fields.
-HarvestCommand = command_for(harvest_options.SCHEMA, harvest_options.FIELDS)
+HarvestCommand = command_for(
+    harvest_options.SCHEMA,
+    harvest_options.FIELDS,
+    not_offered=harvest_options.NOT_OFFERED,
+)
 SitesCommand = command_for(sites_command.SCHEMA, sites_command.FIELDS)
 
 # In the order in which `--help` lists them.

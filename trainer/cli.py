@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from actstore.console import cli_errors
-from actstore.console.cli_options import Command, with_version
+from actstore.console.cli_options import Command, Commands, with_version
 from trainer.evaluation.eval_command import calibrate_command, eval_command
 from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command
@@ -18,6 +18,7 @@ from trainer.training.train_options import TrainCommand
 
 app = typer.Typer(
     name="trainer",
+    cls=Commands,
     help="Train sparse autoencoders from activation stores, and show what they do.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -15,10 +15,12 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 Fields = Mapping[str, str]
 """The dotted path of an option's field, by the option's parameter."""
+Values = Mapping[str, Collection[str]]
+"""Some values of options, by the option's parameter."""
 METAVARS = {"count": "COUNT", "size": "SIZE", "integer": "N", "number": "NUMBER"}
 
 
@@ -31,11 +33,25 @@ class Command(TyperCommand):
             say themselves what they do without a value.
         of_some_kinds: Parameters of options whose help begins with the kinds of SAE
             that have their field.
+        not_offered: Values of fields that are of no use on a command line.
     """
 
     schema: str = ""
     fields: Fields = {}
     of_some_kinds: Collection[str] = ()
+    not_offered: Values = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of a command line, with refusals in our own words."""
+        try:
+            rest: list[str] = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _refusal(error)
+            raise
+        return rest
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _without_type(super().get_help_option(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         option_of_field = {
@@ -47,16 +63,68 @@ class Command(TyperCommand):
             if param.name in self.of_some_kinds:
                 kinds = _kinds_with_field(self.schema, path)
                 param.help = f"{', '.join(kinds)}: {param.help}"
-            _describe(param, self.schema, path, option_of_field)
+            not_offered = self.not_offered.get(str(param.name), ())
+            _describe(param, self.schema, path, option_of_field, not_offered)
         super().format_help(ctx, formatter)
 
 
+class Commands(TyperGroup):
+    """A group of commands whose help does not call its flags `<bool>`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for param in self.params:
+            _without_type(param)
+        super().format_help(ctx, formatter)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _without_type(super().get_help_option(ctx))
+
+
 def command_for(
-    schema: str, fields: Fields, of_some_kinds: Collection[str] = ()
+    schema: str,
+    fields: Fields,
+    of_some_kinds: Collection[str] = (),
+    not_offered: Values | None = None,
 ) -> type[Command]:
     """Return the class of a command with options that are fields of a schema."""
-    attributes = {"schema": schema, "fields": fields, "of_some_kinds": of_some_kinds}
+    attributes = {
+        "schema": schema,
+        "fields": fields,
+        "of_some_kinds": of_some_kinds,
+        "not_offered": not_offered or {},
+    }
     return type("SpecCommand", (Command,), attributes)
+
+
+def _without_type(flag: Any) -> Any:
+    """Return a flag whose help leaves out the type that typer would show for it."""
+    if flag is not None:
+        flag.metavar = ""
+    return flag
+
+
+def _refusal(error: Any) -> str:
+    """Return what is wrong with an option's value, as our other messages say it.
+
+    What typer passes on from pydantic is "Input should be a valid integer, unable to
+    parse string as an integer"; this says "wanted a whole number, got 'x'". Texts of
+    typer's own are left as they are.
+    """
+    refused = error.__cause__
+    if type(refused).__name__ != "ValidationError":
+        text: str = error.message
+        return text
+    from actstore.validation import WORDS
+
+    problem = refused.errors()[0]
+    kind: str = problem["type"]
+    came = problem["input"]
+    if kind.startswith(("int_", "float_")):
+        number = WORDS["integer" if kind.startswith("int_") else "number"]
+        return f"wanted {number}, got {came!r}"
+    if kind == "greater_than_equal":
+        return f"wanted {problem['ctx']['ge']} or more, got {came!r}"
+    return f"{problem['msg']}, got {came!r}"
 
 
 def option(field: str) -> str:
@@ -85,14 +153,16 @@ def one_of(*values: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def values_of(schema: str, path: str) -> Callable[[str], list[str]]:
+def values_of(
+    schema: str, path: str, not_offered: Collection[str] = ()
+) -> Callable[[str], list[str]]:
     """Return what completes an option with the values that its field can have.
 
     They are looked up when Tab is pressed: pydantic is not loaded before.
     """
 
     def complete(incomplete: str) -> list[str]:
-        return one_of(*choices(schema, path))(incomplete)
+        return one_of(*offered(schema, path, not_offered))(incomplete)
 
     return complete
 
@@ -103,6 +173,11 @@ def choices(schema: str, path: str) -> tuple[str, ...]:
     from actstore.validation import choices_of
 
     return choices_of(_json_schema(schema), path)
+
+
+def offered(schema: str, path: str, not_offered: Collection[str]) -> tuple[str, ...]:
+    """Return the values of a field that a command line offers."""
+    return tuple(value for value in choices(schema, path) if value not in not_offered)
 
 
 def _kinds_with_field(schema: str, path: str) -> list[str]:
@@ -124,7 +199,11 @@ def _json_schema(schema: str) -> dict[str, Any]:
 
 
 def _describe(
-    param: Any, schema: str, path: str, option_of_field: Mapping[str, str]
+    param: Any,
+    schema: str,
+    path: str,
+    option_of_field: Mapping[str, str],
+    not_offered: Collection[str],
 ) -> None:
     """Put the default, values and type of an option into its help.
 
@@ -133,6 +212,7 @@ def _describe(
         schema: As in `Command`.
         path: The dotted path of its field; "" for none.
         option_of_field: The options' names, by the name of their field.
+        not_offered: Values of the field that the help does not name.
     """
     is_flag = getattr(param, "is_bool_flag", False)
     if is_flag:
@@ -140,8 +220,11 @@ def _describe(
         if not param.secondary_opts and not param.default:
             param.show_default = "off"
             return
+    if param.param_type_name == "argument":
+        # Its name says more than `<str>`, which typer would put beside it.
+        param.display_type_rich = _no_type
     if path:
-        _describe_field(param, schema, path, option_of_field)
+        _describe_field(param, schema, path, option_of_field, not_offered)
     # `--pack / --no-pack`: in a column of its own the second name would take room from
     # the others.
     if is_flag and param.secondary_opts:
@@ -152,15 +235,26 @@ def _describe(
         param.secondary_opts = []
 
 
+def _no_type(**_: Any) -> None:
+    """Return no type of an argument; this has the form of typer's own method."""
+    return
+
+
 def _describe_field(
-    param: Any, schema: str, path: str, option_of_field: Mapping[str, str]
+    param: Any,
+    schema: str,
+    path: str,
+    option_of_field: Mapping[str, str],
+    not_offered: Collection[str],
 ) -> None:
     """Put what the schema says of an option's field into the option's help."""
     from actstore.validation import fields_at, kind_of
 
     nodes = fields_at(_json_schema(schema), path)
-    values = choices(schema, path)
-    if values:
+    values = offered(schema, path, not_offered)
+    # An option that takes more than fixed values, such as --separator a token id too,
+    # says itself what it takes.
+    if values and not _takes_more(nodes[0]):
         param.help = f"{param.help or ''} One of {', '.join(values)}.".strip()
     if param.metavar is None:
         param.metavar = "NAME" if values else METAVARS.get(kind_of(nodes[0]), "TEXT")
@@ -177,9 +271,18 @@ def _describe_field(
     what = " or ".join(texts)
     # Descriptions speak of fields; here they are options: `target_l0`, `--target-l0`.
     for field, name in option_of_field.items():
+        what = what.replace(f"`{field}`", name)
         if "_" in field:
             what = re.sub(rf"\b{field}\b", name, what)
     param.show_default = what
+
+
+def _takes_more(node: Mapping[str, Any]) -> bool:
+    """Tell whether a field takes other values beside a fixed set of them."""
+    return any(
+        "enum" not in alternative and alternative.get("type") != "null"
+        for alternative in node.get("anyOf", ())
+    )
 
 
 def default_of(node: Mapping[str, Any]) -> tuple[Any, str]:

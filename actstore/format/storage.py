@@ -212,6 +212,16 @@ class Storage:
             paths = [folder["name"].rstrip("/") for folder in folders]
             return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
 
+    def is_folder(self) -> bool:
+        """Return whether there is a folder at the URL.
+
+        An object store has one where anything lies under the URL.
+        """
+        with self._guard(""):
+            if self.local is not None:
+                return self.local.is_dir()
+            return bool(self._fs.isdir(self._root))
+
     def is_empty(self) -> bool:
         """Return whether nothing lies under the URL."""
         if self.local is None:

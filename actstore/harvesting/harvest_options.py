@@ -5,6 +5,7 @@ Importing this loads nothing heavy.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import typing
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.console.cli_options import (
+    choices,
+    offered,
     one_of,
     option,
     panel_option,
@@ -56,6 +59,15 @@ FIELDS = {
     "unit_sequences": "unit_sequences",
     "chunk_rows": "chunk_rows",
 }
+# Values of these fields that a command line does not offer. Kinds of corpus: what is
+# done instead. `bos_if_any` is how harvests of format 1.0 were separated.
+OTHER_KINDS = {
+    "memory": (
+        "documents in memory are given from Python, as `tokens=` of `actstore.harvest`"
+    ),
+    "imported": "`actstore import` makes a store of activations that exist already",
+}
+NOT_OFFERED = {"corpus_kind": tuple(OTHER_KINDS), "separator": ("bos_if_any",)}
 # The help shows the options in these panels.
 MODEL = "Model and sites"
 CORPUS = "Corpus"
@@ -65,7 +77,7 @@ STORED = "How it is stored"
 
 def _values_of(parameter: str) -> Callable[[str], list[str]]:
     """Return tab completion with the values that an option's field takes."""
-    return values_of(SCHEMA, FIELDS[parameter])
+    return values_of(SCHEMA, FIELDS[parameter], NOT_OFFERED.get(parameter, ()))
 
 
 Device = Annotated[
@@ -264,8 +276,10 @@ def spec_options(
     given = {name: value for name, value in locals().items() if name in FIELDS}
     from actstore.harvesting.harvest_spec import resolve_spec
 
-    if separator and separator.isdecimal():
-        given["separator"] = int(separator)
+    if corpus_kind is not None:
+        _check_corpus_kind(corpus_kind)
+    if separator is not None:
+        given["separator"] = _separator(separator)
     if exclude_tokens:
         given["exclude_tokens"] = _token_ids(exclude_tokens)
     fields: dict[str, Any] = {"model": {}, "corpus": {}}
@@ -323,6 +337,37 @@ def with_spec(command: Callable[..., None]) -> Callable[..., None]:
         parameter.name: parameter.annotation for parameter in parameters
     }
     return command_with_options
+
+
+def _separator(text: str) -> int | str:
+    """Return what separates documents: a token id, or a word. Raises SpecError."""
+    from actstore.errors import SpecError
+
+    if text.isdecimal():
+        return int(text)
+    path = FIELDS["separator"]
+    if text not in choices(SCHEMA, path):
+        words = ", ".join(offered(SCHEMA, path, NOT_OFFERED["separator"]))
+        raise SpecError(f"--separator: wanted {words} or a token id, got {text!r}")
+    return text
+
+
+def _check_corpus_kind(kind: str) -> None:
+    """Raise SpecError for a kind of corpus that no command line can give."""
+    from actstore.errors import SpecError
+
+    kinds = offered(SCHEMA, FIELDS["corpus_kind"], OTHER_KINDS)
+    if kind in OTHER_KINDS:
+        raise SpecError(
+            f"--corpus-kind {kind}: {OTHER_KINDS[kind]}; a command line takes"
+            f" {', '.join(kinds)}"
+        )
+    if kind not in kinds:
+        near = difflib.get_close_matches(kind, kinds, 1, 0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise SpecError(
+            f"--corpus-kind: there is no {kind!r}{hint}; there are {', '.join(kinds)}"
+        )
 
 
 def _token_ids(path: str) -> tuple[int, ...]:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def plan_command(
     spec: Any,
     device: Device = "cpu",
-    batches: Annotated[int, typer.Option(min=1, help="Calibration batches.")] = 3,
+    batches: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Calibration batches.")
+    ] = 3,
     bandwidth: Annotated[
         str | None,
         typer.Option(
@@ -33,11 +35,21 @@ def plan_command(
             show_default="no less than decoding",
         ),
     ] = None,
-    storage_price: Annotated[float, typer.Option(help="Per GB and month.")] = 0.023,
-    put_price: Annotated[float, typer.Option(help="Per 1,000 PUT requests.")] = 0.005,
-    get_price: Annotated[float, typer.Option(help="Per 1,000 GET requests.")] = 0.0004,
-    device_price: Annotated[float, typer.Option(help="Of the device, per hour.")] = 2.0,
-    months: Annotated[float, typer.Option(help="That the store is kept.")] = 1.0,
+    storage_price: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Per GB and month.")
+    ] = 0.023,
+    put_price: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Per 1,000 PUT requests.")
+    ] = 0.005,
+    get_price: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Per 1,000 GET requests.")
+    ] = 0.0004,
+    device_price: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Of the device, per hour.")
+    ] = 2.0,
+    months: Annotated[
+        float, typer.Option(metavar="NUMBER", help="That the store is kept.")
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Estimate what a harvest with the same options will take. Writes nothing.

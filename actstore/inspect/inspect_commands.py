@@ -104,7 +104,9 @@ def print_table(table: Table) -> None:
 def verify_command(
     url: Url,
     as_json: AsJson = False,
-    threads: Annotated[int, typer.Option(min=1, help="Objects read at a time.")] = 4,
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Objects read at a time.")
+    ] = 4,
     repair: Annotated[
         bool,
         typer.Option(
@@ -126,7 +128,11 @@ def verify_command(
 
     store = open_store(url)
     # On standard error, so that standard output is what a script may read.
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # Where there is no terminal, a bar would leave an empty line.
+    with Progress(
+        console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("verifying", total=None)
 
         def show(done: int, total: int) -> None:

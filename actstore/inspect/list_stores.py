@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from actstore import arguments
 from actstore.arguments import checked, optional
-from actstore.errors import ActstoreError
+from actstore.errors import ActstoreError, NotAStoreError
 from actstore.format import object_keys
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
@@ -40,6 +40,7 @@ def stores(
         options: For the file system, such as credentials.
 
     Raises:
+        NotAStoreError: There is no such folder.
         StorageError: The place cannot be reached.
 
     Examples:
@@ -62,6 +63,12 @@ def stores(
         entry = _entry(storage)
         if entry is not None:
             entries.append(entry)
+    # A folder without stores is no error; a path with a slip in it is one.
+    if not entries and not root.is_folder():
+        raise NotAStoreError(
+            f"{url}: wanted a folder that has stores, but there is no such folder;"
+            " check the URL"
+        )
     return entries
 
 

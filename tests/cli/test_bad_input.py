@@ -19,7 +19,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
     """Asserts a clear refusal that names all of `words`."""
     code, out, err = result
     assert code == 1, (out, err)
-    assert err.lstrip().startswith("error: ")
+    assert err.startswith("error: ")
     assert "Traceback" not in err + out
     for word in words:
         assert word in err, f"{word!r} not in {err!r}"
@@ -47,6 +47,25 @@ def test_info_norms_ls_and_verify_of_a_good_store(tmp_path: Path, cli: Cli) -> N
     assert (code, out.endswith(" 0 bad\n")) == (0, True)
     code, out, _ = cli("actstore", "ls", str(tmp_path))
     assert out.startswith(store.url)
+
+
+def test_ls_tells_a_folder_without_stores_from_none(tmp_path: Path, cli: Cli) -> None:
+    code, out, err = cli("actstore", "ls", str(tmp_path))
+    assert (code, out) == (0, "")
+    assert err == f"no stores at {tmp_path} or directly below it\n"
+    (tmp_path / "file").write_text("")
+    for url in (f"{tmp_path}/nope", f"{tmp_path}/file", "memory://nope"):
+        refused(cli("actstore", "ls", url), url, "no such folder")
+        refused(cli("actstore", "ls", url, "--json"), url, "no such folder")
+
+
+def test_output_begins_with_no_empty_line(tmp_path: Path, cli: Cli) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    refused(cli("trainer", "eval", nowhere), nowhere)
+    refused(cli("trainer", "report", nowhere, "--out", f"{nowhere}.html"), nowhere)
+    store = make_store(tmp_path / "store", n_units=2)
+    code, _, err = cli("actstore", "verify", store.url)
+    assert (code, err) == (0, "")
 
 
 def test_not_a_store(tmp_path: Path, cli: Cli) -> None:

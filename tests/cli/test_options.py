@@ -58,6 +58,76 @@ def test_help_shows_every_default_in_lines_that_fit(
     assert text.count("[default:") == len(optional)
 
 
+@pytest.mark.parametrize(
+    ("program", "command"), [*COMMANDS, *((name, "") for name in APPS)]
+)
+def test_help_names_no_types_of_python(program: str, command: str, cli: Cli) -> None:
+    code, out, _ = cli(program, *filter(None, [command]), "--help")
+    assert code == 0
+    assert not re.search(r"<[a-z]|None", out.replace("(none", ""))
+
+
+def test_help_offers_what_a_command_line_can_use(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for command in ("harvest", "plan"):
+        _, out, _ = cli("actstore", command, "--help")
+        assert "One of auto, builtin, text, jsonl, parquet, dataset, hub." in out
+        line = next(line for line in out.splitlines() if "--separator " in line)
+        assert "bos, eos, sep, none, or a token id. [default: auto]" in line
+        assert "One of" not in line
+        assert "planned, from --memory" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--corpus-kind", "memory"],
+            ["--corpus-kind memory: documents in memory", "`tokens=`", "jsonl"],
+        ),
+        (["--corpus-kind", "imported"], ["--corpus-kind imported: `actstore import`"]),
+        (
+            ["--corpus-kind", "jsnl"],
+            ["--corpus-kind: there is no 'jsnl' (did you mean jsonl?)", "hub\n"],
+        ),
+        (
+            ["--separator", "moon"],
+            [
+                "--separator: wanted auto, bos, eos, sep, none or a token id, got 'moon'\n"
+            ],
+        ),
+    ],
+)
+def test_what_no_command_line_can_harvest_is_refused(
+    options: list[str], words: list[str], cli: Cli
+) -> None:
+    harvest = [
+        "harvest", "--model", "builtin:mini", "--corpus", "builtin:stdlib", "--sites", "a", "--tokens", "1k",
+        "--out", "nothing",
+    ]  # fmt: skip
+    refused(cli("actstore", *harvest, *options), *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["trainer", "train", "--k", "x"], "'--k': wanted a whole number, got 'x'"),
+        (["trainer", "train", "--k", "1.5"], "'--k': wanted a whole number, got '1.5'"),
+        (["trainer", "train", "--expansion", "x"], "'--expansion': wanted a number, got 'x'"),
+        (["actstore", "info", "s", "--batch", "0"], "'--batch': wanted 1 or more, got '0'"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none_is_refused_in_plain_words(
+    words: list[str], refusal: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, _, err = cli(*words)
+    assert code == 2
+    assert refusal in err
+
+
 def test_defaults_in_the_help_are_the_schemas(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +192,8 @@ def test_tab_completes_commands_options_and_values() -> None:
     assert completions("trainer", "train", "--device", "cu") == ["cuda"]
     assert completions("actstore", "harvest", "--codec", "") == ["lz4", "zstd", "raw"]
     assert completions("actstore", "harvest", "--dtype", "b") == ["bfloat16"]
+    assert completions("actstore", "harvest", "--separator", "b") == ["bos"]
+    assert "memory" not in completions("actstore", "harvest", "--corpus-kind", "")
 
 
 def test_the_shell_can_be_told() -> None:

@@ -88,8 +88,15 @@ def eval_command(
     check_arguments(split, sequences, with_model, trust_remote_code)
     filtered = filtered_runs(runs) if all_rows else set()
     keep_freed_memory()
+    console = Console(stderr=True)
     for run in runs:
-        with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
+        # Where there is no terminal, a bar would leave an empty line.
+        with Progress(
+            *_columns(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as bar:
             record = evaluate(
                 run,
                 store=store,

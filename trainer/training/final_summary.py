@@ -261,8 +261,9 @@ def _what_it_took(runs: Sequence[Ended]) -> list[str]:
             continue
         seconds = max(last.seconds, 1e-9)
         lines.append(
-            f"{last.rows:,} rows in {duration(run.seconds)}, of training"
-            f" {last.rows / seconds:,.0f} rows/s, stall {last.stall_s / seconds:.1%}"
+            f"{last.rows:,} rows in {duration(run.seconds)} (training:"
+            f" {last.rows / seconds:,.0f} rows/s,"
+            f" {last.stall_s / seconds:.1%} of it waiting for rows)"
         )
     return lines
 

@@ -145,8 +145,9 @@ def planned(specs: Iterable[TrainSpec], stream: Stream) -> list[str]:
         short_batch = (
             ", an epoch ends with a smaller one" if rows < steps * batch else ""
         )
+        batches = "batch" if steps == 1 else "batches"
         lines.append(
-            f"training: {about}{rows:,} rows{rounded} in {steps:,} batches of"
+            f"training: {about}{rows:,} rows{rounded} in {steps:,} {batches} of"
             f" {batch:,}{short_batch}"
         )
     return list(dict.fromkeys(lines))

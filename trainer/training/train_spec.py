@@ -264,6 +264,9 @@ def _yaml(path: str) -> dict[str, Any]:
     except CorruptError:  # a kind of ObjectError, but the file is there
         raise
     except ObjectError:
+        folder = storage.local
+        if folder is not None and (folder / name).exists():
+            raise  # it is no file, which the error says
         raise SpecError(
             f"{path}: there is no such file; wanted a YAML file of a spec"
         ) from None

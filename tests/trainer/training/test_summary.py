@@ -77,7 +77,8 @@ def test_a_run_ends_with_its_figures_by_layer_and_what_to_do_next(
     )
     assert f"dead at the last step: {read(Storage(out))[-1].dead} of 64 latents" in err
     assert re.search(
-        r"5,120 rows in \d+:\d\d, of training [\d,]+ rows/s, stall \d+\.\d%", err
+        r"5,120 rows in \d+:\d\d \(training: [\d,]+ rows/s, \d+\.\d% of it waiting for rows\)",
+        err,
     )
     commands = [
         shlex.split(line) for line in err.splitlines() if line.startswith("  trainer ")
@@ -122,7 +123,7 @@ def test_a_sweep_ends_with_a_line_for_each_run(
             rf"{re.escape(name)} +{pooled.fvu:.4g} +{pooled.l0:.4g} +{record.dead} +\d+ +64\b",
             err,
         ), err
-    assert len(re.findall(r"rows in \d+:\d\d, of training", err)) == 2, (
+    assert len(re.findall(r"rows in \d+:\d\d \(training:", err)) == 2, (
         "a line for each pass over the data"
     )
     assert f"  trainer eval {out}/*" in err.splitlines()
