@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.format.permutation import permutation
+from actstore.format.permutation import key64, permutation
 from actstore.stream import order as module
 from actstore.stream.order import (
     CHUNKS,
@@ -183,11 +183,18 @@ def test_sites_have_orders_of_their_own_that_do_not_depend_on_each_other() -> No
 def test_many_permutations_at_once_are_those_of_the_layout(
     n: int, keys: list[int]
 ) -> None:
-    from actstore.format.permutation import key64
-
     together = permutations(n, [key64(1, key) for key in keys])
     for row, key in zip(together, keys, strict=True):
         np.testing.assert_array_equal(row, permutation(n, 1, key))
+
+
+def test_a_long_permutation_is_that_of_the_layout() -> None:
+    """The key is that of `tests/format/test_permutation.py` with which the lowest bits
+    that stay of two draws decide.
+    """
+    n, key = 1 << 20, 42
+    (order,) = permutations(n, [key64(key)])
+    np.testing.assert_array_equal(order, permutation(n, key))
 
 
 def test_the_order_is_the_one_that_runs_and_checkpoints_depend_on() -> None:
