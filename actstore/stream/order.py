@@ -315,7 +315,7 @@ class Order:
         offset = np.nonzero(bits)[2]
         # Every column has as many kept rows in a cell, so one mask serves them all.
         is_kept = np.arange(chunk_rows) < cells.n_rows[:, None]
-        filled = np.flatnonzero(is_kept.reshape(-1))
+        filled = np.flatnonzero(is_kept)
         offsets = np.zeros((n_columns, n_cells * chunk_rows), np.int64)
         offsets[:, filled] = offset.reshape(n_columns, -1)
         return offsets

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.format.permutation import permutation
+from actstore.format.permutation import key64, permutation
 from actstore.stream import group_cells
 from actstore.stream.group_cells import (
     CHUNKS,
@@ -178,11 +178,18 @@ def test_sites_have_orders_of_their_own_that_do_not_depend_on_each_other() -> No
 def test_many_permutations_at_once_are_those_of_the_layout(
     n: int, keys: list[int]
 ) -> None:
-    from actstore.format.permutation import key64
-
     together = permutations(n, [key64(1, key) for key in keys])
     for row, key in zip(together, keys, strict=True):
         np.testing.assert_array_equal(row, permutation(n, 1, key))
+
+
+def test_a_long_permutation_is_that_of_the_layout() -> None:
+    """The key is that of `tests/format/test_permutation.py` with which the lowest bits
+    that stay of two draws decide.
+    """
+    n, key = 1 << 20, 42
+    (order,) = permutations(n, [key64(key)])
+    np.testing.assert_array_equal(order, permutation(n, key))
 
 
 def test_the_order_is_the_one_that_runs_and_checkpoints_depend_on() -> None:
@@ -378,18 +385,22 @@ def test_windows_are_those_of_the_description(
         assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
 
 
-def test_chunks_of_many_rows_are_sorted_as_those_of_few() -> None:
-    """Numbers of rows that need more than 16 bits: 1 << 16 rows and 4 more."""
+@pytest.mark.parametrize("chunk_rows", [(1 << 16) + 4, (1 << 17) - 4, 1 << 17])
+def test_chunks_of_many_rows_are_sorted_as_those_of_few(chunk_rows: int) -> None:
+    """Numbers of rows that need more than 16 bits, the lower ones of which agree."""
     layout = make_order([16]).order.layout.model_copy(
-        update={"chunk_rows": 1 << 17, "capacity": 1 << 18}
+        update={"chunk_rows": chunk_rows, "capacity": chunk_rows}
     )
-    order = Order(layout, (0, 1), window_chunks=4, lanes=2, seed=3)
-    group = UnitGroup(0, np.array([1, 2, 3]), np.array([4, (1 << 16) + 4, 4]))
-    (window,) = order.windows(0, group, start=0, first_row=0)
-    for column in range(2):
-        assert len(np.unique(window.row[:, column])) == (1 << 16) + 12
-    sizes = group.rows[window.unit - 1]
-    np.testing.assert_array_equal(sizes[0], sizes[1])
+    n_rows = np.array([4, (1 << 16) + 4, 4, (1 << 16) + 4, 4])
+    group = UnitGroup(0, np.arange(5), n_rows)
+    for seed in range(3):
+        order = Order(layout, (0, 1, 2), window_chunks=5, lanes=2, seed=seed)
+        (window,) = order.windows(0, group, start=0, first_row=0)
+        sizes = n_rows[window.unit]
+        for column in range(3):
+            assert sizes[column].tolist() == sizes[0].tolist()
+            units = window.row[:, column] // chunk_rows
+            np.testing.assert_array_equal(np.bincount(units), n_rows)
 
 
 def test_the_rows_of_a_chunk() -> None:

@@ -112,6 +112,15 @@ def test_loads_go_on_over_the_end_of_an_epoch() -> None:
     assert [load.window.epoch for load in endless] == [0] * 5 + [1] * 5 + [2]
 
 
+def test_no_row_is_passed_over_at_an_epochs_beginning() -> None:
+    single = make_order([1, 1, 1], lanes=1, window_chunks=1)
+    windows = windows_of_epoch(single.order, single.units, 0)
+    assert [window.start for window in windows] == [0, 1, 2]
+    planned = planned_loads(single.order, single.units, 0, 2, 2, ALONE, never)
+    got = [(load.window.epoch, load.window.start) for load in planned]
+    assert got == [(0, 2), (1, 0), (1, 1), (1, 2)]
+
+
 def test_a_process_loads_the_chunks_of_its_lanes() -> None:
     for number in range(2):
         rank = Rank(number, 2)
