@@ -8,8 +8,8 @@ from torch import Tensor
 
 from actstore.format.site_patterns import match_sites
 from actstore.model.forward import check_context, forward_of, probing
-from actstore.model.hook_names import bridge_tap, model_tap
 from actstore.model.hooks import module_hook
+from actstore.model.hugging_face_tap import bridge_tap, model_tap
 from actstore.model.load_model import LoadedModel
 from actstore.model.probe import probe_tokens
 from actstore.model.tap import HookTap, TappedValues, points_of

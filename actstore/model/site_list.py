@@ -19,15 +19,15 @@ from actstore.arguments import checked, optional
 from actstore.errors import ModelError, SiteError
 from actstore.model.bridge import Bridged, bridge_over_copy
 from actstore.model.forward import Call, check_takes_tokens, forward_of, probing
-from actstore.model.hook_names import (
+from actstore.model.hook_places import match_hooks
+from actstore.model.hooks import Attach, Put, capture, module_hook
+from actstore.model.hugging_face_tap import (
     SWITCHES,
     bridge_call,
     config_numbers,
     point_hook,
     switch_on,
 )
-from actstore.model.hook_places import match_hooks
-from actstore.model.hooks import Attach, Put, capture, module_hook
 from actstore.model.load_model import LoadedModel, load_model
 from actstore.model.probe import probe_tokens, site_vectors
 from actstore.validation import validated

@@ -2,8 +2,8 @@
 
 A tap has hooks at the sites. Its forward stops after the last of them, so that later
 layers and the head cost nothing. A site is a hook name of TransformerLens
-(`actstore/model/hook_names.py`), where it knows the model's family, or the name of one
-of the model's own modules, whose output it is.
+(`actstore/model/hugging_face_tap.py`), where it knows the model's family, or the name
+of one of the model's own modules, whose output it is.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ import transformers
 from torch import nn
 
 import actstore
-import actstore.model.hook_names
+import actstore.model.hugging_face_tap
 from actstore.errors import HarvestWarning, OthersUnfinishedError
 
 # by the fork server, not by every worker
-LOADED = (transformers.PreTrainedModel, actstore.model.hook_names)
+LOADED = (transformers.PreTrainedModel, actstore.model.hugging_face_tap)
 VOCABULARY, WIDTH = 500, 16
 SPEC: dict[str, Any] = {
     "sites": ("embed", "mix"),

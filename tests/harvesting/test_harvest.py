@@ -227,7 +227,7 @@ def test_killed_at_random_instants_the_store_has_the_same_bytes(
     code = textwrap.dedent(
         """
         import os, sys, time
-        import torch, actstore.model.hook_names, transformers, transformer_lens
+        import torch, actstore.model.hugging_face_tap, transformers, transformer_lens
         from tests.harvesting.test_harvest import SPEC
         import actstore
         from actstore.harvesting.harvest import harvest

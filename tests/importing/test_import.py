@@ -36,7 +36,7 @@ from schemas.stream import StreamSpec
 from tests.support import make_store
 from trainer.analysis.latent_examples import _Text
 from trainer.errors import RunError
-from trainer.evaluation.metrics_of_model import model_metrics
+from trainer.evaluation.cross_entropy_and_kl import model_metrics
 
 ROOT = Path(__file__).parents[2]
 KEPT = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -12,7 +12,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from actstore.errors import ActstoreError
-from actstore.model.hook_names import SWITCHES
+from actstore.model.hugging_face_tap import SWITCHES
 from actstore.model.load_model import LoadedModel, wrap_module
 from actstore.model.open_tap import open_tap
 from actstore.model.site_list import list_sites

@@ -104,23 +104,23 @@ def evaluate(
         tell(opened.note)
     subject = None
     if with_model:
-        from trainer.evaluation import metrics_of_model
+        from trainer.evaluation import cross_entropy_and_kl
 
         # Before any row is evaluated, so that a model that will not do is told at once.
-        subject = metrics_of_model.subject_of(
+        subject = cross_entropy_and_kl.subject_of(
             sae, opened.store, model, device, trust_remote_code=trust_remote_code
         )
     record, firings = metrics_of_rows.evaluate_rows(
         sae, opened.store, split, max_rows, _tick("rows", progress), all_rows
     )
     if subject is not None:
-        from trainer.evaluation import metrics_of_model
+        from trainer.evaluation import cross_entropy_and_kl
 
-        effect = metrics_of_model.model_metrics(
+        effect = cross_entropy_and_kl.model_metrics(
             sae,
             opened.store,
             model,
-            metrics_of_model.SEQUENCES if sequences is None else sequences,
+            cross_entropy_and_kl.SEQUENCES if sequences is None else sequences,
             device,
             _tick("language model", progress),
             subject,

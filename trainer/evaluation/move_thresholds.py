@@ -12,8 +12,8 @@ from actstore.format.storage import Storage
 from actstore.store.store import Store
 from schemas.records import EvalRecord
 from trainer.errors import RunError
-from trainer.evaluation.l0_levels import ROWS, SPARES, Levels, wanted_l0
 from trainer.evaluation.metrics_of_rows import blocks, holds_out, row_ids
+from trainer.evaluation.thresholds_for_l0 import ROWS, SPARES, Levels, wanted_l0
 from trainer.runs.run_store import check_fits
 from trainer.runs.run_tensors import LATENTS, most_bytes, read_tensors
 from trainer.runs.trained_sae import TrainedSae

@@ -26,7 +26,13 @@ from trainer.training.run_stream import next_batch
 
 if TYPE_CHECKING:
     from trainer.training.learner import Learner
-from trainer.evaluation.l0_levels import MARGINS, ROWS, SPARES, Levels, wanted_l0
+from trainer.evaluation.thresholds_for_l0 import (
+    MARGINS,
+    ROWS,
+    SPARES,
+    Levels,
+    wanted_l0,
+)
 
 _FLOAT = 4  # bytes of a margin
 

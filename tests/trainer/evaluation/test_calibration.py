@@ -19,7 +19,7 @@ import trainer
 from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.evaluation.l0_levels import Levels
+from trainer.evaluation.thresholds_for_l0 import Levels
 from trainer.saes.build import build
 from trainer.saes.scaled_rows import ScaledRows
 from trainer.training import calibrate_group

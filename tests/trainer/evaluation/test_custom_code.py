@@ -19,7 +19,7 @@ from actstore.store.store import Store
 from schemas.train import TrainSpec
 from tests.model.checkpoints import gpt2, saved, with_own_code
 from trainer.cli import app
-from trainer.evaluation.metrics_of_model import model_metrics, subject_of
+from trainer.evaluation.cross_entropy_and_kl import model_metrics, subject_of
 from trainer.reports.report import report
 from trainer.training.train_group import train_group
 

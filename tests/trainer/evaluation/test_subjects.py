@@ -21,7 +21,7 @@ from schemas.train import TrainSpec
 from tests.model.test_classes import module, outputs
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluation.metrics_of_model import model_metrics
+from trainer.evaluation.cross_entropy_and_kl import model_metrics
 from trainer.evaluation.patched_language_model import Subject, check_predicts_next
 from trainer.training.train_group import train_group
 

@@ -24,7 +24,7 @@ from schemas.train import TrainSpec
 from tests.support import SITES, grow, make_store
 from trainer.cli import app
 from trainer.errors import RunError
-from trainer.evaluation.metrics_of_model import model_metrics
+from trainer.evaluation.cross_entropy_and_kl import model_metrics
 from trainer.exports.export import export
 from trainer.imports.import_sae import import_sae
 from trainer.recipes.__main__ import main as run_recipes

@@ -28,12 +28,12 @@ from schemas.stream import Rescale
 from schemas.train import SweepSpec, TrainSpec
 from tests.support import make_store
 from trainer.errors import DivergedError, RunError, SaeError
-from trainer.evaluation.metric_definitions import layer_shares, log_density, spread
-from trainer.evaluation.metrics_of_model import (
+from trainer.evaluation.cross_entropy_and_kl import (
     held_out_tokens,
     model_metrics,
     special_mask,
 )
+from trainer.evaluation.metric_definitions import layer_shares, log_density, spread
 from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.runs.trained_sae import TrainedSae
 from trainer.saes.build import build
