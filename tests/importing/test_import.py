@@ -341,7 +341,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (
         {"a": np.ones((5, 2), np.float32)},
         {"tokens": np.full(5, 1 << 31)},
-        "no token id",
+        "not a token id",
     ),
     ({"../a": np.ones((5, 2), np.float32)}, {}, "site name"),
     (np.ones((5, 2), np.float32), {}, "site="),
