@@ -30,8 +30,15 @@ SECTIONS = re.compile(r"\bmethods,\s+sections?\s+(\d+)(?:\s+and\s+(\d+))?")
 METRIC = re.compile(r"\bmetrics:\s+`([^`]+)`")
 # [text](target) in Markdown, but not of an image elsewhere.
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# A path in backticks that begins with one of our folders, whole or up to a file.
-PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[A-Za-z0-9_./*-]*)`")
+# What stands in backticks, and in it a path that begins with one of our folders.
+CODE = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[A-Za-z0-9_./*-]*)")
+# The name of a file of ours, or a folder, without what lies above it: `shard.py`.
+SHORT = re.compile(r"[A-Za-z0-9_./-]+(?:\.py|\.yaml|\.md|/)")
+# Files and folders of stores and runs that have names such as ours have.
+OF_STORES = {"README.md", "tokenizer/"}
+# Sentences that begin with these are riddles.
+RIDDLE = re.compile(r"(?:^|[.:?!]\)?\s+)Of\s(?!course)")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -110,8 +117,48 @@ def in_page(page: Path) -> Iterator[Reference]:
         path, _, heading = target.partition("#")
         linked = page if not path else (page.parent / path).resolve()
         yield Reference(f"{name}: {target}", linked, heading)
-    for path in PATH.findall(text):
-        yield Reference(f"{name}: {path}", ROOT / path)
+    for code in CODE.findall(text):
+        for path in PATH.findall(code):
+            yield Reference(f"{name}: {path}", ROOT / path)
+
+
+@cache
+def our_paths() -> tuple[str, ...]:
+    """The files and folders that documents may speak of, from the root on."""
+    found = [path for path in ROOT.glob("*") if path.is_file()]
+    for folder in FOLDERS:
+        found += (ROOT / folder).rglob("*")
+    return tuple(
+        f"{path.relative_to(ROOT)}{'/' * path.is_dir()}"
+        for path in found
+        if "__pycache__" not in path.parts
+    )
+
+
+def short_paths(text: str) -> list[str]:
+    """The paths in backticks that leave out a folder above the file or the folder.
+
+    Example: `format/shard.py` and `shard.py` are short for `actstore/format/shard.py`.
+    """
+    return [
+        path
+        for path in CODE.findall(FENCE.sub("", text))
+        if SHORT.fullmatch(path)
+        and path not in OF_STORES
+        and not (ROOT / path).exists()
+        and any(whole.endswith(f"/{path}") for whole in our_paths())
+    ]
+
+
+def riddles(text: str) -> list[str]:
+    """The sentences of a document that begin with "Of"."""
+    text = FENCE.sub("", text)
+    # A list's item and a table's cell begin as a paragraph does.
+    text = re.sub(r"^\s*(?:[-*]|\d+\.) |\|", "\n\n", text, flags=re.MULTILINE)
+    plain = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
+    return [
+        one[found.start() :][:60] for one in plain for found in RIDDLE.finditer(one)
+    ]
 
 
 def exists(path: Path) -> bool:
@@ -132,6 +179,35 @@ def check(references: Iterator[Reference]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_document_refers_to_is_there(page: Path) -> None:
     check(in_page(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_document_gives_whole_paths(page: Path) -> None:
+    assert short_paths(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_sentence_begins_with_of(page: Path) -> None:
+    assert riddles(page.read_text()) == []
+
+
+def test_short_paths_and_riddles_are_seen() -> None:
+    text = "`format/shard.py`, `shard.py` and `fuzz/`, not `actstore/format/shard.py`,"
+    assert short_paths(f"{text} `manifest.json`, `a/b.py`") == [
+        "format/shard.py",
+        "shard.py",
+        "fuzz/",
+    ]
+    dead = "`python -m pytest tests/nowhere/test_none.py`"
+    found = [path for code in CODE.findall(dead) for path in PATH.findall(code)]
+    assert found == ["tests/nowhere/test_none.py"]
+    text = "Of these. One of\nthem.\nOf two: of three.\n\n- Of a list\n\n| Of a cell |"
+    assert [one.strip(" .")[:8] for one in riddles(text)] == [
+        "Of these",
+        "Of two: ",
+        "Of a lis",
+        "Of a cel",
+    ]
 
 
 def test_what_the_code_says_of_the_documents_is_there() -> None:

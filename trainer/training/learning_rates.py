@@ -17,7 +17,7 @@ the rate of this rule. OpenAI's scaling study has the same root (arXiv:2406.0409
 beta2 is 0.95 and not Adam's usual 0.999, which remembers 1,000 updates, more than most
 runs of an SAE take: with the first, large gradients in its mean, later steps are too
 small. In each of the 48 cells of that sweep which were trained with both, over the same
-rates, 0.95 is better: FVU is lower by 3 to 18 %, in 41 of them with no more dead
+rates, 0.95 is better: FVU is lower by 2 to 17 %, in 41 of them with no more dead
 latents; in 3,904 updates by 1 % (batch_topk) and 8 % (relu_l1). For batch_topk, 0.9 and
 0.8 give the same.
 """
