@@ -341,7 +341,9 @@ class Transcoder(Schema):
     """
 
     kind: Literal["transcoder"] = "transcoder"
-    inner: Annotated[TranscoderInner, Field(discriminator="kind")]
+    inner: Annotated[TranscoderInner, Field(discriminator="kind")] = Field(
+        description="the kind of its latents, and that kind's options"
+    )
     skip: bool = Field(default=False, description="add a linear map to the output")
 
     def size(self, d: int) -> int:
@@ -357,7 +359,9 @@ class Crosscoder(Schema):
     """
 
     kind: Literal["crosscoder"] = "crosscoder"
-    inner: Annotated[CrosscoderInner, Field(discriminator="kind")]
+    inner: Annotated[CrosscoderInner, Field(discriminator="kind")] = Field(
+        description="the kind of its latents, and that kind's options"
+    )
 
     def size(self, d: int) -> int:
         """Return the dictionary size for sites of width `d`."""
