@@ -9,7 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,8 +27,11 @@ from actstore.format.stored_dtypes import (
     numpy_dtype,
     to_float32,
 )
+from schemas.harvest import Codec
+from schemas.source import StorageDtype
 
-DTYPES, CODECS = ("bfloat16", "float16", "float32", "int8"), ("lz4", "zstd", "raw")
+DTYPES: tuple[StorageDtype, ...] = get_args(StorageDtype)
+CODECS: tuple[Codec, ...] = get_args(Codec)
 QUICK = settings(
     max_examples=6,
     deadline=None,
@@ -37,20 +40,22 @@ QUICK = settings(
 shapes = st.tuples(st.integers(1, 24), st.integers(1, 9), st.integers(1, 5), st.data())
 
 
-def values(n: int, d: int, dtype: str, seed: int) -> Any:
+def values(n: int, d: int, dtype: StorageDtype, seed: int) -> Any:
     x = np.random.default_rng(seed).standard_normal((n, d)) * 20
-    return x.astype(np.float32).astype(numpy_dtype(dtype))  # type: ignore[arg-type]
+    return x.astype(np.float32).astype(numpy_dtype(dtype))
 
 
-def write(folder: Path, dtype: str, codec: str, shape: Any) -> tuple[ShardCodec, Any]:
+def write(
+    folder: Path, dtype: StorageDtype, codec: Codec, shape: Any
+) -> tuple[ShardCodec, Any]:
     """An array of two shards, the second partly filled; returns the rows it should
     hold.
     """
     chunk_rows, d, unit_chunks, data = shape
-    one = ShardCodec(codec, numpy_dtype(dtype), chunk_rows, d, unit_chunks)  # type: ignore[arg-type]
+    one = ShardCodec(codec, numpy_dtype(dtype), chunk_rows, d, unit_chunks)
     capacity = chunk_rows * unit_chunks
     n = data.draw(st.integers(0, capacity))
-    whole = np.zeros((2 * capacity, d), numpy_dtype(dtype))  # type: ignore[arg-type]
+    whole = np.zeros((2 * capacity, d), numpy_dtype(dtype))
     storage = Storage(str(folder))
     storage.put("zarr.json", json.dumps(one.metadata(2 * capacity)).encode())
     for unit, rows in ((0, capacity), (1, n)):
@@ -72,7 +77,10 @@ def equal(a: Any, b: Any) -> bool:
 @QUICK
 @given(shape=shapes)
 def test_zarr_python_zarrs_and_tensorstore_read_ours(
-    tmp_path_factory: pytest.TempPathFactory, dtype: str, codec: str, shape: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    dtype: StorageDtype,
+    codec: Codec,
+    shape: Any,
 ) -> None:
     import tensorstore
 
@@ -92,11 +100,14 @@ def test_zarr_python_zarrs_and_tensorstore_read_ours(
 @QUICK
 @given(shape=shapes)
 def test_we_read_what_zarr_python_writes(
-    tmp_path_factory: pytest.TempPathFactory, dtype: str, codec: str, shape: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    dtype: StorageDtype,
+    codec: Codec,
+    shape: Any,
 ) -> None:
     chunk_rows, d, unit_chunks, data = shape
     folder = tmp_path_factory.mktemp("array")
-    one = ShardCodec(codec, numpy_dtype(dtype), chunk_rows, d, unit_chunks)  # type: ignore[arg-type]
+    one = ShardCodec(codec, numpy_dtype(dtype), chunk_rows, d, unit_chunks)
     storage = Storage(str(folder))
     storage.put(
         "zarr.json", json.dumps(one.metadata(chunk_rows * unit_chunks)).encode()
@@ -118,8 +129,8 @@ def test_we_read_what_zarr_python_writes(
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_the_bytes_do_not_depend_on_threads(codec: str) -> None:
-    one = ShardCodec(codec, numpy_dtype("bfloat16"), 256, 64, 8)  # type: ignore[arg-type]
+def test_the_bytes_do_not_depend_on_threads(codec: Codec) -> None:
+    one = ShardCodec(codec, numpy_dtype("bfloat16"), 256, 64, 8)
     x, order = (
         values(2000, 64, "bfloat16", 0),
         np.random.default_rng(1).permutation(2000),
@@ -140,8 +151,8 @@ def read_all(
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_any_flipped_bit_is_caught(codec: str) -> None:
-    one = ShardCodec(codec, numpy_dtype("bfloat16"), 16, 8, 2)  # type: ignore[arg-type]
+def test_any_flipped_bit_is_caught(codec: Codec) -> None:
+    one = ShardCodec(codec, numpy_dtype("bfloat16"), 16, 8, 2)
     raw = b"".join(one.encode(values(32, 8, "bfloat16", 0)))
     index, out = one.read_index(raw[-one.index_bytes :]), np.empty((16, 8), one.dtype)
     end = int(index.offset[1] + index.length[1])
@@ -154,9 +165,9 @@ def test_any_flipped_bit_is_caught(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", CODECS[:2])
 def test_a_chunk_shorter_than_its_header_says_is_not_read_behind_its_end(
-    codec: str,
+    codec: Codec,
 ) -> None:
-    one = ShardCodec(codec, np.dtype(np.float32), 4096, 64, 1)  # type: ignore[arg-type]
+    one = ShardCodec(codec, np.dtype(np.float32), 4096, 64, 1)
     raw = b"".join(one.encode(values(4096, 64, "float32", 0)))
     chunk = raw[: -one.index_bytes - 4]
     # not compressed, and nearly nothing is there

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 from actstore.errors import SpecError
 from actstore.store.store import Store
+from actstore.store.streamed_store import StreamedStore
 from actstore.stream.rescale import Rescaling, rescaling
+from schemas.stream import Rescale
 from tests.support import SITES, make_store
 
 NAMES = tuple(SITES)
@@ -28,12 +32,14 @@ def train_rows(store: Store, site: str) -> np.ndarray:
     ("kind", "phi"),
     [("sqrt", np.sqrt), ("log", np.log), ("log1p", np.log1p), ("linear", lambda n: n)],
 )
-def test_the_four_scalings_by_mean_norm(store: Store, kind: str, phi: object) -> None:
+def test_the_four_scalings_by_mean_norm(
+    store: Store, kind: Rescale, phi: Callable[[Any], Any]
+) -> None:
     n = np.array(
         [np.linalg.norm(train_rows(store, site), axis=1).mean() for site in NAMES]
     )
     wanted = phi(n).mean() / phi(n)
-    np.testing.assert_allclose(rescaling(store, NAMES, kind).scale, wanted, rtol=1e-5)  # type: ignore[arg-type]
+    np.testing.assert_allclose(rescaling(store, NAMES, kind).scale, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -105,8 +111,9 @@ def site(
     )
 
 
-def scale_of(store: Norms, kind: str, center: bool = False) -> Rescaling:
-    return rescaling(store, tuple(store.norms), kind, center)  # type: ignore[arg-type]
+def scale_of(store: Norms, kind: Rescale, center: bool = False) -> Rescaling:
+    asked = cast("StreamedStore", store)
+    return rescaling(asked, tuple(store.norms), kind, center)
 
 
 def test_factors_by_hand() -> None:

@@ -163,7 +163,9 @@ def test_the_share_recovered_of_what_ablating_costs() -> None:
     assert math.isnan(recovered(ablated=1.0, patched=3.0, clean=1.0))
 
 
-def site(tokens: int, clean: float, sae: float, zero: float, mean: float) -> object:
+def site(
+    tokens: int, clean: float, sae: float, zero: float, mean: float
+) -> ModelMetrics:
     return ModelMetrics(
         site="a",
         tokens=tokens,
@@ -183,7 +185,7 @@ def test_pooled_cross_entropies_are_means_over_tokens() -> None:
         site(10, 3.0, 3.5, 9.0, 7.0),
         site(0, math.nan, math.nan, math.nan, math.nan),
     ]
-    both = pooled(sites)  # type: ignore[arg-type]
+    both = pooled(sites)
     assert both.site == "pooled"
     assert both.tokens == 40
     assert both.ce_clean == 1.5

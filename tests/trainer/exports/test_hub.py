@@ -26,7 +26,9 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.status, self.created, self.tokens = 200, [], set()  # type: ignore[var-annotated]
+        self.status = 200
+        self.created: list[dict[str, Any]] = []
+        self.tokens: set[str | None] = set()
         self.files: dict[str, bytes] = {}
         self.commits: list[str] = []
 

@@ -35,10 +35,9 @@ def drawn(width: int, step_s: float = 100.0, n: int = 1) -> str:
             clock[0] += step_s
             report(progress(step, n))
         found = bar.get_renderable()
-    out = Console(file=io.StringIO(), width=width, color_system=None)
-    out.print(found)
-    text: str = out.file.getvalue()  # type: ignore[attr-defined]
-    return text
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(found)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 200])
@@ -74,7 +73,8 @@ def test_figures_are_left_out_from_the_least() -> None:
 def test_without_a_terminal_there_is_a_line_now_and_then_whatever_training_is_at() -> (
     None
 ):
-    console = Console(file=io.StringIO(), width=80)
+    out = io.StringIO()
+    console = Console(file=out, width=80)
     with progress_display.lines(console, every_s=0.05) as report:
         time.sleep(0.12)  # before the first step
         report(progress(1, 0))
@@ -82,7 +82,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then_whatever_training_is_at
         report(progress(120))
         time.sleep(0.12)  # a step that takes long
         report(progress(245))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = out.getvalue().splitlines()
     assert lines[0].startswith("training: before the first step, 0 s")
     assert "training: step 1/245 (0%)" in lines
     some = [
@@ -103,10 +103,11 @@ def test_lines_come_at_least_every_half_minute() -> None:
 
 
 def test_a_quiet_console_shows_nothing() -> None:
-    console = Console(file=io.StringIO(), quiet=True)
+    out = io.StringIO()
+    console = Console(file=out, quiet=True)
     with progress_display.shown(console) as report:
         report(progress())
-    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    assert out.getvalue() == ""
 
 
 def test_durations() -> None:
