@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in sentences for users.
+"""Says in sentences for users what is wrong with a spec.
 
 They say which field, what it takes, what came instead, and the nearest name for a wrong
 one.

@@ -278,7 +278,7 @@ def _describe_field(
 
 
 def _takes_more(node: Mapping[str, Any]) -> bool:
-    """Tell whether a field takes other values beside a fixed set of them."""
+    """Return whether a field takes other values beside a fixed set of them."""
     return any(
         "enum" not in alternative and alternative.get("type") != "null"
         for alternative in node.get("anyOf", ())

@@ -55,7 +55,7 @@ def stats_bytes(sites: Iterable[Site]) -> int:
 
 
 class GrownSizes(NamedTuple):
-    """What a store has after a generation, which writes its columns anew.
+    """The sizes of a store after a generation, which writes its columns anew.
 
     Attributes:
         n_units: Units of the store.

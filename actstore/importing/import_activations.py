@@ -230,7 +230,7 @@ def open_feed(
 
 
 def _are_paths_by_site(source: Any) -> bool:
-    """Tell whether something is a dict {site: paths}."""
+    """Return whether something is a dict {site: paths}."""
     if not isinstance(source, Mapping) or not source:
         return False
     return all(are_paths(value) for value in source.values())

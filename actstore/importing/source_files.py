@@ -37,7 +37,7 @@ OPEN: dict[ImportFormat, Callable[[Path, ExitStack], list[SourceArray]]] = {
     "zarr": zarr_files.open_zarr,
     "saelens": table_files.open_dataset,
 }
-"""What opens a path of each format."""
+"""The function that opens a path, by format."""
 SUFFIXES: dict[str, ImportFormat] = {
     ".npy": "npy",
     ".pt": "pt",

@@ -25,7 +25,7 @@ class CommittedRecord(NamedTuple):
     """A unit's record, and the bytes that it was read from."""
 
     record: UnitRecord
-    """What was committed."""
+    """The unit that was committed."""
 
     data: bytes
     """The record's JSON, of which the digests are made."""

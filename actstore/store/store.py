@@ -47,10 +47,10 @@ class Provenance(NamedTuple):
     """The origin of rows: sequence, position and token of each.
 
     Attributes:
-        sequence: number of the row's sequence in the whole store, int64 [n]; in a store
+        sequence: Number of the row's sequence in the whole store, int64 [n]; in a store
             that was imported without contexts, the row's number in its source.
-        position: the token's position in its sequence, int64 [n].
-        token: the token's id, int64 [n]; -1 in a store imported without tokens.
+        position: The token's position in its sequence, int64 [n].
+        token: The token's id, int64 [n]; -1 in a store imported without tokens.
     """
 
     sequence: RowIds
@@ -64,7 +64,7 @@ class Store(StoredObjects):
     Row id = unit * capacity + slot; the same id is the same token at every site.
 
     Attributes:
-        norms: the figures of each site's L2 norms over training rows, by site.
+        norms: The figures of each site's L2 norms over training rows, by site.
     """
 
     def __init__(self, storage: Storage, manifest: StoreManifest) -> None:
@@ -159,14 +159,14 @@ class Store(StoredObjects):
         They take n * d * 4 bytes; `read_pieces` is for more than fits into memory.
 
         Args:
-            site: name of the site.
-            rows: ids, read in their order; or a slice of all valid rows in store order,
+            site: Name of the site.
+            rows: Ids, read in their order; or a slice of all valid rows in store order,
                 such as `slice(0, 1000)`; or None for all rows.
 
         Raises:
-            SiteError: no such site.
-            IndexError: ids that do not exist.
-            CorruptError: stored bytes are not what they must be.
+            SiteError: No such site.
+            IndexError: Ids that do not exist.
+            CorruptError: Stored bytes are not what they must be.
         """
         ids = selected_ids(self, rows)
         d = self.site(site).d
@@ -246,11 +246,11 @@ class Store(StoredObjects):
         """Return the token ids of sequences, int32 [n, context]; -1 is padding.
 
         Args:
-            sequences: numbers of sequences, integers [n].
+            sequences: Numbers of sequences, integers [n].
 
         Raises:
-            SpecError: the store was imported without tokens.
-            IndexError: there is no such sequence.
+            SpecError: The store was imported without tokens.
+            IndexError: There is no such sequence.
         """
         if not self.manifest.has_tokens:
             raise SpecError(
@@ -308,10 +308,10 @@ class Store(StoredObjects):
         None where none was kept.
 
         Args:
-            trust_remote_code: run code that is kept with it, if it needs any.
+            trust_remote_code: Run code that is kept with it, if it needs any.
 
         Raises:
-            ModelError: it cannot be read.
+            ModelError: It cannot be read.
         """
         from actstore.store.tokenizer_files import stored_tokenizer
 
@@ -346,14 +346,14 @@ class Store(StoredObjects):
         """Return a stream of shuffled batches of training rows.
 
         Args:
-            spec: what the stream gives, a StreamSpec or a dict of its fields; by
+            spec: What the stream gives, a StreamSpec or a dict of its fields; by
                 default what `StreamSpec()` says.
-            fields: fields of a StreamSpec (`schemas/stream.py`), which override
+            fields: Fields of a StreamSpec (`schemas/stream.py`), which override
                 `spec`'s. The other arguments are those of
                 `actstore.stream.stream.Stream`.
 
         Raises:
-            SpecError: a field that does not exist or cannot be used.
+            SpecError: A field that does not exist or cannot be used.
 
         Examples:
             `store.stream(batch=512, rescale="log")`

@@ -1,4 +1,4 @@
-"""What a process answers a learner about what is not divided among processes.
+"""Answers to a learner about rows or latents that are not divided among processes.
 
 A process alone has all rows and all latents. Where a dictionary is split, each process
 still has all rows; where a batch is, each still has all latents. What each method is
