@@ -277,7 +277,7 @@ CASES = [(name, {}) for name in ALL] + sorted(LAYERED.items())
 
 
 @pytest.mark.parametrize(("name", "more"), CASES)
-@pytest.mark.parametrize("n_dead", [0, 9])
+@pytest.mark.parametrize("n_dead", [0, 1, 9])
 def test_loss_and_all_gradients_are_those_of_the_plain_formula(
     name: str, more: dict[str, Any], n_dead: int
 ) -> None:

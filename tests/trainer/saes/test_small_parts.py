@@ -555,6 +555,43 @@ def test_what_is_built_without_more_being_said() -> None:
     assert make("gated", l1=0.1).W_enc.is_contiguous()
 
 
+@torch.no_grad()
+def test_a_skip_is_added_to_what_latents_predict() -> None:
+    inner = {"kind": "relu_l1", "l1": 0.1, "n_latents": M}
+    raw = {"kind": "transcoder", "inner": inner, "skip": True}
+    sae: Any = build(TypeAdapter(SaeSpec).validate_python(raw), D, d_out=3)
+    x, target = tensor((1, 2), (3, 4)), tensor((1, 1, 1), (2, 2, 2))
+    by_latents = sae.decode(sae.encode(x))
+    assert torch.equal(sae.predict(x), by_latents)
+    sae.W_skip.copy_(tensor((1, 0, 0), (0, 0, 1)))
+    skipped = tensor((1, 0, 2), (3, 0, 4))
+    assert close(sae.predict(x), by_latents + skipped)
+    rows = ScaledRows(x, target=target)
+    assert torch.equal(sae.inner_rows(rows).target, target - skipped)
+    assert sae.activate(tensor(-1, 2)).tolist() == [0, 2]
+    plain: Any = build(
+        TypeAdapter(SaeSpec).validate_python({**raw, "skip": False}), D, d_out=3
+    )
+    assert torch.equal(plain.predict(x), plain.decode(plain.encode(x)))
+    assert plain.inner_rows(rows) is rows
+    for call in (plain.inner_rows, sae.inner_rows):
+        with pytest.raises(SaeError, match="needs rows of two sites of the same"):
+            call(ScaledRows(x))
+
+
+@torch.no_grad()
+def test_a_crosscoder_predicts_all_sites() -> None:
+    inner = {"kind": "relu_l1", "l1": 0.1, "n_latents": M}
+    spec = TypeAdapter(SaeSpec).validate_python({"kind": "crosscoder", "inner": inner})
+    sae: Any = build(spec, D, n_sites=3)
+    x = torch.arange(12.0).view(2, 3, 2)
+    assert torch.equal(sae.predict(x), sae.decode(sae.encode(x)))
+    rows = ScaledRows(x, batch_position=torch.tensor([4, 5]))
+    inside = sae.inner_rows(rows)
+    assert torch.equal(inside.x, x.view(2, 6))
+    assert inside.batch_position is rows.batch_position
+
+
 def test_the_kind_of_the_latents_is_that_inside() -> None:
     inner = {"kind": "gated", "l1": 0.1, "n_latents": M}
     spec = TypeAdapter(SaeSpec).validate_python({"kind": "transcoder", "inner": inner})
