@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.sae import Penalised, SaeSpec, inner_of
 from trainer.errors import SaeError
+from trainer.kernels import dense_encoder
 from trainer.saes.build import build, initialise_from
 from trainer.saes.scaled_rows import ScaledRows
 
@@ -64,6 +65,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 LAYERED: dict[str, dict[str, Any]] = {
+    "relu_l1": {"per_layer_bias": True},
     "topk": {"per_layer_bias": True},
     "gated": {"per_layer_bias": True},
     "batch_topk": {"per_layer_bias": True, "per_layer_threshold": True},
@@ -278,7 +280,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "more"), CASES)
-@pytest.mark.parametrize("n_dead", [0, 9])
+@pytest.mark.parametrize("n_dead", [0, 1, 9])
 def test_loss_and_all_gradients_are_those_of_the_plain_formula(
     name: str, more: dict[str, Any], n_dead: int
 ) -> None:
@@ -298,6 +300,26 @@ def test_loss_and_all_gradients_are_those_of_the_plain_formula(
     assert torch.equal(step.loss, sae.training_step(rows, WEIGHT, dead(n_dead)).loss), (
         "calling twice changed something"
     )
+
+
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_block_by_block_a_step_is_the_same(
+    name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dense kinds go over rows in blocks, here of 7 rows."""
+    sae, rows = moved(make(name, **more)), batch(name)
+    steps = []
+    for block_bytes in (1 << 20, 7 * M * 8):
+        monkeypatch.setattr(dense_encoder, "BLOCK_BYTES", block_bytes)
+        step = sae.training_step(rows, WEIGHT, dead(9))
+        gradients = torch.autograd.grad(step.loss, list(sae.parameters()))
+        steps.append((step, gradients))
+    (whole, of_whole), (blocks, of_blocks) = steps
+    assert torch.allclose(whole.loss, blocks.loss, rtol=1e-10)
+    assert torch.equal(whole.fired, blocks.fired)
+    assert torch.allclose(whole.l0.double(), blocks.l0.double())
+    for a, b in zip(of_whole, of_blocks, strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,19 @@ from torch import Tensor
 from schemas.sae import SaeSpec
 from trainer.errors import SaeError
 from trainer.kernels.nonzeros import Chosen, Pattern
-from trainer.saes import relu_l1
+from trainer.saes import relu_l1, sparse_codes
 from trainer.saes.build import build, initialise_from
 from trainer.saes.centres import geometric_median, mean
 from trainer.saes.explained_variance import fvu
 from trainer.saes.flat_sae import above
-from trainer.saes.registry import find, kind_importing, kind_of, kind_trained_on
+from trainer.saes.jumprelu import Jump
+from trainer.saes.registry import (
+    find,
+    kind_importing,
+    kind_of,
+    kind_trained_on,
+    latents_kind,
+)
 from trainer.saes.scaled_rows import ScaledRows, Selection, of_layer
 from trainer.saes.shape import Shape, encoder_input, first_encoder
 from trainer.saes.sparse_codes import fired, listed, smallest, top_k
@@ -273,6 +281,30 @@ def test_firings_and_the_smallest_values_of_sparse_codes() -> None:
     assert smallest(chosen, None, 1).tolist() == [0.5]
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_prefixes_at_once_are_those_one_after_the_other(
+    with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a device does, here on the host."""
+    g = torch.Generator().manual_seed(0)
+    dense = torch.randn(5, 6, generator=g).relu()
+    rows, latents = dense.nonzero().T
+    pattern = Pattern.ragged(rows, latents, 5, 6)
+    decoder = torch.randn(6, 3, generator=g)
+    bias = torch.randn(3, generator=g) if with_bias else None
+    ends = [1, 4, 6]
+    values = dense[rows, latents]
+    host = sparse_codes.prefix_decoded(values, decoder, pattern, ends, bias)
+    no_host = SimpleNamespace(on_host=lambda _: False)
+    monkeypatch.setattr(sparse_codes, "devices", no_host)
+    device = sparse_codes.prefix_decoded(values, decoder, pattern, ends, bias)
+    added = 0.0 if bias is None else bias
+    for end, a, b in zip(ends, host, device, strict=True):
+        wanted = dense[:, :end] @ decoder[:end] + added
+        assert close(a, wanted)
+        assert close(b, wanted)
+
+
 # Biases and thresholds
 
 
@@ -321,6 +353,32 @@ def test_thresholds_of_jumprelu() -> None:
     by_layer = make("jumprelu", n_sites=3, per_layer_threshold=True, **JUMP)
     assert by_layer.log_threshold.shape == (3, M)
     assert by_layer.threshold.flatten().tolist() == pytest.approx([0.01] * 3 * M)
+
+
+def test_a_jump_at_the_threshold_and_at_the_kernels_ends() -> None:
+    z = tensor(1, 1.125, 0.875, 1.25, 0.75, 2, 0.5).view(1, 7).requires_grad_()
+    threshold = torch.ones(7, requires_grad=True)
+    latents, n_active, counts = Jump.apply(z, threshold, 0.5)  # type: ignore[no-untyped-call]
+    assert latents.tolist() == [[0, 1.125, 0, 1.25, 0, 2, 0]]
+    assert n_active == 3
+    assert counts.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    (latents.sum() + 3 * n_active).backward()
+    assert z.grad is not None
+    assert z.grad.tolist() == [[0, 1, 0, 1, 0, 1, 0]]
+    # -(threshold * 1 + 3) / 0.5 where z is less than 0.25 away
+    assert threshold.grad is not None
+    assert threshold.grad.tolist() == [-8, -8, -8, 0, 0, 0, 0]
+
+
+@torch.no_grad()
+def test_a_gate_opens_above_0_where_the_magnitude_is_too() -> None:
+    sae = make("gated", l1=0.1)
+    sae.W_enc.zero_()
+    sae.b_gate.copy_(tensor(2, -1, 3, 0))
+    sae.b_mag.copy_(tensor(5, 5, -1, 5))
+    margins = sae.margins(torch.ones(1, D))
+    assert margins.tolist() == [[2, -1, -math.inf, 0]]
+    assert sae.encode(torch.ones(1, D)).tolist() == [[5, 0, 0, 0]]
 
 
 @torch.no_grad()
@@ -469,6 +527,76 @@ def test_the_hidden_layer_begins_as_rows_and_their_opposites() -> None:
     assert not torch.equal(narrow.W_hidden[:, :2], torch.eye(2))
     assert close(narrow.W_enc.norm(dim=0), torch.ones(M))
     assert make("mlp_encoder", l1=0.1, hidden=0.1).W_hidden.shape == (2, 1)
+
+
+@torch.no_grad()
+def test_what_latents_are_multiplied_with_and_what_rows_become() -> None:
+    x = tensor((1, 2), (3, 4))
+    sae = make("relu_l1", l1=0.1)
+    sae.b_dec.copy_(tensor(1, 1))
+    assert sae.latent_inputs(ScaledRows(x)).tolist() == [[0, 1], [2, 3]]
+    assert torch.equal(sae.predict(x), sae.decode(sae.encode(x)))
+    hidden = make("mlp_encoder", l1=0.1, hidden=2.0)
+    inputs = hidden.latent_inputs(ScaledRows(-x))
+    assert inputs.tolist() == [[0, 0, 1, 2], [0, 0, 3, 4]]
+
+
+def test_what_is_built_without_more_being_said() -> None:
+    spec = TypeAdapter(SaeSpec).validate_python(
+        {"kind": "matryoshka", "k": 1, "expansion": 4, "prefixes": (0.25, 1.0)}
+    )
+    sae: Any = build(spec, D)
+    assert sae.shape == Shape(D)
+    assert (sae.n_latents, sae.prefixes) == (8, [2, 8])
+    assert torch.equal(sae.W_dec, build(spec, D, seed=0).W_dec)
+    assert sae.draws is None
+    # the columns of sparse kinds' encoders are contiguous, as their gradients come
+    assert sae.W_enc.T.is_contiguous()
+    assert make("gated", l1=0.1).W_enc.is_contiguous()
+
+
+@torch.no_grad()
+def test_a_skip_is_added_to_what_latents_predict() -> None:
+    inner = {"kind": "relu_l1", "l1": 0.1, "n_latents": M}
+    raw = {"kind": "transcoder", "inner": inner, "skip": True}
+    sae: Any = build(TypeAdapter(SaeSpec).validate_python(raw), D, d_out=3)
+    x, target = tensor((1, 2), (3, 4)), tensor((1, 1, 1), (2, 2, 2))
+    by_latents = sae.decode(sae.encode(x))
+    assert torch.equal(sae.predict(x), by_latents)
+    sae.W_skip.copy_(tensor((1, 0, 0), (0, 0, 1)))
+    skipped = tensor((1, 0, 2), (3, 0, 4))
+    assert close(sae.predict(x), by_latents + skipped)
+    rows = ScaledRows(x, target=target)
+    assert torch.equal(sae.inner_rows(rows).target, target - skipped)
+    assert sae.activate(tensor(-1, 2)).tolist() == [0, 2]
+    plain: Any = build(
+        TypeAdapter(SaeSpec).validate_python({**raw, "skip": False}), D, d_out=3
+    )
+    assert torch.equal(plain.predict(x), plain.decode(plain.encode(x)))
+    assert plain.inner_rows(rows) is rows
+    for call in (plain.inner_rows, sae.inner_rows):
+        with pytest.raises(SaeError, match="needs rows of two sites of the same"):
+            call(ScaledRows(x))
+
+
+@torch.no_grad()
+def test_a_crosscoder_predicts_all_sites() -> None:
+    inner = {"kind": "relu_l1", "l1": 0.1, "n_latents": M}
+    spec = TypeAdapter(SaeSpec).validate_python({"kind": "crosscoder", "inner": inner})
+    sae: Any = build(spec, D, n_sites=3)
+    x = torch.arange(12.0).view(2, 3, 2)
+    assert torch.equal(sae.predict(x), sae.decode(sae.encode(x)))
+    rows = ScaledRows(x, batch_position=torch.tensor([4, 5]))
+    inside = sae.inner_rows(rows)
+    assert torch.equal(inside.x, x.view(2, 6))
+    assert inside.batch_position is rows.batch_position
+
+
+def test_the_kind_of_the_latents_is_that_inside() -> None:
+    inner = {"kind": "gated", "l1": 0.1, "n_latents": M}
+    spec = TypeAdapter(SaeSpec).validate_python({"kind": "transcoder", "inner": inner})
+    assert latents_kind(spec).name == "gated"
+    assert latents_kind(make("topk", k=1).spec).name == "topk"
 
 
 def test_kinds_are_found_by_name_mode_and_architecture() -> None:
