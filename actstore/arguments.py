@@ -97,7 +97,7 @@ def _called(function: str, parameter: inspect.Parameter) -> str:
     """Return what whoever called knows an argument as."""
     if not _options_are_known.get():
         return f"{function}: {parameter.name}"
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+    if parameter.default is not inspect.Parameter.empty:
         return f"--{parameter.name.replace('_', '-')}"
     return parameter.name.upper()
 
@@ -284,7 +284,7 @@ def choice(*words: str) -> Check:
     def taken(value: Any) -> str:
         if isinstance(value, str) and value in words:
             return value
-        raise Refused(" or ".join(map(repr, words)))
+        raise Refused(" or ".join(words))
 
     return taken
 

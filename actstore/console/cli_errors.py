@@ -19,7 +19,6 @@ from typing import Any
 
 import typer
 
-from actstore.arguments import options_are_known
 from actstore.console.cli_output import flushed, reader_left, survive_any_encoding
 from actstore.errors import ActstoreError
 from actstore.machine.stop_signals import Stopped, signals
@@ -72,7 +71,7 @@ def run(app: Callable[[], Any]) -> None:
 
 def _run(app: Callable[[], Any]) -> None:
     try:
-        with signals(), options_are_known():
+        with signals():
             app()
     except ActstoreError as error:
         if os.environ.get(DEBUG):

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from actstore.arguments import options_are_known
+
 Fields = Mapping[str, str]
 """The dotted path of an option's field, by the option's parameter."""
 Values = Mapping[str, Collection[str]]
@@ -49,6 +51,11 @@ class Command(TyperCommand):
             error.message = _refusal(error)
             raise
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what it raises and warns of names options."""
+        with options_are_known():
+            return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:
         return _without_type(super().get_help_option(ctx))

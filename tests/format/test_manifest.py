@@ -66,7 +66,7 @@ def test_a_folder_without_a_manifest(store: Storage, tmp_path: Path) -> None:
     refused(
         UnfinishedError,
         f"{begun.url}: this harvest (or import) has not ended; run the same command"
-        " again, it goes on",
+        " again to go on with it",
         read_manifest,
         begun,
     )

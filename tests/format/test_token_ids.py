@@ -133,7 +133,7 @@ def test_other_types_are_refused(values: Any, kind: str, advice: str) -> None:
         with pytest.raises(raised) as error:
             integers(values, "here", *more)
         assert str(error.value) == (
-            f"here: {kind} are no token ids; wanted integers ({advice})"
+            f"here: {kind} are not token ids; wanted integers ({advice})"
         )
 
 
@@ -145,7 +145,7 @@ def test_lists_hold_what_int64_holds() -> None:
         with pytest.raises(CorpusError) as error:
             integers(wrong, "here")
         assert str(error.value) == (
-            f"here: {min(wrong)} ... {max(wrong)} are no token ids; wanted 0 to"
+            f"here: {min(wrong)} ... {max(wrong)} are not token ids; wanted 0 to"
             " 2147483647"
         )
 
@@ -155,7 +155,7 @@ def test_a_masked_array_and_a_sparse_tensor_are_refused() -> None:
     with pytest.raises(CorpusError) as error:
         integers(np.ma.masked_equal([1, 2], 2), "here")
     assert str(error.value) == (
-        "here: a mask of an array is not heeded; fill it with the padding:"
+        "here: the array's mask would be ignored; put padding in its place:"
         " array.filled(-1)"
     )
     nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
@@ -176,7 +176,7 @@ def test_the_range_of_ids() -> None:
     told: dict[str, tuple[Any, int, dict[str, Any]]] = {
         "here: token id 10: the model's vocabulary has 10 tokens; were they made for"
         " another?": (ids(0, 10), 10, {}),
-        "here: 2147483648 is no token id; wanted 0 to 2147483647": (
+        "here: 2147483648 is not a token id; wanted 0 to 2147483647": (
             ids(LARGEST + 1),
             0,
             {},
@@ -186,7 +186,7 @@ def test_the_range_of_ids() -> None:
             10,
             {},
         ),
-        "here: -2 is no token id; padding is -1, so replace -2 by it if that is what it"
+        "here: -2 is not a token id; padding is -1, so replace -2 by it if that is what it"
         " means": (ids(-2, 5), 10, {"padding": True}),
     }
     for message, (array, vocabulary, more) in told.items():
@@ -221,7 +221,7 @@ def test_padding_stands_at_a_rows_ends(
     )
     with pytest.raises(CorpusError, match=r"^here: token id 7: the model's vocabulary"):
         check_rows(ids(*GOOD_ROWS), "here", 7)
-    with pytest.raises(CorpusError, match=r"^here: -2 is no token id"):
+    with pytest.raises(CorpusError, match=r"^here: -2 is not a token id"):
         check_rows(ids([5, -2]), "here")
 
 

@@ -199,11 +199,11 @@ def test_a_corpus_that_has_ended_or_changed_is_refused(tmp_path: Path) -> None:
     ("asked", "message"),
     [
         ({"tokens": 1.5}, "tokens: wanted a count above 0"),
-        ({"tokens": True}, "tokens is True; wanted a count"),
+        ({"tokens": True}, "tokens: wanted a count above 0"),
         ({"tokens": 0}, "tokens: wanted a count above 0"),
-        ({"sites": 3}, "sites: wanted a list"),
-        ({"sites": []}, "sites: wanted a list"),
-        ({"sites": [1]}, "wanted text, got 1"),
+        ({"sites": 3}, "sites: wanted names"),
+        ({"sites": []}, "sites: wanted a name, or several"),
+        ({"sites": [1]}, "sites: wanted names, got"),
     ],
 )
 def test_what_cannot_be_added_leaves_the_store_as_it_was(

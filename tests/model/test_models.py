@@ -549,7 +549,7 @@ def custom(tmp_path: Path, no_question: None) -> Path:
 def test_custom_code_is_run_only_when_told(custom: Path, tmp_path: Path) -> None:
     says = refused(custom, tmp_path / "out", "blocks.0.hook_mlp_out")
     assert "custom code" in says
-    assert "--trust-remote-code" in says
+    assert "trust_remote_code" in says
     assert not (tmp_path / "ran").exists()
     model = load_model(ModelSource(name=str(custom), trust_remote_code=True))
     assert (tmp_path / "ran").exists()
@@ -568,7 +568,7 @@ def test_custom_code_of_a_known_model_type(custom: Path, tmp_path: Path) -> None
         model_type="gpt2",
         auto_map={"AutoModelForCausalLM": "modeling.OwnModel"},
     )
-    assert "--trust-remote-code" in refused(custom, tmp_path / "out")
+    assert "trust_remote_code" in refused(custom, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
     assert (
         load_model(
@@ -610,7 +610,7 @@ def test_a_tokenizer_of_its_own_class(tmp_path: Path) -> None:
     says = refused(folder, tmp_path / "out")
     assert "its tokenizer is custom code" in says
     store = harvested(folder, tmp_path / "out", trust_remote_code=True)
-    with pytest.raises(ModelError, match="--trust-remote-code"):
+    with pytest.raises(ModelError, match="trust_remote_code"):
         store.tokenizer()
     assert type(store.tokenizer(trust_remote_code=True)).__name__ == "Own"
 
@@ -636,7 +636,7 @@ def test_a_store_does_not_make_code_run(custom: Path, tmp_path: Path) -> None:
         is True
     )
     assert (tmp_path / "ran").exists()
-    with pytest.raises(ModelError, match=r"say so again with --trust-remote-code"):
+    with pytest.raises(ModelError, match=r"say so again with trust_remote_code"):
         extend(trusting.url, sites=LAST)
     more = extend(trusting.url, sites=LAST, trust_remote_code=True)
     assert more.sites == (FIRST, LAST)

@@ -68,7 +68,7 @@ def test_what_is_no_id_is_refused(store: Store) -> None:
     assert store.read(site, []).shape == (0, store.site(site).d)
     with pytest.raises(SiteError):
         next(store.read_pieces("nowhere"))
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(SpecError, match="wanted a count above 0"):
         next(store.read_pieces(site, size=0))
 
 

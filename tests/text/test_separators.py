@@ -176,7 +176,7 @@ def test_a_long_document_ends_once(
         (tmp_path / f"{i}.txt").write_text(text)
     with pytest.warns(
         HarvestWarning,
-        match=r"no BOS: each document ends with its EOS \(token 2\); --separator",
+        match=r"no BOS: each document ends with its EOS \(token 2\); separator",
     ):
         source, _ = sequencer(spec_of(str(tmp_path)), Tokenizer("qwen"))
     stream = [token for text in texts for token in (*map(ord, text), EOS)]
@@ -197,9 +197,9 @@ def test_a_long_document_ends_once(
     [
         (
             "bert",
-            r"ends with its SEP \(token 4\) and begins with its CLS \(token 3\); --separator",
+            r"ends with its SEP \(token 4\) and begins with its CLS \(token 3\); separator",
         ),
-        ("bare", "no EOS or SEP, so nothing stands between documents; --separator ID"),
+        ("bare", "no EOS or SEP, so nothing stands between documents; separator ID"),
     ],
 )
 def test_what_nobody_asked_for_is_said(family: str, says: str, tmp_path: Path) -> None:

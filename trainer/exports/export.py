@@ -50,7 +50,8 @@ def export(
 
     Raises:
         RunError: There is no finished run.
-        ExchangeError: The format does not have that kind of SAE, or does not exist.
+        SpecError: An argument cannot be used.
+        ExchangeError: The format does not have that kind of SAE.
         ExistsError: Something is in `out` already.
         HubError: The hub cannot be reached, or refuses.
 

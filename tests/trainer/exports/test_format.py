@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import trainer
-from actstore.errors import ExistsError
+from actstore.errors import ExistsError, SpecError
 from actstore.format.storage import Storage
 from actstore.store.store import Store
 from schemas.records import EvalRecord, LayerMetrics, ModelMetrics
@@ -396,7 +396,7 @@ def test_the_command(tmp_path: Path, store: Store) -> None:
     assert "synthetic, contexts of 32 tokens" in card
     other = make_store(tmp_path / "other", n_units=20, seed=3)
     for options, error, text in (
-        (["--to", "pickle"], ExchangeError, "saelens or safetensors"),
+        (["--to", "pickle"], SpecError, "--to: wanted saelens or safetensors"),
         (["--store", other.url], ExchangeError, "its content id is"),
     ):
         failed = CliRunner().invoke(

@@ -17,6 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import trainer
+from actstore.errors import SpecError
 from actstore.store.store import Store
 from tests.support import make_store
 from tests.trainer.exchange import (
@@ -205,7 +206,7 @@ def test_an_input_scaled_to_mean_norm(tmp_path: Path, store: Store) -> None:
         tmp_path / "sae", state, normalize_activations="expected_average_only_in"
     )
     with pytest.raises(
-        ExchangeError, match=r"scaled to mean norm sqrt\(d\).*--scale, or --store"
+        ExchangeError, match=r"scaled to mean norm sqrt\(d\).*scale, or store"
     ):
         import_sae(folder, str(tmp_path / "run"))
     import_sae(folder, str(tmp_path / "given"), scale=0.25)
@@ -223,7 +224,7 @@ def test_an_input_scaled_to_mean_norm(tmp_path: Path, store: Store) -> None:
             )
             < 1e-5
         )
-    with pytest.raises(ExchangeError, match="wanted a number above 0"):
+    with pytest.raises(SpecError, match="scale: wanted a number above 0"):
         import_sae(folder, str(tmp_path / "run"), scale=0.0)
     plain = saelens(tmp_path / "plain", state)
     with pytest.raises(ExchangeError, match="its input is not scaled"):
@@ -317,7 +318,7 @@ def test_damaged_and_foreign_folders(
         read_folder(str(tmp_path / "nothing"))
     good = saelens(tmp_path / "good", state)
     with pytest.raises(
-        ExchangeError, match=r"it has no site other; give --site, one of blocks\.0"
+        ExchangeError, match=r"it has no site other; give site, one of blocks\.0"
     ):
         import_sae(good, str(tmp_path / "run"), "other", store)
     wide = saelens(tmp_path / "wide", random_state(*FOUR, d=24), d_in=24)

@@ -33,7 +33,7 @@ def test_where_the_page_goes(url: str, folder: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "folder/", "memory://page.html", "s3://bucket/", "file:///page.html"]
+    "url", ["folder/", "memory://page.html", "s3://bucket/", "file:///page.html"]
 )
 def test_a_page_without_a_place_is_refused(url: str) -> None:
     with pytest.raises(RunError, match="wanted a file"):

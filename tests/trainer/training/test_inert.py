@@ -196,6 +196,6 @@ def test_an_expansion_given_replaces_the_files_size(tmp_path: Path) -> None:
 
 def test_a_private_export_that_is_not_to_the_hub(tmp_path: Path) -> None:
     with pytest.raises(
-        ExchangeError, match="--private is for a new repository on the hub"
+        ExchangeError, match="private is for a new repository on the hub"
     ):
         export(str(tmp_path / "run"), str(tmp_path / "out"), "saelens", private=True)
