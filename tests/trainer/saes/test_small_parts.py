@@ -558,6 +558,30 @@ def test_a_rows_layer_says_which_bias_is_taken(kind: str) -> None:
 
 
 @torch.no_grad()
+def test_a_transcoders_layer_says_which_bias_and_threshold_are_taken() -> None:
+    inner = {"kind": "batch_topk", "k": 1, "n_latents": M}
+    layered = {**inner, "per_layer_bias": True, "per_layer_threshold": True}
+    saes: list[Any] = [
+        build(
+            TypeAdapter(SaeSpec).validate_python({"kind": "transcoder", "inner": one}),
+            D,
+            n_sites=2,
+            d_out=3,
+        )
+        for one in (layered, inner)
+    ]
+    by_layer, alone = saes
+    by_layer.b_dec.copy_(tensor((1, 1, 1), (-2, 3, 4)))
+    by_layer.inner.threshold.copy_(tensor(9, 0.5))
+    alone.b_dec.copy_(tensor(-2, 3, 4))
+    alone.inner.threshold.fill_(0.5)
+    x, layer = tensor((1, 2), (3, 4)), torch.tensor([1, 1])
+    assert torch.equal(by_layer.predict(x, layer), alone.predict(x))
+    pre = tensor((0.4, 0.6, 0, 8), (0.4, 0.6, 10, 8))
+    assert torch.equal(by_layer.activate(pre, layer), alone.activate(pre))
+
+
+@torch.no_grad()
 def test_thresholds_by_row_go_by_the_blocks_of_narrower_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
