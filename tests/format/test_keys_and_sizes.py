@@ -89,6 +89,7 @@ def test_sizes_of_statistics_and_columns() -> None:
         "columns/digests/c/0/0": 7 * 32 + 4,
         "columns/sums/c/0/0/0/0": 7 * 3 * 2 * 5 * 8 + 4,
     }
+    assert next(iter(sizes.column_bytes(2, 7, 3))) == "columns-2/rows/c/0"
     assert sizes.column_key(2, "sums") == "columns-2/sums/c/0/0/0/0"
     assert sizes.column_metadata(1) == (
         "columns-1/zarr.json",

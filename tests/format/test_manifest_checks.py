@@ -216,6 +216,9 @@ def check(one: UnitRecord, of: Any = None) -> None:
 def test_a_record_of_a_unit() -> None:
     check(record())
     check(record(n_sequences=3))
+    # one without sequences has no rows, and so shards of other sizes
+    with pytest.raises(CorruptError, match=r"^here: acts/a/c/4/0: "):
+        check(record(n_sequences=0, n_rows=0))
     told: dict[str, dict[str, Any]] = {
         "it is of unit 5": {"unit": 5},
         "-1 sequences, a unit has at most 3": {"n_sequences": -1},

@@ -229,7 +229,12 @@ def grid(*shape: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("dtype", "to_bytes", "fill"),
-    [("<i4", LITTLE, -1), ("i1", {"name": "bytes"}, -1), ("<f4", LITTLE, -1.0)],
+    [
+        ("<i4", LITTLE, -1),
+        ("i1", {"name": "bytes"}, -1),
+        ("<f2", LITTLE, -1.0),
+        ("<f4", LITTLE, -1.0),
+    ],
 )
 def test_the_metadata_of_a_plain_array(
     dtype: str, to_bytes: dict[str, Any], fill: float

@@ -98,6 +98,10 @@ def test_what_is_unknown_is_told_with_the_nearest_names() -> None:
     )
     with pytest.raises(SiteError, match=r"nearest names are others_1 \(`\*`"):
         match_sites(["others"], ["zzz", "yyy"], ["others_1", "q"])
+    near = [f"blocks.{i}.mlp" for i in range(6)]
+    with pytest.raises(SiteError) as error:
+        match_sites(["blocks.9.mlp"], near)
+    assert str(error.value).count("blocks.") == 1 + 4
 
 
 def test_layers_are_sorted_by_number() -> None:

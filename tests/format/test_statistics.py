@@ -112,6 +112,7 @@ def test_units_are_merged() -> None:
     rows = g.normal(size=(50, 2)).astype(np.float32) * 3 + 1
     norms = np.linalg.norm(rows, axis=1)
     special = g.random(50) < 0.3
+    norms[[3, 22, 30]] = np.inf
     whole = SiteStats(2)
     whole.add_rows(rows, norms, special)
     joined = SiteStats(2)
@@ -124,6 +125,9 @@ def test_units_are_merged() -> None:
         np.testing.assert_allclose(
             getattr(joined, name), getattr(whole, name), err_msg=name
         )
+    assert whole.non_finite.sum() == 3
+    finite = np.isfinite(norms)
+    rows, special = rows[finite], special[finite]
     for stratum, of_it in ((SPECIAL, special), (REST, ~special)):
         np.testing.assert_allclose(whole.mean[stratum], rows[of_it].mean(0), rtol=1e-6)
         n, mean, variance = whole.moments([stratum])
@@ -131,7 +135,7 @@ def test_units_are_merged() -> None:
         np.testing.assert_allclose(mean, rows[of_it].mean(0), rtol=1e-6)
         np.testing.assert_allclose(variance, rows[of_it].var(0), rtol=1e-5)
     n, mean, variance = whole.moments()
-    assert n == 50
+    assert n == 47
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-6)
     np.testing.assert_allclose(variance, rows.var(0), rtol=1e-5)
 
@@ -185,6 +189,7 @@ def test_the_figures_of_norms() -> None:
     assert (rest.count, rest.mean_norm, rest.max_norm) == (3, 20 / 3, 13)
     special = stats.summary((SPECIAL,))
     assert (special.count, special.non_finite, special.max_norm) == (1, 0, 1)
+    assert (special.mean_norm, special.mean_sq_norm) == (1, 1)
 
 
 def test_outliers_are_in_bins_above_ten_times_the_median() -> None:
@@ -216,6 +221,12 @@ def test_the_binary_form_goes_round() -> None:
     # count, non-finite rows, sum of norms of the first site, both strata each
     assert np.frombuffer(data, "<i8", 4).tolist() == [1, 3, 0, 1]
     assert np.frombuffer(data, "<f8", 2, 32).tolist() == [1, 20]
+    # maximum, then mean and squared deviations of two channels, then the histogram
+    assert np.frombuffer(data, "<f8", 4, 48).tolist() == [1, 198, 1, 13]
+    assert np.frombuffer(data, "<f8", 2, 80).tolist() == [0, 1]
+    bins = np.frombuffer(data, "<i8", 2 * 2048, 80 + 2 * 32).reshape(2, 2048)
+    assert bins.tolist() == stats.sites["a"].histogram.tolist()
+    assert bins.sum(axis=1).tolist() == [1, 3]
     again = UnitStats.from_bytes(SITES, data)
     assert again.to_bytes() == data
     again.merge(stats)

@@ -104,6 +104,14 @@ def test_what_is_neither_ids_nor_documents(source: Any, message: str) -> None:
     )
 
 
+def test_what_comes_is_named() -> None:
+    with pytest.raises(SpecError, match=r"^tokens: float are no token ids"):
+        token_array([1.5])
+    table = type("Table", (), {"columns": ["a"]})()
+    with pytest.raises(SpecError, match=r"got Table; give one column$"):
+        token_array(table)
+
+
 @pytest.mark.parametrize("shape", [(), (1, 2, 3)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(SpecError) as error:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schemas.sae import SaeSpec
 from trainer.errors import SaeError
+from trainer.kernels import dense_encoder
 from trainer.kernels.nonzeros import Chosen, Pattern
 from trainer.saes import relu_l1, sparse_codes
 from trainer.saes.build import build, initialise_from
@@ -539,6 +540,58 @@ def test_what_latents_are_multiplied_with_and_what_rows_become() -> None:
     hidden = make("mlp_encoder", l1=0.1, hidden=2.0)
     inputs = hidden.latent_inputs(ScaledRows(-x))
     assert inputs.tolist() == [[0, 0, 1, 2], [0, 0, 3, 4]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["relu_l1", "gated", "mlp_encoder"])
+def test_a_rows_layer_says_which_bias_is_taken(kind: str) -> None:
+    more: dict[str, Any] = {"hidden": 2.0} if kind == "mlp_encoder" else {}
+    sae = make(kind, n_sites=2, l1=0.1, per_layer_bias=True, **more)
+    sae.b_dec.copy_(tensor((1, 1), (-2, 3)))
+    alone = make(kind, l1=0.1, **more)
+    alone.b_dec.copy_(tensor(-2, 3))
+    x, layer = tensor((1, 2), (3, 4)), torch.tensor([1, 1])
+    rows = ScaledRows(x, layer)
+    assert torch.equal(sae.predict(x, layer), alone.predict(x))
+    assert torch.equal(sae.margins(x, layer), alone.margins(x))
+    assert torch.equal(sae.latent_inputs(rows), alone.latent_inputs(ScaledRows(x)))
+
+
+@torch.no_grad()
+def test_a_transcoders_layer_says_which_bias_and_threshold_are_taken() -> None:
+    inner = {"kind": "batch_topk", "k": 1, "n_latents": M}
+    layered = {**inner, "per_layer_bias": True, "per_layer_threshold": True}
+    saes: list[Any] = [
+        build(
+            TypeAdapter(SaeSpec).validate_python({"kind": "transcoder", "inner": one}),
+            D,
+            n_sites=2,
+            d_out=3,
+        )
+        for one in (layered, inner)
+    ]
+    by_layer, alone = saes
+    by_layer.b_dec.copy_(tensor((1, 1, 1), (-2, 3, 4)))
+    by_layer.inner.threshold.copy_(tensor(9, 0.5))
+    alone.b_dec.copy_(tensor(-2, 3, 4))
+    alone.inner.threshold.fill_(0.5)
+    x, layer = tensor((1, 2), (3, 4)), torch.tensor([1, 1])
+    assert torch.equal(by_layer.predict(x, layer), alone.predict(x))
+    pre = tensor((0.4, 0.6, 0, 8), (0.4, 0.6, 10, 8))
+    assert torch.equal(by_layer.activate(pre, layer), alone.activate(pre))
+
+
+@torch.no_grad()
+def test_thresholds_by_row_go_by_the_blocks_of_narrower_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under autocast pre-activations are bfloat16, and thresholds float32."""
+    z = torch.arange(40.0).view(10, 4).bfloat16()
+    threshold = torch.arange(10.0)[:, None].expand(10, 4) * 4 + 1
+    monkeypatch.setattr(dense_encoder, "BLOCK_BYTES", 2 * 4 * z.itemsize)
+    latents, n_active, _ = Jump.apply(z, threshold.contiguous(), 0.5)  # type: ignore[no-untyped-call]
+    assert torch.equal(latents, z * (z > threshold))
+    assert n_active == 2
 
 
 def test_what_is_built_without_more_being_said() -> None:
