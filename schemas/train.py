@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Count, Schema
 from schemas.sae import SaeSpec
@@ -212,6 +213,11 @@ class SweepSpec(Schema):
     runs: list[dict[str, Any]] = Field(
         default=[], description="values by path, for each run"
     )
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _path(cls, store: Any) -> Any:
+        return os.fspath(store) if isinstance(store, os.PathLike) else store
 
     @model_validator(mode="after")
     def _one(self) -> SweepSpec:
