@@ -195,6 +195,11 @@ class TrainSpec(Schema):
     )
     keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _path(cls, store: Any) -> Any:
+        return os.fspath(store) if isinstance(store, os.PathLike) else store
+
 
 class SweepSpec(Schema):
     """Many SAEs from one pass over the data.
@@ -213,11 +218,6 @@ class SweepSpec(Schema):
     runs: list[dict[str, Any]] = Field(
         default=[], description="values by path, for each run"
     )
-
-    @field_validator("store", mode="before")
-    @classmethod
-    def _path(cls, store: Any) -> Any:
-        return os.fspath(store) if isinstance(store, os.PathLike) else store
 
     @model_validator(mode="after")
     def _one(self) -> SweepSpec:
