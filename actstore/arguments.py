@@ -37,6 +37,8 @@ Check = Callable[[Any], Any]
 _SHOWN = 80  # characters of a value that a message repeats
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])")
 
+_BOTH_NAMES = re.compile(r"\b([a-z_]+) \(--[a-z-]+\)")
+
 
 class Refused(Exception):  # noqa: N818 (it never leaves this module)
     """A value that an argument does not take; the text says what it takes."""
@@ -123,6 +125,8 @@ def for_caller(message: str) -> str:
     """
     if _options_are_known.get():
         return message
+    # `revision (--revision)` is one name in both languages.
+    message = _BOTH_NAMES.sub(r"\1", message)
     return _OPTION.sub(lambda option: option[1].replace("-", "_"), message)
 
 
@@ -188,6 +192,19 @@ def count_from_0(value: Any) -> int:
     return _whole(value, 0, 'a count from 0, such as 12 or "1k"')
 
 
+def count_up_to(most: int) -> Check:
+    """Return a check that takes a whole number from 1 to a largest one."""
+
+    def taken(value: Any) -> int:
+        wanted = f"a count from 1 to {most:,}"
+        number = _whole(value, 1, wanted)
+        if number > most:
+            raise Refused(wanted)
+        return number
+
+    return taken
+
+
 def _whole(value: Any, least: int, wanted: str) -> int:
     from schemas.base import parse_count
 
@@ -248,11 +265,15 @@ def text_such_as(example: str) -> Check:
 
 
 def device(value: Any) -> str:
-    """Take the name of a device, or torch's own object, and return its name."""
+    """Take the name of a device, or torch's own object, and return its name.
+
+    `auto` is one. Tensors of the device `meta` have no values, so it is none.
+    """
+    name = value
     if type(value).__module__ == "torch" and type(value).__name__ == "device":
-        return str(value)
-    if isinstance(value, str) and value.strip():
-        return value
+        name = str(value)
+    if isinstance(name, str) and name.strip() and name.partition(":")[0] != "meta":
+        return name
     raise Refused('a device, such as "cpu" or "cuda:1"')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -126,7 +127,9 @@ class HarvestSpec(Schema):
     @classmethod
     def _plain_name(cls, source: Any) -> Any:
         # A plain name stands for a source of that name: `"model": "gpt2"`.
-        return {"name": source} if isinstance(source, str) else source
+        if isinstance(source, (str, os.PathLike)):
+            return {"name": os.fspath(source)}
+        return source
 
 
 class Layout(Schema):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Count, Schema
 from schemas.sae import SaeSpec
@@ -193,6 +194,11 @@ class TrainSpec(Schema):
         description="minutes after which one is written in any case",
     )
     keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _path(cls, store: Any) -> Any:
+        return os.fspath(store) if isinstance(store, os.PathLike) else store
 
 
 class SweepSpec(Schema):

@@ -24,6 +24,7 @@ from actstore.console.user_warnings import warn
 from actstore.errors import ActstoreError, HarvestWarning, SpecError
 from actstore.store.store import Store
 from tests.support import make_store
+from trainer.errors import SaeError
 
 HARVEST = {
     "model": "builtin:tiny",
@@ -230,6 +231,27 @@ def test_what_a_check_takes_and_refuses(
             ),
             "sead",
         ),
+        (
+            lambda: actstore.harvest({**HARVEST, "sites": "x"}, "out", device="meta"),
+            "device: wanted a device",
+        ),
+        (
+            lambda: actstore.estimate(HARVEST, batches=10**9),
+            "batches: wanted a count from 1 to 1,000",
+        ),
+        (
+            lambda: actstore.estimate(
+                HARVEST, prices=actstore.Prices(storage=float("nan"))
+            ),
+            "prices: storage: wanted 0 or more",
+        ),
+        (
+            lambda: actstore.harvest(
+                {"model": "builtin:tiny", "sites": "a"}, "out", tokens=[[1, 2], [3]]
+            ),
+            "documents do not tell how many tokens",
+        ),
+        (lambda: actstore.sites("builtin:mini", revision="z"), "but revision belongs"),
         (lambda: actstore.verify(3), "verify: store: wanted a Store"),  # type: ignore[arg-type]
         (lambda: trainer.import_sae("none", "out", store=3), "wanted a Store"),  # type: ignore[arg-type]
     ],
@@ -264,9 +286,31 @@ def test_a_store_refuses_what_it_does_not_know(store: Store) -> None:
         (lambda: store.stream(3), "wanted a StreamSpec"),  # type: ignore[arg-type]
         (lambda: store.stream({"bach": 3}), "did you mean batch"),
         (lambda: next(store.read_pieces("a", size=0)), "size: wanted a count"),
+        (lambda: store.read(3), "no site 3 in this store"),  # type: ignore[arg-type]
+        (lambda: store.stream(device="gpu"), "device 'gpu' cannot be used"),
+        (lambda: store.stream(device="meta"), "device: wanted a device"),
     ):
         with pytest.raises(SpecError, match=re.escape(words)):
             call()
+
+
+def test_a_dictionary_that_no_memory_holds_is_refused(
+    store: Store, tmp_path: Path
+) -> None:
+    sae = {"kind": "topk", "k": 4, "n_latents": 10**12}
+    with pytest.raises(SaeError, match=r"1,000,000,000,000 latents .* GB of weights"):
+        trainer.train({"store": Path(store.url), "sae": sae, "rows": 4096}, "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_sae_refuses_what_is_no_layer(store: Store) -> None:
+    spec = {"store": store.url, "sae": {"k": 2, "n_latents": 8}, "rows": 4096}
+    sae = trainer.train(spec, "run")
+    x = torch.zeros(3, sae.d)
+    for wrong in (0.5, True, [0], "nowhere", 99):
+        with pytest.raises(SaeError, match=r"layer|sites"):
+            sae.encode(x, wrong)  # type: ignore[arg-type]
+    assert sae.encode(x, 0).shape == (3, 8)
 
 
 def test_a_stream_takes_its_spec_as_keys_and_values(store: Store) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 
 from actstore import arguments
 from actstore.arguments import checked, optional
-from actstore.errors import CorpusError
+from actstore.errors import CorpusError, SpecError
 from actstore.format.statistics import UnitStats
 from actstore.harvesting.codec_timing import time_codec
 from actstore.harvesting.harvest_plan import (
@@ -57,6 +57,10 @@ CODECS: tuple[Codec, ...] = ("lz4", "zstd", "raw")
 GB = 1e9
 # A reader fetches runs of chunks; so many are in one GET request, about.
 _CHUNKS_PER_GET = 16
+
+
+# Rows of all of them are in memory together.
+MOST_BATCHES = 1000
 
 
 class Prices(NamedTuple):
@@ -94,7 +98,7 @@ class _Times(NamedTuple):
 @checked(
     model=optional(arguments.module),
     device=arguments.device,
-    batches=arguments.count,
+    batches=arguments.count_up_to(MOST_BATCHES),
     bandwidth=optional(arguments.positive),
     prices=optional(arguments.one_of(Prices)),
 )
@@ -144,6 +148,7 @@ def estimate(
         >>> estimate.codecs["lz4"].ratio < 1
         True
     """
+    _check_prices(prices or Prices())
     harvest_spec = resolve_spec(spec, model, tokens)
     loaded = load_or_wrap(harvest_spec.model, model, tokenizer, device)
     loaded.check_context(harvest_spec.context)
@@ -178,6 +183,15 @@ def estimate(
         bandwidth=bandwidth,
         prices=prices or Prices(),
     )
+
+
+def _check_prices(prices: Prices) -> None:
+    for name, price in prices._asdict().items():
+        is_number = isinstance(price, (int, float)) and not isinstance(price, bool)
+        if not is_number or not 0 <= price < math.inf:
+            raise SpecError(
+                f"estimate: prices: {name}: wanted 0 or more, got {price!r}"
+            )
 
 
 def _estimate(

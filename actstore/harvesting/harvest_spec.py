@@ -48,6 +48,11 @@ def resolve_spec(
         fields.setdefault("model", {"name": f"memory:{type(model).__name__}"})
     if tokens is not None:
         fields.setdefault("corpus", {"name": "memory", "kind": "memory"})
+    if tokens is not None and array is None and "tokens" not in fields:
+        raise SpecError(
+            f"{where}: tokens: missing; documents do not tell how many tokens to"
+            " harvest, so give a count in the spec, such as 500k"
+        )
     if array is not None:
         # The rows of a 2-d array are whole sequences; a 1-d array is cut into them.
         if array.ndim == 2:

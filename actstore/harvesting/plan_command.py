@@ -25,7 +25,8 @@ def plan_command(
     spec: Any,
     device: Device = "cpu",
     batches: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Calibration batches.")
+        int,
+        typer.Option(metavar="N", min=1, max=1000, help="Calibration batches."),
     ] = 3,
     bandwidth: Annotated[
         str | None,

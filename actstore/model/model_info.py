@@ -14,6 +14,7 @@ import torch
 from blake3 import blake3
 from torch import nn
 
+from actstore.errors import ModelError, first_line
 from actstore.format.object_records import files_digest
 from actstore.model.checkpoint_files import mend_auto_map
 from schemas.harvest import ModelInfo
@@ -53,7 +54,12 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
         return {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer.save_pretrained(name)
+        try:
+            tokenizer.save_pretrained(name)
+        except Exception as error:  # tokenizers raises Exception itself: a full disk
+            raise ModelError(
+                f"the model's tokenizer cannot be saved in {name}: {first_line(error)}"
+            ) from error
         mend_auto_map(folder / "tokenizer_config.json")
         return {
             path.name: path.read_bytes()

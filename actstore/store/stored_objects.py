@@ -61,10 +61,10 @@ class StoredObjects:
         Raises:
             SiteError: There is none; the message has the nearest names.
         """
-        if name not in self._by_name:
+        if not isinstance(name, str) or name not in self._by_name:
             import difflib
 
-            nearest = difflib.get_close_matches(name, self.sites, 3, 0.5)
+            nearest = difflib.get_close_matches(str(name), self.sites, 3, 0.5)
             nearest = nearest or list(self.sites[:3])
             raise SiteError(
                 f"{self.url}: no site {name!r} in this store; the nearest are"

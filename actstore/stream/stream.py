@@ -131,7 +131,7 @@ class Stream(IterableDataset[Batch]):
         if not 0 <= rank < world:
             raise SpecError(f"rank {rank} of {world} ranks; ranks are 0 to {world - 1}")
         self.spec = spec
-        self.device = torch.device(device)
+        self.device = _device(device)
         self._rank = Rank(rank, world)
         self._threads = threads or _usable_cores()
         self._skip_corrupt = on_corrupt == "skip"
@@ -508,6 +508,21 @@ class Stream(IterableDataset[Batch]):
         if mean is not None:
             wide = wide - mean.index_select(0, layer)
         return (wide * scale.index_select(0, layer)).to(dtype)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """Return a device by its name.
+
+    Raises:
+        SpecError: There is no device of that name.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SpecError(
+            f"device {name!r} cannot be used; wanted cpu, or cuda (cuda:1, ...) where"
+            " torch finds a GPU"
+        ) from error
 
 
 def _usable_cores() -> int:

@@ -391,6 +391,12 @@ class TrainedSae:
                     f" {', '.join(self.sites)}"
                 )
             return self.sites.index(layer)
+        is_index = isinstance(layer, int) and not isinstance(layer, bool)
+        if not is_index and not isinstance(layer, Tensor):
+            raise SaeError(
+                "layer: wanted a site's name, its index, or an int64 tensor of indices,"
+                f" got {layer!r}"
+            )
         if isinstance(layer, int) and not 0 <= layer < len(self.sites):
             raise SaeError(f"layer {layer}: this SAE has {len(self.sites)} sites")
         return layer

@@ -19,6 +19,7 @@ from actstore.store.streamed_store import StreamedStore
 from actstore.stream.stream import Stream, StreamWarning
 from schemas.sae import inner_of
 from schemas.train import TrainSpec
+from trainer.errors import SaeError
 from trainer.kernels.topk_select import CPU_BLOCK_BYTES, GPU_BLOCK_BYTES, ROOM
 from trainer.saes.build import build, kind_of, latents_kind
 from trainer.training.run_stream import shared_stream
@@ -189,6 +190,22 @@ def fitting(
         taken = with_it
     stream.close()
     return [*groups, Group(group, taken)]
+
+
+def check_weights_fit(n_latents: int, d: int, device: str) -> None:
+    """Check that the encoder and the decoder alone are not more than a device holds.
+
+    Raises:
+        SaeError: They are; training takes several times as much.
+    """
+    wanted = 2 * n_latents * d * 4  # float32
+    there = usable_memory(device)
+    if wanted > there:
+        raise SaeError(
+            f"{n_latents:,} latents on rows of {d} values are {wanted / 1e9:,.1f} GB of"
+            f" weights, and {device} has {there / 1e9:,.1f} GB free; take fewer latents"
+            " (a smaller expansion)"
+        )
 
 
 def usable_memory(device: str) -> int:

@@ -30,6 +30,7 @@ from trainer.training.calibrate_group import Result, calibrate
 from trainer.training.group_processes import GroupProcesses
 from trainer.training.inert_fields import check_acts
 from trainer.training.learner import Learner
+from trainer.training.memory_estimate import check_weights_fit
 from trainer.training.row_scaling import layer_norms, scaling
 from trainer.training.run_stream import (
     check_l0,
@@ -252,6 +253,9 @@ def _run(
     check_l0(spec, stream.d)
     store = stream.store
     n_sites = len(stream.sites)
+    torch_device = usable(device)
+    if processes.world.size == 1:
+        check_weights_fit(spec.sae.size(stream.d), stream.d, device)
     parallel = processes.parallel(spec, stream.d, n_sites, stream.d_target)
     sae = build(
         spec.sae,
@@ -268,7 +272,6 @@ def _run(
     variance = torch.tensor(variances)
     norms = layer_norms(store, stream.sites, factors)
     steps = n_steps(spec, stream)
-    torch_device = usable(device)
     if not start:  # what has begun goes on
         check_acts(spec, n_sites, steps)
     learner = Learner(
