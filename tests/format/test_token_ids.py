@@ -105,7 +105,7 @@ def test_what_is_neither_ids_nor_documents(source: Any, message: str) -> None:
 
 
 def test_what_comes_is_named() -> None:
-    with pytest.raises(SpecError, match=r"^tokens: float are no token ids"):
+    with pytest.raises(SpecError, match=r"^tokens: float are not token ids"):
         token_array([1.5])
     table = type("Table", (), {"columns": ["a"]})()
     with pytest.raises(SpecError, match=r"got Table; give one column$"):
