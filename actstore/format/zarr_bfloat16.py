@@ -17,6 +17,13 @@ import numpy as np
 import zarr.core.dtype as zarr_dtypes
 from zarr.core.dtype.npy.float import BaseFloat
 
+try:
+    from zarr.errors import DataTypeValidationError
+except ImportError:  # until zarr 3.1
+    from zarr.core.dtype import DataTypeValidationError
+
+__all__ = ["BFloat16", "DataTypeValidationError"]
+
 
 @dataclass(frozen=True)
 class _BFloat16(BaseFloat):  # type: ignore[misc]
@@ -34,7 +41,7 @@ class _BFloat16(BaseFloat):  # type: ignore[misc]
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> _BFloat16:
         if dtype != np.dtype(ml_dtypes.bfloat16):
-            raise zarr_dtypes.DataTypeValidationError(f"not bfloat16: {dtype}")
+            raise DataTypeValidationError(f"not bfloat16: {dtype}")
         return cls()
 
     def to_native_dtype(self) -> np.dtype[Any]:

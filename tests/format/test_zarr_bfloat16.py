@@ -7,9 +7,8 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-import zarr.core.dtype as zarr_dtypes
 
-from actstore.format.zarr_bfloat16 import _BFloat16
+from actstore.format.zarr_bfloat16 import DataTypeValidationError, _BFloat16
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,5 @@ def test_numpys_dtype() -> None:
     assert _BFloat16().to_native_dtype() == native
     assert _BFloat16().item_size == native.itemsize
     assert type(_BFloat16().cast_scalar(1)) is ml_dtypes.bfloat16
-    with pytest.raises(
-        zarr_dtypes.DataTypeValidationError, match="not bfloat16: float32"
-    ):
+    with pytest.raises(DataTypeValidationError, match="not bfloat16: float32"):
         _BFloat16.from_native_dtype(np.dtype("f4"))
