@@ -289,10 +289,8 @@ def texts(value: Any) -> tuple[str, ...]:
     raise Refused("names")
 
 
-def names(value: Any) -> str | tuple[str, ...]:
-    """Take a name or pattern, or at least one in a sequence."""
-    if isinstance(value, str):
-        return text(value)
+def names(value: Any) -> tuple[str, ...]:
+    """Take a name or pattern, or at least one in a sequence, and return a tuple."""
     taken = texts(value)
     if not taken:
         raise Refused("a name, or several")

@@ -164,7 +164,7 @@ def test_none_is_taken_where_it_is_the_default_and_nowhere_else(function: Any) -
             [("a", ("a",)), (["a", "b"], ("a", "b")), ((), ())],
             [1, [1]],
         ),
-        (arguments.names, [("a", "a"), (["a", "b"], ("a", "b"))], ["", [], [""], 3]),
+        (arguments.names, [("a", ("a",)), (["a", "b"], ("a", "b"))], ["", [], [""], 3]),
         (arguments.choice("a", "b"), [("a", "a")], ["c", "", 1]),
         (
             arguments.mapping,

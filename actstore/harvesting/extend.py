@@ -204,10 +204,8 @@ def _extended_spec(
     if sites is None:
         known_sites = tuple(site.name for site in parent.sites)
         changes = {"tokens": tokens, "sites": known_sites}
-    elif isinstance(sites, str):
-        changes = {"sites": (sites,)}
     else:
-        changes = {"sites": tuple(sites)}
+        changes = {"sites": sites}
     # What is asked for comes from a user, so it is checked as in a spec of its own; all
     # else stays as it was recorded, down to what was set and what was left out.
     whole = {**parent.spec.model_dump(), **changes}

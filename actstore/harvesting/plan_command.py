@@ -26,7 +26,7 @@ def plan_command(
     device: Device = "cpu",
     batches: Annotated[
         int,
-        typer.Option(metavar="N", min=1, max=1000, help="Calibration batches."),
+        typer.Option(metavar="N", min=1, help="Calibration batches."),
     ] = 3,
     bandwidth: Annotated[
         str | None,

@@ -129,7 +129,7 @@ def import_activations(
     storage = Storage(out, dict(options or {}))
     # First of all: sources may be large, and a finished store is never written to.
     check_unfinished(storage)
-    _check_options(stored, context=context, rows=rows)
+    _check_stored(stored)
     report(Progress("reading what there is"))
     with ExitStack() as stack:
         selection = Selection(site, tuple(keys), token_key, format)
@@ -178,16 +178,13 @@ def _tell_what_differs(feed: Feed, plan: Plan, rows: int | None) -> None:
         warn(f"float64 values are narrowed to {plan.spec.dtype}", HarvestWarning)
 
 
-def _check_options(stored: Mapping[str, Any], **counts: int | None) -> None:
+def _check_stored(stored: Mapping[str, Any]) -> None:
     unknown = sorted(set(stored) - set(Stored.__annotations__))
     if unknown:
         raise SpecError(
             f"{', '.join(unknown)}: an import has no such option; it has"
             f" {', '.join(Stored.__annotations__)}"
         )
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise SpecError(f"{name}: wanted 1 or more, got {count}")
 
 
 def open_feed(

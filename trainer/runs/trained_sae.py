@@ -167,7 +167,7 @@ class TrainedSae:
 
     @property
     def of_all_sites(self) -> bool:
-        """Whether a row holds the activations of all sites, as a crosscoder's does."""
+        """True if a row holds the activations of all sites, as a crosscoder's does."""
         return self._kind.of_all_sites
 
     @property
