@@ -216,7 +216,8 @@ def _train(
     try:
         for run in runs:
             if run.lead:
-                # Nothing of a run that goes on has been changed until here.
+                # Until here a run that goes on has kept its records and
+                # checkpoints; only where its store lies now was written.
                 run.journal.begin()
             run.journal.sinks = []
             if sinks is not None:
