@@ -9,6 +9,7 @@ import typer
 
 from actstore.console import cli_errors
 from actstore.console.cli_options import Command, Commands, with_version
+from trainer.analysis.analyze_commands import analyze
 from trainer.evaluation.eval_command import calibrate_command, eval_command
 from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command

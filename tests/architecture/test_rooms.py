@@ -22,7 +22,7 @@ GROUND = {
     "actstore.machine",
     "actstore.console",
 }
-STORED = GROUND | {"actstore.format", "actstore.store"}
+STORED = GROUND | {"actstore.format", "actstore.store", "actstore.figures"}
 HARVESTED = STORED | {
     "actstore.builtin",
     "actstore.text",
@@ -37,7 +37,13 @@ BELOW_RUNS = BELOW_DISTRIBUTED | {"trainer.distributed"}
 BELOW_EVALUATION = BELOW_RUNS | {"trainer.runs"}
 BELOW_TRAINING = BELOW_EVALUATION | {"trainer.evaluation"}
 BELOW_EXPORTS = BELOW_TRAINING | {"trainer.analysis", "trainer.training"}
-BELOW_REPORTS = BELOW_EXPORTS | {"trainer.exports", "trainer.imports"}
+BELOW_REPORTS = BELOW_EXPORTS | {
+    "trainer.exports",
+    "trainer.imports",
+    "trainer.stitching",
+    "trainer.explorer",
+    "actstore.inspect",
+}
 BELOW_COMMANDS = BELOW_REPORTS | {"trainer.reports", "actstore.inspect"}
 MAY_IMPORT: dict[str, set[str]] = {
     "schemas": {"schemas"},
@@ -46,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.validation": {"schemas", "actstore.errors"},
     "actstore.machine": set(),
     "actstore.console": GROUND | {"actstore"},
+    "actstore.figures": GROUND | {"actstore.format"},
     "actstore.format": GROUND,
     "actstore.store": STORED,
     "actstore.builtin": {"actstore.builtin"},
@@ -66,6 +73,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.exports": BELOW_EXPORTS,
     # What is exchanged has one neutral form and one set of file names.
     "trainer.imports": BELOW_EXPORTS | {"trainer.exports"},
+    "trainer.stitching": BELOW_EXPORTS,
+    "trainer.explorer": BELOW_TRAINING | {"trainer.analysis", "trainer.exports"},
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS,
     "trainer.cli": BELOW_COMMANDS,

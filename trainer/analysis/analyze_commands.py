@@ -1,0 +1,14 @@
+"""The commands `trainer analyze ...`. Importing this loads typer only."""
+
+from __future__ import annotations
+
+import typer
+
+from actstore.console.cli_options import Commands
+
+analyze = typer.Typer(
+    name="analyze",
+    cls=Commands,
+    help="Compute a table of the evidence, and draw its figures.",
+    no_args_is_help=True,
+)

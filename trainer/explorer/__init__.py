@@ -1,0 +1,1 @@
+"""Shows every latent of a run: what it fires on, what it writes, what is near it."""

@@ -1,0 +1,1 @@
+"""Compares SAEs of different sizes, and stitches them together."""
