@@ -67,6 +67,8 @@ def _draw_figure(figure: Figure, standalone: bool) -> str:
     plot = (
         f'<svg class="plot" x="{frame.left:.1f}" y="{frame.top:.1f}"'
         f' width="{frame.right - frame.left:.1f}" height="{PLOT_HEIGHT}">'
+        # Nothing is seen of it; the pointer is felt on all of it.
+        '<rect class="field" width="100%" height="100%"/>'
     )
     parts = [
         head(figure, frame, standalone, x_scale, y_scale),
