@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Numbers
 
+# A logarithmic axis whose ends differ by less has plain steps.
+NARROW = 20
 MARGIN = 0.04  # share of an axis that is left free at either end
 
 
@@ -112,15 +114,19 @@ def _linear_ticks(low: float, high: float, about: int) -> list[float]:
 
 def _log_ticks(low: float, high: float, about: int) -> list[float]:
     """Return powers of ten, with 2 and 5 times them where there is room."""
-    first = math.floor(math.log10(low))
-    last = math.ceil(math.log10(high))
+    if high / low < NARROW:
+        return _linear_ticks(low, high, about)
+    first = math.ceil(math.log10(low) - 1e-9)
+    last = math.floor(math.log10(high) + 1e-9)
     every = max(1, math.ceil((last - first) / max(about, 1)))
-    powers = [10.0**power for power in range(first, last + 1, every)]
-    factors = (1, 2, 5) if every == 1 and last - first <= about / 2 else (1,)
-    ticks = [power * factor for power in powers for factor in factors]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    # Within half a decade there may be none, where plain steps serve better.
-    return inside if len(inside) > 1 else _linear_ticks(low, high, about)
+    if every > 1 or last - first > about / 2:
+        return [10.0**power for power in range(first, last + 1, every)]
+    ticks = [
+        10.0**power * factor
+        for power in range(first - 1, last + 1)
+        for factor in (1, 2, 5)
+    ]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def tick_text(value: float) -> str:
