@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_any_text_stays_text(text: str) -> None:
     series = Series(text, [0, 1], [1, 2], labels=[text, text], low=[0, 1], high=[2, 3])
     rules = (Rule(1.0, text), Rule(0.5, text, across=False))
     drawing = Figure(text, Axis(text), Axis(text), (series, series), text, rules)
-    root = ElementTree.fromstring(draw(drawing))
+    root = ET.fromstring(draw(drawing))
     assert {node.tag.rpartition("}")[2] for node in root.iter()} <= {
         "svg", "style", "rect", "text", "g", "path", "circle",
     }  # fmt: skip
@@ -162,7 +162,7 @@ def test_any_text_stays_text(text: str) -> None:
 def test_hostile_text_in_heat_maps() -> None:
     axis = Axis(HOSTILE, categories=(HOSTILE, "{x}"))
     svg = draw(HeatMap(HOSTILE, axis, axis, np.eye(2), HOSTILE, HOSTILE))
-    root = ElementTree.fromstring(svg)
+    root = ET.fromstring(svg)
     assert not [node for node in root.iter() if node.tag.endswith("script")]
     assert len(re.findall('<rect class="cell"', svg)) == 4
 
@@ -178,8 +178,8 @@ def test_a_cell_without_a_value_is_empty() -> None:
 
 def test_nothing_to_draw_is_still_a_figure() -> None:
     empty = Figure("f", Axis("x", log=True), Axis("y"), (Series("a", [], []),))
-    ElementTree.fromstring(draw(empty))
+    ET.fromstring(draw(empty))
     nan = Series("a", [math.nan, 0.0], [math.inf, math.nan], "bars")
-    ElementTree.fromstring(draw(Figure("f", Axis("x", log=True), Axis("y"), (nan,))))
+    ET.fromstring(draw(Figure("f", Axis("x", log=True), Axis("y"), (nan,))))
     with pytest.raises(ValueError, match="2 x and 1 y"):
         draw(Figure("f", Axis("x"), Axis("y"), (Series("a", [1, 2], [1]),)))
