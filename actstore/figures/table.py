@@ -96,9 +96,7 @@ class Table:
 
     def rows(self) -> Iterator[tuple[Value, ...]]:
         """Yield the rows, as Python's own numbers and texts."""
-        yield from zip(
-            *(_plain(column.values) for column in self.columns), strict=True
-        )
+        yield from zip(*(_plain(column.values) for column in self.columns), strict=True)
 
     def to_json(self) -> str:
         """Return the table as JSON: title, text, facts, and the columns by name.
