@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from actstore.errors import CorruptError, ObjectError
+from actstore.figures.layer_order import short_site  # noqa: F401 (others ask for it here)
 from actstore.format.storage import Storage
 from schemas.records import (
     EvalRecord,
@@ -107,16 +108,6 @@ def rows_phrase(evaluation: EvalRecord) -> str:
     split = evaluation.split.replace("_", "-")
     rows = f"{evaluation.rows:,} {split} rows"
     return f"{rows} that its filter keeps" if evaluation.filter else rows
-
-
-def short_site(site: str) -> str:
-    """Return a site's name for an axis: `blocks.3.hook_mlp_out` as `3 mlp_out`."""
-    parts = site.split(".")
-    # Names of other models' modules have no shape that could be relied on.
-    if len(parts) <= 2 or parts[0] != "blocks":
-        return site
-    inside_block = ".".join(parts[2:]).replace("hook_", "")
-    return f"{parts[1]} {inside_block}"
 
 
 def row_figures(layer: LayerMetrics) -> list[str]:
