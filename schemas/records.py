@@ -153,6 +153,26 @@ class StoreOrigin(Schema):
     content_id: str = Field(description="content id of the store")
 
 
+class MachineRecord(Schema):
+    """`machine.json` of a run: when and where its training began."""
+
+    began: str = Field(description="date and time in UTC, ISO 8601")
+    actstore: str = Field(description="version of actstore")
+    torch: str = Field(description="version of torch")
+    python: str = Field(description="version of Python")
+    system: str = Field(description="operating system and processor type")
+    cores: int = Field(description="processor cores")
+    device: str = Field(description="device, and its name where it has one")
+
+    def sentence(self) -> str:
+        """Return it as a line of text."""
+        return (
+            f"Training began {self.began}: {self.device}, {self.system},"
+            f" {self.cores} cores; actstore {self.actstore}, torch {self.torch},"
+            f" Python {self.python}."
+        )
+
+
 class RunRecord(Schema):
     """`sae.json` of a run: what its weights are, and what they were trained on.
 

@@ -251,6 +251,8 @@ def _data(series: Series) -> str:
         fields["labels"] = "\n".join(series.labels)
     if series.run is not None:
         fields["run"] = str(series.run)
+    if series.layer:
+        fields["layer"] = series.layer
     return "".join(f' data-{key}="{escape(text)}"' for key, text in fields.items())
 
 

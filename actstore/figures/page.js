@@ -87,6 +87,7 @@
       this.labels = all('.label', svg).map(label => label.textContent.replace(' (log)', ''));
       this.at = -1;
       svg.setAttribute('tabindex', '0');
+      svg.setAttribute('role', 'group');  // an image may hold nothing that answers
       this.plot.addEventListener('pointermove', event => this.hover(event));
       this.plot.addEventListener('pointerleave', () => this.leave());
       this.plot.addEventListener('pointerdown', event => this.press(event));
@@ -268,13 +269,20 @@
     for (const field of fields) choose.append(make('option', {value: field.key}, field.label));
     choose.value = chosen;
     const entries = make('span', {class: 'entries'});
+    const layers = [...new Set(all('.series[data-layer]').map(group => group.dataset.layer))];
+    const chooseLayer = make('select', {'aria-label': 'layer shown'});
+    for (const [value, text] of [['', 'all layers'], ...layers.map(layer => [layer, layer])]) chooseLayer.append(make('option', {value}, text));
     const paint = () => {
       const field = fields.find(one => one.key === choose.value);
       const values = [...new Set(runs.map(run => run[field.key]))];
-      if (field.ordered) values.sort((a, b) => a - b);
+      if (field.ordered) values.sort((a, b) => typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b), 'en', {numeric: true}));
       const ramp = field.ordered && values.length > 2 || values.length > COLOURS;
       const kinds = new Map(values.map((value, i) => [value, ramp ? 'r' + Math.round(i / Math.max(values.length - 1, 1) * (SHADES - 1)) : 'c' + i % COLOURS]));
-      const show = () => groups.forEach(group => group.classList.toggle('gone', hidden.has(runs[+group.dataset.run][field.key])));
+      const show = () => groups.forEach(group => {
+        const otherLayer = chooseLayer.value && 'layer' in group.dataset && group.dataset.layer !== chooseLayer.value;
+        group.classList.toggle('gone', Boolean(otherLayer) || hidden.has(runs[+group.dataset.run][field.key]));
+      });
+      chooseLayer.onchange = show;
       groups.forEach(group => {
         group.classList.remove(...[...group.classList].filter(name => /^[cr]\d+$/.test(name)));
         group.classList.add(kinds.get(runs[+group.dataset.run][field.key]));
@@ -298,9 +306,12 @@
       }));
     };
     choose.addEventListener('change', paint);
-    legend.append(make('label', {}, 'Colour by '), choose, entries);
+    const label = make('label', {}, 'Colour by ');
+    label.append(choose);
+    legend.append(label, entries);
+    if (layers.length > 1) legend.append(chooseLayer);
     legend.classList.add('figure');
-    legend.hidden = groups.length === 0 || runs.length < 2;
+    legend.hidden = groups.length === 0 || runs.length < 2 && layers.length < 2;
     paint();
   }
 

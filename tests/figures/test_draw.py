@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -74,8 +75,8 @@ def test_text_of_ticks(value: float, text: str) -> None:
     assert tick_text(value) == text
 
 
-def figure(**fields: object) -> Figure:
-    series = Series("run", [1.0, 2.0, 4.0], [0.1, math.nan, 0.4], **fields)  # type: ignore[arg-type]
+def figure(**fields: Any) -> Figure:
+    series = Series("run", [1.0, 2.0, 4.0], [0.1, math.nan, 0.4], **fields)
     return Figure("fvu", Axis("L0"), Axis("FVU"), (series,))
 
 
@@ -91,7 +92,9 @@ def test_points_are_where_their_values_are() -> None:
     series = Series("a", [0, 1, 2], [0, 5, 10], "points")
     axes = (Axis("x", limits=(0, 2)), Axis("y", limits=(0, 10)))
     svg = draw(Figure("f", *axes, (series,)))
-    width = float(re.search(r'data-plot="\S+ \S+ (\S+) ', svg).group(1))  # type: ignore[union-attr]
+    plot = re.search(r'data-plot="\S+ \S+ (\S+) ', svg)
+    assert plot
+    width = float(plot.group(1))
     dots = re.search(r'class="dots" d="([^"]*)"', svg)
     assert dots
     places = re.findall(r"M([\d.]+) ([\d.]+)h0", dots.group(1))
