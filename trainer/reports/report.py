@@ -14,6 +14,7 @@ from actstore.figures.page import page
 from actstore.format.storage import Storage
 from actstore.model.checkpoint_files import confirm_code
 from actstore.store.store import Store
+from trainer.analysis.curves import thinned
 from trainer.analysis.evidence import read_evidence
 from trainer.analysis.seed_groups import with_own_names
 from trainer.errors import RunError
@@ -31,6 +32,7 @@ from trainer.runs.trained_sae import load
 
 TITLE = "Sparse autoencoders across layers"
 N_LATENTS = 12
+MOST_POINTS = 2_400  # of the curves of all runs together
 
 
 @checked(
@@ -101,7 +103,7 @@ def report(
             first_store.manifest.spec.model, trust_remote_code, first_store.url
         )
     data = [_evaluated(url, stores[url].store) for url in urls]
-    data = with_own_names(data)
+    data = _lighter(with_own_names(data))
     tables = [table for folder in folders for table in read_evidence(folder)]
     shown = shown_run(data)
     of_latents = cards(
@@ -118,6 +120,12 @@ def report(
         if run_store.note is not None:
             tell(run_store.note)
     return out
+
+
+def _lighter(runs: Sequence[RunData]) -> list[RunData]:
+    """Return runs with fewer lines of their journals, so that the page stays small."""
+    most = max(20, MOST_POINTS // len(runs))
+    return [run._replace(steps=thinned(run.steps, most)) for run in runs]
 
 
 def _folder_and_name(url: str) -> tuple[str, str]:
