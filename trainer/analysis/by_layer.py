@@ -96,6 +96,13 @@ def groups_over_layers(runs: Sequence[RunData]) -> list[Group]:
     return group_runs(runs, but_for=("sites", "targets") if is_of_one else ())
 
 
+def groups_over_layers_but_sparsity(runs: Sequence[RunData]) -> list[Group]:
+    """Return the same where runs of one group may differ in sparsity: its fronts."""
+    is_of_one = all(len(run.record.sites) == 1 for run in runs)
+    but_for = ("sites", "targets") if is_of_one else ()
+    return group_runs(runs, but_for, sparsity=False)
+
+
 def metric_of(run: RunData, site: str, metric: str) -> float:
     """Return a metric of a run at a site; NaN where it was not evaluated."""
     evaluation = run.evaluation
