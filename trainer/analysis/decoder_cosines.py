@@ -72,7 +72,7 @@ def compute_decoder_cosines(
     Raises:
         RunError: There is no run, or a decoder is not finite.
     """
-    about = run_values(runs)
+    about = run_values(runs, over_layers=True)
     rows: list[list[Any]] = []
     for run in runs:
         every = dictionaries_of(run, alive_only=alive_only, device=device)
@@ -134,7 +134,8 @@ def pillars_of(dictionary: Dictionary) -> Tensor:
     """Return which rows have the largest norms, at most 100 of norms above 0, int64."""
     norms = dictionary.rows.norm(dim=1)
     n = min(PILLARS, int((norms > 0).sum()))
-    return norms.argsort(descending=True, stable=True)[:n]
+    order: Tensor = norms.argsort(descending=True, stable=True)
+    return order[:n]
 
 
 def cosines_among(dictionary: Dictionary, chosen: Tensor) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ def compute_decoder_norms(
     Raises:
         RunError: There is no run, or a decoder is not finite.
     """
-    about = run_values(runs)
+    about = run_values(runs, over_layers=True)
     found = []
     for run in runs:
         for dictionary in dictionaries_of(run, alive_only=alive_only):

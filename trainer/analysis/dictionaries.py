@@ -70,4 +70,5 @@ def unit_rows(dictionary: Dictionary) -> Tensor:
     """Return the directions of norm 1, float32 [at most m, d]; those of norm 0 lack."""
     norms = dictionary.rows.norm(dim=1)
     has_length = norms > 0
-    return dictionary.rows[has_length] / norms[has_length, None]
+    unit: Tensor = dictionary.rows[has_length] / norms[has_length, None]
+    return unit

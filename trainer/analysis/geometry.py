@@ -29,6 +29,7 @@ from trainer.analysis.decoder_norms import CORRECTION
 from trainer.analysis.dictionaries import Dictionary, dictionaries_of, unit_rows
 from trainer.analysis.norm_and_l0 import shown_interval
 from trainer.analysis.run_columns import (
+    MOST_COLOURS,
     Field,
     columns_of,
     distinct,
@@ -120,7 +121,7 @@ def compute_geometry(
     Raises:
         RunError: There is no run, or a decoder is not finite.
     """
-    about = run_values(runs)
+    about = run_values(runs, over_layers=True)
     rows: list[list[Any]] = []
     for run in runs:
         every = dictionaries_of(run, alive_only=alive_only, device=device)
@@ -273,15 +274,19 @@ def _row(
 
 
 def _facts(rows: Sequence[list[Any]]) -> dict[str, Value]:
-    """Return shares of each group, as means over its runs of means over layers."""
+    """Return shares of each group, as means over seeds of means over layers."""
     place = {field.name: number for number, field in enumerate(_FIELDS)}
     facts: dict[str, Value] = {}
-    for group in dict.fromkeys(row[place["group"]] for row in rows):
+    groups = list(dict.fromkeys(row[place["group"]] for row in rows))
+    if len(groups) > MOST_COLOURS:
+        return facts
+    for group in groups:
         for name, label in (("directions", "directions"), ("overlap", "overlap")):
-            by_run: dict[str, list[float]] = {}
+            # Runs of one layer each are together over the layers of a seed.
+            by_seed: dict[int, list[float]] = {}
             for row in rows:
                 if row[place["group"]] == group:
-                    by_run.setdefault(row[place["run"]], []).append(row[place[name]])
-            means = [float(np.mean(values)) for values in by_run.values()]
+                    by_seed.setdefault(row[place["seed"]], []).append(row[place[name]])
+            means = [float(np.mean(values)) for values in by_seed.values()]
             facts[f"{label}, {group}"] = shown_interval(mean_interval(means))
     return facts

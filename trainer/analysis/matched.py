@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Figure, Series
-from actstore.figures.layer_order import in_layer_order, short_site
+from actstore.figures.layer_order import short_site
 from actstore.figures.table import Table
-from trainer.analysis.by_layer import groups_over_layers_but_sparsity, metric_of
-from trainer.analysis.fronts import L0
+from trainer.analysis.by_layer import metric_of
+from trainer.analysis.fronts import L0, POOLED
 from trainer.analysis.run_columns import (
     Field,
     columns_of,
@@ -28,7 +28,7 @@ from trainer.analysis.run_columns import (
     sites_of,
     where,
 )
-from trainer.analysis.seed_groups import Group
+from trainer.analysis.seed_groups import Group, groups_over_layers
 from trainer.analysis.statistics_of_seeds import mean_interval
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData
@@ -59,43 +59,54 @@ _FIELDS = (
     Field("difference_high", "difference, 95 % interval to"),
     Field("pairs", "seeds of both"),
 )
-# Of one front at one site and L0: the value of each seed.
 _BySeed = dict[int, float]
+# The value of each seed, by front, site, metric and L0.
 _Found = dict[tuple[str, str, str, float], _BySeed]
 
 
 def compute_matched(
     runs: Sequence[RunData], l0s: Sequence[float] | None = None
 ) -> Table:
-    """Return metrics of fronts at given L0s, each layer by itself and their mean.
+    """Return metrics of fronts at given L0s: of each layer, and of whole runs.
 
     A front is the runs that are the same but for seed and sparsity; those of one seed
     are joined in the order of L0, and read between two of them linearly in log L0.
     Beyond a front's ends there is no value. The first front is what the others are
-    compared with. Columns: `front`, `site`, `layer` (or "mean of layers", of the seeds
-    that have every layer), `metric`, `l0`, `mean`, `low`, `high`, `seeds`;
-    `difference`, `difference_low`, `difference_high`, `pairs`.
+    compared with. Columns: `front`, `site`, `layer` (also "pooled" of runs of several
+    layers, and "mean of layers" of runs of one layer each, where every layer has the
+    L0), `metric`, `l0`, `mean`, `low`, `high`, `seeds`; `difference`, `difference_low`,
+    `difference_high`, `pairs`.
 
     Args:
         runs: The runs.
-        l0s: The L0s; None for some that all fronts reach.
+        l0s: The L0s; None for some that all fronts reach, for each layer by itself.
 
     Raises:
         RunError: There are not two fronts, or no L0 that all of them reach.
     """
-    fronts = groups_over_layers_but_sparsity(runs) if runs else []
+    fronts = groups_over_layers(runs, sparsity=False) if runs else []
     if len(fronts) < 2:
         raise RunError(
             "wanted runs of at least two kinds or settings, to compare at the same L0;"
             f" got {len(fronts)}; add runs that differ in more than seed and sparsity"
         )
-    sites = sites_of(runs)
-    chosen = list(l0s) if l0s is not None else _common_l0s(fronts, sites)
-    if not all(l0 > 0 and math.isfinite(l0) for l0 in chosen) or not chosen:
-        raise RunError(f"--l0: wanted numbers above 0, got {chosen}")
+    places: list[tuple[str, ...]] = [(site,) for site in sites_of(runs)]
+    if all(len(run.record.sites) > 1 for run in runs):
+        places.append((POOLED,))
+    elif len(places) > 1:
+        places.append(tuple(sites_of(runs)))
+    if l0s is not None and not all(l0 > 0 and math.isfinite(l0) for l0 in l0s):
+        raise RunError(f"--l0: wanted numbers above 0, got {list(l0s)}")
     found: _Found = {}
-    for front in fronts:
-        found |= _read(front, sites, chosen)
+    for sites in places:
+        chosen = _common_l0s(fronts, sites) if l0s is None else l0s
+        for front in fronts:
+            found |= _read(front, sites, chosen)
+    if not any(math.isfinite(value) for of in found.values() for value in of.values()):
+        raise RunError(
+            "these runs have no L0 in common: some fronts begin above where others end;"
+            " train them to the same target_l0, or add sparsities"
+        )
     rows = _rows([front.name for front in fronts], found)
     return Table(
         name="matched",
@@ -111,10 +122,11 @@ def compute_matched(
 
 
 def plot_matched(table: Table) -> tuple[Figure, ...]:
-    """Draw each metric against L0: the mean of layers, or else the only layer."""
+    """Draw each metric of whole runs, or else of the last layer, against L0."""
     figures = []
     sites = distinct(table["site"])
-    site = EVERY_LAYER if EVERY_LAYER in sites else sites[0] if len(sites) else ""
+    # Whole runs come last.
+    site = sites[-1] if sites else ""
     fronts = distinct(table["front"])
     colours = looks(fronts)
     for field in METRICS:
@@ -170,23 +182,25 @@ def at_l0(l0: float, l0s: NDArray[np.float64], values: NDArray[np.float64]) -> f
 
 
 def _read(front: Group, sites: Sequence[str], l0s: Sequence[float]) -> _Found:
-    """Return what a front has at each site and L0, for each of its seeds."""
+    """Return what a front has at some L0s, for each of its seeds.
+
+    sites: a site, or several whose mean is taken.
+    """
     found: _Found = {}
-    seeds = list(dict.fromkeys(run.record.seed for run in front.runs))
-    of_front = sites_of(front.runs)
+    name = sites[0] if len(sites) == 1 else EVERY_LAYER
     for field in METRICS:
         for l0 in l0s:
-            for seed in seeds:
-                of_layers = []
-                for site in of_front:
-                    value = _value(_points(front, seed, site, field.name), l0)
-                    of_layers.append(value)
-                    key = (front.name, site, field.name, l0)
-                    found.setdefault(key, {})[seed] = value
-                if len(sites) > 1 and len(of_front) == len(sites):
-                    key = (front.name, EVERY_LAYER, field.name, l0)
-                    found.setdefault(key, {})[seed] = float(np.mean(of_layers))
+            by_seed = found.setdefault((front.name, name, field.name, l0), {})
+            for seed in _seeds(front):
+                values = [
+                    _value(_points(front, seed, site, field.name), l0) for site in sites
+                ]
+                by_seed[seed] = float(np.mean(values))
     return found
+
+
+def _seeds(front: Group) -> list[int]:
+    return list(dict.fromkeys(run.record.seed for run in front.runs))
 
 
 def _points(
@@ -195,64 +209,53 @@ def _points(
     """Return L0 and a metric of the runs of one seed at a site."""
     points = []
     for run in front.runs:
-        if run.record.seed == seed and site in run.record.sites:
+        if run.record.seed == seed:
             l0 = metric_of(run, site, "l0")
             points.append((l0, metric_of(run, site, metric)))
     return points
 
 
 def _value(points: Sequence[tuple[float, float]], l0: float) -> float:
-    if not points:
-        return math.nan
     every = np.array(points, dtype=np.float64)
     return at_l0(l0, every[:, 0], every[:, 1])
 
 
 def _common_l0s(fronts: Sequence[Group], sites: Sequence[str]) -> list[float]:
-    """Return L0s that every seed of every front reaches at every site it has.
-
-    Raises:
-        RunError: There is none.
-    """
+    """Return L0s that every seed of every front reaches at all the sites; or none."""
     lows = []
     highs = []
     for front in fronts:
-        for seed in dict.fromkeys(run.record.seed for run in front.runs):
-            for site in sites_of(front.runs):
-                l0s = [l0 for l0, _ in _points(front, seed, site, "l0") if l0 > 0]
+        for seed in _seeds(front):
+            for site in sites:
+                points = _points(front, seed, site, "l0")
+                l0s = [l0 for l0, _ in points if l0 > 0]
                 if l0s:
-                    lows.append(min(l0s) / (1 + NEAR))
-                    highs.append(max(l0s) * (1 + NEAR))
-    if not lows or max(lows) > min(highs):
-        reach = f"{max(lows):.3g} and {min(highs):.3g}" if lows else "none"
-        raise RunError(
-            "these runs have no L0 in common at all of"
-            f" {len(sites)} sites: some begin above where others end ({reach}); train"
-            " them to the same target_l0, or say --l0"
-        )
+                    lows.append(min(l0s))
+                    highs.append(max(l0s))
+    if not lows:
+        return []
     low = max(lows)
     high = min(highs)
-    if high / low <= (1 + NEAR) ** 2:
-        return [float(f"{math.sqrt(low * high):.3g}")]
-    # The allowance at the ends is for what was steered to the same L0; it is not used
-    # where there is a range.
-    return _round(np.geomspace(low * (1 + NEAR), high / (1 + NEAR), N_L0S))
+    # Runs that were steered to one L0 do not meet it exactly.
+    if low / (1 + NEAR) > high * (1 + NEAR):
+        return []
+    if high <= low * (1 + NEAR):
+        return _rounded([math.sqrt(low * high)])
+    return _rounded(np.geomspace(low, high, N_L0S).tolist())
 
 
-def _round(l0s: NDArray[np.float64]) -> list[float]:
-    rounded = [float(f"{l0:.3g}") for l0 in l0s]
-    return list(dict.fromkeys(rounded))
+def _rounded(l0s: Sequence[float]) -> list[float]:
+    """Return L0s of three digits; the allowance at a front's ends covers the rest."""
+    return list(dict.fromkeys(float(f"{l0:.3g}") for l0 in l0s))
 
 
 def _rows(fronts: Sequence[str], found: Mapping[Any, _BySeed]) -> list[list[Any]]:
     """Return the rows: means over seeds, and differences from the first front."""
     rows: list[list[Any]] = []
-    every_site = {site for _, site, _, _ in found}
-    sites = in_layer_order(every_site - {EVERY_LAYER})
-    if EVERY_LAYER in every_site:
-        sites.append(EVERY_LAYER)
-    order = {site: place for place, site in enumerate(sites)}
-    for key in sorted(found, key=lambda one: (order[one[1]], fronts.index(one[0]))):
+    sites = list(dict.fromkeys(site for _, site, _, _ in found))
+    for key in sorted(
+        found, key=lambda one: (sites.index(one[1]), fronts.index(one[0]))
+    ):
         front, site, metric, l0 = key
         by_seed = found[key]
         over = mean_interval(list(by_seed.values()))
@@ -261,8 +264,7 @@ def _rows(fronts: Sequence[str], found: Mapping[Any, _BySeed]) -> list[list[Any]
         first = found.get((fronts[0], site, metric, l0), {})
         pairs = [by_seed[seed] - first[seed] for seed in by_seed if seed in first]
         apart = mean_interval(pairs if front != fronts[0] else [])
-        short = site if site == EVERY_LAYER else short_site(site)
         figures = (over.mean, over.low, over.high, over.n)
         differences = (apart.mean, apart.low, apart.high, apart.n)
-        rows.append([front, site, short, metric, l0, *figures, *differences])
+        rows.append([front, site, short_site(site), metric, l0, *figures, *differences])
     return rows

@@ -17,7 +17,6 @@ from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import short_site
 from actstore.figures.table import Table, Value
 from actstore.store.store import Store
-from trainer.analysis.by_layer import groups_over_layers
 from trainer.analysis.run_columns import (
     Field,
     Look,
@@ -28,7 +27,7 @@ from trainer.analysis.run_columns import (
     texts,
     where,
 )
-from trainer.analysis.seed_groups import Group, kind_of_run
+from trainer.analysis.seed_groups import Group, groups_over_layers, kind_of_run
 from trainer.analysis.statistics_of_seeds import Interval, Line, fit_line, mean_interval
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData

@@ -6,6 +6,7 @@ Multi-layer SAE").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,16 @@ from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Column, Table, Value
 from actstore.store.store import Store
-from trainer.analysis.run_columns import distinct, looks, run_values, series_of, where
+from trainer.analysis.norm_and_l0 import shown_interval
+from trainer.analysis.run_columns import (
+    MOST_COLOURS,
+    distinct,
+    looks,
+    run_values,
+    series_of,
+    where,
+)
+from trainer.analysis.seed_groups import group_runs
 from trainer.analysis.statistics_of_seeds import mean_interval
 from trainer.errors import RunError
 from trainer.evaluation.metric_definitions import layer_shares, log_density, spread
@@ -31,6 +41,7 @@ MOST_ROWS = 20_000  # rows of each site that the variance over layers is taken f
 # Latents of a block of rows, at every layer: a quarter of the memory of an evaluation.
 BLOCK_LATENTS = 1 << 26
 MOST_POINTS = 3000  # of a run on the figure: more do not show
+WIDE = 2  # layers; latents of more are counted
 BINS = 24  # of the histogram of spreads
 
 
@@ -158,7 +169,8 @@ def _variance_of_rows(sae: TrainedSae, rows: Sequence[Tensor]) -> Tensor:
     if sae.of_all_sites:
         latents = sae.encode(torch.stack(on_device, dim=1))
         weights = sae.decoder.norm(dim=2) / sae.scale  # [m, n_sites]
-        return latents.square() * weights.var(dim=1, correction=0)
+        variance: Tensor = latents.square() * weights.var(dim=1, correction=0)
+        return variance
     scale = sae.scale_out.tolist()
     mean = torch.zeros(len(on_device[0]), sae.n_latents, device=sae.device)
     squares = torch.zeros_like(mean)
@@ -215,21 +227,24 @@ def _of_latents(
 
 
 def _facts(runs: Sequence[RunData], n_layers: int) -> dict[str, Value]:
-    """Return how wide the latents that fire are, over seeds of all runs."""
-    from trainer.analysis.norm_and_l0 import shown_interval
-
-    means = []
-    wide = []
-    for run in runs:
-        widths = spread(layer_shares(run.firings, run.rows)).numpy()
-        alive = widths[widths > 0]
-        means.append(float(alive.mean()) if len(alive) else float("nan"))
-        wide.append(float((alive > 2).mean()) if len(alive) else float("nan"))
-    return {
-        "layers": n_layers,
-        "mean effective number of layers": shown_interval(mean_interval(means)),
-        "share of latents over more than 2 layers": shown_interval(mean_interval(wide)),
-    }
+    """Return how wide the latents of each group are that fire, over its seeds."""
+    facts: dict[str, Value] = {"layers": n_layers}
+    groups = group_runs(runs)
+    if len(groups) > MOST_COLOURS:
+        return facts
+    for group in groups:
+        means = []
+        wide = []
+        for run in group.runs:
+            widths = spread(layer_shares(run.firings, run.rows)).numpy()
+            alive = widths[widths > 0]
+            means.append(float(alive.mean()) if len(alive) else math.nan)
+            wide.append(float((alive > WIDE).mean()) if len(alive) else math.nan)
+        label = f"mean effective number of layers, {group.name}"
+        facts[label] = shown_interval(mean_interval(means))
+        label = f"share of more than {WIDE} layers, {group.name}"
+        facts[label] = shown_interval(mean_interval(wide))
+    return facts
 
 
 def _points(table: Table, run: str) -> Series:
