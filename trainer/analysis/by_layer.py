@@ -26,10 +26,10 @@ from trainer.analysis.run_columns import (
     sites_of,
     where,
 )
-from trainer.analysis.seed_groups import Group, group_runs, kind_of_run
+from trainer.analysis.seed_groups import Group, groups_over_layers, kind_of_run
 from trainer.analysis.statistics_of_seeds import mean_interval
 from trainer.errors import RunError
-from trainer.runs.run_data import RunData
+from trainer.runs.run_data import RunData, model_effects
 
 CE_LOST = Field("ce_lost", "CE lost", "nats a token")
 SHOWN = (*METRICS, *EFFECTS, CE_LOST)
@@ -89,20 +89,14 @@ def plot_by_layer(table: Table) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def groups_over_layers(runs: Sequence[RunData]) -> list[Group]:
-    """Return groups in which runs of one layer each are together over layers."""
-    is_of_one = all(len(run.record.sites) == 1 for run in runs)
-    # What is asked of single layers may follow from the layer: its learning rate stays.
-    return group_runs(runs, but_for=("sites", "targets") if is_of_one else ())
-
-
 def metric_of(run: RunData, site: str, metric: str) -> float:
-    """Return a metric of a run at a site; NaN where it was not evaluated."""
+    """Return a metric of a run at a site, or pooled; NaN where it was not evaluated."""
     evaluation = run.evaluation
     if metric in {field.name for field in METRICS}:
-        found = [layer for layer in evaluation.layers if layer.site == site]
+        layers = (*evaluation.layers, evaluation.pooled)
+        found = [layer for layer in layers if layer.site == site]
         return float(getattr(found[0], metric)) if found else math.nan
-    effects = [effect for effect in evaluation.model if effect.site == site]
+    effects = [one for one in model_effects(evaluation) if one.site == site]
     if not effects:
         return math.nan
     if metric == CE_LOST.name:

@@ -9,19 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Figure, Series
+from actstore.figures.layer_order import short_site
 from actstore.figures.table import Table
 from schemas.records import StepRecord
 from trainer.analysis.run_columns import (
     RUN_FIELDS,
+    SHOWN_BY,
     Field,
     Look,
     columns_of,
     distinct,
-    looks,
+    looks_by,
     number_axis,
     run_values,
     series_of,
     shown_by,
+    site_of,
     where,
 )
 from trainer.analysis.seed_groups import spec_of
@@ -44,9 +47,9 @@ ROWS = "rows of training"
 def compute_curves(runs: Sequence[RunData]) -> Table:
     """Return the lines of the runs' journals, at most MOST_POINTS of each run.
 
-    Columns: `run`, `group`, `kind`, `seed`, `rescale`, `resample` ("on" or "off";
-    "unknown" for a run without its spec), `step`, `rows`, and those of LINES. Runs
-    without a journal (imported ones) have no rows.
+    Columns: `run`, `group`, `kind`, `seed`, `rescale`, `site` (of a run of one
+    layer), `resample` ("on" or "off"; "unknown" for a run without its spec), `step`,
+    `rows`, and those of LINES. Runs without a journal (imported ones) have no rows.
 
     Raises:
         RunError: There is no run.
@@ -57,12 +60,13 @@ def compute_curves(runs: Sequence[RunData]) -> Table:
     rows: list[list[Any]] = []
     for run in runs:
         values = dict(zip(chosen, about[run.url], strict=True))
-        fixed = [*(values[name] for name in names), resampling_of(run)]
+        fixed = [*(values[name] for name in names), site_of(run), resampling_of(run)]
         for step in thinned(run.steps):
             figures = [getattr(step, field.name) for field in LINES]
             rows.append([*fixed, step.step, step.rows, *figures])
     fields = (
         *(field for field in RUN_FIELDS if field.name in names),
+        Field("site"),
         Field("resample", "resampling"),
         Field("step"),
         Field("rows", ROWS),
@@ -115,14 +119,14 @@ def curve_figure(table: Table, field: Field, by: str) -> Figure:
         field: What is drawn.
         by: The column: `group`, `resample`.
     """
-    colours = looks(distinct(table[by]))
+    colours = looks_by(table, by)
     series: list[Series] = []
     # Groups of one colour have a curve each.
-    per = "group" if by in {"rescale", "kind"} else by
+    per = "group" if by in SHOWN_BY else by
     for value in distinct(table[per]):
         rows = where(table, **{per: value})
         name = table[by][rows[0]]
-        series += _curve(table, rows, field.name, name, colours[name])
+        series += _curve(table, rows, field.name, short_site(name), colours[name])
     label = f"{field.label} ({field.unit})" if field.unit else field.label
     values = table[field.name]
     return Figure(

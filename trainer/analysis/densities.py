@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Figure
+from actstore.figures.layer_order import short_site
 from actstore.figures.table import Table
 from trainer.analysis.run_columns import (
     Field,
     columns_of,
     distinct,
-    looks,
+    looks_by,
     run_values,
     series_of,
     shown_by,
+    site_of,
     where,
 )
 from trainer.analysis.statistics_of_seeds import mean_interval
@@ -33,6 +35,7 @@ _FIELDS = (
     Field("kind"),
     Field("seed"),
     Field("rescale", "rescaling"),
+    Field("site"),
     Field("log_density", "log10 density"),
     Field("latents", "latents"),
     Field("share", "share of the latents"),
@@ -42,8 +45,9 @@ _FIELDS = (
 def compute_densities(runs: Sequence[RunData]) -> Table:
     """Return how many latents of each run have which log10 density, over all layers.
 
-    Columns: `run`, `group`, `kind`, `seed`, `rescale`, `log_density` (the middle of a
-    bin 0.25 wide; -10 stands for never), `latents`, `share`.
+    Columns: `run`, `group`, `kind`, `seed`, `rescale`, `site` (of a run of one
+    layer), `log_density` (the middle of a bin 0.25 wide; -10 stands for never),
+    `latents`, `share`.
 
     Raises:
         RunError: There is no run.
@@ -59,7 +63,7 @@ def compute_densities(runs: Sequence[RunData]) -> Table:
         for centre, count in zip(centres, counts, strict=True):
             share = count / run.record.n_latents
             figures = (float(centre), int(count), float(share))
-            rows.append([name, group, kind, seed, rescale, *figures])
+            rows.append([name, group, kind, seed, rescale, site_of(run), *figures])
     return Table(
         name="densities",
         title="Density of the latents",
@@ -76,7 +80,7 @@ def plot_densities(table: Table) -> tuple[Figure, ...]:
     """Draw the histogram of each group of runs, as the mean over seeds."""
     groups = distinct(table["group"])
     by = shown_by(table)
-    colours = looks(distinct(table[by]))
+    colours = looks_by(table, by)
     series = []
     for group in groups:
         rows = where(table, group=group)
@@ -86,7 +90,7 @@ def plot_densities(table: Table) -> tuple[Figure, ...]:
         found = [mean_interval(shares[bins == centre]) for centre in at]
         name = table[by][rows[0]]
         one = series_of(
-            name,
+            short_site(name),
             at,
             np.array([interval.mean for interval in found]),
             colours[name],

@@ -188,7 +188,7 @@ def _front(table: Table, rows: Any, name: str, look: Any) -> Series:
     """Return one front: the means over seeds, joined in the order of L0."""
     groups = texts(table, "group", rows)
     # The figures over seeds are the same on each row of a group.
-    first_of_group: dict[str, Any] = {}
+    first_of_group: dict[str, int] = {}
     for row, group in zip(rows, groups, strict=True):
         first_of_group.setdefault(group, row)
     ordered = sorted(first_of_group.values(), key=lambda row: table["l0_mean"][row])

@@ -13,6 +13,7 @@ from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Column, Table
 from trainer.analysis.seed_groups import (
     group_runs,
+    groups_over_layers,
     kind_of_run,
     names_of_groups,
     sparsity_of,
@@ -20,6 +21,7 @@ from trainer.analysis.seed_groups import (
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData
 
+SHOWN_BY = ("rescale", "kind", "site")
 MOST_COLOURS = 8  # more groups than these are not told apart by colour
 LOG_FROM = 5.0  # an axis is logarithmic where its largest value is so many times the
 # smallest one
@@ -46,6 +48,7 @@ RUN_FIELDS = (
     Field("penalty", "penalty at the end"),
     Field("rows_trained", "rows of training"),
 )
+ALL_LAYERS = "all layers"
 
 
 def columns_of(fields: Sequence[Field], rows: Sequence[Sequence[Any]]) -> list[Column]:
@@ -62,15 +65,22 @@ def columns_of(fields: Sequence[Field], rows: Sequence[Sequence[Any]]) -> list[C
     return columns
 
 
-def run_values(runs: Sequence[RunData]) -> dict[str, tuple[Any, ...]]:
+def run_values(
+    runs: Sequence[RunData], *, over_layers: bool = False
+) -> dict[str, tuple[Any, ...]]:
     """Return the values of RUN_FIELDS of each run, by its URL.
+
+    Args:
+        runs: The runs.
+        over_layers: Runs of one layer each are of one group over layers.
 
     Raises:
         RunError: There is no run.
     """
     if not runs:
         raise RunError("which runs? give at least one evaluated run")
-    groups = names_of_groups(group_runs(runs))
+    grouped = groups_over_layers(runs) if over_layers else group_runs(runs)
+    groups = names_of_groups(grouped)
     fronts = names_of_groups(group_runs(runs, sparsity=False))
     values = {}
     for run in runs:
@@ -175,14 +185,28 @@ def texts(table: Table, name: str, rows: Any) -> list[str]:
 def shown_by(table: Table) -> str:
     """Return the column whose values have the colours: `group`, where these are few.
 
-    Else `rescale` or `kind`, if that differs.
+    Else the first of `rescale`, `kind` and `site` that differs.
     """
     if len(distinct(table["group"])) <= MOST_COLOURS:
         return "group"
-    for name in ("rescale", "kind"):
+    for name in SHOWN_BY:
         if len(distinct(table[name])) > 1:
             return name
     return "group"
+
+
+def looks_by(table: Table, by: str) -> dict[Any, Look]:
+    """Return looks for the values of a column; sites are shaded in layer order."""
+    values = distinct(table[by])
+    if by == "site":
+        return looks(in_layer_order(values), ordered=True)
+    return looks(values)
+
+
+def site_of(run: RunData) -> str:
+    """Return the site of a run of one layer; "all layers" for others."""
+    sites = run.record.sites
+    return sites[0] if len(sites) == 1 else ALL_LAYERS
 
 
 def _numbers_of(names: Sequence[Any]) -> dict[Any, float] | None:

@@ -163,6 +163,19 @@ def group_runs(
     ]
 
 
+def groups_over_layers(
+    runs: Sequence[RunData], *, sparsity: bool = True
+) -> list[Group]:
+    """Return groups in which runs of one layer each are together over layers.
+
+    A dictionary for each layer is compared with one for all that way. Arguments are
+    those of `group_runs`.
+    """
+    is_of_one = all(len(run.record.sites) == 1 for run in runs)
+    but_for = ("sites", "targets") if is_of_one else ()
+    return group_runs(runs, but_for, sparsity)
+
+
 def names_of_groups(groups: Sequence[Group]) -> dict[str, str]:
     """Return the name of each run's group, by the run's URL."""
     return {run.url: group.name for group in groups for run in group.runs}

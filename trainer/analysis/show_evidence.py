@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actstore.figures.table import Table, Value
 
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
 MOST_ROWS = 24  # rows that the terminal shows
+WIDTH = 160  # characters of a line where there is no terminal
 
 Out = Annotated[
     str | None,
@@ -45,16 +50,30 @@ def _print(table: Table) -> None:
     console.print(escape(table.text))
     for name, value in table.facts.items():
         console.print(f"{escape(name)}: {escape(_shown(value))}")
+    if not console.is_terminal:
+        # A pipe or a file has no width of its own.
+        console.width = WIDTH
+    shown = [
+        [_shown(value) for value in row] for row in islice(table.rows(), MOST_ROWS)
+    ]
     lines = Lines()
-    for column in table.columns:
-        lines.add_column(
-            escape(column.heading), justify="left" if column.is_text else "right"
-        )
-    for number, row in enumerate(table.rows()):
-        if number == MOST_ROWS:
+    room = console.width - 1
+    left_out = []
+    for place, column in enumerate(table.columns):
+        cells = [row[place] for row in shown]
+        words = column.heading.split()
+        # With two spaces and a line between columns.
+        room -= max(len(text) for text in ("", *words, *cells)) + 3
+        if room < 0 and place:
+            left_out = list(table.names[place:])
             break
-        lines.add_row(*(escape(_shown(value)) for value in row))
+        justify: JustifyMethod = "left" if column.is_text else "right"
+        lines.add_column(escape(column.heading), justify=justify, overflow="fold")
+    for row in shown:
+        lines.add_row(*(escape(cell) for cell in row[: len(lines.columns)]))
     console.print(lines)
+    if left_out:
+        typer.echo(f"and columns {', '.join(left_out)} (--json or --out has all)")
     if len(table) > MOST_ROWS:
         left = len(table) - MOST_ROWS
         console.print(f"and {left:,} more rows (--json or --out has all)")
