@@ -76,6 +76,12 @@ class LayerMetrics(Schema):
     suppression: Ratio = Field(
         description="norm of the reconstruction, relative to that of the row"
     )
+    # Earlier versions did not measure it.
+    reconstruction_bias: Ratio = Field(
+        default_factory=lambda: math.nan,
+        exclude_if=math.isnan,
+        description="factor by which the reconstruction is too long",
+    )
 
 
 class ModelMetrics(Schema):

@@ -71,6 +71,7 @@ def test_sums_do_not_depend_on_the_batches_they_came_in() -> None:
         "l1",
         "l1_decoder",
         "suppression",
+        "reconstruction_bias",
     ):
         assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9), name
     assert torch.equal(whole.firings, parts.firings)
@@ -92,6 +93,8 @@ def test_known_values() -> None:
     found = one.metrics("s", 2)
     assert (found.fvu, found.mse, found.mse_per_element) == (0.25, 3.125, 1.5625)
     assert (found.l0, found.l1) == (1.5, 3.0)
+    # (2.5 * 2.5) / (2.5 * 5): half as long as it should be
+    assert found.reconstruction_bias == 0.5
     # the row of norm 0 has no ratio, and does not count
     assert found.suppression == 0.5
     assert one.density.tolist() == [1.0, 0.5]
@@ -108,6 +111,8 @@ def test_nothing_to_divide_by_is_no_figure() -> None:
     assert math.isnan(found.fvu)
     assert math.isnan(found.suppression)
     written = json.loads(found.to_json())
+    assert "reconstruction_bias" not in written
+    assert math.isnan(found.reconstruction_bias)
     assert (written["fvu"], written["suppression"], written["mse"]) == (None, None, 0.0)
     again = LayerMetrics.model_validate_json(found.to_json())
     assert math.isnan(again.fvu)
