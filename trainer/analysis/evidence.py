@@ -18,6 +18,15 @@ from trainer.errors import RunError
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
 PLOTS: dict[str, str] = {
+    "sae_table": "trainer.analysis.sae_table:plot_sae_table",
+    "stitch_compare": "trainer.stitching.compare:plot_stitch_compare",
+    "stitch_add": "trainer.stitching.add:plot_stitch_add",
+    "stitch_cumulative": "trainer.stitching.cumulative:plot_stitch_cumulative",
+    "stitch_swap": "trainer.stitching.swap:plot_stitch_swap",
+    "stitch_interpolate": "trainer.stitching.interpolate:plot_stitch_interpolate",
+    "stitch_frankenstein": "trainer.stitching.frankenstein:plot_stitch_frankenstein",
+    "inference_time": "trainer.stitching.optimise:plot_inference_time",
+    "stitch_cooccurrence": "trainer.stitching.cooccurrence:plot_stitch_cooccurrence",
 }
 
 
