@@ -26,7 +26,8 @@ from trainer.runs.notes import Tell, as_warning
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import check_one_site
-from trainer.stitching.max_cosine import Matches, max_cosine
+from trainer.stitching.families import Family, families_of
+from trainer.stitching.max_cosine import max_cosine
 from trainer.stitching.pair import (
     Choice,
     common_site,
@@ -36,10 +37,7 @@ from trainer.stitching.pair import (
 )
 
 NAME = "stitch_cooccurrence"
-MOST_PAIRS = 64  # pairs of one family that are looked at
-RANDOM_FOR_EACH = 4  # random pairs for each pair of children
-NEAREST = 16  # latents among which one of similar density is drawn
-ENOUGH = 5.0  # rows expected together from which a ratio says something
+ENOUGH = 5  # rows with both from which a ratio says something
 PAIRS_AT_ONCE = 4096
 BINS = 24
 READINGS = ("alternatives", "like random pairs", "together", "too few rows")
@@ -57,22 +55,6 @@ class Counts(NamedTuple):
     rows: int
     fires: NDArray[np.int64]
     together: NDArray[np.int64]
-
-
-class Family(NamedTuple):
-    """Children of one latent.
-
-    Attributes:
-        parent: The latent of the small SAE.
-        children: Latents of the large SAE that fire, int64 [n].
-        pairs: Pairs of them, int64 [p, 2].
-        random: Pairs of latents of similar densities, int64 [q, 2].
-    """
-
-    parent: int
-    children: NDArray[np.int64]
-    pairs: NDArray[np.int64]
-    random: NDArray[np.int64]
 
 
 @torch.no_grad()
@@ -97,84 +79,10 @@ def counted(sae: FoldedSae, rows: Iterable[Tensor], pairs: NDArray[np.int64]) ->
     return Counts(n_rows, fires.cpu().numpy(), together.cpu().numpy())
 
 
-def families_of(
-    matches: Matches, fires: NDArray[np.int64], threshold: float, seed: int
-) -> list[Family]:
-    """Return the latents with several children that fire, by the latents' numbers.
-
-    Args:
-        matches: The most similar latent of the small SAE for each of the large one.
-        fires: On how many rows each latent of the large SAE fires, int64 [m].
-        threshold: Cosine above which a latent is a child.
-        seed: Of the pairs that are drawn.
-    """
-    parents = matches.latent.cpu().numpy()
-    is_child = (matches.cosine.cpu().numpy() > threshold) & (fires > 0)
-    children = np.flatnonzero(is_child)
-    order = children[np.argsort(parents[children], kind="stable")]
-    names, firsts = np.unique(parents[order], return_index=True)
-    by_density = np.flatnonzero(fires > 0)
-    by_density = by_density[np.argsort(fires[by_density], kind="stable")]
-    place = np.zeros(len(fires), dtype=np.int64)
-    place[by_density] = np.arange(len(by_density))
-    families = []
-    for parent, members in zip(names, np.split(order, firsts[1:]), strict=True):
-        if len(members) < 2:
-            continue
-        draws = np.random.default_rng(np.random.SeedSequence([seed, int(parent)]))
-        pairs = _pairs(members, draws)
-        random = _random_pairs(pairs, by_density, place, draws)
-        families.append(Family(int(parent), members, pairs, random))
-    return families
-
-
-def _pairs(members: NDArray[np.int64], draws: np.random.Generator) -> NDArray[np.int64]:
-    """Return pairs of members, int64 [p, 2]: all, or `MOST_PAIRS` that are drawn."""
-    one, other = np.triu_indices(len(members), 1)
-    if len(one) > MOST_PAIRS:
-        kept = np.sort(draws.choice(len(one), MOST_PAIRS, replace=False))
-        one = one[kept]
-        other = other[kept]
-    return np.stack([members[one], members[other]], axis=1)
-
-
-def _random_pairs(
-    pairs: NDArray[np.int64],
-    by_density: NDArray[np.int64],
-    place: NDArray[np.int64],
-    draws: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Return pairs of latents whose densities are near those of pairs [p, 2].
-
-    Each is drawn among the `NEAREST` latents before and after it in density.
-
-    Args:
-        pairs: The pairs.
-        by_density: Latents that fire, by how often, int64 [n].
-        place: Where a latent is in that order, int64 [m].
-        draws: Where chance comes from.
-    """
-    many = np.repeat(place[pairs], RANDOM_FOR_EACH, axis=0)
-    moved = many + draws.integers(-NEAREST, NEAREST + 1, many.shape)
-    latents = by_density[np.clip(moved, 0, len(by_density) - 1)]
-    kept: NDArray[np.int64] = latents[latents[:, 0] != latents[:, 1]]
-    return kept
-
-
-def ratio_of(
-    pairs: NDArray[np.int64], together: NDArray[np.int64], counts: Counts
-) -> tuple[float, float]:
-    """Return how often pairs fire together, over what independence has, and that.
-
-    Args:
-        pairs: int64 [p, 2].
-        together: Rows on which each fires together, int64 [p].
-        counts: How often latents fire.
-    """
-    densities = counts.fires[pairs].astype(np.float64) / max(1, counts.rows)
-    expected = float(densities.prod(axis=1).sum()) * counts.rows
-    ratio = float(together.sum()) / expected if expected > 0 else np.nan
-    return ratio, expected
+def expected_together(pairs: NDArray[np.int64], counts: Counts) -> float:
+    """Return on how many rows pairs [p, 2] would fire together if independent."""
+    densities = counts.fires[pairs] / max(1, counts.rows)
+    return float(densities.prod(axis=1).sum()) * counts.rows
 
 
 @checked(
@@ -243,40 +151,76 @@ def compute_stitch_cooccurrence(
     return _table(families, counts, names, facts)
 
 
+class _Ratios(NamedTuple):
+    """Ratios of firing together, of each family.
+
+    Attributes:
+        together: Rows on which its pairs fire together, int64 [n].
+        expected: Those that independent latents would have, float64 [n].
+        ratio: together / expected.
+        random: The same ratio of random pairs.
+        baseline: `random`; where too few rows say what that is, the ratio of the
+            random pairs of all families.
+    """
+
+    together: NDArray[np.int64]
+    expected: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+    random: NDArray[np.float64]
+    baseline: NDArray[np.float64]
+
+
+def _ratios(families: list[Family], counts: Counts) -> _Ratios:
+    n = len(families)
+    together = np.zeros((n, 2), dtype=np.int64)
+    expected = np.zeros((n, 2))
+    start = 0
+    for number, family in enumerate(families):
+        for which, pairs in enumerate((family.pairs, family.random)):
+            end = start + len(pairs)
+            together[number, which] = counts.together[start:end].sum()
+            expected[number, which] = expected_together(pairs, counts)
+            start = end
+    ratio = _divided(together, expected)
+    pooled = _divided(together.sum(axis=0), expected.sum(axis=0))[1]
+    is_known = together[:, 1] >= ENOUGH
+    baseline = np.where(is_known, ratio[:, 1], pooled)
+    return _Ratios(together[:, 0], expected[:, 0], ratio[:, 0], ratio[:, 1], baseline)
+
+
+def _divided(
+    values: NDArray[np.generic], by: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return quotients; NaN where there is nothing to divide by."""
+    quotients = np.full(np.shape(values), np.nan)
+    np.divide(values, by, out=quotients, where=by > 0)
+    return quotients
+
+
 def _table(
     families: list[Family],
     counts: Counts,
     names: tuple[str, ...],
     facts: dict[str, Value],
 ) -> Table:
-    ratios = []
-    randoms = []
-    expected = []
-    start = 0
-    for family in families:
-        middle = start + len(family.pairs)
-        end = middle + len(family.random)
-        ratio, rows = ratio_of(family.pairs, counts.together[start:middle], counts)
-        ratios.append(ratio)
-        expected.append(rows)
-        randoms.append(ratio_of(family.random, counts.together[middle:end], counts)[0])
-        start = end
-    relative = np.divide(ratios, np.where(np.array(randoms) > 0, randoms, np.nan))
-    readings = [
-        _reading(value, rows) for value, rows in zip(relative, expected, strict=True)
-    ]
+    ratios = _ratios(families, counts)
+    as_random = ratios.expected * ratios.baseline
+    most = np.maximum(ratios.together, as_random)
+    relative = _divided(ratios.together, as_random)
+    readings = [_reading(*pair) for pair in zip(relative, most, strict=True)]
     density = [counts.fires[f.children].sum() / counts.rows for f in families]
     columns = (
-        Column("parent", np.array([f.parent for f in families], dtype=np.int64)),
+        Column("parent", np.array([f.parent for f in families], np.int64)),
         Column("children", np.array([len(f.children) for f in families], np.int64)),
         Column("pairs", np.array([len(f.pairs) for f in families], np.int64)),
-        Column("density", np.array(density), "sum of the children's densities"),
-        Column("expected", np.array(expected), "expected together", "rows"),
-        Column("ratio", np.array(ratios), "together / expected"),
-        Column("random_ratio", np.array(randoms), "the same, random pairs"),
+        Column("density", np.array(density), "children's densities"),
+        Column("together", ratios.together, "fire together", "rows"),
+        Column("expected", ratios.expected, "if independent", "rows"),
+        Column("ratio", ratios.ratio, "together / independent"),
+        Column("random_ratio", ratios.random, "the same, random pairs"),
         Column("relative", relative, "ratio / that of random pairs"),
         Column("reading", readings),
-        Column("latents", [_named(f.children) for f in families]),
+        Column("latents", [f.named for f in families]),
     )
     for reading in READINGS:
         facts[reading] = readings.count(reading)
@@ -288,22 +232,24 @@ def _table(
     return Table(NAME, "Do split latents fire together?", text, columns, facts)
 
 
-def _reading(relative: float, expected: float) -> str:
-    if np.isnan(relative) or expected < ENOUGH:
+def _reading(relative: float, rows: float) -> str:
+    """Return what a ratio says.
+
+    Args:
+        relative: The ratio of children over that of random pairs.
+        rows: On how many rows they fire together or would if they were random pairs,
+            whichever is more.
+    """
+    if np.isnan(relative) or rows < ENOUGH:
         return READINGS[3]
     if relative < 0.5:
         return READINGS[0]
     return READINGS[2] if relative > 2 else READINGS[1]
 
 
-def _named(latents: NDArray[np.int64]) -> str:
-    shown = " ".join(map(str, latents[:8]))
-    return shown if len(latents) <= 8 else f"{shown} and {len(latents) - 8} more"
-
-
 def plot_stitch_cooccurrence(table: Table) -> tuple[Drawing, ...]:
     """Draw the histogram of ratios, of children and of random pairs."""
-    is_known = table["expected"] >= ENOUGH
+    is_known = np.array([name != READINGS[3] for name in table["reading"]], bool)
     values = {
         "children": table["ratio"][is_known],
         "random pairs": table["random_ratio"][is_known],

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Series
 from actstore.figures.table import Column, Table, Value
-from actstore.format.storage import Storage
-from schemas.records import RunRecord, StitchedFrom, StitchRecord
+from schemas.records import StitchedFrom, StitchRecord
 from trainer.errors import RunError
-from trainer.imports.import_sae import to_sae
 from trainer.runs.notes import Tell, as_warning
-from trainer.runs.run_store import absolute, check_fits, origin_of
-from trainer.saes.build import Sae
+from trainer.runs.run_store import absolute, check_fits
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import Dictionary
@@ -47,30 +41,11 @@ from trainer.stitching.retrain_decoder import (
     batch_for,
     retrained,
 )
+from trainer.stitching.stitched_run import Stitched, check_empty, write_run
 from trainer.stitching.walk import walk
 
 NAME = "stitch_frankenstein"
-RECORD = "stitch.json"
-ORIGINS = "stitch.safetensors"
-WEIGHTS = "sae.safetensors"
 ROWS = 1_000_000
-_OURS = {RECORD, ORIGINS, WEIGHTS}
-
-
-class Stitched(NamedTuple):
-    """Latents of several dictionaries as one.
-
-    Attributes:
-        latents: The dictionary.
-        run: For each latent the number of its run, int64 [m].
-        latent: For each latent its number in that run, int64 [m].
-        without_direction: Of each run, latents that have no direction.
-    """
-
-    latents: Dictionary
-    run: Tensor
-    latent: Tensor
-    without_direction: tuple[int, ...]
 
 
 def stitched(dictionaries: Sequence[Dictionary], threshold: float) -> Stitched:
@@ -157,7 +132,7 @@ def compute_stitch_frankenstein(
     n_retrain = arguments.count_from_0(retrain)
     if len(urls) < 2:
         raise RunError(f"wanted at least two runs to stitch, got {len(urls)}")
-    _check_empty(out)
+    check_empty(out)
     most = None if rows is None else arguments.count(rows)
     choice = Choice(site, arguments.path_or_none(store), split, most, device)
     opened = open_sides(urls, choice, tell)
@@ -182,15 +157,8 @@ def compute_stitch_frankenstein(
         mse_before=float(before.mse[0]),
         mse_after=float(after.mse[0]),
     )
-    _write(out, opened, trained, whole, record)
+    write_run(out, opened, trained, whole, record)
     return _table(record, float(after.l0[0]))
-
-
-def _check_empty(out: str) -> None:
-    """Raise RunError where a folder holds more than an attempt that was cut short."""
-    names = set(Storage(out).list(""))
-    if names - _OURS:
-        raise RunError(f"{out}: it is not empty; choose another --out")
 
 
 def _check_sides(opened: Opened, urls: Sequence[str], tell: Tell) -> None:
@@ -215,52 +183,6 @@ def _sources(sides: Sequence[Side], whole: Stitched) -> tuple[StitchedFrom, ...]
             without_direction=whole.without_direction[number],
         )
         for number, (name, side) in enumerate(zip(names, sides, strict=True))
-    )
-
-
-def _write(
-    out: str,
-    opened: Opened,
-    trained: Dictionary,
-    whole: Stitched,
-    stitch: StitchRecord,
-) -> None:
-    """Write the run's folder; `sae.json` last."""
-    sae = to_sae(trained.to("cpu").plain(), out)
-    record = _run_record(out, opened, sae, stitch)
-    tensors = {
-        name: value.detach().contiguous() for name, value in sae.state_dict().items()
-    }
-    tensors["scale"] = torch.ones(1)
-    origins = {"run": whole.run, "latent": whole.latent}
-    storage = Storage(out)
-    storage.put(ORIGINS, save_tensors(origins))
-    storage.put(RECORD, stitch.to_json().encode())
-    storage.put(WEIGHTS, save_tensors(tensors))
-    storage.put("sae.json", record.to_json().encode())
-
-
-def _run_record(out: str, opened: Opened, sae: Sae, stitch: StitchRecord) -> RunRecord:
-    origin = origin_of(opened.rows.store, out)
-    first = opened.sides[0].sae.record
-    # Retraining has no penalty. Without one, an L0 would seem to be asked for.
-    no_penalty = {sae.spec.penalty_field: 0.0}
-    return RunRecord(
-        sae=sae.spec.model_copy(update=no_penalty),
-        d=first.d,
-        n_latents=sae.n_latents,
-        sites=(opened.rows.site,),
-        rescale="none",
-        center=False,
-        filter=first.filter,
-        store=origin.store,
-        store_path=origin.store_path,
-        content_id=origin.content_id,
-        model=first.model,
-        steps=-(-stitch.retrained_rows // stitch.batch),
-        rows=stitch.retrained_rows,
-        seed=stitch.seed,
-        lr=stitch.lr if stitch.retrained_rows else None,
     )
 
 

@@ -65,9 +65,7 @@ def max_cosine(a: Tensor, b: Tensor, block: int = ROWS_AT_ONCE) -> Matches:
     cosine = torch.full((len(b),), -torch.inf, device=b.device)
     latent = torch.full((len(b),), -1, dtype=torch.int64, device=b.device)
     for start_a, start_b, cosines in _cosines(a, b, block):
-        if not cosines.shape[0]:
-            continue
-        best, where = cosines.max(dim=0)
+        best, where = cosines.max(dim=1)
         at = slice(start_b, start_b + len(best))
         # Strictly above: of equal ones the first stays. NaN is above nothing.
         is_better = best > cosine[at]
@@ -94,14 +92,14 @@ def pairs_above(
     found = []
     n_pairs = 0
     for start_a, start_b, cosines in _cosines(a, b, block):
-        at_a, at_b = (cosines > threshold).nonzero(as_tuple=True)
+        at_b, at_a = (cosines > threshold).nonzero(as_tuple=True)
         n_pairs += len(at_a)
         if n_pairs > MOST_PAIRS:
             raise RunError(
                 f"more than {MOST_PAIRS:,} pairs of latents have a cosine above"
                 f" {threshold:g}; raise --threshold"
             )
-        found.append(Pairs(at_a + start_a, at_b + start_b, cosines[at_a, at_b]))
+        found.append(Pairs(at_a + start_a, at_b + start_b, cosines[at_b, at_a]))
     if not found:
         none = torch.zeros(0, dtype=torch.int64)
         return Pairs(none, none, torch.zeros(0))
@@ -133,19 +131,20 @@ def random_floor(n_latents: int, d: int, seed: int = 0) -> float:
 
 @torch.no_grad()
 def _cosines(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield where a block begins in a and in b, and its cosines [p, q].
+    """Yield where a block begins in a and in b, and its cosines [q, p], b by a.
 
     Cosines of a row that is zero or not finite are NaN in a block of b, and below all
     others in one of a.
     """
+    # b by a, since a maximum over contiguous numbers takes an eighth of the time.
     for start_b in range(0, len(b), block):
         rows_b = _unit(b[start_b : start_b + block])
         for start_a in range(0, len(a), block):
             rows_a = _unit(a[start_a : start_a + block])
-            cosines = rows_a @ rows_b.T
-            has_none = rows_a.isnan().any(dim=1)
+            cosines = rows_b @ rows_a.T
+            has_none = rows_a[:, 0].isnan()
             if bool(has_none.any()):
-                cosines[has_none] = -torch.inf
+                cosines[:, has_none] = -torch.inf
             yield start_a, start_b, cosines
 
 

@@ -9,6 +9,17 @@ import typer
 from actstore.console.cli_options import Command, Commands, Device, one_of
 from trainer.analysis.show_evidence import AsJson, Out
 from trainer.runs.run_options import OtherStore
+from trainer.stitching.frankenstein_command import frankenstein_command
+from trainer.stitching.stitch_options import (
+    Large,
+    MostRows,
+    Runs,
+    Seed,
+    SiteOption,
+    Small,
+    Split,
+    Threshold,
+)
 
 stitch = typer.Typer(
     name="stitch",
@@ -16,38 +27,7 @@ stitch = typer.Typer(
     help="Compare SAEs of different sizes, and stitch them together.",
     no_args_is_help=True,
 )
-
-Small = Annotated[str, typer.Argument(metavar="A", help="The run of the small SAE.")]
-Large = Annotated[str, typer.Argument(metavar="B", help="The run of the large SAE.")]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")]
-SiteOption = Annotated[
-    str | None,
-    typer.Option(
-        "--site",
-        metavar="SITE",
-        help="The site.",
-        show_default="the only one that the runs share",
-    ),
-]
-Threshold = Annotated[
-    float,
-    typer.Option(metavar="COSINE", help="Cosine above which two latents are similar."),
-]
-Split = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="held_out or train.",
-        autocompletion=one_of("held_out", "train"),
-    ),
-]
-MostRows = Annotated[
-    str | None,
-    typer.Option(
-        metavar="COUNT", help="Rows at most: 50k, 1M.", show_default="all of them"
-    ),
-]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of what is drawn.")]
+stitch.command("frankenstein", cls=Command)(frankenstein_command)
 
 
 @stitch.command("compare", cls=Command)
@@ -192,88 +172,6 @@ def interpolate_command(
         tell=as_line,
     )
     show(table, out, as_json)
-
-
-@stitch.command("frankenstein", cls=Command)
-def frankenstein_command(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="Run folders, the smallest SAE first."),
-    ],
-    out: Annotated[str, typer.Option(metavar="URL", help="The folder of the new run.")],
-    site: SiteOption = None,
-    threshold: Annotated[
-        float,
-        typer.Option(
-            metavar="COSINE",
-            help="A latent is taken if its cosine with all so far is below it.",
-        ),
-    ] = 0.7,
-    rows: Annotated[
-        str,
-        typer.Option(
-            metavar="COUNT",
-            help="Rows on which the decoder is trained again; 0 leaves it as it is.",
-        ),
-    ] = "1M",
-    lr: Annotated[
-        float,
-        typer.Option(metavar="NUMBER", help="Learning rate at the start of that."),
-    ] = 1e-3,
-    seed: Seed = 0,
-    store: OtherStore = None,
-    split: Split = "held_out",
-    eval_rows: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNT",
-            help="Rows that the MSE is measured on, at most.",
-            show_default="all of them",
-        ),
-    ] = None,
-    device: Device = "cpu",
-    evidence: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write the table (JSON, Parquet, CSV) and its figure (SVG) into it.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a new run of what is novel in each of several, and retrain its decoder."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from actstore.machine.glibc_malloc import keep_freed_memory
-    from trainer.analysis.show_evidence import show
-    from trainer.runs.notes import as_line
-    from trainer.stitching.frankenstein import compute_stitch_frankenstein
-
-    keep_freed_memory()
-    console = Console(stderr=True)
-    with Progress(
-        console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("retraining the decoder", total=None)
-        table = compute_stitch_frankenstein(
-            runs,
-            out,
-            site=site,
-            threshold=threshold,
-            retrain=rows,
-            lr=lr,
-            seed=seed,
-            store=store,
-            split=split,
-            rows=eval_rows,
-            device=device,
-            tell=as_line,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    show(table, evidence, as_json)
-    if not as_json:
-        typer.echo(f"it lies in {out}; next: trainer eval {out}")
 
 
 @stitch.command("optimise", cls=Command)
