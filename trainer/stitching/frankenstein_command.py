@@ -36,7 +36,7 @@ def frankenstein_command(
     lr: Annotated[
         float,
         typer.Option(metavar="NUMBER", help="Learning rate at the start of that."),
-    ] = 1e-3,
+    ] = 3e-3,
     seed: Seed = 0,
     store: OtherStore = None,
     split: Split = "held_out",
