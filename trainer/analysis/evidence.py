@@ -20,7 +20,9 @@ from trainer.errors import RunError
 PLOTS: dict[str, str] = {
     "sae_table": "trainer.analysis.sae_table:plot_sae_table",
     "stitch_compare": "trainer.stitching.compare:plot_stitch_compare",
+    "stitch_pairs": "trainer.stitching.pairs_of_runs:plot_stitch_pairs",
     "stitch_add": "trainer.stitching.add:plot_stitch_add",
+    "stitch_classes": "trainer.stitching.classes:plot_stitch_classes",
     "stitch_cumulative": "trainer.stitching.cumulative:plot_stitch_cumulative",
     "stitch_swap": "trainer.stitching.swap:plot_stitch_swap",
     "stitch_interpolate": "trainer.stitching.interpolate:plot_stitch_interpolate",

@@ -43,11 +43,22 @@ def compute_sae_table(
     if not urls:
         raise RunError("which runs? give at least one run folder")
     data = sorted((read_run(url) for url in urls), key=lambda run: run.record.n_latents)
-    sorts = [_sort(run) for run in data]
-    columns = (
+    rows = {run.evaluation.rows for run in data}
+    facts: dict[str, Value] = {"runs": len(data)}
+    if len(rows) == 1:
+        facts["rows"] = rows.pop()
+    text = (
+        "Each run on its held-out rows, by size. Compare errors at the same L0: more"
+        " latents that fire reconstruct better whatever the dictionary."
+    )
+    return Table(NAME, "Size, sparsity and error of SAEs", text, _columns(data), facts)
+
+
+def _columns(data: Sequence[RunData]) -> tuple[Column, ...]:
+    return (
         Column("run", [run.name for run in data]),
         Column("kind", [run.record.sae.kind for run in data]),
-        Column("sort", sorts),
+        Column("sort", [_sort(run) for run in data]),
         Column("seed", _numbers(data, lambda run: run.record.seed)),
         Column(
             "n_latents", _numbers(data, lambda run: run.record.n_latents), "latents"
@@ -79,15 +90,6 @@ def compute_sae_table(
             "CE recovered from the mean",
         ),
     )
-    rows = {run.evaluation.rows for run in data}
-    facts: dict[str, Value] = {"runs": len(data)}
-    if len(rows) == 1:
-        facts["rows"] = rows.pop()
-    text = (
-        "Each run on its held-out rows, by size. Compare errors at the same L0: more"
-        " latents that fire reconstruct better whatever the dictionary."
-    )
-    return Table(NAME, "Size, sparsity and error of SAEs", text, columns, facts)
 
 
 def _sort(run: RunData) -> str:

@@ -201,37 +201,6 @@ def _differences(columns: tuple[Column, ...]) -> dict[str, Value]:
     return facts
 
 
-def compute_stitch_classes(added: Table) -> Table:
-    """Return the table of novel and reconstruction latents by the sign of their effect.
-
-    added: What `compute_stitch_add` returned.
-    """
-    delta = added["delta_mse"]
-    of_class = np.array(added["class"])
-    fires = added["fires"] > 0
-    counts: dict[str, list[int]] = {"better": [], "worse": [], "silent": []}
-    for name in CLASSES:
-        here = of_class == name
-        counts["better"].append(int((here & fires & (delta < 0)).sum()))
-        counts["worse"].append(int((here & fires & (delta >= 0)).sum()))
-        counts["silent"].append(int((here & ~fires).sum()))
-    columns = (
-        Column("class", list(CLASSES)),
-        Column(
-            "better", np.array(counts["better"]), "change of MSE below 0", "latents"
-        ),
-        Column("worse", np.array(counts["worse"]), "change of MSE above 0", "latents"),
-        Column("silent", np.array(counts["silent"]), "never fires", "latents"),
-    )
-    text = (
-        "Novel latents bring what the small SAE lacks and mostly make it better;"
-        " reconstruction latents say again what it has and mostly make it worse."
-    )
-    return Table(
-        "stitch_classes", "Novel and reconstruction latents", text, columns, added.facts
-    )
-
-
 def plot_stitch_add(table: Table) -> tuple[Drawing, ...]:
     """Draw the change of the MSE against the largest cosine, by class."""
     of_class = np.array(table["class"])

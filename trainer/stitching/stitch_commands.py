@@ -48,6 +48,26 @@ def compare_command(
     show(table, out, as_json)
 
 
+@stitch.command("pairs", cls=Command)
+def pairs_command(
+    runs: Runs,
+    site: SiteOption = None,
+    threshold: Threshold = 0.7,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """The share of novel latents of each of several SAEs in each other one.
+
+    For sizes and seeds: how much do SAEs of one size differ, and of two sizes?
+    """
+    from trainer.analysis.show_evidence import show
+    from trainer.stitching.pairs_of_runs import compute_stitch_pairs
+
+    table = compute_stitch_pairs(runs, site=site, threshold=threshold, seed=seed)
+    show(table, out, as_json)
+
+
 @stitch.command("add", cls=Command)
 def add_command(
     a: Small,
@@ -67,7 +87,8 @@ def add_command(
     """
     from trainer.analysis.show_evidence import show
     from trainer.runs.notes import as_line
-    from trainer.stitching.add import compute_stitch_add, compute_stitch_classes
+    from trainer.stitching.add import compute_stitch_add
+    from trainer.stitching.classes import compute_stitch_classes
     from trainer.stitching.cumulative import compute_stitch_cumulative
 
     added = compute_stitch_add(

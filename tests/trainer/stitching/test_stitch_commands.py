@@ -35,6 +35,7 @@ def run(*words: str) -> str:
     ("words", "names"),
     [
         (["compare"], ["stitch_compare"]),
+        (["pairs"], ["stitch_pairs"]),
         (
             ["add", "--rows", "100"],
             ["stitch_add", "stitch_classes", "stitch_cumulative"],

@@ -12,17 +12,19 @@ import pytest
 import torch
 
 import trainer
-from actstore.figures.figure import Figure
+from actstore.figures.figure import Figure, HeatMap
 from actstore.store.store import Store
 from tests.trainer.stitching.made import D, directions, known_store, make_run
 from trainer.analysis.evidence import PLOTS, figures_of
 from trainer.errors import RunError
-from trainer.stitching.add import compute_stitch_add, compute_stitch_classes
+from trainer.stitching.add import compute_stitch_add
+from trainer.stitching.classes import compute_stitch_classes
 from trainer.stitching.compare import compute_stitch_compare
 from trainer.stitching.cooccurrence import compute_stitch_cooccurrence
 from trainer.stitching.cumulative import compute_stitch_cumulative
 from trainer.stitching.interpolate import compute_stitch_interpolate
 from trainer.stitching.optimise import compute_inference_time
+from trainer.stitching.pairs_of_runs import compute_stitch_pairs
 from trainer.stitching.swap import compute_stitch_swap
 
 
@@ -57,7 +59,9 @@ def test_every_table_of_stitching_is_drawn() -> None:
         name for name, at in PLOTS.items() if at.startswith("trainer.stitching.")
     } == {
         "stitch_compare",
+        "stitch_pairs",
         "stitch_add",
+        "stitch_classes",
         "stitch_cumulative",
         "stitch_swap",
         "stitch_interpolate",
@@ -114,6 +118,32 @@ def test_the_same_size_with_another_seed(known: Known) -> None:
     assert table["match"].tolist() == [*range(6), *range(6)]
 
 
+def test_sizes_and_seeds_two_by_two(known: Known, tmp_path: Path) -> None:
+    other = directions()[0].flip(0)
+    other[:3] = -other[:3]
+    again = make_run(str(tmp_path / "again"), other, known.store)
+    table = compute_stitch_pairs([known.small, again, known.large])
+    shares = dict(
+        zip(
+            zip(table["of"], table["against"], strict=True),
+            table["share_novel"],
+            strict=True,
+        )
+    )
+    assert shares["small", "again"] == shares["again", "small"] == 0.5
+    assert shares["large", "small"] == pytest.approx(2 / 9)
+    assert shares["small", "large"] == 0
+    assert table.facts["same size: mean share novel"] == 0.5
+    heat, figure = figures_of(table)
+    assert isinstance(heat, HeatMap)
+    assert heat.values[0, 1] == 0.5
+    assert np.isnan(heat.values.diagonal()).all()
+    assert isinstance(figure, Figure)
+    assert len(figure.series[0].x) == 6
+    with pytest.raises(RunError, match="at least two"):
+        compute_stitch_pairs([known.small])
+
+
 def test_add(known: Known) -> None:
     table = compute_stitch_add(known.small, known.large)
     delta = table["delta_mse"]
@@ -130,6 +160,8 @@ def test_add(known: Known) -> None:
     assert classes["class"] == ["novel", "reconstruction"]
     assert classes["better"][0] == 2
     assert classes["worse"].tolist()[0] == 0
+    (bars,) = drawn(classes)
+    assert [series.y[0] for series in bars.series] == [2, 0, 0]
     total = sum(classes[name].sum() for name in ("better", "worse", "silent"))
     assert total == 9
     (figure,) = drawn(table)
