@@ -3,7 +3,7 @@
 `python -m tests.benchmarks.stitching [--a M] [--b M] [--d D] [--rounds N]`.
 
 `max_cosine_...`: all cosines of two dictionaries of random directions, block by block,
-with the maximum of each; in billions of multiply-adds per second. Floor: the same
+with the maximum of each latent of either; in billions of multiply-adds per second. Floor: the same
 products of blocks alone, into memory that is there. ratio = value / floor.
 `add_...`: what each latent of the larger one does to the smaller one (two
 reconstructions and one more product with the larger decoder), in rows per second.
@@ -22,7 +22,7 @@ import torch
 from schemas.records import BenchRecord
 from trainer.stitching.add import effects_of_adding
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import ROWS_AT_ONCE, max_cosine
+from trainer.stitching.max_cosine import ROWS_AT_ONCE, mutual_max_cosine
 
 ROWS = 1024
 
@@ -53,7 +53,7 @@ def _cosines(m_a: int, m_b: int, d: int, rounds: int) -> BenchRecord:
                 torch.mm(rows_a, rows_b.T, out=into[: len(rows_a), : len(rows_b)])
 
     work = m_a * m_b * d / 1e9
-    value = work / _seconds(lambda: max_cosine(a, b), rounds)
+    value = work / _seconds(lambda: mutual_max_cosine(a, b), rounds)
     floor = work / _seconds(products, rounds)
     case = f"max_cosine_{m_a}x{m_b}_d{d}"
     return _record(case, value, "1e9 multiply-adds/s", floor)

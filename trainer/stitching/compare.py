@@ -15,7 +15,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Mark, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.decoders import Decoder, read_decoders
-from trainer.stitching.max_cosine import Matches, max_cosine, random_floor
+from trainer.stitching.max_cosine import Matches, mutual_max_cosine, random_floor
 
 NAME = "stitch_compare"
 BINS = 50  # bars of the histogram
@@ -66,15 +66,15 @@ def compute_stitch_compare(
         RunError: They are no finished runs, or not of one site and width.
     """
     small, large = read_decoders([os.fspath(a), os.fspath(b)], site)
+    of_large, of_small = mutual_max_cosine(small.rows, large.rows)
     parts = [
-        _part(large, small, seed),
-        _part(small, large, seed),
+        _part(large, small, of_large, seed),
+        _part(small, large, of_small, seed),
     ]
     return _table(parts, threshold)
 
 
-def _part(of: Decoder, against: Decoder, seed: int) -> _Part:
-    matches = max_cosine(against.rows, of.rows)
+def _part(of: Decoder, against: Decoder, matches: Matches, seed: int) -> _Part:
     floor = random_floor(len(against.rows), against.rows.shape[1], seed)
     return _Part(of, against, matches, floor)
 

@@ -62,17 +62,66 @@ def max_cosine(a: Tensor, b: Tensor, block: int = ROWS_AT_ONCE) -> Matches:
         b: Decoder rows [m_b, d].
         block: Rows of each in one product.
     """
-    cosine = torch.full((len(b),), -torch.inf, device=b.device)
-    latent = torch.full((len(b),), -1, dtype=torch.int64, device=b.device)
+    found = _none_so_far(len(b), b.device)
     for start_a, start_b, cosines in _cosines(a, b, block):
         best, where = cosines.max(dim=1)
-        at = slice(start_b, start_b + len(best))
-        # Strictly above: of equal ones the first stays. NaN is above nothing.
-        is_better = best > cosine[at]
-        cosine[at] = torch.where(is_better, best, cosine[at])
-        latent[at] = torch.where(is_better, where + start_a, latent[at])
-    cosine = torch.where(latent < 0, torch.nan, cosine.clamp(-1, 1))
-    return Matches(latent, cosine)
+        _keep_better(found, start_b, best, where + start_a)
+    return _finished(found)
+
+
+def mutual_max_cosine(
+    a: Tensor, b: Tensor, block: int = ROWS_AT_ONCE
+) -> tuple[Matches, Matches]:
+    """Return the most similar latent of a for each of b, and that of b for each of a.
+
+    Each product is made once: this takes little longer than one `max_cosine`, whose
+    arguments it has.
+    """
+    of_b = _none_so_far(len(b), b.device)
+    of_a = _none_so_far(len(a), a.device)
+    for start_a, start_b, cosines in _cosines(a, b, block):
+        best, where = cosines.max(dim=1)
+        _keep_better(of_b, start_b, best, where + start_a)
+        has_none = best.isnan()
+        if bool(has_none.any()):
+            cosines[has_none] = -torch.inf
+        # Where the maximum of a column is takes long to find, so it is looked for
+        # only where it is a new one.
+        best = cosines.amax(dim=0)
+        at = slice(start_a, start_a + len(best))
+        better = (best > of_a.cosine[at]).nonzero()[:, 0]
+        where = torch.zeros_like(of_a.latent[at])
+        where[better] = cosines[:, better].argmax(dim=0)
+        _keep_better(of_a, start_a, best, where + start_b)
+    return _finished(of_b), _finished(of_a)
+
+
+def _none_so_far(m: int, device: torch.device) -> Matches:
+    """Return matches of m latents that have met none so far."""
+    cosine = torch.full((m,), -torch.inf, device=device)
+    return Matches(torch.full((m,), -1, dtype=torch.int64, device=device), cosine)
+
+
+def _keep_better(so_far: Matches, start: int, best: Tensor, latent: Tensor) -> None:
+    """Keep, in place, what is more similar than what there was.
+
+    Args:
+        so_far: The matches.
+        start: The first latent that the others are of.
+        best: Cosines [n].
+        latent: Whose they are, int64 [n].
+    """
+    at = slice(start, start + len(best))
+    # Strictly above: of equal ones the first stays. NaN is above nothing.
+    is_better = best > so_far.cosine[at]
+    so_far.cosine[at] = torch.where(is_better, best, so_far.cosine[at])
+    so_far.latent[at] = torch.where(is_better, latent, so_far.latent[at])
+
+
+def _finished(so_far: Matches) -> Matches:
+    """Return matches with NaN where there is none, and no cosine beyond 1."""
+    latent, cosine = so_far
+    return Matches(latent, torch.where(latent < 0, torch.nan, cosine.clamp(-1, 1)))
 
 
 def pairs_above(

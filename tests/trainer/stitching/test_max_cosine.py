@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from trainer.errors import RunError
 from trainer.stitching import max_cosine as module
-from trainer.stitching.max_cosine import max_cosine, pairs_above, random_floor
+from trainer.stitching.max_cosine import (
+    max_cosine,
+    mutual_max_cosine,
+    pairs_above,
+    random_floor,
+)
 
 sizes = st.integers(1, 12)
 
@@ -34,6 +39,11 @@ def test_it_is_the_maximum_of_the_matrix(
     )
     at_match = cosines[found.latent, torch.arange(m_b)]
     torch.testing.assert_close(at_match, cosines.amax(dim=0), rtol=1e-5, atol=1e-5)
+    of_b, of_a = mutual_max_cosine(a, b, block)
+    for one, two in ((of_b, found), (of_a, max_cosine(b, a, block))):
+        torch.testing.assert_close(one.cosine, two.cosine)
+    at_match = cosines[torch.arange(m_a), of_a.latent]
+    torch.testing.assert_close(at_match, cosines.amax(dim=1), rtol=1e-5, atol=1e-5)
     pairs = pairs_above(a, b, 0.5, block)
     sure = (cosines - 0.5).abs() > 1e-5
     wanted = {tuple(at) for at in ((cosines > 0.5) & sure).nonzero().tolist()}
@@ -51,12 +61,19 @@ def test_directions_of_zero_have_no_cosine() -> None:
     assert found.cosine[[1, 3]].tolist() == pytest.approx([-1, math.sqrt(0.5)])
     assert found.without_direction == 2
     assert max_cosine(a[:1], b).without_direction == 4
+    for block in (1, 2, 9):
+        of_b, of_a = mutual_max_cosine(a, b, block)
+        assert of_b.latent.tolist() == [-1, 1, -1, 1]
+        assert of_a.latent.tolist() == [-1, 3, -1]
+        assert of_a.cosine.isnan().tolist() == [True, False, True]
     assert pairs_above(a, b, 0.1).b.tolist() == [3]
 
 
 def test_of_equal_ones_the_first_is_taken() -> None:
     a = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
     assert max_cosine(a, a, 1).latent.tolist() == [0, 0, 0]
+    for matches in mutual_max_cosine(a, a, 1):
+        assert matches.latent.tolist() == [0, 0, 0]
 
 
 def test_too_many_pairs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,21 +94,22 @@ def test_the_floor_is_that_of_random_directions() -> None:
     assert random_floor(1, 2) == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_matrix() -> None:
-    """16,384 x 16,384 latents, whose matrix is 1 GiB, in a process of its own."""
+    """8,192 x 16,384 latents, whose matrix is 512 MiB, in a process of its own."""
     code = """
 import resource, torch
-from trainer.stitching.max_cosine import max_cosine
+from trainer.stitching.max_cosine import max_cosine, mutual_max_cosine
 made = torch.Generator().manual_seed(0)
-a, b = torch.randn(16384, 8, generator=made), torch.randn(16384, 8, generator=made)
+a, b = torch.randn(8192, 2, generator=made), torch.randn(16384, 2, generator=made)
 max_cosine(a[:9], b[:9])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-max_cosine(a, b)
+mutual_max_cosine(a, b)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) // 1024)
 """
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    # Two blocks of 64 MiB at most, the last and the next.
+    # Blocks of 64 MiB: the last, the next, and what of it is looked at again.
     assert int(ran.stdout) < 256
