@@ -17,7 +17,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from schemas.base import Schema
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
-from schemas.records import EvalRecord, MachineRecord, RunRecord, StoreOrigin
+from schemas.records import (
+    EvalRecord,
+    MachineRecord,
+    RunRecord,
+    StitchRecord,
+    StoreOrigin,
+)
 from schemas.stream import StreamState
 
 FOLDER = Path(__file__).parent / "json"
@@ -32,6 +38,7 @@ FILES: dict[str, type[Schema]] = {
     "eval": EvalRecord,
     "store": StoreOrigin,
     "machine": MachineRecord,
+    "stitch": StitchRecord,
 }
 """The schemas by name; from `sae` on they are files in a run's folder."""
 

@@ -242,6 +242,42 @@ class RunRecord(Schema):
     )
 
 
+class StitchedFrom(Schema):
+    """One of the runs that a stitched run has latents of."""
+
+    run: str = Field(description="absolute URL of the run")
+    name: str = Field(description="its name in tables")
+    n_latents: int = Field(description="size of its dictionary")
+    taken: int = Field(description="how many of its latents were taken")
+    without_direction: int = Field(
+        description="latents whose decoder direction is zero, which are not taken"
+    )
+
+
+class StitchRecord(Schema):
+    """`stitch.json` of a run whose latents were taken from several runs.
+
+    `stitch.safetensors` beside it says of each latent where it is from: the number of
+    its run in `runs`, and of the latent in that run.
+    """
+
+    format_version: int = Field(default=1, description="version of this record")
+    site: str = Field(description="the site")
+    threshold: float = Field(
+        description="cosine with all latents so far below which a latent was taken"
+    )
+    runs: tuple[StitchedFrom, ...] = Field(
+        min_length=1, description="the runs, in the order in which latents were taken"
+    )
+    retrained_rows: int = Field(description="rows on which the decoder was retrained")
+    batch: int = Field(description="rows per batch of that")
+    lr: float = Field(description="learning rate at its start")
+    seed: int = Field(description="seed of the order of rows")
+    rows: int = Field(description="rows on which the MSE was measured")
+    mse_before: Ratio = Field(description="MSE before the decoder was retrained")
+    mse_after: Ratio = Field(description="MSE afterwards")
+
+
 class CodecEstimate(Schema):
     """The size and speed of a codec, measured on a few calibration batches."""
 

@@ -14,6 +14,7 @@ from trainer.evaluation.eval_command import calibrate_command, eval_command
 from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command
 from trainer.reports.report_command import report_command
+from trainer.stitching.stitch_commands import stitch
 from trainer.training.train_command import sweep_command, train_command
 from trainer.training.train_options import TrainCommand
 
@@ -33,6 +34,7 @@ app.command("report", cls=Command)(report_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)
 app.add_typer(analyze, name="analyze")
+app.add_typer(stitch, name="stitch")
 
 
 def main() -> None:

@@ -73,7 +73,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.exports": BELOW_EXPORTS,
     # What is exchanged has one neutral form and one set of file names.
     "trainer.imports": BELOW_EXPORTS | {"trainer.exports"},
-    "trainer.stitching": BELOW_EXPORTS,
+    # Latents are moved in the neutral form that exchange has.
+    "trainer.stitching": BELOW_EXPORTS | {"trainer.exports", "trainer.imports"},
     "trainer.explorer": BELOW_TRAINING | {"trainer.analysis", "trainer.exports"},
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},

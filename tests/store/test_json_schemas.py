@@ -18,7 +18,14 @@ import actstore
 from actstore.harvesting.extend import extend
 from actstore.harvesting.harvest import harvest
 from schemas.export import FOLDER, export
-from schemas.records import EvalRecord, LayerMetrics, RunRecord, StoreOrigin
+from schemas.records import (
+    EvalRecord,
+    LayerMetrics,
+    RunRecord,
+    StitchedFrom,
+    StitchRecord,
+    StoreOrigin,
+)
 from schemas.sae import FlatSpec, SaeSpec
 from schemas.stream import StreamState
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
@@ -103,6 +110,20 @@ def _of_runs() -> Iterator[tuple[str, Any]]:
             StoreOrigin(store="/s", store_path="../s", content_id="0").to_json()
         ),
     )
+    part = StitchedFrom(run="/r", name="r", n_latents=4, taken=3, without_direction=0)
+    stitched = StitchRecord(
+        site="a",
+        threshold=0.7,
+        runs=(part,),
+        retrained_rows=5,
+        batch=4,
+        lr=0.1,
+        seed=0,
+        rows=9,
+        mse_before=math.nan,
+        mse_after=0.5,
+    )
+    yield "stitch", json.loads(stitched.to_json())
     yield (
         "stream_state",
         json.loads(StreamState(store="s", spec="t", epoch=0, batch=1).to_json()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from actstore.errors import SpecError
 from actstore.figures.draw_svg import draw
 from actstore.figures.figure import Drawing
 from actstore.figures.table import MOST_BYTES, Table
@@ -17,11 +18,40 @@ from trainer.errors import RunError
 
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
-PLOTS: dict[str, str] = {}
+PLOTS: dict[str, str] = {
+    "norms": "actstore.inspect.norms_of_sites:plot_norms",
+    "fronts": "trainer.analysis.fronts:plot_fronts",
+    "by_layer": "trainer.analysis.by_layer:plot_by_layer",
+    "matched": "trainer.analysis.matched:plot_matched",
+    "norm_and_l0": "trainer.analysis.norm_and_l0:plot_norm_and_l0",
+    "l1_and_l0": "trainer.analysis.l1_and_l0:plot_l1_and_l0",
+    "geometry": "trainer.analysis.geometry:plot_geometry",
+    "decoder_norms": "trainer.analysis.decoder_norms:plot_decoder_norms",
+    "decoder_cosines": "trainer.analysis.decoder_cosines:plot_decoder_cosines",
+    "curves": "trainer.analysis.curves:plot_curves",
+    "resampling": "trainer.analysis.resampling:plot_resampling",
+    "densities": "trainer.analysis.densities:plot_densities",
+    "spread": "trainer.analysis.spread_of_latents:plot_spread",
+    "sae_table": "trainer.analysis.sae_table:plot_sae_table",
+    "stitch_compare": "trainer.stitching.compare:plot_stitch_compare",
+    "stitch_pairs": "trainer.stitching.pairs_of_runs:plot_stitch_pairs",
+    "stitch_add": "trainer.stitching.add:plot_stitch_add",
+    "stitch_classes": "trainer.stitching.classes:plot_stitch_classes",
+    "stitch_cumulative": "trainer.stitching.cumulative:plot_stitch_cumulative",
+    "stitch_swap": "trainer.stitching.swap:plot_stitch_swap",
+    "stitch_interpolate": "trainer.stitching.interpolate:plot_stitch_interpolate",
+    "stitch_frankenstein": "trainer.stitching.frankenstein:plot_stitch_frankenstein",
+    "inference_time": "trainer.stitching.optimise:plot_inference_time",
+    "stitch_cooccurrence": "trainer.stitching.cooccurrence:plot_stitch_cooccurrence",
+}
 
 
 def figures_of(table: Table) -> tuple[Drawing, ...]:
-    """Return the figures of a table; none where its analysis draws none."""
+    """Return the figures of a table; none where its analysis draws none.
+
+    Raises:
+        SpecError: It does not have the columns of the analysis that it is named after.
+    """
     path = PLOTS.get(table.name)
     if path is None:
         return ()
@@ -29,7 +59,14 @@ def figures_of(table: Table) -> tuple[Drawing, ...]:
     plot: Callable[[Table], Sequence[Drawing]] = getattr(
         import_module(module), function
     )
-    return tuple(plot(table))
+    try:
+        return tuple(plot(table))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        # A table from someone else, or of an earlier version.
+        raise SpecError(
+            f"the table {table.name}: it cannot be drawn ({error}); run its analysis"
+            " again"
+        ) from error
 
 
 def write_evidence(table: Table, folder: str) -> None:
