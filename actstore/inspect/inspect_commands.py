@@ -67,7 +67,7 @@ def norms_command(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write the plot of mean norm by layer to this HTML file.",
+            help="Write the plot of mean norm by layer to this file: .svg or .html.",
             show_default="none",
         ),
     ] = None,

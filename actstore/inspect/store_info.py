@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from actstore.format.storage import Storage
+from actstore.inspect.norms_of_sites import write_norms
 from actstore.store.store import Store
 from schemas.manifest import QUANTILES, StratumNorms
 
@@ -178,7 +179,13 @@ def norms_figure(store: Store) -> Any:
 
 
 def plot_norms(store: Store, url: str) -> None:
-    """Write the plot as a page of its own that needs no network."""
+    """Write the plot: as SVG where the file's name says so, else as a page.
+
+    The page needs no network.
+    """
+    if url.endswith(".svg"):
+        write_norms(store, url)
+        return
     folder, _, name = url.rpartition("/")
     page = norms_figure(store).to_html(include_plotlyjs=True, full_html=True)
     Storage(folder or ".").put(name, page.encode())
