@@ -67,13 +67,14 @@ def norms_command(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write the plot of mean norm by layer to this file: .svg or .html.",
+            help="Write the plot of mean norm by layer to this SVG file.",
             show_default="none",
         ),
     ] = None,
 ) -> None:
     """Show the norms of every site: mean, quantiles, outliers and non-finite rows."""
-    from actstore.inspect.store_info import norm_table, plot_norms
+    from actstore.inspect.norms_of_sites import write_norms
+    from actstore.inspect.store_info import norm_table
     from actstore.store.open_store import open as open_store
 
     store = open_store(url)
@@ -86,7 +87,7 @@ def norms_command(
     else:
         print_table(norm_table(store))
     if plot is not None:
-        plot_norms(store, plot)
+        write_norms(store, plot)
         typer.echo(f"plot: {plot}", err=True)
 
 

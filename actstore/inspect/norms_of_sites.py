@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from actstore.errors import SpecError
 from actstore.figures.draw_svg import draw
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import family, in_layer_order, short_site
@@ -94,7 +95,13 @@ def plot_norms(table: Table) -> tuple[Figure, ...]:
 
 
 def write_norms(store: Store, url: str) -> None:
-    """Write the figure as SVG."""
+    """Write the figure as SVG.
+
+    Raises:
+        SpecError: The file's name does not end in .svg.
+    """
     folder, _, name = url.rpartition("/")
+    if not name.endswith(".svg"):
+        raise SpecError(f"--plot {url}: wanted a file whose name ends in .svg")
     (figure,) = plot_norms(compute_norms(store))
     Storage(folder or ".").put(name, draw(figure).encode())

@@ -1,15 +1,12 @@
 """Shows what a store holds to people.
 
-It makes a table of norms, a table of how well streams mix, and a plot of mean norm by
-layer.
+It makes a table of norms and a table of how well streams mix.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from actstore.format.storage import Storage
-from actstore.inspect.norms_of_sites import write_norms
 from actstore.store.store import Store
 from schemas.manifest import QUANTILES, StratumNorms
 
@@ -176,16 +173,3 @@ def norms_figure(store: Store) -> Any:
         yaxis_rangemode="tozero",
     )
     return figure
-
-
-def plot_norms(store: Store, url: str) -> None:
-    """Write the plot: as SVG where the file's name says so, else as a page.
-
-    The page needs no network.
-    """
-    if url.endswith(".svg"):
-        write_norms(store, url)
-        return
-    folder, _, name = url.rpartition("/")
-    page = norms_figure(store).to_html(include_plotlyjs=True, full_html=True)
-    Storage(folder or ".").put(name, page.encode())

@@ -21,7 +21,7 @@ from actstore.errors import HarvestWarning, NoRowsError, NumericsError, SpecErro
 from actstore.harvesting.estimate import Prices, estimate
 from actstore.harvesting.extend import extend
 from actstore.harvesting.plan_command import lines
-from actstore.inspect.store_info import norms_figure
+from actstore.inspect.norms_of_sites import compute_norms
 from actstore.inspect.verify import verify
 from actstore.store.description import describe
 from actstore.store.non_finite import non_finite
@@ -202,7 +202,9 @@ def test_means_over_nothing_are_no_numbers(tmp_path: Path, cli: Cli) -> None:
     assert code == 0
     line = next(line for line in out.splitlines() if "empty" in line)
     assert line.split() == ["empty", "-", "-", "-", "-", "0", "2,432"]
-    assert [list(trace.x) for trace in norms_figure(store).data] == [["full"]] * 3
+    norms = compute_norms(store)
+    assert norms["site"] == ["full"]
+    assert norms.facts["sites without a finite row"] == 1
     assert store.manifest == StoreManifest.model_validate_json(
         store.storage.read("manifest.json")
     )

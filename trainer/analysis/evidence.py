@@ -17,7 +17,21 @@ from trainer.errors import RunError
 
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
-PLOTS: dict[str, str] = {}
+PLOTS: dict[str, str] = {
+    "norms": "actstore.inspect.norms_of_sites:plot_norms",
+    "fronts": "trainer.analysis.fronts:plot_fronts",
+    "by_layer": "trainer.analysis.by_layer:plot_by_layer",
+    "matched": "trainer.analysis.matched:plot_matched",
+    "norm_and_l0": "trainer.analysis.norm_and_l0:plot_norm_and_l0",
+    "l1_and_l0": "trainer.analysis.l1_and_l0:plot_l1_and_l0",
+    "curves": "trainer.analysis.curves:plot_curves",
+    "resampling": "trainer.analysis.resampling:plot_resampling",
+    "densities": "trainer.analysis.densities:plot_densities",
+    "spread": "trainer.analysis.spread_of_latents:plot_spread",
+    "geometry": "trainer.analysis.geometry:plot_geometry",
+    "decoder_norms": "trainer.analysis.decoder_norms:plot_decoder_norms",
+    "decoder_cosines": "trainer.analysis.decoder_cosines:plot_decoder_cosines",
+}
 
 
 def figures_of(table: Table) -> tuple[Drawing, ...]:

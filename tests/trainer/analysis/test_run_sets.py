@@ -300,7 +300,10 @@ def test_densities_count_every_latent_once() -> None:
 
 
 def test_spread_of_latents_in_the_order_of_layers() -> None:
-    sites = {"blocks.10.hook_mlp_out": {}, "blocks.2.hook_mlp_out": {}}
+    sites: dict[str, dict[str, float]] = {
+        "blocks.10.hook_mlp_out": {},
+        "blocks.2.hook_mlp_out": {},
+    }
     firings = torch.tensor([[10, 20, 0, 30], [10, 0, 0, 10]])
     table = compute_spread([made_run("x", sites, firings=firings)])
     assert table["layers"].tolist() == pytest.approx(
