@@ -5,14 +5,15 @@ sparsity costs.
 from __future__ import annotations
 
 from collections import defaultdict
-
-import plotly.graph_objects as go
+from pathlib import Path
 
 import trainer
+from actstore.figures.draw_svg import draw
+from actstore.figures.figure import Axis, Figure, Series
 
 STORE = "example/store"
 RUNS = "example/sweep"
-FIGURE = "example/pareto.html"
+FIGURE = "example/pareto.svg"
 
 
 def main() -> None:
@@ -31,12 +32,12 @@ def main() -> None:
         print(f"{name}: L0 {pooled.l0:.1f}, FVU {pooled.fvu:.3f}")
         curves[trainer.load(folder).record.sae.kind].append((pooled.l0, pooled.fvu))
 
-    figure = go.Figure()
+    series = []
     for kind, points in curves.items():
         l0, fvu = zip(*sorted(points), strict=True)
-        figure.add_scatter(x=l0, y=fvu, name=kind, mode="lines+markers")
-    figure.update_layout(xaxis_title="L0", yaxis_title="FVU on held-out rows")
-    figure.write_html(FIGURE)
+        series.append(Series(kind, l0, fvu))
+    axes = (Axis("L0"), Axis("FVU on held-out rows"))
+    Path(FIGURE).write_text(draw(Figure("pareto", *axes, tuple(series))))
     print(f"the figure: {FIGURE}")
 
 

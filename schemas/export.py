@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from schemas.base import Schema
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
-from schemas.records import EvalRecord, RunRecord, StoreOrigin
+from schemas.records import EvalRecord, MachineRecord, RunRecord, StoreOrigin
 from schemas.stream import StreamState
 
 FOLDER = Path(__file__).parent / "json"
@@ -31,10 +31,9 @@ FILES: dict[str, type[Schema]] = {
     "sae": RunRecord,
     "eval": EvalRecord,
     "store": StoreOrigin,
+    "machine": MachineRecord,
 }
-"""The schemas by name; `sae`, `eval` and `store` are the files of these names in a
-run's folder.
-"""
+"""The schemas by name; from `sae` on they are files in a run's folder."""
 
 
 class _Written(GenerateJsonSchema):

@@ -76,6 +76,12 @@ class LayerMetrics(Schema):
     suppression: Ratio = Field(
         description="norm of the reconstruction, relative to that of the row"
     )
+    # Earlier versions did not measure it.
+    reconstruction_bias: Ratio = Field(
+        default_factory=lambda: math.nan,
+        exclude_if=math.isnan,
+        description="factor by which the reconstruction is too long",
+    )
 
 
 class ModelMetrics(Schema):
@@ -151,6 +157,26 @@ class StoreOrigin(Schema):
         description="path from the run's folder to the store, where both are local",
     )
     content_id: str = Field(description="content id of the store")
+
+
+class MachineRecord(Schema):
+    """`machine.json` of a run: when and where its training began."""
+
+    began: str = Field(description="date and time in UTC, ISO 8601")
+    actstore: str = Field(description="version of actstore")
+    torch: str = Field(description="version of torch")
+    python: str = Field(description="version of Python")
+    system: str = Field(description="operating system and processor type")
+    cores: int = Field(description="processor cores")
+    device: str = Field(description="device, and its name where it has one")
+
+    def sentence(self) -> str:
+        """Return it as a line of text."""
+        return (
+            f"Training began {self.began}: {self.device}, {self.system},"
+            f" {self.cores} cores; actstore {self.actstore}, torch {self.torch},"
+            f" Python {self.python}."
+        )
 
 
 class RunRecord(Schema):

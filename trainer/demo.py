@@ -23,7 +23,7 @@ from trainer.evaluation.eval_command import eval_command
 from trainer.reports.report_command import report_command
 from trainer.training.train_command import sweep_command
 
-SWEEP = Path(__file__).parent / "recipes" / "rescalings_tiny.yaml"
+SWEEP = Path(__file__).parent / "demo_sweep.yaml"
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ class Series:
             order (penalties, widths); instead of `colour`.
         run: Number of the run it is of, among the runs of a page; its legend then
             switches it.
+        layer: The layer it is of, by which a page can choose; empty for none.
         dashed: Its line is dashed.
         large: Its points are large.
     """
@@ -65,6 +66,7 @@ class Series:
     colour: int | None = None
     shade: float | None = None
     run: int | None = None
+    layer: str = ""
     dashed: bool = False
     large: bool = False
 

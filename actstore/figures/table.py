@@ -144,7 +144,13 @@ class Table:
                 _text(document[key]) for key in ("name", "title", "text")
             )
             return cls(name, title, about, columns, facts)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             raise SpecError(
                 f"{where}: wanted a table as an analysis writes it (NAME.json), got"
                 f" something else ({error}); run the analysis again"

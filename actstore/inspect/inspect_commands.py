@@ -67,7 +67,7 @@ def norms_command(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write the plot of mean norm by layer to this SVG file.",
+            help="Draw norms by layer: a page, or an SVG if the name ends in .svg.",
             show_default="none",
         ),
     ] = None,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from actstore.errors import SpecError
 from actstore.figures.draw_svg import draw
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import family, in_layer_order, short_site
+from actstore.figures.page import Section, page
 from actstore.figures.table import Column, Table
 from actstore.format.storage import Storage
 from actstore.store.store import Store
@@ -95,13 +95,13 @@ def plot_norms(table: Table) -> tuple[Figure, ...]:
 
 
 def write_norms(store: Store, url: str) -> None:
-    """Write the figure as SVG.
-
-    Raises:
-        SpecError: The file's name does not end in .svg.
-    """
+    """Write the figure as SVG where the file's name ends in .svg, else as a page."""
     folder, _, name = url.rpartition("/")
-    if not name.endswith(".svg"):
-        raise SpecError(f"--plot {url}: wanted a file whose name ends in .svg")
-    (figure,) = plot_norms(compute_norms(store))
-    Storage(folder or ".").put(name, draw(figure).encode())
+    table = compute_norms(store)
+    (figure,) = plot_norms(table)
+    if name.endswith(".svg"):
+        text = draw(figure)
+    else:
+        section = Section("norms", table.title, table.text, (figure,), table)
+        text = page(f"Norms of {store.manifest.spec.model.name}", (), (section,))
+    Storage(folder or ".").put(name, text.encode())

@@ -1,11 +1,12 @@
 """Shows what a store holds to people.
 
-It makes a table of norms and a table of how well streams mix.
+It makes a table of norms, a table of how well streams mix, and a plot of mean norm by
+layer.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstore.store.store import Store
 from schemas.manifest import QUANTILES, StratumNorms
@@ -126,50 +127,3 @@ def shuffle_table(store: Store, batch: int) -> Table:
             f"{mixing_shortfall(mix, chunks, batch):.1%}",
         )
     return table
-
-
-def norms_figure(store: Store) -> Any:
-    """Return a plotly figure of the mean norm by site.
-
-    It has the band from the 5 % to the 95 % quantile (`docs/methods.md`, *Multi-layer
-    SAE*: layer norms).
-    """
-    import plotly.graph_objects as go
-
-    # Without rows there is no norm to draw.
-    sites = [site for site in store.sites if store.norms[site].all.count]
-    every = [store.norms[site].all for site in sites]
-    quantiles = [dict(zip(QUANTILES, norms.quantiles, strict=True)) for norms in every]
-    figure = go.Figure()
-    # The band is what lies between its upper line and the next one, which fills up to
-    # the line before it: so their order counts.
-    figure.add_scatter(
-        x=sites,
-        y=[of_site[0.95] for of_site in quantiles],
-        mode="lines",
-        line={"width": 0},
-        showlegend=False,
-    )
-    figure.add_scatter(
-        x=sites,
-        y=[of_site[0.05] for of_site in quantiles],
-        mode="lines",
-        fill="tonexty",
-        fillcolor="#cfdcf0",
-        line={"width": 0},
-        name="5 % to 95 %",
-    )
-    figure.add_scatter(
-        x=sites,
-        y=[norms.mean_norm for norms in every],
-        mode="lines+markers",
-        name="mean",
-        line={"color": "#3b6fb6"},
-    )
-    figure.update_layout(
-        template="plotly_white",
-        xaxis_title="site",
-        yaxis_title="L2 norm",
-        yaxis_rangemode="tozero",
-    )
-    return figure

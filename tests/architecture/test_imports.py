@@ -25,7 +25,7 @@ HEAVY = (
     "transformer_lens",
     "datasets",
     "zarr",
-    "plotly",
+    "jinja2",
     "pandas",
     "pyarrow",
     "h5py",

@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.stitching": BELOW_EXPORTS,
     "trainer.explorer": BELOW_TRAINING | {"trainer.analysis", "trainer.exports"},
     "trainer.reports": BELOW_REPORTS,
-    "trainer.recipes": BELOW_COMMANDS,
+    "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},
     "trainer.cli": BELOW_COMMANDS,
     "trainer.demo": BELOW_COMMANDS,
 }

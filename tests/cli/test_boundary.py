@@ -26,7 +26,7 @@ HEAVY = (
     "transformer_lens",
     "datasets",
     "zarr",
-    "plotly",
+    "jinja2",
     "pandas",
     "pyarrow",
 )

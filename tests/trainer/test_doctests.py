@@ -96,4 +96,4 @@ def test_names_of_specs_and_help_load_no_torch(words: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "trainer" in loaded
-    assert loaded.isdisjoint({"torch", "transformers", "zarr", "plotly"})
+    assert loaded.isdisjoint({"torch", "transformers", "zarr", "jinja2"})

@@ -103,11 +103,11 @@ def resampling_of(run: RunData) -> str:
     return "off" if spec.resample is None else "on"
 
 
-def thinned(steps: Sequence[StepRecord]) -> list[StepRecord]:
-    """Return at most MOST_POINTS records, evenly chosen, the last among them."""
-    if len(steps) <= MOST_POINTS:
+def thinned(steps: Sequence[StepRecord], most: int = MOST_POINTS) -> list[StepRecord]:
+    """Return at most so many records, evenly chosen, the last among them."""
+    if len(steps) <= most:
         return list(steps)
-    chosen = np.linspace(0, len(steps) - 1, MOST_POINTS).round().astype(int)
+    chosen = np.linspace(0, len(steps) - 1, most).round().astype(int)
     return [steps[place] for place in chosen]
 
 

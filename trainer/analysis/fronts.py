@@ -39,6 +39,7 @@ METRICS = (
     Field("l1", "L1", "activation units a row"),
     Field("l1_decoder", "L1 times decoder norms", "activation units a row"),
     Field("suppression", "suppression"),
+    Field("reconstruction_bias", "reconstruction bias"),
 )
 EFFECTS = (
     Field("recovered_zero", "CE recovered (zero)"),

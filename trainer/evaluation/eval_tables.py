@@ -9,13 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from trainer.runs.run_data import (
-    model_effects,
-    model_figures,
-    row_figures,
-    rows_phrase,
-    short_site,
-)
+from actstore.figures.layer_order import short_site
+from trainer.runs.run_data import model_effects, model_figures, row_figures, rows_phrase
 
 if TYPE_CHECKING:
     from schemas.records import EvalRecord

@@ -12,6 +12,9 @@ original units (what the SAE gives, over the layer's scale s_l):
   where decoder directions have norm 1.
 - Suppression = mean |x'| / |x| over rows with |x| > 0; below 1 is shrinkage. NaN where
   there is no such row.
+- Reconstruction bias = sum |x'|^2 / sum <x', x>; 1 where no other length of x' would
+  be nearer to x (Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated
+  Sparse Autoencoders"). NaN where the product is not above 0.
 - Density of a latent = share of rows on which it fires. Dead: it fires on none of the
   rows that were evaluated.
 """
@@ -45,6 +48,8 @@ class LayerSums:
         l1_decoder: Sum of latents times the norms of their decoder directions.
         suppression: Sum of |x'| / |x| over rows with a norm above 0.
         nonzero: Number of those rows.
+        square: Sum of |x'|^2.
+        product: Sum of <x', x>.
         shift: Sum of x - mu_l, float64 [d]; of use for one layer only.
     """
 
@@ -57,6 +62,8 @@ class LayerSums:
     l1_decoder: float = 0.0
     suppression: float = 0.0
     nonzero: int = 0
+    square: float = 0.0
+    product: float = 0.0
     shift: Tensor | float = 0.0
 
     def about_own_mean(self) -> None:
@@ -92,6 +99,9 @@ class LayerSums:
             l1=self.l1 / n,
             l1_decoder=self.l1_decoder / n,
             suppression=self.suppression / self.nonzero if self.nonzero else math.nan,
+            reconstruction_bias=(
+                self.square / self.product if self.product > 0 else math.nan
+            ),
         )
 
     @property
@@ -136,6 +146,8 @@ def layer_sums(
         l1_decoder=float((by_latent * decoder_norms.double()).sum()) / scale,
         suppression=float(ratios.sum()),
         nonzero=len(ratios),
+        square=float(exact_reconstruction.square().sum()),
+        product=float((exact_reconstruction * exact).sum()),
         shift=from_mean.sum(dim=0),
     )
 

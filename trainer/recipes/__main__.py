@@ -1,10 +1,10 @@
 """Runs recipes from their harvest to their report.
 
-    python -m trainer.recipes sweep_a_tiny FOLDER [--device cuda]
+    python -m trainer.recipes multi_layer_tiny stitching_tiny FOLDER [--seeds 3]
 
-FOLDER/store_tiny (or _gpt2) is harvested if it is not there, FOLDER/NAME/runs gets the
-SAEs, FOLDER/NAME/report.html the page. The same command goes on with what was begun.
-Several recipes may be named.
+A recipe is a file of commands that anyone could type. FOLDER/NAME gets its runs, its
+tables and figures (`evidence`) and its page (`report.html`); stores that recipes share
+lie in FOLDER. The same command goes on with what was begun.
 """
 
 from __future__ import annotations
@@ -18,93 +18,101 @@ import yaml
 from rich.console import Console
 
 from actstore.console import cli_errors
-from actstore.format.storage import Storage
-
-HERE = Path(__file__).parent
 
 
 def main(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="sweep_a_tiny, sweep_b_tiny, ..._gpt2; at the end the folder."
+            metavar="NAME... FOLDER",
+            help="Recipes by name, or files of recipes; at the end the folder.",
         ),
     ],
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many seeds each run has.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     memory: Annotated[
-        str | None, typer.Option(help="What the SAEs of one pass may take: 20GB.")
-    ] = None,
+        str, typer.Option(help="What the SAEs of one pass may take: 20GB.")
+    ] = "8GB",
 ) -> None:
-    """Harvest, train, evaluate, report."""
+    """Harvest, train, evaluate, analyse, report."""
     from trainer.errors import RunError
+    from trainer.recipes.recipe import known_recipes, read_recipe
 
     *recipes, folder = names
-    known = sorted(path.stem for path in HERE.glob("sweep_*.yaml"))
-    unknown = [name for name in recipes if name not in known]
-    if unknown or not recipes:
+    if not recipes:
         raise RunError(
-            f"which recipe? got {', '.join(unknown or names)}; there are"
-            f" {', '.join(known)}; a folder comes last"
+            f"which recipe? got {folder} alone; there are"
+            f" {', '.join(known_recipes())}; a folder comes last"
         )
     for name in recipes:
-        _run_recipe(name, folder, device, memory)
+        read_recipe(name)  # all of them are looked at before any is run
+    values = {"folder": folder, "device": device, "memory": memory}
+    for name in recipes:
+        _run_recipe(name, {**values, "seeds": list(range(seeds))})
 
 
-def _run_recipe(name: str, folder: str, device: str, memory: str | None) -> None:
-    from trainer.reports.report_command import report_command
-    from trainer.training.sweep import expand
-    from trainer.training.train_command import sweep_command
-    from trainer.training.train_spec import load_sweep
+def _run_recipe(name: str, values: dict[str, str | list[int]]) -> None:
+    from trainer.recipes.recipe import filled, read_recipe
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
+    recipe = read_recipe(name)
+    out = Path(str(values["folder"])) / Path(name).stem
+    values = {**values, "out": str(out), "specs": str(out / "specs")}
     began = time.monotonic()
-    console.rule(name)
-    model_name = name.rsplit("_", maxsplit=1)[-1]  # tiny, gpt2
-    sweep_file = str(HERE / f"{name}.yaml")
-    store = f"{folder}/store_{model_name}"
-    runs = f"{folder}/{name}/runs"
-    _harvest(model_name, store, device)
-    sweep_command(
-        sweep_file, out=runs, store=store, memory=memory, device=device, resume=True
-    )
-    names = expand(load_sweep(sweep_file, store))
-    urls = [f"{runs}/{run_name}" for run_name in names]
-    report_command(urls, out=f"{folder}/{name}/report.html", title=_title(name))
+    console.rule(recipe.title)
+    for spec, content in recipe.specs.items():
+        _write_spec(out / "specs" / f"{spec}.yaml", filled(content, values))
+    (out / "text.txt").write_text(recipe.text)
+    values |= {"title": _quoted(recipe.title), "text": _quoted(recipe.text)}
+    for step in recipe.every_step():
+        unless = filled(step.unless, values)
+        if unless is None or not Path(unless).exists():
+            _run_step(filled(step.run, values), console)
     seconds = time.monotonic() - began
-    console.print(f"{name}: {len(urls)} SAEs, {seconds:.0f} s", highlight=False)
+    console.print(f"{name}: {seconds:.0f} s")
 
 
-def _harvest(model_name: str, store: str, device: str) -> None:
-    """Harvest the recipe's store, unless it is there.
+def _run_step(command: str, console: Console) -> None:
+    """Run a command in this process, where torch has been loaded already."""
+    from typer.main import get_command
 
-    Raises RunError where another store is there.
+    import actstore.cli
+    import trainer.cli
+    from trainer.recipes.recipe import words_of
+
+    program, *words = words_of(command)
+    shown = command if len(command) <= 300 else f"{command[:300]} ..."
+    console.print(f"$ {shown}", style="bold", markup=False)
+    began = time.monotonic()
+    app = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}[program]
+    get_command(app).main(words, prog_name=program, standalone_mode=False)
+    console.print(f"{time.monotonic() - began:.1f} s", style="dim")
+
+
+def _write_spec(path: Path, content: object) -> None:
+    """Write a spec, unless it is there.
+
+    Raises RunError where another is: what was trained from it would be taken for this.
     """
-    from actstore.format.object_keys import plan_key
-    from actstore.harvesting.harvest import harvest
-    from actstore.harvesting.harvest_spec import resolve_spec
-    from schemas.base import differences
-    from schemas.harvest import Plan
     from trainer.errors import RunError
 
-    text = (HERE / f"harvest_{model_name}.yaml").read_text()
-    spec = resolve_spec(yaml.safe_load(text))
-    storage = Storage(store)
-    if not storage.exists("manifest.json"):
-        harvest(spec, store, device=device)
-        return
-    spec_there = Plan.model_validate_json(storage.read(plan_key())).spec
-    if spec_there != spec:
-        differing = "; ".join(differences(spec, spec_there))
+    text = yaml.safe_dump(content, sort_keys=False)
+    if path.exists() and path.read_text() != text:
         raise RunError(
-            f"{store}: a store of another spec is there ({differing}); choose another"
-            " FOLDER, or remove it"
+            f"{path}: another spec is there, of other seeds or of another version of"
+            " the recipe; choose another FOLDER, or remove it"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
-def _title(name: str) -> str:
-    """Return the first line of a recipe's file, which says what it is."""
-    first_line = (HERE / f"{name}.yaml").read_text().splitlines()[0]
-    return first_line.lstrip("# ").rstrip(".")
+def _quoted(text: str) -> str:
+    """Return text as one word of a command line."""
+    import shlex
+
+    return shlex.quote(text)
 
 
 if __name__ == "__main__":

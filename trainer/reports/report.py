@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import html
-import math
 import os
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.figures.page import page
 from actstore.format.storage import Storage
 from actstore.model.checkpoint_files import confirm_code
 from actstore.store.store import Store
-from trainer.analysis import figures
-from trainer.analysis.latent_examples import Example, compute_examples
+from trainer.analysis.curves import thinned
+from trainer.analysis.evidence import read_evidence
+from trainer.analysis.seed_groups import with_own_names
 from trainer.errors import RunError
 from trainer.evaluation import metrics_of_rows
-from trainer.evaluation.metric_definitions import layer_shares, spread
-from trainer.reports.page import Section, page
-from trainer.reports.tables import model_table, other_stores, reproduce, run_table
+from trainer.reports.cards import cards
+from trainer.reports.front_of_runs import shown_run
+from trainer.reports.run_figures import legend_of
+from trainer.reports.sections import sections_of
+from trainer.reports.tables import other_stores
 from trainer.runs import published_names
 from trainer.runs.notes import Tell, as_warning
-from trainer.runs.run_data import RunData, read_run, short_site
+from trainer.runs.run_data import RunData, read_run
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load
 
 TITLE = "Sparse autoencoders across layers"
 N_LATENTS = 12
+MOST_POINTS = 2_400  # of the curves of all runs together
 
 
 @checked(
@@ -35,6 +41,8 @@ N_LATENTS = 12
     store=optional(arguments.folder),
     latents=arguments.count_from_0,
     title=arguments.text,
+    text=optional(arguments.text),
+    evidence=arguments.folders,
     trust_remote_code=arguments.flag,
     tell=arguments.callback,
 )
@@ -45,6 +53,8 @@ def report(
     store: str | os.PathLike[str] | None = None,
     latents: int = N_LATENTS,
     title: str = TITLE,
+    text: str | None = None,
+    evidence: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     trust_remote_code: bool = False,
     tell: Tell = as_warning,
 ) -> str:
@@ -59,6 +69,9 @@ def report(
         store: The store; None for those that the runs were trained from.
         latents: How many latents are shown with the contexts where they fire most.
         title: The page's title.
+        text: What the page says below its title; a blank line begins a paragraph.
+        evidence: Folders with tables of analyses (`trainer analyze ... --out FOLDER`),
+            which the page shows too.
         trust_remote_code: Run code that the store keeps with its tokenizer, where the
             harvest was told so.
         tell: Is given what should be known though it is no error; by default each such
@@ -76,6 +89,7 @@ def report(
         'report.html'
     """
     urls = arguments.folders(runs)
+    folders = arguments.folders(evidence)
     out = os.fspath(out)
     store = arguments.path_or_none(store)
     if not urls:
@@ -89,28 +103,29 @@ def report(
             first_store.manifest.spec.model, trust_remote_code, first_store.url
         )
     data = [_evaluated(url, stores[url].store) for url in urls]
-    best = min(data, key=_pooled_fvu)
-    examples = compute_examples(
-        load(best.url),
-        stores[best.url].store,
-        best.firings,
-        best.rows,
+    data = _lighter(with_own_names(data))
+    tables = [table for folder in folders for table in read_evidence(folder)]
+    shown = shown_run(data)
+    of_latents = cards(
+        shown,
+        stores[shown.url].store,
         latents,
         trust_remote_code=trust_remote_code,
     )
-    sections = _sections(data, first_store, best, examples)
-    text = page(title, _lead(data, first_store), sections)
-    Storage(folder).put(name, text.encode())
+    sections = sections_of(data, first_store, shown, of_latents, tables)
+    lead = [*_paragraphs(text or ""), *_lead(data, first_store)]
+    whole = page(title, lead, sections, legend_of(data), _footer())
+    Storage(folder).put(name, whole.encode())
     for run_store in stores.values():
         if run_store.note is not None:
             tell(run_store.note)
     return out
 
 
-def _pooled_fvu(run: RunData) -> float:
-    """Return what runs are compared by; one that has no FVU comes last."""
-    fvu = run.evaluation.pooled.fvu
-    return math.inf if math.isnan(fvu) else fvu
+def _lighter(runs: Sequence[RunData]) -> list[RunData]:
+    """Return runs with fewer lines of their journals, so that the page stays small."""
+    most = max(20, MOST_POINTS // len(runs))
+    return [run._replace(steps=thinned(run.steps, most)) for run in runs]
 
 
 def _folder_and_name(url: str) -> tuple[str, str]:
@@ -136,20 +151,39 @@ def _evaluated(run: str, store: Store) -> RunData:
     return read_run(run)
 
 
-def _lead(runs: Sequence[RunData], store: Store) -> str:
-    """Return what the page is about: the model, the corpus, the rows, the store."""
+def _lead(runs: Sequence[RunData], store: Store) -> Iterable[str]:
+    """Yield what the page is about: the model, the corpus, the rows, the store."""
     manifest = store.manifest
-    model = html.escape(published_names.name(manifest.spec.model.name))
-    corpus = html.escape(published_names.name(manifest.spec.corpus.name))
+    model = published_names.name(manifest.spec.model.name)
+    corpus = published_names.name(manifest.spec.corpus.name)
     n_held_out = manifest.n_rows - manifest.n_train_rows
-    saes = "1 SAE" if len(runs) == 1 else f"{len(runs)} SAEs"
+    sites = {site for run in runs for site in run.record.sites}
+    yield (
+        f"{_counted(len(runs), 'SAE')} trained on {_counted(len(sites), 'site')} of"
+        f" {model} over {corpus}: {manifest.n_train_rows:,} training rows per site,"
+        f" {n_held_out:,} held out. Every metric of a run is on {_which_rows(runs)}, in"
+        " the units of the original activations. Store"
+        f" {manifest.content_id[:16]}."
+    )
+    warning = other_stores(runs, store)
+    if warning:
+        yield warning
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part for part in text.split("\n\n") if part.strip()]
+
+
+def _footer() -> str:
+    today = datetime.now(UTC).date().isoformat()
     return (
-        f"<p>{saes} trained on {len(runs[0].record.sites)} sites of"
-        f" <b>{model}</b> over {corpus}: {manifest.n_train_rows:,} training rows per"
-        f" site, {n_held_out:,} held out. Every metric of a run is on"
-        f" {_which_rows(runs)}, in the units of the original activations. Store"
-        f" <code>{html.escape(manifest.content_id[:16])}</code>.</p>"
-        f"{other_stores(runs, store)}"
+        f"Made on {today} by actstore {version('actstore')}, torch {version('torch')},"
+        f" Python {platform.python_version()}, {platform.system()}"
+        f" {platform.machine()}."
     )
 
 
@@ -162,153 +196,3 @@ def _which_rows(runs: Sequence[RunData]) -> str:
         return "the rows of its evaluation, which are not the same for all runs"
     split = splits.pop().replace("_", "-")
     return f"{split} rows{' that its filter keeps' if filtered.pop() else ''}"
-
-
-def _sections(
-    runs: Sequence[RunData], store: Store, best: RunData, examples: list[Example]
-) -> list[Section]:
-    """Return the page's parts; `best` is the run whose latents are shown."""
-    sections = [
-        Section(
-            "Norm by layer",
-            "Mean L2 norm of the activations over training rows, from the store's"
-            " manifest; the band is from the 5 % to the 95 % quantile.",
-            figure=figures.norms(store, store.sites),
-        ),
-        Section(
-            "Runs",
-            "Pooled over layers. FVU = Σ‖x − x̂‖² / Σ‖x − μ<sub>l</sub>‖² with"
-            " μ<sub>l</sub> the layer's stored mean (with a filter, that of the rows it"
-            " keeps); dead latents never fired on the rows evaluated.",
-            body=run_table(runs),
-        ),
-        *_metric_sections(runs),
-    ]
-    model = model_table(runs)
-    if model:
-        section = Section(
-            "Effect on the language model",
-            "Cross-entropy and KL(clean ‖ patched) in nats per token, one site replaced"
-            " at a time; special tokens keep their activations. Recovered ="
-            " (CE<sub>ablated</sub> − CE<sub>SAE</sub>) / (CE<sub>ablated</sub> −"
-            " CE<sub>clean</sub>).",
-            body=model,
-        )
-        sections.append(section)
-    sections += [
-        Section(
-            "Density of the latents",
-            "Share of rows on which a latent fires, over all layers; −10 stands for"
-            " never.",
-            figure=figures.density(runs),
-        ),
-        Section(
-            "Training",
-            "Each point is the mean since the one before.",
-            figure=figures.losses(runs),
-        ),
-        *_latent_sections(best, examples),
-        Section(
-            "How to make it again",
-            "What this page was made from.",
-            body=reproduce(runs, store),
-        ),
-    ]
-    return sections
-
-
-def _metric_sections(runs: Sequence[RunData]) -> list[Section]:
-    """Return the figures of the metrics, pooled and by layer."""
-    sections = [
-        Section(
-            "FVU against L0",
-            "Diamonds: pooled. Dots: the layers of that run.",
-            figure=figures.pareto(runs),
-        )
-    ]
-    by = figures.curve_of(runs)
-    if by is not None:
-        section = Section(
-            f"FVU against L0 by {by}",
-            f"A colour per {by}, a point per run, pooled.",
-            figure=figures.curves(runs, by),
-        )
-        sections.append(section)
-    by_layer = {
-        "fvu": (
-            "FVU",
-            (
-                "Averages over layers mislead: a rescaling moves error from some layers to"
-                " others."
-            ),
-        ),
-        "l0": ("L0", "Mean number of latents above 0."),
-        "l1": ("L1", "Mean sum of the latents, in original units."),
-        "mse": ("MSE", "Mean of ‖x − x̂‖², summed over d."),
-    }
-    for metric, (label, text) in by_layer.items():
-        figure = figures.by_layer(runs, metric, label)
-        sections.append(Section(f"{label} by layer", text, figure=figure))
-    return sections
-
-
-def _latent_sections(best: RunData, examples: list[Example]) -> list[Section]:
-    """Return what is said of the latents of one run over layers."""
-    widths = spread(layer_shares(best.firings, best.rows)).numpy()
-    frequency = (best.firings.sum(dim=0).double() / best.rows.sum()).numpy()
-    return [
-        Section(
-            "Latents over layers",
-            f"Effective number of layers of each latent of <b>{html.escape(best.name)}"
-            "</b> (the run of lowest pooled FVU): exp of the entropy of its firings over"
-            " layers, p<sub>l</sub> ∝ firings / rows.",
-            figure=figures.spreads(widths, frequency, len(best.record.sites)),
-        ),
-        Section(
-            "Cross-layer latents",
-            "The latents of widest spread among those of middling frequency, with the"
-            " held-out contexts where they fire most and the layer they fired at; the"
-            " variance is that of a latent over the layers of one token, mean over"
-            " tokens, in original units.",
-            body=_examples(examples, best),
-        ),
-    ]
-
-
-def _examples(examples: list[Example], run: RunData) -> str:
-    if not examples:
-        return "<p>No latent fires.</p>"
-    names = [short_site(site) for site in run.record.sites]
-    return "".join(_example(example, names) for example in examples)
-
-
-def _example(example: Example, names: list[str]) -> str:
-    """Return one latent as HTML: its shares as bars, then its contexts."""
-    # With shares of 0.1 and 0.4 the bars are 25 % and 100 % of the height.
-    highest = max(example.shares)
-    bars = []
-    for name, share in zip(names, example.shares, strict=True):
-        label = html.escape(name.split()[0])
-        bars.append(
-            f"<span class=bar title='layer {html.escape(name)}: {share:.0%}'>"
-            f"<i style='height:{100 * share / highest:.0f}%'></i><b>{label}</b></span>"
-        )
-    contexts = []
-    for context in example.contexts:
-        site = html.escape(short_site(context.site))
-        contexts.append(
-            f"<li><span class=layer>{site} · {context.value:.2f}</span> "
-            f"<code>{_visible(context.before)}<mark>{_visible(context.token)}</mark>"
-            f"{_visible(context.after)}</code></li>"
-        )
-    return (
-        f"<article><h3>Latent {example.latent}</h3><p>density {example.frequency:.2e},"
-        f" {example.layers:.2f} effective layers, variance over layers"
-        f" {example.variance:.3g}</p><div class=bars role=img aria-label='share of"
-        f" firings by layer'>{''.join(bars)}</div><ol>{''.join(contexts)}</ol></article>"
-    )
-
-
-def _visible(text: str) -> str:
-    """Return text as HTML in which line ends and empty tokens can be seen."""
-    return html.escape(text).replace("\n", "⏎") or "␣"

@@ -28,6 +28,18 @@ def report_command(
     title: Annotated[
         str, typer.Option(metavar="TEXT", help="Of the page.")
     ] = "Sparse autoencoders across layers",
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What stands below the title."),
+    ] = None,
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="FOLDER",
+            help="Also show what `trainer analyze ... --out FOLDER` found; repeatable.",
+        ),
+    ] = None,
     trust_remote_code: TrustAgain = False,
 ) -> None:
     """One self-contained page about one or more runs."""
@@ -47,6 +59,8 @@ def report_command(
             store=store,
             latents=latents,
             title=title,
+            text=text,
+            evidence=evidence or (),
             trust_remote_code=trust_remote_code,
             tell=notes.append,
         )

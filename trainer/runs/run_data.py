@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from actstore.errors import CorruptError, ObjectError
-from actstore.figures.layer_order import short_site as short_site  # noqa: PLC0414 (others ask here)
 from actstore.format.storage import Storage
 from schemas.records import (
     EvalRecord,

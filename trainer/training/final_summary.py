@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actstore.errors import ActstoreError
+from actstore.figures.layer_order import short_site
 from actstore.format.storage import Storage
 from trainer.runs import journal
 from trainer.runs.notes import on_console
@@ -188,7 +189,7 @@ def show(console: Any, runs: Sequence[Ended], sweep_folder: str | None = None) -
 
 
 def _table_by_layer(run: Ended, record: EvalRecord) -> Any:
-    from trainer.runs.run_data import rows_phrase, short_site, shown_figure
+    from trainer.runs.run_data import rows_phrase, shown_figure
 
     table = _table(rows_phrase(record), "layer", "FVU", "L0", "never fired")
     for layer, never in zip(record.layers, run.never, strict=True):

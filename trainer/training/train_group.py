@@ -21,6 +21,7 @@ from schemas.train import TrainSpec
 from trainer.distributed.world_of_one import ONE_WORLD, OneWorld
 from trainer.errors import RunError
 from trainer.kernels.devices import usable
+from trainer.runs import machine_record
 from trainer.runs.journal import Journal, Sinks
 from trainer.runs.run_files import read_json
 from trainer.runs.run_store import ORIGIN, check_same, origin_of
@@ -165,7 +166,7 @@ def train_group(
             if processes.lead:
                 # only now: a spec that cannot be used leaves nothing there
                 for run in runs:
-                    _say_what_it_is(run, stream.store)
+                    _say_what_it_is(run, stream.store, device)
             _begin(stream, runs, starts, processes)
             if processes.lead and tell is not None:
                 plan = planned([run.spec for run in runs], stream)
@@ -180,12 +181,16 @@ def train_group(
     return list(specs)
 
 
-def _say_what_it_is(run: Run, store: StreamedStore) -> None:
+def _say_what_it_is(run: Run, store: StreamedStore, device: str) -> None:
     """Write the run's spec and where its store lies into its folder."""
     origin = origin_of(store, run.storage.url)
     run.storage.put(ORIGIN, origin.to_json().encode())
     spec = run.spec.model_copy(update={"store": origin.store})
     run.storage.put("spec.json", spec.to_json().encode())
+    # Of where it began: a run that goes on elsewhere keeps it.
+    if not run.storage.exists(machine_record.KEY):
+        machine = machine_record.this_machine(device)
+        run.storage.put(machine_record.KEY, machine.to_json().encode())
 
 
 def _begin(

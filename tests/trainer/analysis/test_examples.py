@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from rich.console import Console
 from schemas.records import LayerMetrics, ModelMetrics
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.analysis import figures
 from trainer.analysis.latent_examples import layer_variance, widest
 from trainer.evaluation.eval_tables import tables
 from trainer.evaluation.metric_definitions import LayerSums, layer_sums, recovered
@@ -23,7 +23,8 @@ from trainer.evaluation.metrics_of_rows import (
     with_model,
     write_evaluation,
 )
-from trainer.reports.report import _pooled_fvu
+from trainer.reports.front_of_runs import on_the_front, shown_run
+from trainer.reports.run_figures import scatter
 from trainer.reports.tables import model_table
 from trainer.runs.run_data import read_run, shown_figure
 from trainer.runs.trained_sae import load
@@ -70,6 +71,7 @@ def test_sums_do_not_depend_on_the_batches_they_came_in() -> None:
         "l1",
         "l1_decoder",
         "suppression",
+        "reconstruction_bias",
     ):
         assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9), name
     assert torch.equal(whole.firings, parts.firings)
@@ -91,6 +93,8 @@ def test_known_values() -> None:
     found = one.metrics("s", 2)
     assert (found.fvu, found.mse, found.mse_per_element) == (0.25, 3.125, 1.5625)
     assert (found.l0, found.l1) == (1.5, 3.0)
+    # (2.5 * 2.5) / (2.5 * 5): half as long as it should be
+    assert found.reconstruction_bias == 0.5
     # the row of norm 0 has no ratio, and does not count
     assert found.suppression == 0.5
     assert one.density.tolist() == [1.0, 0.5]
@@ -107,6 +111,8 @@ def test_nothing_to_divide_by_is_no_figure() -> None:
     assert math.isnan(found.fvu)
     assert math.isnan(found.suppression)
     written = json.loads(found.to_json())
+    assert "reconstruction_bias" not in written
+    assert math.isnan(found.reconstruction_bias)
     assert (written["fvu"], written["suppression"], written["mse"]) == (None, None, 0.0)
     again = LayerMetrics.model_validate_json(found.to_json())
     assert math.isnan(again.fvu)
@@ -152,9 +158,8 @@ def test_tables_show_a_dash_and_the_best_run_has_a_figure(memory_url: str) -> No
     write_evaluation(f"{memory_url}/run", with_model(record, (one,)), firings)
     run = read_run(f"{memory_url}/run")
     assert math.isnan(run.evaluation.layers[0].fvu)
-    assert "<td>2.0000</td><td>3.0000</td><td>–</td><td>1.0000</td>" in model_table(
-        [run]
-    )
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", str(model_table([run])))
+    assert cells[4:8] == ["2.0000", "3.0000", "–", "1.0000"]
     console = Console(width=200, record=True, file=io.StringIO())
     for made in tables(run.evaluation):
         console.print(made)
@@ -162,9 +167,10 @@ def test_tables_show_a_dash_and_the_best_run_has_a_figure(memory_url: str) -> No
     assert console.export_text().count("–") == 4
     nothing = record.model_copy(update={"pooled": record.layers[0]})
     worst = run._replace(evaluation=nothing)
-    assert min([worst, run], key=_pooled_fvu) is run
+    assert on_the_front([worst, run]) == [False, True]
+    assert shown_run([worst, run]) is run
     assert json.loads(record.to_json())["layers"][0]["fvu"] is None
-    assert figures.pareto([run]) is not None
+    assert len(scatter([run]).series) == 4
 
 
 def constant_first(site: str, sequence: np.ndarray, position: np.ndarray) -> np.ndarray:

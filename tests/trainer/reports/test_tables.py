@@ -9,12 +9,18 @@ from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.errors import RunError
 from trainer.reports.report import _folder_and_name, report
-from trainer.reports.tables import table
+from trainer.reports.tables import Cell, _table
 from trainer.training.train_group import train_group
 
 
 def test_cells_are_escaped() -> None:
-    assert "<td>&lt;script&gt;&amp;</td>" in table(["a"], [["<script>&"]])
+    cell = Cell("<script>&", value='"', classes="best", title="<")
+    text = str(_table(["<a>"], [[cell]]))
+    expected = (
+        '<td class="best" data-value="&#34;" title="&lt;">&lt;script&gt;&amp;</td>'
+    )
+    assert expected in text
+    assert "&lt;a&gt;" in text
 
 
 @pytest.mark.parametrize(
@@ -57,4 +63,6 @@ def test_a_report_of_one_run_on_memory(memory_url: str) -> None:
     text = Storage(memory_url).read("report.html").decode()
     assert store.manifest.content_id in text
     assert "variance over layers" in text
-    assert "Effect on the language model" not in text
+    # What was not done is told, with how to do it.
+    assert "trainer eval RUN --ce" in text
+    assert "1 SAE trained on 3 sites" in text
