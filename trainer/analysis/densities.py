@@ -26,8 +26,8 @@ from trainer.analysis.statistics_of_seeds import mean_interval
 from trainer.evaluation.metric_definitions import log_density
 from trainer.runs.run_data import RunData
 
-# Bins of a quarter, from below -10 (never) to above 0 (on every row).
-EDGES: NDArray[np.float64] = np.linspace(-10.25, 0.25, 43)
+# Bins of a quarter, about -10 (never), -9.75, ... and 0 (on every row).
+EDGES: NDArray[np.float64] = np.linspace(-10.125, 0.125, 42)
 MOST_BARS = 3  # more groups than these are drawn as lines
 _FIELDS = (
     Field("run"),

@@ -1,0 +1,57 @@
+"""`trainer analyze ...` over runs, through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from actstore.figures.table import Table
+from tests.cli.conftest import cli as cli  # noqa: PLC0414 (a fixture)
+from tests.trainer.analysis.conftest import Trained
+from trainer.analysis import evidence
+from trainer.analysis.run_commands import COMMANDS
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_each_command_prints_its_table_and_writes_its_figures(
+    name: str, trained: Trained, cli: Cli, tmp_path: object, monkeypatch: object
+) -> None:
+    assert isinstance(monkeypatch, pytest.MonkeyPatch)
+    monkeypatch.setattr(evidence, "draw", lambda figure: f"<svg>{figure.name}</svg>")
+    names = ("plain", "plain-1", "on", "nsae")
+    runs = [trained.runs[one].url for one in names]
+    arguments = [trained.store.url] if name == "norms" else runs
+    code, out, err = cli("trainer", "analyze", name, *arguments, "--json")
+    assert (code, err) == (0, "")
+    table = Table.from_json(out)
+    assert len(table) > 0
+    assert table.name in evidence.PLOTS
+    assert table.name.replace("_", "-") == name
+    code, out, _ = cli("trainer", "analyze", name, *arguments, "--out", str(tmp_path))
+    assert code == 0
+    assert table.title in out
+    (again, *_) = [
+        one for one in evidence.read_evidence(str(tmp_path)) if one.name == table.name
+    ]
+    assert json.loads(again.to_json()) == json.loads(table.to_json())
+    assert evidence.figures_of(table)
+
+
+def test_variance_needs_a_store_and_says_so(trained: Trained, cli: Cli) -> None:
+    run = trained.runs["plain"].url
+    code, out, _ = cli("trainer", "analyze", "spread", run, "--variance", "--json")
+    assert code == 0
+    assert "variance" in Table.from_json(out).names
+    code, _, err = cli("trainer", "analyze", "spread", run, "--store", "elsewhere")
+    assert code != 0
+    assert "--variance" in err
+
+
+def test_a_run_that_is_none_is_told_of(cli: Cli, tmp_path: object) -> None:
+    code, _, err = cli("trainer", "analyze", "fronts", str(tmp_path))
+    assert code != 0
+    assert "trainer eval" in err
