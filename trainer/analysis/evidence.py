@@ -18,6 +18,19 @@ from trainer.errors import RunError
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
 PLOTS: dict[str, str] = {
+    "mmcs": "trainer.analysis.compare_mmcs:plot_mmcs",
+    "size_and_sparsity": "trainer.analysis.size_and_sparsity:plot_size_and_sparsity",
+    "recovery_over_steps": (
+        "trainer.analysis.recovery_over_steps:plot_recovery_over_steps"
+    ),
+    "trajectories": "trainer.analysis.trajectories:plot_trajectories",
+    "layer_matches": "trainer.analysis.layer_matches:plot_layer_matches",
+    "layer_chains": "trainer.analysis.layer_matches:plot_layer_chains",
+    "response_curves": "trainer.analysis.response_curves:plot_response_curves",
+    "interference": "trainer.analysis.response_curves:plot_interference",
+    "capacity": "trainer.analysis.response_curves:plot_capacity",
+    "decided_by_layer": "trainer.analysis.decided_by_layer:plot_decided_by_layer",
+    "loss_trajectories": "trainer.analysis.decided_by_layer:plot_loss_trajectories",
 }
 
 
