@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Column, Table
-from trainer.analysis.homogeneity import NON_HOMOGENEITY, gelu
+from trainer.analysis.capacity import NON_HOMOGENEITY
+from trainer.analysis.homogeneity import gelu
 from trainer.analysis.over_seeds import mean_interval
 
 Floats = NDArray[np.float64]

@@ -169,10 +169,10 @@ def homogeneity_command(
 
     An experiment of its own; it needs no store and no run.
     """
+    from trainer.analysis.capacity import compute_capacity
     from trainer.analysis.homogeneity import (
         QUICK,
         HomogeneitySpec,
-        compute_capacity,
         compute_interference,
     )
     from trainer.analysis.response_curves import compute_response_curves
