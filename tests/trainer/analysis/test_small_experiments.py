@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,8 @@ def test_how_many_are_nearly_orthogonal() -> None:
 def test_curves_of_aligned_and_spread_features() -> None:
     table = compute_response_curves(25)
     rows = list(table.rows())
-    x, y = {}, {}
+    x: dict[Any, list[float]] = {}
+    y: dict[Any, list[float]] = {}
     for source, target, scaled, strength, out in rows:
         key = (source, target, scaled)
         x.setdefault(key, []).append(strength)
