@@ -102,8 +102,8 @@ def test_how_many_are_nearly_orthogonal() -> None:
 def test_curves_of_aligned_and_spread_features() -> None:
     table = compute_response_curves(25)
     rows = list(table.rows())
-    x: dict[Any, list[float]] = {}
-    y: dict[Any, list[float]] = {}
+    x: dict[Any, list[Any]] = {}
+    y: dict[Any, list[Any]] = {}
     for source, target, scaled, strength, out in rows:
         key = (source, target, scaled)
         x.setdefault(key, []).append(strength)
