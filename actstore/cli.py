@@ -18,6 +18,7 @@ from actstore.console.cli_options import (
 from actstore.harvesting import harvest_options, sites_command
 from actstore.harvesting.harvest_command import extend_command, harvest_command
 from actstore.harvesting.plan_command import plan_command
+from actstore.importing import toy_command
 from actstore.importing.import_command import import_command
 from actstore.inspect.inspect_commands import (
     doctor_command,
@@ -43,6 +44,7 @@ HarvestCommand = command_for(
     not_offered=harvest_options.NOT_OFFERED,
 )
 SitesCommand = command_for(sites_command.SCHEMA, sites_command.FIELDS)
+ToyCommand = command_for(toy_command.SCHEMA, toy_command.FIELDS)
 
 # In the order in which `--help` lists them.
 app.command("harvest", cls=HarvestCommand)(harvest_command)
@@ -50,6 +52,7 @@ app.command("plan", cls=HarvestCommand)(plan_command)
 app.command("sites", cls=SitesCommand)(sites_command.sites_command)
 app.command("extend", cls=Command)(extend_command)
 app.command("import", cls=Command)(import_command)
+app.command("toy", cls=ToyCommand)(toy_command.toy_command)
 app.command("info", cls=Command)(info_command)
 app.command("norms", cls=Command)(norms_command)
 app.command("verify", cls=Command)(verify_command)

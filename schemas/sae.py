@@ -311,7 +311,7 @@ class JumpRelu(Penalised):
 class MlpEncoder(Penalised):
     """An encoder with one hidden layer, ReLU and L1, and decoder directions of norm 1.
 
-    See docs/methods.md#5-other-encoders.
+    See docs/methods.md#5-other-encoders-and-features-across-layers.
     """
 
     weight: ClassVar[str] = "l1"

@@ -75,6 +75,11 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
         "--dtype": "--dtype float32", "--codec": "--codec raw", "--seed": "--seed 1", "--memory": "--memory 64KiB",
         "--unit-sequences": "--unit-sequences 16", "--chunk-rows": "--chunk-rows 16", "--json": "--json",
     },
+    ("actstore toy", "--rows 400 --dims 8 --features 16 --l0 2 --out o"): {
+        "--out": "--out p", "--rows": "--rows 300", "--dims": "--dims 9", "--features": "--features 17", "--l0": "--l0 1",
+        "--exponent": "--exponent 0.3", "--topics": "--topics 2", "--boost": "--boost 2", "--trees": "--trees 99",
+        "--noise": "--noise 0.5", "--seed": "--seed 1", "--dtype": "--dtype float32", "--json": "--json",
+    },
     ("actstore info", "s"): {"--json": "--json", "--shuffle": "--shuffle", "--batch": "--batch 128"},
     ("actstore info", "s --shuffle"): {"--batch": "--batch 128", "--json": "--json"},
     ("actstore norms", "s"): {"--json": "--json", "--plot": "--plot p.html"},

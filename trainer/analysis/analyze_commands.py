@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from actstore.console.cli_options import Command, Commands
-from trainer.analysis import run_commands
+from trainer.analysis import run_commands, truth_commands
 from trainer.analysis.show_evidence import AsJson, Out
 
 analyze = typer.Typer(
@@ -30,3 +30,6 @@ def table_command(
     from trainer.analysis.show_evidence import show
 
     show(compute_sae_table(runs), out, as_json)
+
+
+truth_commands.add_to(analyze)

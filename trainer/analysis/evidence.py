@@ -43,6 +43,19 @@ PLOTS: dict[str, str] = {
     "stitch_frankenstein": "trainer.stitching.frankenstein:plot_stitch_frankenstein",
     "inference_time": "trainer.stitching.optimise:plot_inference_time",
     "stitch_cooccurrence": "trainer.stitching.cooccurrence:plot_stitch_cooccurrence",
+    "mmcs": "trainer.analysis.compare_mmcs:plot_mmcs",
+    "size_and_sparsity": "trainer.analysis.size_and_sparsity:plot_size_and_sparsity",
+    "recovery_over_steps": (
+        "trainer.analysis.recovery_over_steps:plot_recovery_over_steps"
+    ),
+    "trajectories": "trainer.analysis.trajectories:plot_trajectories",
+    "layer_matches": "trainer.analysis.layer_matches:plot_layer_matches",
+    "layer_chains": "trainer.analysis.layer_matches:plot_layer_chains",
+    "response_curves": "trainer.analysis.response_curves:plot_response_curves",
+    "interference": "trainer.analysis.response_curves:plot_interference",
+    "capacity": "trainer.analysis.response_curves:plot_capacity",
+    "decided_by_layer": "trainer.analysis.decided_by_layer:plot_decided_by_layer",
+    "loss_trajectories": "trainer.analysis.decided_by_layer:plot_loss_trajectories",
 }
 
 

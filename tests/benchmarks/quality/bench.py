@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from actstore.importing.known_features import KnownFeatures
 from actstore.store.store import Store
 from tests.benchmarks.peers.link import PeerError, note
 from tests.benchmarks.quality.evaluate import Figures, calibrated, figures
-from tests.benchmarks.quality.known_features import KnownFeatures
 from tests.benchmarks.quality.libraries import NAMES, OF_K, WITH_THRESHOLD, train
 from tests.benchmarks.quality.records import Case, Result, Results
 from tests.benchmarks.quality.rows import Setting, rows_file

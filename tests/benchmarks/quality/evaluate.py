@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import trainer
+from actstore.importing.known_features import KnownFeatures
 from actstore.store.store import Store
-from tests.benchmarks.quality.known_features import KnownFeatures, firings_of_unit
+from tests.benchmarks.quality.known_features import firings_of_unit
 from tests.benchmarks.quality.recovery import Counts, Recovery, recovery
 from trainer.evaluation.metric_definitions import LayerSums, layer_sums
 from trainer.exports.neutral_form import PlainSae

@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import actstore
+from actstore.importing.known_features import KnownFeatures
 from actstore.store.store import Store
 from schemas.stream import StreamSpec
-from tests.benchmarks.quality.known_features import (
-    FeatureSpec,
-    KnownFeatures,
-    make_known_store,
-)
+from schemas.toy import FeatureSpec
+from tests.benchmarks.quality.known_features import SUPERPOSED, make_known_store
 
 CLI = "from actstore.cli import main; main()"
 HARVEST = (
@@ -71,7 +69,7 @@ def open_store(
         return actstore.open(path), None
     beside = path.with_suffix(".features.json")
     if not beside.exists():
-        known = KnownFeatures()
+        known = KnownFeatures(SUPERPOSED)
         make_known_store(path, known, rows)
         # last: it says that the store is whole
         beside.write_text(known.spec.model_dump_json() + "\n")

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trainer
+from actstore.importing.known_features import KnownFeatures
 from tests.benchmarks.peers.link import PYTHONS
 from tests.benchmarks.quality.bench import Bench
 from tests.benchmarks.quality.evaluate import Model, calibrated, figures
 from tests.benchmarks.quality.known_features import (
     SITE,
+    SUPERPOSED,
     UNIT_ROWS,
-    FeatureSpec,
-    KnownFeatures,
     firings_of_unit,
     make_known_store,
 )
@@ -37,8 +37,17 @@ from tests.support import make_store
 from trainer.evaluation.metrics_of_rows import evaluate_rows
 from trainer.exports.neutral_form import PlainSae
 
-SMALL = FeatureSpec(
-    n_features=120, d=24, l0=4.0, n_roots=6, branching=2, depth=2, n_topics=4, boost=3.0
+SMALL = SUPERPOSED.model_copy(
+    update={
+        "n_features": 120,
+        "d": 24,
+        "l0": 4.0,
+        "n_roots": 6,
+        "branching": 2,
+        "depth": 2,
+        "n_topics": 4,
+        "boost": 3.0,
+    }
 )
 
 
