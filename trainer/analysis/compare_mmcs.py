@@ -17,10 +17,11 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
-from trainer.analysis.directions import decoder_directions
+from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import TRUE_FEATURES, next_larger, truth_of
-from trainer.analysis.mmcs import NOT_KNOWN, Mmcs, mmcs, random_floor
+from trainer.analysis.mmcs import NOT_KNOWN, Mmcs, mmcs
 from trainer.analysis.over_seeds import mean_interval
+from trainer.analysis.random_directions import random_floor
 from trainer.analysis.run_sparsity import sparsity_of
 from trainer.errors import RunError
 from trainer.runs.trained_sae import TrainedSae, load
@@ -85,6 +86,11 @@ def compute_mmcs(
         Column("found", np.array([one.found for one in found]), "share above 0.9"),
         Column("uniqueness", np.array([one.uniqueness for one in found])),
         Column("floor", np.array([one.floor for one in comparisons]), "random floor"),
+        Column(
+            "without_direction",
+            np.array([one.without_direction for one in found]),
+            "latents of norm 0",
+        ),
     )
     return Table(
         "mmcs",
@@ -111,7 +117,7 @@ def compare(
     floors: dict[tuple[int, int], float] = {}
     comparisons = []
     for sae, above in zip(saes, larger, strict=True):
-        decoder = decoder_directions(sae)
+        decoder = decoder_of(sae)
         known = truth_of(sae.url, sae.record, truth)
         of_what = sae if above is None else saes[above]
         shape = (of_what.n_latents, decoder.shape[1])
@@ -128,7 +134,7 @@ def compare(
             comparisons.append(Comparison(NO_LARGER, 0, NOT_KNOWN, math.nan))
         else:
             # The smaller one's latents are what the larger one should have found.
-            found = mmcs(decoder, decoder_directions(of_what))
+            found = mmcs(decoder, decoder_of(of_what))
             name = name_of(of_what)
             comparisons.append(Comparison(name, len(decoder), found, floor))
     return comparisons

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Table
-from trainer.analysis.dictionaries import dictionaries_of
+from trainer.analysis.decoder_directions import directions_of
 from trainer.analysis.run_columns import (
     Field,
     columns_of,
@@ -55,7 +55,7 @@ def compute_decoder_norms(
     about = run_values(runs, over_layers=True)
     found = []
     for run in runs:
-        for dictionary in dictionaries_of(run, alive_only=alive_only):
+        for dictionary in directions_of(run, alive_only=alive_only):
             norms = dictionary.rows.double().norm(dim=1).numpy()
             found.append((run, dictionary.name, norms))
     largest = max((norms.max() for _, _, norms in found if len(norms)), default=1.0)

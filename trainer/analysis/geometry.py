@@ -18,6 +18,11 @@ from torch import Tensor
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Table, Value
+from trainer.analysis.cosines import (
+    ROWS_AT_ONCE,
+    blocks_of_cosines,
+    known_directions,
+)
 from trainer.analysis.decoder_cosines import (
     PAIRS,
     PILLARS,
@@ -25,8 +30,8 @@ from trainer.analysis.decoder_cosines import (
     pillars_of,
     sampled_cosines,
 )
+from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.decoder_norms import CORRECTION
-from trainer.analysis.dictionaries import Dictionary, dictionaries_of, unit_rows
 from trainer.analysis.norm_and_l0 import shown_interval
 from trainer.analysis.run_columns import (
     MOST_COLOURS,
@@ -44,7 +49,6 @@ from trainer.runs.run_data import RunData
 
 SIMILAR = 0.9  # cosine from which two directions point the same way
 NORMS_APART = 1.1  # their norms differ if the larger is so many times the smaller
-BLOCK_COSINES = 1 << 24  # cosines that are in memory at once
 QUANTILES = {"norm_05": 0.05, "norm_25": 0.25, "norm_50": 0.5, "norm_75": 0.75}
 QUANTILES |= {"norm_95": 0.95, "norm_max": 1.0}
 OWN = "the SAE's own units"
@@ -58,6 +62,7 @@ _FIELDS = (
     Field("layer"),
     Field("dictionary"),
     Field("latents"),
+    Field("without_direction", "latents of norm 0"),
     Field("alive", "share of the latents that fire at the layer"),
     Field("norm_mean", "mean norm", OWN),
     *(
@@ -104,9 +109,9 @@ def compute_geometry(
 
     A dictionary that several layers share has the same figures at each of them, but for
     those in activation units and `alive`. Columns: `run`, `group`, `kind`, `seed`,
-    `site`, `layer`, `dictionary`, `latents`, `alive`; norms in the SAE's own units (in
-    which rows have a mean square of 1): `norm_mean`, `norm_05`, ..., `norm_max`;
-    `norm_original`, the median in activation units; `corrections`,
+    `site`, `layer`, `dictionary`, `latents`, `without_direction`, `alive`; norms in the
+    SAE's own units (in which rows have a mean square of 1): `norm_mean`, `norm_05`,
+    ..., `norm_max`; `norm_original`, the median in activation units; `corrections`,
     `corrections_original`; of sampled pairs `cosine_mean`, `cosine_spread`, `similar`;
     `pillars`, `pillar_cosine_max`, `pillars_similar`; among all pairs
     `direction_pairs`, `directions`; and `overlap`.
@@ -124,7 +129,7 @@ def compute_geometry(
     about = run_values(runs, over_layers=True)
     rows: list[list[Any]] = []
     for run in runs:
-        every = dictionaries_of(run, alive_only=alive_only, device=device)
+        every = directions_of(run, alive_only=alive_only, device=device)
         for number, dictionary in enumerate(every):
             shape = _shape(dictionary, n_pairs, (seed, number))
             for site, factor in dictionary.factors.items():
@@ -181,28 +186,26 @@ def plot_geometry(table: Table) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def direction_pairs(rows: Tensor) -> DirectionPairs:
+def direction_pairs(rows: Tensor, block: int = ROWS_AT_ONCE) -> DirectionPairs:
     """Return the pairs of a cosine above 0.9 whose norms differ by more than 10 %.
 
-    All pairs are looked at, a block of rows against those after it.
+    All pairs are looked at, each once.
 
     Args:
         rows: Directions, float32 [m, d]; those of norm 0 are in no pair.
+        block: Rows whose cosines are in memory at once.
     """
     norms = rows.norm(dim=1)
-    unit = rows / norms.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    m = len(rows)
-    in_pair = torch.zeros(m, dtype=torch.bool, device=rows.device)
+    in_pair = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     n_pairs = 0
-    size = max(1, BLOCK_COSINES // max(1, m))
-    for start in range(0, m, size):
-        end = min(start + size, m)
-        cosines = unit[start:end] @ unit[start:].T
+    for start, later_start, cosines in blocks_of_cosines(rows, rows, block, later=True):
         # Few are similar, so norms are compared of those alone.
-        first, second = torch.nonzero(cosines > SIMILAR, as_tuple=True)
+        second, first = torch.nonzero(cosines > SIMILAR, as_tuple=True)
+        first += start
+        second += later_start
         is_later = second > first
-        first = first[is_later] + start
-        second = second[is_later] + start
+        first = first[is_later]
+        second = second[is_later]
         larger = torch.maximum(norms[first], norms[second])
         smaller = torch.minimum(norms[first], norms[second])
         apart = larger > NORMS_APART * smaller
@@ -216,14 +219,16 @@ class _Shape(NamedTuple):
     """What is the same at all layers of a dictionary: norms [m], and figures."""
 
     norms: Any
+    without_direction: int
     cosines: tuple[float, float, float]
     pillars: tuple[int, float, float]
     directions: tuple[int, float]
     overlap: float
 
 
-def _shape(dictionary: Dictionary, n_pairs: int, seed: Sequence[int]) -> _Shape:
-    sampled = sampled_cosines(unit_rows(dictionary), n_pairs, seed).astype(np.float64)
+def _shape(dictionary: Directions, n_pairs: int, seed: Sequence[int]) -> _Shape:
+    unit = known_directions(dictionary.rows)
+    sampled = sampled_cosines(unit, n_pairs, seed).astype(np.float64)
     cosines = (math.nan, math.nan, math.nan)
     if len(sampled):
         share = float((sampled > SIMILAR).mean())
@@ -237,6 +242,7 @@ def _shape(dictionary: Dictionary, n_pairs: int, seed: Sequence[int]) -> _Shape:
     is_both = pairs.latents[chosen.cpu()]
     return _Shape(
         norms=dictionary.rows.double().norm(dim=1).cpu().numpy(),
+        without_direction=len(dictionary.rows) - len(unit),
         cosines=cosines,
         pillars=(len(chosen), largest, similar),
         directions=(pairs.n, share),
@@ -247,7 +253,7 @@ def _shape(dictionary: Dictionary, n_pairs: int, seed: Sequence[int]) -> _Shape:
 def _row(
     run: RunData,
     about: Sequence[Any],
-    dictionary: Dictionary,
+    dictionary: Directions,
     site: str,
     factor: float,
     shape: _Shape,
@@ -267,10 +273,11 @@ def _row(
             float((norms < CORRECTION).mean()),
             float((norms * factor < CORRECTION).mean()),
         ]
-    where_it_is = (site, short_site(site), dictionary.name, len(norms), alive)
+    where_it_is = (site, short_site(site), dictionary.name)
+    latents = (len(norms), shape.without_direction, alive)
     figures = (*shape.cosines, *shape.pillars, *shape.directions, shape.overlap)
     about_run = (name, group, kind, seed)
-    return [*about_run, *where_it_is, *of_norms, *corrections, *figures]
+    return [*about_run, *where_it_is, *latents, *of_norms, *corrections, *figures]
 
 
 def _facts(rows: Sequence[list[Any]]) -> dict[str, Value]:

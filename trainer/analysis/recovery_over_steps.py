@@ -21,10 +21,11 @@ from actstore.figures.table import Column, Table, Value
 from actstore.format.storage import Storage
 from schemas.train import TrainSpec
 from trainer.analysis.compare_mmcs import floor_of, name_of
-from trainer.analysis.directions import decoder_directions
+from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import Truth, truth_of
-from trainer.analysis.mmcs import Mmcs, mmcs, random_floor
+from trainer.analysis.mmcs import Mmcs, mmcs
 from trainer.analysis.over_seeds import mean_interval
+from trainer.analysis.random_directions import random_floor
 from trainer.errors import RunError
 from trainer.runs.checkpoint_weights import checkpoint_steps, decoder_at
 from trainer.runs.run_files import read_json
@@ -131,7 +132,7 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
             f"{sae.url}: wanted checkpoints, and there are none; train with keep: 100"
             " and checkpoint_every: 50, for example, in the spec"
         )
-    decoder = decoder_directions(sae)
+    decoder = decoder_of(sae)
     floor = random_floor(sae.n_latents, decoder.shape[1], seed)
     init = _init_of(sae)
     return [_point(sae, init, step, truth, floor) for step in steps]

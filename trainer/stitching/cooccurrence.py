@@ -22,12 +22,12 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import check_one_site
 from trainer.stitching.families import Family, families_of
-from trainer.stitching.max_cosine import max_cosine
 from trainer.stitching.pair import (
     Choice,
     common_site,

@@ -10,10 +10,10 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table
+from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.add import CLASSES, MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
-from trainer.stitching.max_cosine import max_cosine
 from trainer.stitching.pair import Choice, distinct_names, open_sides
 from trainer.stitching.walk import Walk, added_in_order, walk
 

@@ -18,13 +18,13 @@ from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Series
 from actstore.figures.table import Column, Table, Value
 from schemas.records import StitchedFrom, StitchRecord
+from trainer.analysis.cosines import max_cosine
 from trainer.errors import RunError
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import absolute, check_fits
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import max_cosine
 from trainer.stitching.pair import (
     Choice,
     Opened,

@@ -13,11 +13,11 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import max_cosine, pairs_above
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.components import Swap, swaps_of
-from trainer.stitching.max_cosine import max_cosine, pairs_above
 from trainer.stitching.pair import Choice, distinct_names, open_sides
 from trainer.stitching.walk import Step, Walk, added_in_order, walk
 

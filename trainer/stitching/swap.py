@@ -19,13 +19,13 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import pairs_above
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.compare import MOST_POINTS
 from trainer.stitching.components import Swap, swaps_of
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import pairs_above
 from trainer.stitching.pair import Choice, distinct_names, open_sides
 
 NAME = "stitch_swap"
