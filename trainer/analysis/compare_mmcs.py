@@ -20,9 +20,9 @@ from actstore.figures.table import Column, Table, Value
 from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import TRUE_FEATURES, next_larger, truth_of
 from trainer.analysis.mmcs import NOT_KNOWN, Mmcs, mmcs
-from trainer.analysis.over_seeds import mean_interval
 from trainer.analysis.random_directions import random_floor
 from trainer.analysis.run_sparsity import sparsity_of
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.errors import RunError
 from trainer.runs.trained_sae import TrainedSae, load
 
@@ -219,5 +219,5 @@ def _facts(saes: Sequence[TrainedSae], found: Sequence[Mmcs]) -> dict[str, Value
     facts: dict[str, Value] = {"seeds": len(seeds)}
     for label, values in groups.items():
         if len(values) > 1:
-            facts[f"MMCS of {label}"] = str(mean_interval(values))
+            facts[f"MMCS of {label}"] = shown_interval(mean_interval(values))
     return facts

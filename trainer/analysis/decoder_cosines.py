@@ -27,7 +27,7 @@ from trainer.analysis.run_columns import (
     series_of,
     where,
 )
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import means_at
 from trainer.runs.run_data import RunData
 
 PAIRS = 1_000_000  # pairs that are sampled of each dictionary
@@ -176,11 +176,9 @@ def _figure(table: Table, of: str) -> Figure:
     series: list[Series] = []
     for group in groups:
         rows = where(table, group=group, of=of)
-        bins = table["cosine"][rows]
-        at = np.unique(bins)
-        means = [mean_interval(table["share"][rows][bins == one]).mean for one in at]
-        one = series_of(group, at, np.array(means), colours[group], mark="line")
-        series.append(one)
+        found = means_at(table["cosine"][rows], table["share"][rows])
+        look = colours[group]
+        series.append(series_of(group, found.at, found.mean, look, mark="line"))
     of_pillars = of == OF_PILLARS
     whose = "pillars" if of_pillars else "pairs drawn at random"
     return Figure(

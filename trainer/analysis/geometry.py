@@ -32,7 +32,6 @@ from trainer.analysis.decoder_cosines import (
 )
 from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.decoder_norms import CORRECTION
-from trainer.analysis.norm_and_l0 import shown_interval
 from trainer.analysis.run_columns import (
     MOST_COLOURS,
     Field,
@@ -44,7 +43,7 @@ from trainer.analysis.run_columns import (
     series_of,
     where,
 )
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.runs.run_data import RunData
 
 SIMILAR = 0.9  # cosine from which two directions point the same way

@@ -24,8 +24,8 @@ from trainer.analysis.compare_mmcs import floor_of, name_of
 from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import Truth, truth_of
 from trainer.analysis.mmcs import Mmcs, mmcs
-from trainer.analysis.over_seeds import mean_interval
 from trainer.analysis.random_directions import random_floor
+from trainer.analysis.statistics_of_seeds import mean_interval, means_at, shown_interval
 from trainer.errors import RunError
 from trainer.runs.checkpoint_weights import checkpoint_steps, decoder_at
 from trainer.runs.run_files import read_json
@@ -99,13 +99,9 @@ def plot_recovery_over_steps(table: Table) -> tuple[Figure, ...]:
     series = []
     for colour, init in enumerate(sorted(set(table["init"]))):
         mine = np.array([one == init for one in table["init"]])
-        places = np.unique(steps[mine])
-        means = [mean_interval(values[mine & (steps == step)]) for step in places]
-        middle = [one.mean for one in means]
-        lows = [one.low for one in means]
-        highs = [one.high for one in means]
-        band = Series("", places, middle, "band", lows, highs, colour=colour)
-        series += [band, Series(f"{init} start", places, middle, colour=colour)]
+        at, means, low, high = means_at(steps[mine], values[mine])
+        band = Series("", at, means, "band", low, high, colour=colour)
+        series += [band, Series(f"{init} start", at, means, colour=colour)]
     _, rules = floor_of(steps, np.asarray(table["floor"]))
     return (
         Figure(
@@ -171,6 +167,6 @@ def _facts(points: Sequence[_Point]) -> dict[str, Value]:
                 of_runs.setdefault(f"{one.run}, {one.seed}", []).append(one)
         firsts = [run[0].mmcs.mmcs for run in of_runs.values()]
         lasts = [run[-1].mmcs.mmcs for run in of_runs.values()]
-        facts[f"first MMCS, {init} start"] = str(mean_interval(firsts))
-        facts[f"last MMCS, {init} start"] = str(mean_interval(lasts))
+        facts[f"first MMCS, {init} start"] = shown_interval(mean_interval(firsts))
+        facts[f"last MMCS, {init} start"] = shown_interval(mean_interval(lasts))
     return facts

@@ -21,7 +21,6 @@ from tests.support import make_store
 from tests.trainer.analysis.planted_runs import plant, train_small
 from trainer.analysis.compare_mmcs import compute_mmcs, plot_mmcs
 from trainer.analysis.mmcs import mmcs
-from trainer.analysis.over_seeds import mean_interval
 from trainer.analysis.random_directions import random_floor
 from trainer.analysis.recovery_over_steps import (
     compute_recovery_over_steps,
@@ -65,14 +64,6 @@ def test_what_has_no_direction_is_refused() -> None:
         mmcs(torch.ones(2, 3), torch.zeros(2, 3))
     with pytest.raises(RunError, match="NaN"):
         mmcs(torch.full((2, 3), math.nan), torch.ones(2, 3))
-
-
-def test_the_interval_of_a_mean() -> None:
-    found = mean_interval([1, 2, 3, math.nan])
-    assert found.mean == 2
-    assert (found.low, found.high) == pytest.approx((-0.484, 4.484), abs=1e-3)
-    assert math.isnan(mean_interval([4.0]).low)
-    assert math.isnan(mean_interval([]).mean)
 
 
 @pytest.fixture(scope="module")
