@@ -21,9 +21,10 @@ from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import TRUE_FEATURES, next_larger, truth_of
 from trainer.analysis.mmcs import NOT_KNOWN, Mmcs, mmcs
 from trainer.analysis.random_directions import random_floor
-from trainer.analysis.run_sparsity import sparsity_of
+from trainer.analysis.seed_groups import group_runs, sparsity_setting
 from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.errors import RunError
+from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import TrainedSae, load
 
 FLOOR = "random directions"
@@ -72,9 +73,9 @@ def compute_mmcs(
     saes = [load(os.fspath(run)) for run in runs]
     comparisons = compare(saes, arguments.path_or_none(truth), seed)
     _check_any(comparisons)
-    names = [name_of(sae) for sae in saes]
+    names = [name_of(sae.url, sae.record) for sae in saes]
     found = [one.mmcs for one in comparisons]
-    sparsities = [sparsity_of(sae.record) for sae in saes]
+    sparsities = [sparsity_setting(sae) for sae in saes]
     columns = (
         Column("run", names, "run"),
         Column("latents", np.array([sae.n_latents for sae in saes])),
@@ -113,7 +114,7 @@ def compare(
         truth: A store of toy data; None for each run's own.
         seed: Seed of the floor.
     """
-    larger = next_larger([sae.record for sae in saes])
+    larger = next_larger(saes)
     floors: dict[tuple[int, int], float] = {}
     comparisons = []
     for sae, above in zip(saes, larger, strict=True):
@@ -135,7 +136,7 @@ def compare(
         else:
             # The smaller one's latents are what the larger one should have found.
             found = mmcs(decoder, decoder_of(of_what))
-            name = name_of(of_what)
+            name = name_of(of_what.url, of_what.record)
             comparisons.append(Comparison(name, len(decoder), found, floor))
     return comparisons
 
@@ -194,11 +195,6 @@ def floor_of(
     return (line,), (lowest, highest)
 
 
-def name_of(sae: TrainedSae) -> str:
-    """Return what tables call a run: its own name, else that of its folder."""
-    return sae.record.name or sae.url.rstrip("/").rsplit("/", 1)[-1]
-
-
 def _check_any(comparisons: Sequence[Comparison]) -> None:
     if all(one.against == NO_LARGER for one in comparisons):
         raise RunError(
@@ -209,15 +205,11 @@ def _check_any(comparisons: Sequence[Comparison]) -> None:
 
 
 def _facts(saes: Sequence[TrainedSae], found: Sequence[Mmcs]) -> dict[str, Value]:
-    """Return the mean over seeds of each size and sparsity that has several."""
-    groups: dict[str, list[float]] = {}
-    seeds: set[int] = set()
-    for sae, one in zip(saes, found, strict=True):
-        label = f"{sae.n_latents:,} latents, {sparsity_of(sae.record)}"
-        groups.setdefault(label, []).append(one.mmcs)
-        seeds.add(sae.record.seed)
-    facts: dict[str, Value] = {"seeds": len(seeds)}
-    for label, values in groups.items():
-        if len(values) > 1:
-            facts[f"MMCS of {label}"] = shown_interval(mean_interval(values))
+    """Return the mean over seeds of the runs that are the same but for it."""
+    facts: dict[str, Value] = {"seeds": len({sae.record.seed for sae in saes})}
+    value_of = {sae.url: one.mmcs for sae, one in zip(saes, found, strict=True)}
+    for group in group_runs(saes):
+        if len(group.runs) > 1:
+            values = [value_of[sae.url] for sae in group.runs]
+            facts[f"MMCS, {group.name}"] = shown_interval(mean_interval(values))
     return facts

@@ -24,6 +24,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import check_one_site
@@ -32,7 +33,6 @@ from trainer.stitching.pair import (
     Choice,
     common_site,
     distinct_names,
-    name_of,
     open_rows,
 )
 
@@ -146,7 +146,7 @@ def compute_stitch_cooccurrence(
         [no_pairs, *(part for f in families for part in (f.pairs, f.random))]
     )
     counts = counted(large, some, every)
-    names = distinct_names([name_of(sae) for sae in saes])
+    names = distinct_names([name_of(sae.url, sae.record) for sae in saes])
     facts: dict[str, Value] = {"threshold": threshold, "rows": counts.rows}
     return _table(families, counts, names, facts)
 

@@ -14,7 +14,7 @@ from actstore.format.storage import Storage
 from schemas.records import RunRecord
 from trainer.analysis.decoder_directions import read_decoder
 from trainer.errors import RunError
-from trainer.runs.run_data import read_run
+from trainer.runs.run_data import name_of, read_run
 from trainer.runs.run_files import read_json
 from trainer.runs.trained_sae import load
 from trainer.stitching.dictionary import check_kind
@@ -46,10 +46,7 @@ def read_decoders(runs: Sequence[str], site: str | None) -> list[Decoder]:
     records = [_record(run) for run in runs]
     site = _site(runs, records, site)
     names = distinct_names(
-        [
-            record.name or run.rstrip("/").rpartition("/")[2]
-            for run, record in zip(runs, records, strict=True)
-        ]
+        [name_of(run, record) for run, record in zip(runs, records, strict=True)]
     )
     return [
         Decoder(name, read_decoder(run, record), _density(run, record, site))

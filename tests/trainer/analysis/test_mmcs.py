@@ -269,3 +269,21 @@ def test_on_the_command_line(cli: Cli, runs: list[str]) -> None:
     code, _, err = cli("trainer", "analyze", "mmcs", "nowhere")
     assert code == 1
     assert "nowhere" in err
+
+
+def test_seeds_are_those_of_runs_that_are_else_the_same(
+    toy: Store, tmp_path: Path
+) -> None:
+    sae = {"kind": "topk", "k": 2, "n_latents": G}
+    other = {"kind": "batch_topk", "k": 2, "n_latents": G}
+    made = []
+    for seed in (0, 1):
+        specs = {
+            tmp_path / f"{kind['kind']}-{seed}": {"sae": kind} for kind in (sae, other)
+        }
+        made += train_small(toy, specs, seed=seed)
+    facts = compute_mmcs(made).facts
+    # runs of one size and k, but of two kinds
+    shown = [name for name in facts if name.startswith("MMCS")]
+    assert shown == ["MMCS, topk", "MMCS, batch_topk"]
+    assert all("2 seeds" in str(facts[name]) for name in shown)
