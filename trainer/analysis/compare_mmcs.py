@@ -78,15 +78,15 @@ def compute_mmcs(
     sparsities = [sparsity_setting(sae) for sae in saes]
     columns = (
         Column("run", names, "run"),
+        Column("against", [one.against for one in comparisons]),
+        Column("mmcs", np.array([one.mmcs for one in found]), "MMCS"),
+        Column("floor", np.array([one.floor for one in comparisons]), "random floor"),
+        Column("found", np.array([one.found for one in found]), "share above 0.9"),
+        Column("uniqueness", np.array([one.uniqueness for one in found])),
         Column("latents", np.array([sae.n_latents for sae in saes])),
         Column("sparsity", [str(one) for one in sparsities]),
         Column("seed", np.array([sae.record.seed for sae in saes])),
-        Column("against", [one.against for one in comparisons]),
         Column("features", np.array([one.n_features for one in comparisons])),
-        Column("mmcs", np.array([one.mmcs for one in found]), "MMCS"),
-        Column("found", np.array([one.found for one in found]), "share above 0.9"),
-        Column("uniqueness", np.array([one.uniqueness for one in found])),
-        Column("floor", np.array([one.floor for one in comparisons]), "random floor"),
         Column(
             "without_direction",
             np.array([one.without_direction for one in found]),

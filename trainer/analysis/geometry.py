@@ -60,16 +60,19 @@ _FIELDS = (
     Field("site"),
     Field("layer"),
     Field("dictionary"),
+    # What a terminal has room for comes first.
+    Field("directions", "share of latents in direction pairs"),
+    Field("overlap", "share of the pillars in direction pairs"),
+    Field("corrections", f"share of norm below {CORRECTION} of own units"),
     Field("latents"),
-    Field("without_direction", "latents of norm 0"),
     Field("alive", "share of the latents that fire at the layer"),
+    Field("without_direction", "latents of norm 0"),
     Field("norm_mean", "mean norm", OWN),
     *(
         Field(name, f"norm, {100 * q:.0f} % quantile", OWN)
         for name, q in QUANTILES.items()
     ),
     Field("norm_original", "median norm", UNIT),
-    Field("corrections", f"share of norm below {CORRECTION} of own units"),
     Field("corrections_original", f"share of norm below {CORRECTION} activation units"),
     Field("cosine_mean", "mean cosine of sampled pairs"),
     Field("cosine_spread", "standard deviation of the cosines"),
@@ -78,8 +81,6 @@ _FIELDS = (
     Field("pillar_cosine_max", "largest cosine between pillars"),
     Field("pillars_similar", f"share of pairs of pillars above {SIMILAR}"),
     Field("direction_pairs", "direction pairs"),
-    Field("directions", "share of latents in direction pairs"),
-    Field("overlap", "share of the pillars in direction pairs"),
 )
 DRAWN = ("directions", "corrections", "overlap", "alive", "norm_50")
 
@@ -108,12 +109,12 @@ def compute_geometry(
 
     A dictionary that several layers share has the same figures at each of them, but for
     those in activation units and `alive`. Columns: `run`, `group`, `kind`, `seed`,
-    `site`, `layer`, `dictionary`, `latents`, `without_direction`, `alive`; norms in the
-    SAE's own units (in which rows have a mean square of 1): `norm_mean`, `norm_05`,
-    ..., `norm_max`; `norm_original`, the median in activation units; `corrections`,
-    `corrections_original`; of sampled pairs `cosine_mean`, `cosine_spread`, `similar`;
-    `pillars`, `pillar_cosine_max`, `pillars_similar`; among all pairs
-    `direction_pairs`, `directions`; and `overlap`.
+    `site`, `layer`, `dictionary`; `directions`, `overlap`, `corrections`; `latents`,
+    `alive`, `without_direction`; norms in the SAE's own units (in which rows have a
+    mean square of 1): `norm_mean`, `norm_05`, ..., `norm_max`; `norm_original`, the
+    median in activation units; `corrections_original`; of sampled pairs `cosine_mean`,
+    `cosine_spread`, `similar`; `pillars`, `pillar_cosine_max`, `pillars_similar`; and
+    among all pairs `direction_pairs`.
 
     Args:
         runs: The runs.
@@ -221,7 +222,8 @@ class _Shape(NamedTuple):
     without_direction: int
     cosines: tuple[float, float, float]
     pillars: tuple[int, float, float]
-    directions: tuple[int, float]
+    n_pairs: int
+    directions: float
     overlap: float
 
 
@@ -244,7 +246,8 @@ def _shape(dictionary: Directions, n_pairs: int, seed: Sequence[int]) -> _Shape:
         without_direction=len(dictionary.rows) - len(unit),
         cosines=cosines,
         pillars=(len(chosen), largest, similar),
-        directions=(pairs.n, share),
+        n_pairs=pairs.n,
+        directions=share,
         overlap=float(is_both.double().mean()) if len(chosen) else math.nan,
     )
 
@@ -263,20 +266,28 @@ def _row(
     alive = float((run.firings[place] > 0).double().mean())
     norms = shape.norms
     of_norms = [math.nan] * (2 + len(QUANTILES))
-    corrections = [math.nan, math.nan]
+    corrections = math.nan
+    corrections_original = math.nan
     if len(norms):
         quantiles = [float(np.quantile(norms, q)) for q in QUANTILES.values()]
         median = float(np.median(norms)) * factor
         of_norms = [float(norms.mean()), *quantiles, median]
-        corrections = [
-            float((norms < CORRECTION).mean()),
-            float((norms * factor < CORRECTION).mean()),
-        ]
-    where_it_is = (site, short_site(site), dictionary.name)
-    latents = (len(norms), shape.without_direction, alive)
-    figures = (*shape.cosines, *shape.pillars, *shape.directions, shape.overlap)
+        corrections = float((norms < CORRECTION).mean())
+        corrections_original = float((norms * factor < CORRECTION).mean())
     about_run = (name, group, kind, seed)
-    return [*about_run, *where_it_is, *latents, *of_norms, *corrections, *figures]
+    where_it_is = (site, short_site(site), dictionary.name)
+    shares = (shape.directions, shape.overlap, corrections)
+    latents = (len(norms), alive, shape.without_direction)
+    figures = (*shape.cosines, *shape.pillars, shape.n_pairs)
+    return [
+        *about_run,
+        *where_it_is,
+        *shares,
+        *latents,
+        *of_norms,
+        corrections_original,
+        *figures,
+    ]
 
 
 def _facts(rows: Sequence[list[Any]]) -> dict[str, Value]:

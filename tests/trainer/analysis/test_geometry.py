@@ -126,6 +126,23 @@ def test_a_crosscoder_has_a_dictionary_for_each_site(trained: Trained) -> None:
     assert np.isfinite(table["cosine_mean"]).all()
 
 
+def test_each_figure_of_geometry_is_in_its_own_column(trained: Trained) -> None:
+    table = compute_geometry([trained.runs["nsae"]], n_pairs=1000)
+    (one,) = directions_of(trained.runs["nsae"])
+    pairs = direction_pairs(one.rows)
+    norms = one.rows.double().norm(dim=1).numpy()
+    assert table["direction_pairs"][0] == pairs.n
+    assert table["directions"][0] == pairs.latents.double().mean()
+    assert table["overlap"][0] == pairs.latents[pillars_of(one)].double().mean()
+    assert table["corrections"][0] == pytest.approx((norms < 0.5).mean())
+    factor = next(iter(one.factors.values()))
+    apart = (norms * factor < 0.5).mean()
+    assert table["corrections_original"][0] == pytest.approx(apart)
+    assert table["norm_max"][0] == pytest.approx(norms.max())
+    assert table["latents"][0] == len(norms)
+    assert table["without_direction"][0] == 0
+
+
 def test_plain_saes_have_norm_one_and_no_directions(trained: Trained) -> None:
     runs = [trained.runs[name] for name in ("plain", "plain-1", "nsae", "nsae-1")]
     table = compute_geometry(runs, n_pairs=1000)
