@@ -12,17 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Table, Value
-from trainer.analysis.cosines import (
-    ROWS_AT_ONCE,
-    blocks_of_cosines,
-    known_directions,
-)
+from trainer.analysis.cosines import known_directions
 from trainer.analysis.decoder_cosines import (
     PAIRS,
     PILLARS,
@@ -32,6 +26,7 @@ from trainer.analysis.decoder_cosines import (
 )
 from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.decoder_norms import CORRECTION
+from trainer.analysis.direction_pairs import SIMILAR, direction_pairs
 from trainer.analysis.run_columns import (
     MOST_COLOURS,
     Field,
@@ -46,8 +41,6 @@ from trainer.analysis.run_columns import (
 from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.runs.run_data import RunData
 
-SIMILAR = 0.9  # cosine from which two directions point the same way
-NORMS_APART = 1.1  # their norms differ if the larger is so many times the smaller
 QUANTILES = {"norm_05": 0.05, "norm_25": 0.25, "norm_50": 0.5, "norm_75": 0.75}
 QUANTILES |= {"norm_95": 0.95, "norm_max": 1.0}
 OWN = "the SAE's own units"
@@ -83,18 +76,6 @@ _FIELDS = (
     Field("direction_pairs", "direction pairs"),
 )
 DRAWN = ("directions", "corrections", "overlap", "alive", "norm_50")
-
-
-class DirectionPairs(NamedTuple):
-    """Pairs of rows that point the same way with different norms.
-
-    Attributes:
-        n: How many there are.
-        latents: Which rows are in one, bool [m].
-    """
-
-    n: int
-    latents: Tensor
 
 
 def compute_geometry(
@@ -184,35 +165,6 @@ def plot_geometry(table: Table) -> tuple[Figure, ...]:
             )
         )
     return tuple(figures)
-
-
-def direction_pairs(rows: Tensor, block: int = ROWS_AT_ONCE) -> DirectionPairs:
-    """Return the pairs of a cosine above 0.9 whose norms differ by more than 10 %.
-
-    All pairs are looked at, each once.
-
-    Args:
-        rows: Directions, float32 [m, d]; those of norm 0 are in no pair.
-        block: Rows whose cosines are in memory at once.
-    """
-    norms = rows.norm(dim=1)
-    in_pair = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    n_pairs = 0
-    for start, later_start, cosines in blocks_of_cosines(rows, rows, block, later=True):
-        # Few are similar, so norms are compared of those alone.
-        second, first = torch.nonzero(cosines > SIMILAR, as_tuple=True)
-        first += start
-        second += later_start
-        is_later = second > first
-        first = first[is_later]
-        second = second[is_later]
-        larger = torch.maximum(norms[first], norms[second])
-        smaller = torch.minimum(norms[first], norms[second])
-        apart = larger > NORMS_APART * smaller
-        n_pairs += int(apart.sum())
-        in_pair[first[apart]] = True
-        in_pair[second[apart]] = True
-    return DirectionPairs(n_pairs, in_pair.cpu())
 
 
 class _Shape(NamedTuple):

@@ -30,7 +30,7 @@ from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import check_one_site
 from trainer.stitching.families import Family, families_of
 from trainer.stitching.pair import (
-    Choice,
+    choice_of,
     common_site,
     distinct_names,
     open_rows,
@@ -130,8 +130,7 @@ def compute_stitch_cooccurrence(
     Raises:
         RunError: A run is no SAE of one site, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     saes = [load(os.fspath(run), device=device) for run in (a, b)]
     site = common_site(saes, site)
     for sae in saes:

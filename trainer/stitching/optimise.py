@@ -25,7 +25,7 @@ from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.dictionary import check_one_site
 from trainer.stitching.pair import (
-    Choice,
+    choice_of,
     common_site,
     distinct_names,
     open_rows,
@@ -130,8 +130,7 @@ def compute_inference_time(
     Raises:
         RunError: A run is no SAE of one site, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     saes = [load(url, device=device) for url in arguments.folders(runs)]
     site = common_site(saes, site)
     for sae in saes:

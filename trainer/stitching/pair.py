@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actstore import arguments
 from actstore.store.store import Store
 from schemas.records import RunRecord
 from schemas.stream import RowFilter
@@ -93,6 +95,18 @@ class Choice(NamedTuple):
     split: str = "held_out"
     rows: int | None = None
     device: str = "cpu"
+
+
+def choice_of(
+    site: str | None,
+    store: str | os.PathLike[str] | None,
+    split: str,
+    rows: int | str | None,
+    device: str,
+) -> Choice:
+    """Return what a user chose, as it was given: rows may be text such as "50k"."""
+    most = None if rows is None else arguments.count(rows)
+    return Choice(site, arguments.path_or_none(store), split, most, device)
 
 
 def open_sides(runs: Sequence[str], choice: Choice, tell: Tell) -> Opened:

@@ -26,7 +26,7 @@ from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.compare import MOST_POINTS
 from trainer.stitching.components import Swap, swaps_of
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.pair import Choice, distinct_names, open_sides
+from trainer.stitching.pair import choice_of, distinct_names, open_sides
 
 NAME = "stitch_swap"
 MOST_NUMBERS = 1 << 24  # of the changes u of several swaps at once: 64 MiB
@@ -201,8 +201,7 @@ def compute_stitch_swap(
     Raises:
         RunError: The latents of one cannot be moved to the other, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     opened = open_sides([os.fspath(a), os.fspath(b)], choice, tell)
     small, large = (side.latents for side in opened.sides)
     names = distinct_names([side.name for side in opened.sides])

@@ -25,11 +25,8 @@ from trainer.analysis.decoder_cosines import (
 )
 from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.decoder_norms import compute_decoder_norms, plot_decoder_norms
-from trainer.analysis.geometry import (
-    compute_geometry,
-    direction_pairs,
-    plot_geometry,
-)
+from trainer.analysis.direction_pairs import direction_pairs
+from trainer.analysis.geometry import compute_geometry, plot_geometry
 from trainer.analysis.l1_and_l0 import compute_l1_and_l0, plot_l1_and_l0
 from trainer.analysis.norm_and_l0 import compute_norm_and_l0, plot_norm_and_l0
 from trainer.analysis.resampling import compute_resampling, plot_resampling
