@@ -82,7 +82,8 @@ def _run_recipe(name: str, scale: str, values: dict[str, Any]) -> None:
     out = Path(values["folder"]) / f"{Path(name).stem}_{scale}"
     values = {**recipe.scales[scale], **values}
     values |= {"out": str(out), "specs": str(out / "specs")}
-    values = filled(values, values)  # those of a scale may name others
+    for _ in range(2):
+        values = filled(values, values)  # those of a scale may name others
     began = time.monotonic()
     console.rule(recipe.title)
     for spec, content in recipe.specs.items():

@@ -19,7 +19,7 @@ from trainer.errors import RunError
 
 HERE = Path(__file__).parent
 PROGRAMS = ("actstore", "trainer")
-_WORD = re.compile(r"\{([a-z_]+)\}")
+_WORD = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _NUMBERS = re.compile(r"(\d+)")
 
 
