@@ -10,6 +10,7 @@ import pytest
 
 from actstore.figures.table import Table
 from tests.cli.conftest import cli as cli  # noqa: PLC0414 (a fixture)
+from tests.support import make_store
 from tests.trainer.analysis.conftest import Trained
 from trainer.analysis import evidence
 from trainer.analysis.run_commands import COMMANDS
@@ -39,6 +40,33 @@ def test_each_command_prints_its_table_and_writes_its_figures(
     assert json.loads(again.to_json()) == json.loads(table.to_json())
     for figure in evidence.figures_of(table):
         assert "<svg" in (tmp_path / f"{figure.name}.svg").read_text()
+
+
+CHANGES = [
+    ("matched", ("--l0", "4.1")),
+    ("geometry", ("--seed", "1")),
+    ("geometry", ("--alive",)),
+    ("geometry", ("--device", "nosuch")),
+    ("norm-and-l0", ("--store", "OTHER")),
+    ("spread", ("--variance",)),
+    ("spread", ("--variance", "--store", "OTHER")),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CHANGES)
+def test_each_option_changes_what_comes(
+    name: str,
+    options: tuple[str, ...],
+    trained: Trained,
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    other = make_store(tmp_path / "other", n_units=24, seed=5)
+    runs = [trained.runs[one].url for one in ("nsae", "plain")]
+    words = ["trainer", "analyze", name, *runs, "--json"]
+    without = cli(*words, *options[:-2])
+    chosen = [str(other.url) if word == "OTHER" else word for word in options]
+    assert cli(*words, *chosen)[:2] != without[:2]
 
 
 def test_variance_needs_a_store_and_says_so(trained: Trained, cli: Cli) -> None:
