@@ -91,7 +91,11 @@ def compute_decoder_cosines(
             " direction twice."
         ),
         columns=tuple(columns_of(_FIELDS, rows)),
-        facts={"pairs sampled": n_pairs, "seed of the sample": seed},
+        facts={
+            "latents": "alive" if alive_only else "all",
+            "pairs sampled": n_pairs,
+            "seed of the sample": seed,
+        },
     )
 
 
