@@ -32,6 +32,7 @@ app.command("calibrate", cls=Command)(calibrate_command)
 app.command("report", cls=Command)(report_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)
+app.add_typer(analyze, name="analyze")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -61,5 +62,5 @@ def _print(table: Table) -> None:
 
 def _shown(value: Value) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.4g}"
+        return "–" if math.isnan(value) else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -124,6 +124,7 @@ def evaluate(
             device,
             _tick("language model", progress),
             subject,
+            tell,
         )
         record = metrics_of_rows.with_model(record, effect)
     metrics_of_rows.write_evaluation(run, record, firings)
