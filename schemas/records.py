@@ -127,6 +127,14 @@ class EvalRecord(Schema):
     )
 
 
+class CheckpointEval(Schema):
+    """A line of `evals.jsonl` of a run: how good its SAE was in training."""
+
+    step: int = Field(description="steps of training until then")
+    rows: int = Field(description="rows trained on until then")
+    evaluation: EvalRecord = Field(description="the metrics of that SAE")
+
+
 class BenchRecord(Schema):
     """One measurement of a benchmark, beside what the hardware could do at best."""
 

@@ -194,6 +194,14 @@ class TrainSpec(Schema):
         description="minutes after which one is written in any case",
     )
     keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
+    snapshots: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "SAEs kept from training, weights only, evenly spread over its steps, for"
+            " `trainer eval --checkpoints`"
+        ),
+    )
 
     @field_validator("store", mode="before")
     @classmethod

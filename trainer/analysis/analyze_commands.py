@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from actstore.console.cli_options import Commands
+from actstore.console.cli_options import Command, Commands
+from trainer.analysis.show_evidence import AsJson, Out, show
 
 analyze = typer.Typer(
     name="analyze",
@@ -12,3 +15,26 @@ analyze = typer.Typer(
     help="Compute a table of the evidence, and draw its figures.",
     no_args_is_help=True,
 )
+
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")]
+
+
+@analyze.command("over-training", cls=Command)
+def over_training_command(
+    runs: Runs,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site",
+            metavar="SITE",
+            help="Only this site, or pooled; may be given again.",
+            show_default="all of them",
+        ),
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Metrics over training, of the SAEs that `trainer eval --checkpoints` measured."""
+    from trainer.analysis.over_training import compute_over_training
+
+    show(compute_over_training(runs, sites), out, as_json)

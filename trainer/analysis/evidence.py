@@ -18,6 +18,7 @@ from trainer.errors import RunError
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
 PLOTS: dict[str, str] = {
+    "over_training": "trainer.analysis.over_training:plot_over_training",
 }
 
 
