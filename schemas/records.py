@@ -32,6 +32,18 @@ Where there is nothing to divide by there is no score, and none that looks perfe
 """
 
 
+class Density(Schema):
+    """How often the latents fired in a sliding window over training.
+
+    `docs/metrics.md` defines density and its bins.
+    """
+
+    rows: int = Field(description="rows of the window")
+    counts: tuple[int, ...] = Field(
+        description="latents by log10 of density, in bins of a quarter from -10.25 up"
+    )
+
+
 class StepRecord(Schema):
     """One line of `journal.jsonl`: means over the steps since the line before.
 
@@ -55,6 +67,11 @@ class StepRecord(Schema):
         ),
     )
     parts: dict[str, float] = Field(default={}, description="terms of the loss")
+    density: Density | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="how often latents fire, about eight times in a window's rows",
+    )
 
 
 class LayerMetrics(Schema):

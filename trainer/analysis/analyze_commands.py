@@ -38,3 +38,11 @@ def over_training_command(
     from trainer.analysis.over_training import compute_over_training
 
     show(compute_over_training(runs, sites), out, as_json)
+
+
+@analyze.command("density", cls=Command)
+def density_command(runs: Runs, out: Out = None, as_json: AsJson = False) -> None:
+    """How often latents fire over training, in a sliding window of its rows."""
+    from trainer.analysis.density_over_training import compute_density_over_training
+
+    show(compute_density_over_training(runs), out, as_json)

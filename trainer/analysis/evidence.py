@@ -19,6 +19,9 @@ from trainer.errors import RunError
 # order.
 PLOTS: dict[str, str] = {
     "over_training": "trainer.analysis.over_training:plot_over_training",
+    "density_over_training": (
+        "trainer.analysis.density_over_training:plot_density_over_training"
+    ),
 }
 
 

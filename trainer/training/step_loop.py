@@ -252,6 +252,7 @@ def _log(run: Run, progress: Progress) -> Interval:
             stall=progress.stall,
             layers=layers,
             parts=interval.parts,
+            density=interval.density,
         )
     )
     if run.lead:
