@@ -23,6 +23,7 @@ BENCHES = (
     "training",
     "sweep",
     "stitching",
+    "cross_entropy",
 )
 PEERS = ("stream_peers", "training_peers")
 
