@@ -15,6 +15,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from schemas.base import Schema
+from schemas.explorer import ExplorerRecord
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
 from schemas.records import EvalRecord, RunRecord, StoreOrigin
@@ -31,9 +32,10 @@ FILES: dict[str, type[Schema]] = {
     "sae": RunRecord,
     "eval": EvalRecord,
     "store": StoreOrigin,
+    "explorer": ExplorerRecord,
 }
 """The schemas by name; `sae`, `eval` and `store` are the files of these names in a
-run's folder.
+run's folder, and `explorer` is its `explorer/meta.json`.
 """
 
 

@@ -17,8 +17,7 @@ from trainer.errors import RunError
 
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
-PLOTS: dict[str, str] = {
-}
+PLOTS: dict[str, str] = {}
 
 
 def figures_of(table: Table) -> tuple[Drawing, ...]:
