@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("harvest", "writing", "opening", "stream", "training", "sweep")
+BENCHES = ("harvest", "writing", "opening", "stream", "training", "sweep", "explorer")
 PEERS = ("stream_peers", "training_peers")
 
 

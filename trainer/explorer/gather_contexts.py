@@ -26,7 +26,13 @@ from trainer.explorer.firings import Codes, Firings, block_rows, codes_of, joine
 from trainer.explorer.hashed import hashed
 from trainer.explorer.kept_firings import Keeper, SortedFirings, numbers_within
 from trainer.explorer.latent_arrays import Arrays, Entry, LatentArrays
-from trainer.explorer.row_sketch import RowSketch, together, trajectories
+from trainer.explorer.row_sketch import (
+    MOST_NONZEROS,
+    NONZERO_BYTES,
+    RowSketch,
+    together,
+    trajectories,
+)
 from trainer.explorer.token_windows import TokenFile
 from trainer.runs.run_store import check_fits
 from trainer.runs.trained_sae import TrainedSae
@@ -145,18 +151,19 @@ def gather(
     }
     for keeper in keepers.values():
         entries.update(keeper.entries())
-    arrays = LatentArrays(folder, sae.n_latents, entries, memory // 4)
+    arrays = LatentArrays(folder, sae.n_latents, entries, memory // 8)
     tokens = TokenFile(folder, store)
-    found = Gathered(arrays, keepers, layers, RowSketch(seed), tokens, len(ids), split)
+    sketch = RowSketch(seed, min(MOST_NONZEROS, memory // 8 // NONZERO_BYTES))
+    found = Gathered(arrays, keepers, layers, sketch, tokens, len(ids), split)
     total = len(ids) * len(layers)
     done = 0
     buffer = _Buffer()
-    for firings in firings_of(sae, store, ids, memory // 4):
+    for firings in firings_of(sae, store, ids, memory // 8):
         found.sketch.add(firings)
         found.tokens.add(firings.sequence)
         buffer.add(firings)
         done += len(firings.row_id)
-        if buffer.bytes > memory // 4:
+        if buffer.bytes > memory // 8:
             _count(found, buffer, seed)
         if tick is not None:
             tick(done, total)

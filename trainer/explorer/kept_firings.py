@@ -17,7 +17,7 @@ from trainer.explorer.latent_arrays import Arrays, Entry
 BEFORE = 16  # tokens that are shown before a firing
 AFTER = 8  # and after it
 WINDOW = BEFORE + 1 + AFTER
-_PIECE = 1 << 14  # windows that are made at once
+_PIECE = 1 << 12  # windows that are made at once
 
 Ints = NDArray[np.int64]
 

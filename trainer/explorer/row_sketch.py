@@ -19,9 +19,10 @@ from trainer.explorer.firings import Codes, Firings, joined
 from trainer.explorer.hashed import hashed
 from trainer.explorer.kept_firings import numbers_within
 
-MOST_NONZEROS = 2_000_000  # 24 MB with values and places
+MOST_NONZEROS = 2_000_000
+NONZERO_BYTES = 128  # with all that counting takes
 MOST_PAIRS = 60_000_000  # pairs of latents that fire on one row: some ten seconds
-_PAIRS_AT_ONCE = 1 << 21
+_PAIRS_AT_ONCE = 1 << 18  # some 20 MB
 LEAST_TOGETHER = 2  # rows on which two latents fire before they are shown together
 STAGE = 71  # a part of the seed, so that no other draw shares it
 

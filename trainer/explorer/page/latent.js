@@ -81,10 +81,10 @@ function groupTitle(one, group) {
   return `Quantile ${GROUPS - group + 1} of ${GROUPS}: ${range}`;
 }
 
-function contextsOf(one, texts) {
-  const box = make("div", { id: "contexts" });
+function contextsOf(one, texts, first, last) {
+  const box = make("div", { class: "contexts" });
   let left = 0;
-  for (let group = 0; group <= OF_LAYER; group++) {
+  for (let group = first; group <= last; group++) {
     const lines = [];
     one.contexts.group.forEach((own, i) => {
       if (own !== group) return;
@@ -94,7 +94,7 @@ function contextsOf(one, texts) {
     if (lines.length) box.append(make("h3", { text: groupTitle(one, group) }), ...lines);
   }
   if (left) box.append(make("p", { class: "note", text: `${left} contexts are of other layers; choose “all” to see them.` }));
-  if (!one.firings) box.append(make("p", { class: "note", text: "It fires on none of the rows that were looked at." }));
+  if (!one.firings && !first) box.append(make("p", { class: "note", text: "It fires on none of the rows that were looked at." }));
   return box;
 }
 
@@ -135,10 +135,10 @@ async function showLatent(latent) {
   }
   if (latent !== list.chosen) return; // another one was chosen meanwhile
   const { one, texts } = found;
-  const parts = [make("h2", { text: `Latent ${latent}` }), toolbar(one, texts), facts(one), contextsOf(one, texts), charts(one)];
+  const parts = [make("h2", { text: `Latent ${latent}` }), toolbar(one, texts), facts(one), contextsOf(one, texts, 0, 0), charts(one)];
   if (all.record.no_logits) parts.push(make("p", { class: "note", id: "no-logits", text: `No output tokens: ${all.record.no_logits}.` }));
   else parts.push(make("div", { class: "columns" }, tokensOf("Boosted tokens", one.boosted, texts), tokensOf("Suppressed tokens", one.suppressed, texts)));
-  parts.push(neighbours(one));
+  parts.push(neighbours(one), contextsOf(one, texts, 1, OF_LAYER));
   view.replaceChildren(...parts);
   view.scrollTop = 0;
   document.title = `Latent ${latent} · ${all.record.name}`;
