@@ -77,7 +77,7 @@ def some_store(folder: Path, rows: int) -> Store:
 
 def reading_and_encoding(sae: TrainedSae, store: Store) -> float:
     """Seconds for all rows, unit by unit."""
-    size = block_rows(sae.n_latents, MEMORY // 4)
+    size = block_rows(sae.n_latents, MEMORY // 8)
     began = time.perf_counter()
     for unit in store.units("train"):
         for index, site in enumerate(store.sites):

@@ -249,3 +249,23 @@ def test_served_it_is_the_same(browser: Any, page: Path) -> None:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.slow
+def test_with_20_000_latents_it_opens_within_a_second(
+    browser: Any, tmp_path: Path
+) -> None:
+    """The list is there, and a latent, before the rest of the file has been read."""
+    store = small_store(tmp_path / "store", unit_sequences=64)
+    sae = {"kind": "topk", "k": 16, "n_latents": 20_000}
+    trained(store, tmp_path / "run", sae)
+    explore(tmp_path / "run", tmp_path / "page.html", logits=False)
+    assert (tmp_path / "page.html").stat().st_size > 10_000_000
+    taken = []
+    for _ in range(3):
+        tab = Tab(browser, (tmp_path / "page.html").as_uri() + "#all/19999")
+        taken.append(int(tab.tab.evaluate("document.body.dataset.ready")))
+        assert tab.tab.locator("#sizer .row").count() > 10
+        assert tab.shown() == "Latent 19999"
+        tab.close()
+    assert min(taken) < 1000, taken

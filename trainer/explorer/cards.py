@@ -17,8 +17,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from trainer.explorer.activation_bins import bin_edges
 from trainer.explorer.explorer_tables import TOP
-from trainer.explorer.gather_contexts import bin_edges
 from trainer.explorer.page_file import environment
 from trainer.explorer.read_explorer import Explorer
 from trainer.runs.run_data import short_site

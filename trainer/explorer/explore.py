@@ -15,11 +15,12 @@ from actstore.store.store import Store
 from trainer.errors import RunError
 from trainer.explorer.explorer_tables import FOLDER, META
 from trainer.explorer.gather_contexts import CONTEXTS, MEMORY, gather
+from trainer.explorer.latent_columns import Sources
 from trainer.explorer.nearest import check_widths, directions
 from trainer.explorer.page_file import page_file
 from trainer.explorer.read_explorer import Explorer
 from trainer.explorer.token_effects import Unembedding, unembedding_of
-from trainer.explorer.write_explorer import Sources, record_of, write_explorer
+from trainer.explorer.write_explorer import record_of, write_explorer
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import TrainedSae, load

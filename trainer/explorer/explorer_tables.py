@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.explorer import ExplorerRecord
-from trainer.explorer.gather_contexts import BINS, GROUPS, PER_GROUP, TOGETHER
+from trainer.explorer.activation_bins import BINS
+from trainer.explorer.gather_contexts import GROUPS, PER_GROUP, TOGETHER
 from trainer.explorer.kept_firings import numbers_within
 from trainer.explorer.nearest import NEAREST
 from trainer.explorer.token_effects import BINS as LOGIT_BINS

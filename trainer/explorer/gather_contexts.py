@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from actstore.store.store import Store
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_rows import row_ids
+from trainer.explorer.activation_bins import BINS, bin_of
 from trainer.explorer.firings import Codes, Firings, block_rows, codes_of, joined
 from trainer.explorer.hashed import hashed
 from trainer.explorer.kept_firings import Keeper, SortedFirings, numbers_within
@@ -46,8 +47,6 @@ GROUPS = 10  # quantile groups
 PER_GROUP = 2  # contexts of each
 TOGETHER = 8  # latents that fire with a latent
 SPARE = 2  # sampled firings for each context of a group: some are shown already
-BINS_PER_OCTAVE = 4
-BINS = 128  # from 2^-16 to 2^16
 STAGE = 70  # a part of the seed, so that no other draw shares it
 # Bytes that a buffered firing takes until it is counted: its own twelve, and sorted
 # copies, keys and scores.
@@ -299,21 +298,3 @@ def _count_sketch(found: Gathered) -> None:
         arrays["together"][place] = part.other + 1
         arrays["together_cosine"][place] = part.cosine
         arrays["together_share"][place] = part.share
-
-
-def bin_of(values: NDArray[np.float32]) -> Ints:
-    """Return the bin of the histogram that each activation is in, int64 [n].
-
-    With 4 bins an octave 1 to 1.19 is bin 64, and 2 to 2.38 bin 68. What is outside of
-    all bins counts in the first or the last.
-    """
-    place = np.floor(np.log2(values.astype(np.float64)) * BINS_PER_OCTAVE)
-    bins: Ints = np.clip(place + BINS // 2, 0, BINS - 1).astype(np.int64)
-    return bins
-
-
-def bin_edges() -> NDArray[np.float64]:
-    """Return the edges of the histogram's bins, [BINS + 1]."""
-    octaves = (np.arange(BINS + 1) - BINS // 2) / BINS_PER_OCTAVE
-    edges: NDArray[np.float64] = np.exp2(octaves)
-    return edges

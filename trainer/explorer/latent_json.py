@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.explorer.activation_bins import bin_edges
 from trainer.explorer.explorer_tables import BESIDE
-from trainer.explorer.gather_contexts import bin_edges
 from trainer.explorer.read_explorer import Explorer
 from trainer.runs.run_data import short_site
 

@@ -117,11 +117,11 @@ def test_effects_are_those_of_the_whole_product() -> None:
     decoder = torch.randn(7, 8, generator=made)
     (found,) = effects_of(decoder, Unembedding(weight, gain, centres=True), 1 << 20)
     logits = ((decoder - decoder.mean(dim=1, keepdim=True)) * gain) @ weight.T
-    logits = (logits - logits.mean(dim=1, keepdim=True)).numpy()
-    assert (found.boosted[:, 0] == logits.argmax(axis=1)).all()
-    assert (found.suppressed[:, 0] == logits.argmin(axis=1)).all()
+    centred = (logits - logits.mean(dim=1, keepdim=True)).numpy()
+    assert (found.boosted[:, 0] == centred.argmax(axis=1)).all()
+    assert (found.suppressed[:, 0] == centred.argmin(axis=1)).all()
     np.testing.assert_allclose(
-        found.boosted_logits[:, 0], logits.max(axis=1), rtol=1e-4
+        found.boosted_logits[:, 0], centred.max(axis=1), rtol=1e-4
     )
     assert (found.histogram.sum(axis=1) == 50).all()
 
@@ -169,10 +169,14 @@ def test_a_strangers_files_are_checked(copy: Path, name: str, damage: Any) -> No
     with pytest.raises(
         (CorruptError, SpecError), match=re.escape(name.partition(".")[0])
     ):
-        explorer = Explorer(copy)
-        index_json(explorer)
-        for group in range(explorer.n_groups):
-            chunk_json(explorer, group)
+        read_all(copy)
+
+
+def read_all(folder: Path) -> None:
+    explorer = Explorer(folder)
+    index_json(explorer)
+    for group in range(explorer.n_groups):
+        chunk_json(explorer, group)
 
 
 def cut(path: Path, part: slice) -> None:
@@ -285,7 +289,7 @@ def test_what_is_there_is_used_and_what_does_not_fit_is_refused(
         explore(run, rows=5)
     store = small_store(tmp_path / "narrow", sites={"blocks.0.hook_mlp_out": 8})
     narrow = trained(store, tmp_path / "narrow_run", {**TOPK, "n_latents": 32})
-    with pytest.raises(RunError, match="width 8.*of 16"):
+    with pytest.raises(RunError, match=r"width 8.*of 16"):
         explore(run, beside=[narrow.url], again=True)
     with pytest.raises(RunError, match="explorer"):
         Explorer(tmp_path / "nothing")

@@ -15,9 +15,10 @@ from tests.support import make_store
 from tests.trainer.explorer.explored import dense, small_store, trained
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_rows import row_ids
+from trainer.explorer.activation_bins import BINS, bin_edges, bin_of
 from trainer.explorer.explorer_tables import OF_LAYER, TOP, shown_contexts
 from trainer.explorer.firings import Codes, Firings
-from trainer.explorer.gather_contexts import BINS, bin_edges, bin_of, gather
+from trainer.explorer.gather_contexts import gather
 from trainer.explorer.hashed import hashed
 from trainer.explorer.kept_firings import BEFORE, WINDOW, Keeper, SortedFirings
 from trainer.explorer.latent_arrays import LatentArrays
@@ -152,7 +153,9 @@ def test_the_lots_do_not_matter(store: Store, tmp_path: Path) -> None:
     # Slots depend on what was kept before, and are no result.
     windows = [name for name in kept[0] if name.endswith((".slot", ".window"))]
     for name in kept[0]:
-        if name not in windows:
+        # The sketch is as large as there is memory for it.
+        of_sketch = name.startswith(("together", "trajectory"))
+        if name not in windows and not of_sketch:
             np.testing.assert_array_equal(kept[0][name], kept[1][name], err_msg=name)
     one, other = (shown_contexts(arrays) for arrays in kept)
     for ours, theirs in zip(one, other, strict=True):
