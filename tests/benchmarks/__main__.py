@@ -24,6 +24,7 @@ BENCHES = (
     "sweep",
     "stitching",
     "cross_entropy",
+    "explorer",
 )
 PEERS = ("stream_peers", "training_peers")
 
