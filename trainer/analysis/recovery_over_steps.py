@@ -26,7 +26,7 @@ from trainer.analysis.known_truth import Truth, truth_of
 from trainer.analysis.mmcs import Mmcs, mmcs, random_floor
 from trainer.analysis.over_seeds import mean_interval
 from trainer.errors import RunError
-from trainer.runs.checkpoint_weights import checkpoint_steps, decoder_at
+from trainer.runs.kept_weights import kept_steps, load_kept
 from trainer.runs.run_files import read_json
 from trainer.runs.trained_sae import TrainedSae, load
 
@@ -54,7 +54,7 @@ def compute_recovery_over_steps(
     truth: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Table:
-    """Return MMCS against the true features at each kept checkpoint of runs.
+    """Return MMCS against the true features at each snapshot and checkpoint of runs.
 
     Args:
         runs: Folders of trained runs on toy data.
@@ -62,7 +62,7 @@ def compute_recovery_over_steps(
         seed: Seed of the random directions of the floor.
 
     Raises:
-        RunError: A run has no checkpoints, or no features are known.
+        RunError: A run has no snapshots, or no features are known.
     """
     given = arguments.path_or_none(truth)
     points: list[_Point] = []
@@ -83,7 +83,7 @@ def compute_recovery_over_steps(
     return Table(
         "recovery_over_steps",
         "Features found over training, by how the dictionary began",
-        "MMCS against the true features at each checkpoint, for dictionaries that began"
+        "MMCS against the true features at each snapshot, for dictionaries that began"
         " as rows of the data and for those that began as random directions. Lines are"
         " means over seeds, bands their 95 % intervals.",
         columns,
@@ -125,11 +125,11 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
             f"{sae.url}: wanted a run on toy data, whose true features are known; make"
             " a store with `actstore toy`, or give one with --truth"
         )
-    steps = checkpoint_steps(sae.url)
+    steps = kept_steps(Storage(sae.url))
     if not steps:
         raise RunError(
-            f"{sae.url}: wanted checkpoints, and there are none; train with keep: 100"
-            " and checkpoint_every: 50, for example, in the spec"
+            f"{sae.url}: wanted SAEs from the middle of training, and there are none;"
+            " train with --snapshots 20"
         )
     decoder = decoder_directions(sae)
     floor = random_floor(sae.n_latents, decoder.shape[1], seed)
@@ -138,14 +138,14 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
 
 
 def _point(sae: TrainedSae, init: str, step: int, truth: Truth, floor: float) -> _Point:
-    record = sae.record
+    kept = load_kept(sae.url, step)
     return _Point(
         run=name_of(sae),
         init=init,
-        seed=record.seed,
+        seed=sae.record.seed,
         step=step,
-        rows=round(record.rows * step / max(1, record.steps)),
-        mmcs=mmcs(truth.directions, decoder_at(sae.url, record, step)),
+        rows=kept.rows,
+        mmcs=mmcs(truth.directions, decoder_directions(kept.sae)),
         floor=floor,
     )
 
