@@ -82,17 +82,28 @@ def _run_recipe(name: str, scale: str, values: dict[str, Any]) -> None:
     out = Path(values["folder"]) / f"{Path(name).stem}_{scale}"
     values = {**recipe.scales[scale], **values}
     values |= {"out": str(out), "specs": str(out / "specs")}
+    # The values of a scale may name others.
     for _ in range(2):
-        values = filled(values, values)  # those of a scale may name others
+        values = filled(values, values)
     began = time.monotonic()
     console.rule(recipe.title)
     for spec, content in recipe.specs.items():
         _write_spec(out / "specs" / f"{spec}.yaml", filled(content, values))
     values |= {"title": _quoted(recipe.title), "text": _quoted(recipe.text)}
+    # The same command in any folder and on any device makes the same things.
+    anywhere = {**values, "device": "DEVICE", "folder": "FOLDER", "out": "OUT"}
     for step in recipe.every_step():
-        unless = None if step.unless is None else filled(step.unless, values)
-        if unless is None or not Path(unless).exists():
-            _run_step(filled(step.run, values), console)
+        command = filled(step.run, values)
+        if step.unless is None:
+            _run_step(command, console)
+            continue
+        made = Path(filled(step.unless, values))
+        maker = filled(filled(step.run, anywhere), anywhere)
+        if made.exists():
+            _check_maker(made, maker)
+        else:
+            _run_step(command, console)
+            _maker_file(made).write_text(maker)
     seconds = time.monotonic() - began
     console.print(f"{name}, {scale}: {seconds:.0f} s")
 
@@ -112,6 +123,28 @@ def _run_step(command: str, console: Console) -> None:
     app = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}[program]
     get_command(app).main(words, prog_name=program, standalone_mode=False)
     console.print(f"{time.monotonic() - began:.1f} s", style="dim")
+
+
+def _maker_file(made: Path) -> Path:
+    """Return where the command stands that made a folder, beside that folder."""
+    folder = made.parent
+    return folder.with_name(f"{folder.name}.command")
+
+
+def _check_maker(made: Path, maker: str) -> None:
+    """Check that what is there was made by the recipe's own command.
+
+    Raises RunError where it was made by another, or where that is not known.
+    """
+    from trainer.errors import RunError
+
+    file = _maker_file(made)
+    by = file.read_text() if file.exists() else "something else than a recipe"
+    if by != maker:
+        raise RunError(
+            f"{made.parent}: wanted what `{maker}` makes; it was made by {by}; choose"
+            " another FOLDER, or remove it"
+        )
 
 
 def _write_spec(path: Path, content: object) -> None:
