@@ -6,9 +6,10 @@
     trainer.evaluate("runs/topk").pooled.fvu
 
 What the commands of `trainer` do, these functions do: `train`, `sweep`, `evaluate`,
-`evaluate_checkpoints`, `calibrate`, `report`, `export`, `import_sae`; `load` gives a
-trained SAE. The specs that they take, and the records that they return, are here too.
-Importing this package loads nothing heavy; a name is loaded when it is first used.
+`evaluate_checkpoints`, `calibrate`, `report`, `explore`, `export`, `import_sae`; `load`
+gives a trained SAE. The specs that they take, and the records that they return, are
+here too. Importing this package loads nothing heavy; a name is loaded when it is first
+used.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.calibrate import calibrate
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.evaluate_checkpoints import evaluate_checkpoints
+    from trainer.explorer.explore import explore
     from trainer.exports.export import export
     from trainer.imports.import_sae import import_sae
     from trainer.reports.report import report
@@ -67,6 +69,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "evaluate_checkpoints",
+    "explore",
     "export",
     "import_sae",
     "load",
@@ -83,6 +86,7 @@ _WHERE = {
     "evaluate_checkpoints": "trainer.evaluation.evaluate_checkpoints",
     "calibrate": "trainer.evaluation.calibrate",
     "report": "trainer.reports.report",
+    "explore": "trainer.explorer.explore",
     "export": "trainer.exports.export",
     "import_sae": "trainer.imports.import_sae",
     "load": "trainer.runs.trained_sae",

@@ -94,6 +94,11 @@ def explore(
     Raises:
         RunError: There is no finished run, no store that fits it, or another run's
             latents are of another width.
+
+    Examples:
+        >>> import trainer
+        >>> trainer.explore("runs/topk", "latents.html", rows=500, logits=False)
+        'runs/topk/explorer'
     """
     run = os.fspath(run)
     folder = explorer_folder(run, arguments.path_or_none(out))
