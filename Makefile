@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 NEWEST = blake3 fsspec google-crc32c hypothesis ml_dtypes numcodecs numpy pydantic pytest pytest-timeout tensorstore xarray zarr zarrs
 
-.PHONY: demo test test-slow test-kernels test-newest fuzz readme examples docs wheel coverage mutants lint bench recipes clean
+.PHONY: demo test test-slow test-kernels test-newest fuzz readme examples docs wheel coverage mutants lint bench recipes evidence clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -66,8 +66,15 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks
 
+# The figures and tables of the source documents, in miniature: a report for each in recipes/.
+RECIPES = multi_layer normalized stitching ground_truth across_layers
 recipes: $(VENV)/.runtime
-	$(BIN)/python -m trainer.recipes sweep_a_tiny sweep_b_tiny recipes
+	$(BIN)/python -m trainer.recipes $(RECIPES) recipes
+
+# The same with three seeds, for what the documents say of it: docs/evidence_tables.md and its figures.
+evidence: $(VENV)/.dev
+	$(BIN)/python -m trainer.recipes $(RECIPES) evidence --seeds 3
+	$(BIN)/python -m tests.evidence evidence
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "actstore needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -88,4 +95,4 @@ $(VENV)/.mutants: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest demo recipes build dist site coverage mutants *.egg-info
+	rm -rf $(VENV) $(VENV)-newest demo recipes evidence build dist site coverage mutants *.egg-info

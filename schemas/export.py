@@ -15,6 +15,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from schemas.base import Schema
+from schemas.explorer import ExplorerRecord
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
 from schemas.records import (
@@ -39,8 +40,12 @@ FILES: dict[str, type[Schema]] = {
     "store": StoreOrigin,
     "machine": MachineRecord,
     "stitch": StitchRecord,
+    "explorer": ExplorerRecord,
 }
-"""The schemas by name; from `sae` on they are files in a run's folder."""
+"""The schemas by name; from `sae` on they are files in a run's folder.
+
+`explorer` is its `explorer/meta.json`.
+"""
 
 
 class _Written(GenerateJsonSchema):

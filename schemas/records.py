@@ -32,6 +32,18 @@ Where there is nothing to divide by there is no score, and none that looks perfe
 """
 
 
+class Density(Schema):
+    """How often the latents fired in a sliding window over training.
+
+    `docs/metrics.md` defines density and its bins.
+    """
+
+    rows: int = Field(description="rows of the window")
+    counts: tuple[int, ...] = Field(
+        description="latents by log10 of density, in bins of a quarter from -10.25 up"
+    )
+
+
 class StepRecord(Schema):
     """One line of `journal.jsonl`: means over the steps since the line before.
 
@@ -55,6 +67,11 @@ class StepRecord(Schema):
         ),
     )
     parts: dict[str, float] = Field(default={}, description="terms of the loss")
+    density: Density | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="how often latents fire, about eight times in a window's rows",
+    )
 
 
 class LayerMetrics(Schema):
@@ -131,6 +148,14 @@ class EvalRecord(Schema):
     model_pooled: ModelMetrics | None = Field(
         default=None, description="effect over the tokens of all sites"
     )
+
+
+class CheckpointEval(Schema):
+    """A line of `evals.jsonl` of a run: how good its SAE was in training."""
+
+    step: int = Field(description="steps of training until then")
+    rows: int = Field(description="rows trained on until then")
+    evaluation: EvalRecord = Field(description="the metrics of that SAE")
 
 
 class BenchRecord(Schema):

@@ -193,7 +193,22 @@ class TrainSpec(Schema):
         gt=0,
         description="minutes after which one is written in any case",
     )
+    density_rows: Literal["auto"] | Annotated[Count, Field(gt=0, lt=1 << 34)] = Field(
+        default="auto",
+        description=(
+            "rows of the sliding window in which firings are counted; auto: a tenth of"
+            " the run, at most 10 M"
+        ),
+    )
     keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
+    snapshots: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "SAEs kept from training, weights only, evenly spread over its steps, for"
+            " `trainer eval --checkpoints`"
+        ),
+    )
 
     @field_validator("store", mode="before")
     @classmethod

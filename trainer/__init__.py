@@ -6,9 +6,10 @@
     trainer.evaluate("runs/topk").pooled.fvu
 
 What the commands of `trainer` do, these functions do: `train`, `sweep`, `evaluate`,
-`calibrate`, `report`, `export`, `import_sae`; `load` gives a trained SAE. The specs
-that they take, and the records that they return, are here too. Importing this package
-loads nothing heavy; a name is loaded when it is first used.
+`evaluate_checkpoints`, `calibrate`, `report`, `explore`, `export`, `import_sae`; `load`
+gives a trained SAE. The specs that they take, and the records that they return, are
+here too. Importing this package loads nothing heavy; a name is loaded when it is first
+used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actstore.machine.stop_signals import Stopped
-    from schemas.records import EvalRecord, RunRecord
+    from schemas.records import CheckpointEval, EvalRecord, RunRecord
     from schemas.sae import (
         BatchTopK,
         Crosscoder,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from schemas.train import Optimiser, Resampling, SweepSpec, TrainSpec
     from trainer.evaluation.calibrate import calibrate
     from trainer.evaluation.evaluate import evaluate
+    from trainer.evaluation.evaluate_checkpoints import evaluate_checkpoints
+    from trainer.explorer.explore import explore
     from trainer.exports.export import export
     from trainer.imports.import_sae import import_sae
     from trainer.reports.report import report
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTopK",
+    "CheckpointEval",
     "Crosscoder",
     "EvalRecord",
     "Gated",
@@ -64,6 +68,8 @@ __all__ = [
     "Transcoder",
     "calibrate",
     "evaluate",
+    "evaluate_checkpoints",
+    "explore",
     "export",
     "import_sae",
     "load",
@@ -77,12 +83,15 @@ _WHERE = {
     "train": "trainer.training.train",
     "sweep": "trainer.training.train",
     "evaluate": "trainer.evaluation.evaluate",
+    "evaluate_checkpoints": "trainer.evaluation.evaluate_checkpoints",
     "calibrate": "trainer.evaluation.calibrate",
     "report": "trainer.reports.report",
+    "explore": "trainer.explorer.explore",
     "export": "trainer.exports.export",
     "import_sae": "trainer.imports.import_sae",
     "load": "trainer.runs.trained_sae",
     "TrainedSae": "trainer.runs.trained_sae",
+    "CheckpointEval": "schemas.records",
     "EvalRecord": "schemas.records",
     "RunRecord": "schemas.records",
     "Stopped": "actstore.machine.stop_signals",

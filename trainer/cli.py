@@ -11,6 +11,7 @@ from actstore.console import cli_errors
 from actstore.console.cli_options import Command, Commands, with_version
 from trainer.analysis.analyze_commands import analyze
 from trainer.evaluation.eval_command import calibrate_command, eval_command
+from trainer.explorer.explore_command import explore_command
 from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command
 from trainer.reports.report_command import report_command
@@ -32,6 +33,7 @@ app.command("eval", cls=Command)(eval_command)
 app.command("calibrate", cls=Command)(calibrate_command)
 app.add_typer(analyze, name="analyze")
 app.command("report", cls=Command)(report_command)
+app.command("explore", cls=Command)(explore_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)
 app.add_typer(stitch, name="stitch")

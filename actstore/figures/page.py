@@ -94,6 +94,7 @@ def page(
     sections: Sequence[Section],
     legend: RunLegend | None = None,
     footer: str = "",
+    more_style: str = "",
 ) -> str:
     """Return a whole page.
 
@@ -103,9 +104,10 @@ def page(
         sections: Its parts, in order.
         legend: The runs that its figures share; None where there are none.
         footer: What stands at its end.
+        more_style: Styles of the sections' bodies.
     """
     script = _file("page.js")
-    sheet = style() + _file("page.css")
+    sheet = style() + _file("page.css") + more_style
     return (
         environment()
         .get_template("page.html")

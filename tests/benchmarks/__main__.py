@@ -23,6 +23,8 @@ BENCHES = (
     "training",
     "sweep",
     "stitching",
+    "cross_entropy",
+    "explorer",
 )
 PEERS = ("stream_peers", "training_peers")
 

@@ -47,7 +47,7 @@ HARVEST_VALUES: dict[str, Any] = {
 TRAIN_VALUES: dict[str, Any] = {
     "store": "t", "sae": "matryoshka", "expansion": 3.0, "k": 5, "sites": ["a"], "follow": True, "rescale": "log",
     "center": False, "batch": "1k", "rows": "1M", "lr": "0.1", "warmup": 0.5, "init": "random", "dead_rows": "5k",
-    "seed": 3, "precision": "bfloat16", "checkpoint_every": "5", "checkpoint_minutes": 1.0, "log_every": "3",
+    "seed": 3, "precision": "bfloat16", "checkpoint_every": "5", "checkpoint_minutes": 1.0, "log_every": "3", "snapshots": 2,
     "name": "n", "pairs_with": ["b"],
 }  # fmt: skip
 OF_OTHER_KINDS: dict[str, tuple[str, Any]] = {  # option: the kind that has it, a value
@@ -98,7 +98,9 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
         "--trust-remote-code": "--trust-remote-code",
         "--device": "--device nosuch", "--json": "--json", "--sequences": "--sequences 2",
     },
-    ("trainer eval", "plain"): {"--all-rows": "--all-rows", "--ce": "--ce --sequences 2"},
+    ("trainer eval", "plain"): {
+        "--all-rows": "--all-rows", "--ce": "--ce --sequences 2", "--checkpoints": "--checkpoints",
+    },
     ("trainer eval", "plain --ce --sequences 2"): {"--sequences": "--sequences 1", "--model": "--model builtin:tiny"},
     ("trainer calibrate", "r"): {
         "--store": "--store s2", "--l0": "--l0 2", "--all-rows": "--all-rows", "--device": "--device nosuch",

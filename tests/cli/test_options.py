@@ -312,7 +312,7 @@ def test_every_option_of_a_field_gets_there(tmp_path: Path) -> None:
         "store": "s", "name": "n", "sae": "relu_l1", "expansion": 4.0, "target_l0": 20.0, "sites": ["a", "b"],
         "follow": True, "rescale": "log", "center": False, "batch": "1k", "rows": "1M", "lr": "auto", "warmup": 0.1,
         "init": "random", "dead_rows": "500k", "seed": 0, "precision": "bfloat16", "checkpoint_every": "2k",
-        "checkpoint_minutes": 1.5, "log_every": "10",
+        "checkpoint_minutes": 1.5, "log_every": "10", "snapshots": 3,
     }  # fmt: skip
     made = load_spec(None, from_options(given))
     flat = {
@@ -330,6 +330,7 @@ def test_every_option_of_a_field_gets_there(tmp_path: Path) -> None:
         "dead_rows": 500_000,
         "checkpoint_every": 2000,
         "log_every": 10,
+        "snapshots": 3,
     }
     for name, value in {**given, **wanted, "sites": ("a", "b")}.items():
         assert flat[FIELDS[name]] == value, name

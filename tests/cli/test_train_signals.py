@@ -183,11 +183,11 @@ def test_the_command_is_told_as_it_was_typed(tmp_path: Path) -> None:
     module = ["/x/trainer/__main__.py", "train", "--resume", "--out", "b"]
     typed = ["python", "-m", "trainer", *module[1:]]
     assert resuming(module, typed, {}) == "python -m trainer train --resume --out b"
-    recipe = ["/x/trainer/recipes/__main__.py", "sweep_a_tiny", "out"]
+    recipe = ["/x/trainer/recipes/__main__.py", "multi_layer", "out"]
     typed_recipe = ["python", "-m", "trainer.recipes", *recipe[1:]]
     assert (
         resuming(recipe, typed_recipe, {})
-        == "python -m trainer.recipes sweep_a_tiny out"
+        == "python -m trainer.recipes multi_layer out"
     )
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     assert (

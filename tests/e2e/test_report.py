@@ -69,7 +69,7 @@ def test_the_page_says_what_it_should(report: Path) -> None:
         "Metrics by layer",
     ]
     assert "9 SAEs trained on 3 sites of" in body
-    assert 1 <= body.count("<article>") <= 4
+    assert 1 <= body.count("<article ") <= 4
     assert len(text) < 1_000_000
 
 

@@ -34,7 +34,6 @@ from actstore.importing import sequence_feed
 from actstore.inspect.verify import verify
 from schemas.stream import StreamSpec
 from tests.support import make_store
-from trainer.analysis.latent_examples import _Text
 from trainer.errors import RunError
 from trainer.evaluation.cross_entropy_and_kl import model_metrics
 
@@ -217,7 +216,6 @@ def test_what_an_import_does_not_know_is_refused_not_guessed(tmp_path: Path) -> 
     sae: Any = None
     with pytest.raises(RunError, match="were imported"):
         model_metrics(sae, store)
-    assert "without tokens" in _Text(store, trust=False).context(1.0, "a", 0).token
 
 
 def test_rows_that_are_not_finite_are_counted_and_too_large_ones_refused(

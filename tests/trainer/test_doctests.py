@@ -23,6 +23,7 @@ FUNCTIONS = (
     "train",
     "sweep",
     "evaluate",
+    "evaluate_checkpoints",
     "calibrate",
     "report",
     "export",

@@ -33,7 +33,7 @@ from trainer.runs.run_data import RunData
 
 MOST_POINTS = 300  # of a run's journal; more do not show on a figure
 LINES = (
-    Field("fvu", "FVU while training"),
+    Field("fvu", "FVU"),
     Field("l0", "L0", "latents a row"),
     Field("dead", "dead latents"),
     Field("lr", "learning rate"),
@@ -134,7 +134,7 @@ def curve_figure(table: Table, field: Field, by: str) -> Figure:
         x=Axis(ROWS, zero=True),
         y=number_axis(label, values, zero=True),
         series=tuple(series),
-        title=f"{field.label} over training",
+        title=f"{field.label[:1].upper()}{field.label[1:]} over training",
     )
 
 

@@ -96,6 +96,7 @@ def compute_decoder_cosines(
         ),
         columns=tuple(columns_of(_FIELDS, rows)),
         facts={
+            "latents": "alive" if alive_only else "all",
             "pairs sampled": n_pairs,
             "seed of the sample": seed,
             "latents of norm 0, left out": without,

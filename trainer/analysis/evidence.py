@@ -56,6 +56,10 @@ PLOTS: dict[str, str] = {
     "capacity": "trainer.analysis.response_curves:plot_capacity",
     "decided_by_layer": "trainer.analysis.decided_by_layer:plot_decided_by_layer",
     "loss_trajectories": "trainer.analysis.decided_by_layer:plot_loss_trajectories",
+    "over_training": "trainer.analysis.over_training:plot_over_training",
+    "density_over_training": (
+        "trainer.analysis.density_over_training:plot_density_over_training"
+    ),
 }
 
 

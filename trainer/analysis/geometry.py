@@ -127,7 +127,7 @@ def compute_geometry(
             " square of 1 in the SAE's own."
         ),
         columns=tuple(columns),
-        facts=_facts(rows),
+        facts={"latents": "alive" if alive_only else "all", **_facts(rows)},
     )
 
 

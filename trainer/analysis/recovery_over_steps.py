@@ -29,7 +29,7 @@ from trainer.analysis.random_directions import random_floor
 from trainer.analysis.seed_groups import group_runs
 from trainer.analysis.statistics_of_seeds import mean_interval, means_at, shown_interval
 from trainer.errors import RunError
-from trainer.runs.checkpoint_weights import checkpoint_steps, decoder_at
+from trainer.runs.kept_weights import kept_steps, load_kept
 from trainer.runs.run_data import name_of
 from trainer.runs.run_files import read_json
 from trainer.runs.trained_sae import TrainedSae, load
@@ -59,7 +59,7 @@ def compute_recovery_over_steps(
     truth: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Table:
-    """Return MMCS against the true features at each kept checkpoint of runs.
+    """Return MMCS against the true features at each snapshot and checkpoint of runs.
 
     Args:
         runs: Folders of trained runs on toy data.
@@ -67,7 +67,7 @@ def compute_recovery_over_steps(
         seed: Seed of the random directions of the floor.
 
     Raises:
-        RunError: A run has no checkpoints, or no features are known.
+        RunError: A run has no snapshots, or no features are known.
     """
     given = arguments.path_or_none(truth)
     saes = [load(os.fspath(run)) for run in runs]
@@ -89,7 +89,7 @@ def compute_recovery_over_steps(
     return Table(
         "recovery_over_steps",
         "Features found over training, by how the dictionary began",
-        "MMCS against the true features at each checkpoint, for dictionaries that began"
+        "MMCS against the true features at each snapshot, for dictionaries that began"
         " as rows of the data and for those that began as random directions. Lines are"
         " means over seeds, bands their 95 % intervals.",
         columns,
@@ -127,11 +127,11 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
             f"{sae.url}: wanted a run on toy data, whose true features are known; make"
             " a store with `actstore toy`, or give one with --truth"
         )
-    steps = checkpoint_steps(sae.url)
+    steps = kept_steps(Storage(sae.url))
     if not steps:
         raise RunError(
-            f"{sae.url}: wanted checkpoints, and there are none; train with keep: 100"
-            " and checkpoint_every: 50, for example, in the spec"
+            f"{sae.url}: wanted SAEs from the middle of training, and there are none;"
+            " train with --snapshots 20"
         )
     decoder = decoder_of(sae)
     floor = random_floor(sae.n_latents, decoder.shape[1], seed)
@@ -140,15 +140,15 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
 
 
 def _point(sae: TrainedSae, init: str, step: int, truth: Truth, floor: float) -> _Point:
-    record = sae.record
+    kept = load_kept(sae.url, step)
     return _Point(
         url=sae.url,
-        run=name_of(sae.url, record),
+        run=name_of(sae.url, sae.record),
         init=init,
-        seed=record.seed,
+        seed=sae.record.seed,
         step=step,
-        rows=round(record.rows * step / max(1, record.steps)),
-        mmcs=mmcs(truth.directions, decoder_at(sae.url, record, step)),
+        rows=kept.rows,
+        mmcs=mmcs(truth.directions, decoder_of(kept.sae)),
         floor=floor,
     )
 

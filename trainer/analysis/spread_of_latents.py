@@ -36,6 +36,10 @@ from trainer.runs.run_data import RunData
 from trainer.runs.run_store import check_fits
 from trainer.runs.trained_sae import TrainedSae, load
 
+# Frequencies of the latents that are shown: rarer ones have few contexts, more frequent
+# ones say little.
+LOW = 1e-4
+HIGH = 2e-2
 MOST_ROWS = 20_000  # rows of each site that the variance over layers is taken from
 # Latents of a block of rows, at every layer: a quarter of the memory of an evaluation.
 BLOCK_LATENTS = 1 << 26
@@ -136,6 +140,30 @@ def plot_spread(table: Table) -> tuple[Figure, ...]:
 
 
 @torch.no_grad()
+def widest(
+    firings: Tensor, rows: Tensor, n: int, low: float = LOW, high: float = HIGH
+) -> Tensor:
+    """Return the latents of widest spread among those of middling frequency.
+
+    Args:
+        firings: On how many rows each latent fired, int64 [n_layers, m].
+        rows: Rows of each layer, int64 [n_layers].
+        n: How many latents are wanted.
+        low: The lowest frequency.
+        high: The highest. Where no latent is in between, all that fire are considered.
+
+    Returns:
+        Numbers of latents, int64 [at most n], widest first.
+    """
+    frequency = firings.sum(dim=0).double() / rows.sum()
+    width = spread(layer_shares(firings, rows))
+    eligible = (frequency >= low) & (frequency <= high)
+    if not eligible.any():
+        eligible = frequency > 0
+    n_found = min(n, int(eligible.sum()))
+    return width.masked_fill(~eligible, -1).topk(n_found).indices
+
+
 def variance_over_layers(
     sae: TrainedSae, store: Store, ids: NDArray[np.int64]
 ) -> NDArray[np.float64]:

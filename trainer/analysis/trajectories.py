@@ -22,7 +22,7 @@ from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import short_site
 from actstore.figures.table import Column, Table, Value
 from actstore.store.store import Store
-from trainer.analysis.latent_examples import widest
+from trainer.analysis.spread_of_latents import widest
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_rows import blocks, holds_out, row_ids
 from trainer.runs.run_data import read_run

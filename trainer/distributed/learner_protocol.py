@@ -143,6 +143,13 @@ class Parallel(Protocol):
         """
         ...
 
+    def latent_counts(self, here: Tensor) -> Tensor:
+        """Return counts of latents over the whole dictionary, int64 [n].
+
+        here: The counts over this process's latents, int64 [n].
+        """
+        ...
+
     def whole(self, tensors: Tensors) -> Tensors:
         """Return tensors of the whole dictionary, joined from those of all processes.
 

@@ -25,7 +25,7 @@ from trainer.saes.build import build
 from trainer.saes.dictionary_parts import Parts
 
 # of a checkpoint's tensors that are no weights, those that are by latent
-_AGES_AXIS = {"silent_rows": -1, "listed": -1}
+_AGES_AXIS = {"silent_rows": -1, "listed": -1, "density_firings": -1}
 
 
 class SplitDictionary(WholeBatch, SeveralProcesses):
@@ -118,6 +118,9 @@ class SplitDictionary(WholeBatch, SeveralProcesses):
 
     def n_latents(self, here: int) -> int:
         return self.world.total(here)
+
+    def latent_counts(self, here: Tensor) -> Tensor:
+        return self.world.sum_(here)
 
     def whole(self, tensors: Tensors) -> Tensors:
         return {

@@ -59,6 +59,9 @@ class WholeDictionary:
     def n_latents(self, here: int) -> int:
         return here
 
+    def latent_counts(self, here: Tensor) -> Tensor:
+        return here
+
     def whole(self, tensors: Tensors) -> Tensors:
         return tensors
 

@@ -10,14 +10,18 @@ nothing is predicted from them. A model that does not predict the next token is 
 
 What replaces a transcoder's target is what it makes of its input. A crosscoder's sites
 are replaced one at a time, by its reconstruction from the activations of all of them.
+
+A batch runs through the untouched model once, for all sites; then each site's three
+replacements run together, from the site on (`patched_passes.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,20 +32,27 @@ from actstore.model.checkpoint_files import confirm_code
 from actstore.model.load_model import load_model
 from actstore.model.loaded_weights import check_whole
 from actstore.model.model_folder import name_with_path
-from actstore.model.value_layouts import arranged, layout_of
 from actstore.store.store import Store
 from schemas.records import ModelMetrics
 from schemas.source import ModelSource
 from trainer.errors import RunError
 from trainer.evaluation.metric_definitions import recovered
 from trainer.evaluation.patched_language_model import Subject
-from trainer.runs.module_patching import Hook
+from trainer.evaluation.patched_passes import (
+    CleanPass,
+    Patch,
+    PatchedPasses,
+    Tokens,
+)
+from trainer.runs.notes import Tell, as_warning
 from trainer.runs.trained_sae import TrainedSae
 
-# Takes a site's activations [B, context, d], and returns those that replace them.
-Patch = Callable[[Tensor], Tensor]
 SEQUENCES = 64  # sequences that are run, unless another number is asked for
-BATCH = 16  # sequences that are run at once
+BATCH = 16  # sequences that are run at once, at most
+BATCH_BYTES = 1 << 30  # of logits and log-probabilities of a batch, about
+# [B, context, vocabulary] that are there at once: logits of five passes (one is the
+# untouched, one a copy of it), probabilities, log-probabilities, and what is between.
+_AT_ONCE = 10
 
 
 def model_metrics(
@@ -52,6 +63,7 @@ def model_metrics(
     device: str = "cpu",
     tick: Callable[[int, int], None] | None = None,
     subject: Subject | None = None,
+    tell: Tell = as_warning,
 ) -> tuple[ModelMetrics, ...]:
     """Measure an SAE's effect on the language model, one site at a time.
 
@@ -61,9 +73,10 @@ def model_metrics(
         model: Where the model is now; None for where the harvest found it.
         n_sequences: How many of the first held-out sequences are run.
         device: Where the model runs.
-        tick: Is told how many of how many sites are done.
+        tick: Is told how many are done of how many batches of the sites.
         subject: What `subject_of` gave for the same SAE, store and model, if it has
             been called already.
+        tell: Is given a note where the model can only be run as a whole.
 
     Returns:
         The metrics of each site.
@@ -74,13 +87,21 @@ def model_metrics(
     """
     subject = subject or subject_of(sae, store, model, device)
     tokens = torch.from_numpy(held_out_tokens(store, n_sequences)).to(device)
-    keeps_own = special_mask(tokens, store)
-    metrics = []
-    for index in range(len(sae.sites)):
-        metrics.append(_site_metrics(sae, store, subject, index, tokens, keeps_own))
-        if tick is not None:
-            tick(index + 1, len(sae.sites))
-    return tuple(metrics)
+    passes = PatchedPasses(subject, tell)
+    replaced = [_replaced_site(sae, store, index) for index in range(len(sae.sites))]
+    sums = [SiteSums() for _ in replaced]
+    batches = tokens.split(_batch_size(store))
+    n_done = 0
+    for padded in batches:
+        batch, clean = _clean_batch(sae, store, passes, padded, replaced)
+        for site, site_sums in zip(replaced, sums, strict=True):
+            _add_site(sae, passes, clean, batch, site, site_sums)
+            n_done += 1
+            if tick is not None:
+                tick(n_done, len(batches) * len(replaced))
+    return tuple(
+        site_sums.metrics(name) for name, site_sums in zip(sae.sites, sums, strict=True)
+    )
 
 
 def subject_of(
@@ -152,64 +173,127 @@ def special_mask(tokens: Tensor, store: Store) -> Tensor:
     return (tokens < 0) | torch.isin(tokens, special)
 
 
+@dataclass
+class SiteSums:
+    """Sums over the positions that predict, in nats: cross-entropies and KL."""
+
+    n_tokens: int = 0
+    clean: float = 0.0
+    sae: float = 0.0
+    zero: float = 0.0
+    mean: float = 0.0
+    kl: float = 0.0
+
+    def metrics(self, site: str) -> ModelMetrics:
+        """Return the means; over no tokens they are NaN."""
+        n = self.n_tokens or math.nan
+        clean, sae = self.clean / n, self.sae / n
+        zero, mean = self.zero / n, self.mean / n
+        return ModelMetrics(
+            site=site,
+            tokens=self.n_tokens,
+            ce_clean=clean,
+            ce_sae=sae,
+            ce_zero=zero,
+            ce_mean=mean,
+            recovered_zero=recovered(zero, sae, clean),
+            recovered_mean=recovered(mean, sae, clean),
+            kl=self.kl / n,
+        )
+
+
+class _ReplacedSite(NamedTuple):
+    """One site that is replaced (of a transcoder, one target).
+
+    Attributes:
+        layer: The index of the SAE's layer.
+        name: The site.
+        mean: Its mean in the store, float32 [d].
+    """
+
+    layer: int
+    name: str
+    mean: Tensor
+
+
+class _Predictions(NamedTuple):
+    """Where a batch predicts, and what an untouched model predicts there.
+
+    Attributes:
+        where: The positions that the next token is predicted from, bool [B, context
+            - 1]; there are n.
+        next_ids: The tokens that come next, int64 [n].
+        log_p: log p(next token) of the untouched model, float32 [n, vocabulary].
+        p: The same probabilities, float32 [n, vocabulary].
+    """
+
+    where: Tensor
+    next_ids: Tensor
+    log_p: Tensor
+    p: Tensor
+
+
+def _replaced_site(sae: TrainedSae, store: Store, index: int) -> _ReplacedSite:
+    name = sae.record.targets[index] if sae.record.targets else sae.sites[index]
+    mean = torch.from_numpy(store.mean(name)).float()
+    return _ReplacedSite(index, name, mean)
+
+
+def _batch_size(store: Store) -> int:
+    """Return how many sequences are run at once."""
+    numbers = _AT_ONCE * store.layout.context * store.manifest.model.vocabulary
+    return max(1, min(BATCH, BATCH_BYTES // (4 * numbers)))
+
+
 @torch.no_grad()
-def _site_metrics(
+def _clean_batch(
     sae: TrainedSae,
     store: Store,
-    subject: Subject,
-    index: int,
-    tokens: Tensor,
-    keeps_own: Tensor,
-) -> ModelMetrics:
-    """Measure the effect of replacing one site (of a transcoder, one target).
+    passes: PatchedPasses,
+    padded: Tensor,
+    replaced: Sequence[_ReplacedSite],
+) -> tuple[_Predictions, CleanPass]:
+    """Run the untouched model on a batch, int64 [B, context]; -1 is padding."""
+    keeps_own = special_mask(padded, store)
+    is_token = padded >= 0
+    attention = None if bool(is_token.all()) else is_token.long()
+    ids = padded.clamp_min(0)
+    sites = [*sae.sites, *(site.name for site in replaced)]
+    clean = passes.clean(Tokens(ids, attention, keeps_own), sites)
+    # Ordinary tokens that have a token after them.
+    where = ~keeps_own[:, :-1] & is_token[:, 1:]
+    log_p = _log_probabilities(clean.logits, where)
+    return _Predictions(where, ids[:, 1:][where], log_p, log_p.exp()), clean
 
-    tokens: int64 [n, context]; keeps_own: bool [n, context], where activations stay.
-    """
-    site = sae.record.targets[index] if sae.record.targets else sae.sites[index]
-    mean = torch.from_numpy(store.mean(site)).to(tokens.device, torch.float32)
-    # The sites whose activations the SAE needs in order to replace this one.
-    sources = sae.sites if sae.of_all_sites else sae.sites[index : index + 1]
-    ce_sums = dict.fromkeys(("clean", "sae", "zero", "mean"), 0.0)
-    kl_sum = 0.0
-    n_tokens = 0
-    for padded, mask in zip(tokens.split(BATCH), keeps_own.split(BATCH), strict=True):
-        is_token = padded >= 0
-        # Positions that the next token is predicted from: ordinary, with a token after.
-        predicts = ~mask[:, :-1] & is_token[:, 1:]
-        attention = None if bool(is_token.all()) else is_token.long()
-        ids = padded.clamp_min(0)
-        clean_activations: dict[str, Tensor] = {}
-        keep_hooks = [
-            (name, _keep(clean_activations, name, ids.shape)) for name in sources
-        ]
-        clean = _log_probabilities(subject, ids, attention, keep_hooks)
-        ce_sums["clean"] += _cross_entropy(clean, ids, predicts)
-        n_tokens += int(predicts.sum())
-        patches: dict[str, Patch] = {
-            "sae": partial(_reconstruction, sae, index, clean_activations),
-            "zero": torch.zeros_like,
-            "mean": lambda x: mean.to(x.dtype).expand_as(x),
-        }
-        for name, patch in patches.items():
-            hooks = [(site, _replace(patch, mask))]
-            patched = _log_probabilities(subject, ids, attention, hooks)
-            ce_sums[name] += _cross_entropy(patched, ids, predicts)
-            if name == "sae":
-                kl = (clean.exp() * (clean - patched)).sum(-1)[:, :-1]
-                kl_sum += float((kl * predicts).sum(dtype=torch.float64))
-    n = n_tokens or math.nan  # a mean over no tokens is NaN
-    ce = {name: total / n for name, total in ce_sums.items()}
-    return ModelMetrics(
-        site=sae.sites[index],
-        tokens=n_tokens,
-        ce_clean=ce["clean"],
-        ce_sae=ce["sae"],
-        ce_zero=ce["zero"],
-        ce_mean=ce["mean"],
-        recovered_zero=recovered(ce["zero"], ce["sae"], ce["clean"]),
-        recovered_mean=recovered(ce["mean"], ce["sae"], ce["clean"]),
-        kl=kl_sum / n,
+
+@torch.no_grad()
+def _add_site(
+    sae: TrainedSae,
+    passes: PatchedPasses,
+    clean: CleanPass,
+    batch: _Predictions,
+    site: _ReplacedSite,
+    sums: SiteSums,
+) -> None:
+    """Add a batch's figures for one site to its sums."""
+    mean = site.mean.to(batch.p.device)
+    patches: tuple[Patch, ...] = (
+        partial(_reconstruction, sae, site.layer, clean.activations),
+        torch.zeros_like,
+        lambda x: mean.to(x.dtype).expand_as(x),
     )
+    with_sae, with_zero, with_mean = passes.patched(clean, site.name, patches)
+    sums.n_tokens += len(batch.next_ids)
+    sums.clean += _cross_entropy(batch.log_p, batch.next_ids)
+    log_q = _log_probabilities(with_sae, batch.where)
+    sums.sae += _cross_entropy(log_q, batch.next_ids)
+    differences = batch.log_p - log_q
+    sums.kl += float((batch.p * differences).sum(-1).sum(dtype=torch.float64))
+    del log_q, differences
+    for_zero = _log_probabilities(with_zero, batch.where)
+    sums.zero += _cross_entropy(for_zero, batch.next_ids)
+    for_mean = _log_probabilities(with_mean, batch.where)
+    sums.mean += _cross_entropy(for_mean, batch.next_ids)
 
 
 def _reconstruction(
@@ -227,52 +311,17 @@ def _reconstruction(
     return again.to(x.dtype)
 
 
-def _keep(into: dict[str, Tensor], name: str, shape: torch.Size) -> Hook:
-    """Return a hook that keeps a site's activations, [B, context, d]."""
+def _log_probabilities(logits: Tensor, where: Tensor) -> Tensor:
+    """Return log p(next token) at the positions of `where`, float32 [n, vocabulary].
 
-    def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 (TransformerLens calls it by name)
-        into[name] = _vectors(value, shape)
-        return value
-
-    return hook
-
-
-def _replace(patch: Patch, keeps_own: Tensor) -> Hook:
-    """Return a hook that replaces a site's activations outside `keeps_own`."""
-
-    def hook(value: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001
-        flat = _vectors(value, keeps_own.shape)
-        new = patch(flat).to(flat.dtype)
-        return torch.where(keeps_own[..., None], flat, new).reshape(value.shape)
-
-    return hook
+    Args:
+        logits: [B, context, vocabulary].
+        where: bool [B, context - 1].
+    """
+    return logits[:, :-1][where].float().log_softmax(dim=-1)
 
 
-def _vectors(value: Tensor, shape: torch.Size) -> Tensor:
-    """Return a site's values as [B, context, d]; they may come as a row per token."""
-    layout = layout_of(value, shape)
-    flat = None
-    if layout in {"sequences", "rows"}:
-        flat = arranged(value, layout, shape)
-    if flat is None:
-        raise RunError(
-            f"a site has values of shape {list(value.shape)} for tokens of shape"
-            f" {list(shape)}, which are not one vector for each token; leave out --ce"
-        )
-    return flat
-
-
-def _log_probabilities(
-    subject: Subject,
-    ids: Tensor,
-    attention: Tensor | None,
-    hooks: Sequence[tuple[str, Hook]],
-) -> Tensor:
-    """Return log p(next token), float32 [B, context, vocabulary]."""
-    return subject.logits(ids, attention, hooks).float().log_softmax(dim=-1)
-
-
-def _cross_entropy(log_p: Tensor, ids: Tensor, predicts: Tensor) -> float:
-    """Return the sum of -log p of the next token over the positions of `predicts`."""
-    chosen = log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-    return float(-(chosen * predicts).sum(dtype=torch.float64))
+def _cross_entropy(log_p: Tensor, next_ids: Tensor) -> float:
+    """Return the sum of -log p of the next tokens, for [n, vocabulary] and [n]."""
+    chosen = log_p.gather(-1, next_ids[:, None])
+    return float(-chosen.sum(dtype=torch.float64))

@@ -13,6 +13,8 @@ from actstore.console.cli_options import AsJson, Device, TrustAgain, one_of
 from trainer.runs.run_options import OtherStore
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from trainer.evaluation.evaluate import Phase
 
 AllRows = Annotated[
@@ -67,21 +69,29 @@ def eval_command(
             show_default="64",
         ),
     ] = None,
+    checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoints",
+            help="The SAEs that a run kept from its training (train --snapshots N).",
+        ),
+    ] = False,
     trust_remote_code: TrustAgain = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Metrics of trained SAEs per layer and pooled, from held-out rows.
 
-    They are written to RUN/eval.json.
+    They are written to RUN/eval.json; with --checkpoints to RUN/evals.jsonl.
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from actstore.machine.glibc_malloc import keep_freed_memory
     from trainer.evaluation.calibrate import filtered_runs
-    from trainer.evaluation.eval_tables import tables
+    from trainer.evaluation.eval_tables import over_training, tables
     from trainer.evaluation.evaluate import check_arguments, evaluate
+    from trainer.evaluation.evaluate_checkpoints import evaluate_checkpoints
     from trainer.runs.notes import as_line
 
     with_model = ce or model is not None
@@ -97,24 +107,32 @@ def eval_command(
             transient=True,
             disable=not console.is_terminal,
         ) as bar:
-            record = evaluate(
-                run,
-                store=store,
-                split=split,
-                rows=rows,
-                all_rows=run in filtered,
-                ce=ce,
-                model=model,
-                sequences=sequences,
-                trust_remote_code=trust_remote_code,
-                device=device,
-                tell=as_line,
-                progress=_Shown(bar, run),
-            )
+            options: dict[str, Any] = {
+                "store": store,
+                "split": split,
+                "rows": rows,
+                "all_rows": run in filtered,
+                "ce": ce,
+                "model": model,
+                "sequences": sequences,
+                "trust_remote_code": trust_remote_code,
+                "device": device,
+                "tell": as_line,
+                "progress": _Shown(bar, run),
+            }
+            if checkpoints:
+                kept = evaluate_checkpoints(run, **options)
+                records: tuple[BaseModel, ...] = kept
+                shown = [over_training(run, kept)]
+            else:
+                record = evaluate(run, **options)
+                records = (record,)
+                shown = tables(record)
         if as_json:
-            typer.echo(record.model_dump_json())
+            for one in records:
+                typer.echo(one.model_dump_json())
             continue
-        for table in tables(record):
+        for table in shown:
             Console().print(table)
 
 

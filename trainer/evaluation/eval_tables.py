@@ -13,7 +13,7 @@ from actstore.figures.layer_order import short_site
 from trainer.runs.run_data import model_effects, model_figures, row_figures, rows_phrase
 
 if TYPE_CHECKING:
-    from schemas.records import EvalRecord
+    from schemas.records import CheckpointEval, EvalRecord
 
 _ROW_HEADS = ("FVU", "MSE", "L0", "L1", "L1 dec", "suppr")
 _ROW_CAPTION = (
@@ -46,13 +46,39 @@ def tables(record: EvalRecord) -> list[Table]:
     return [metrics, _table(_MODEL_TITLE, _MODEL_HEADS, effect_lines)]
 
 
+def over_training(run: str, records: Sequence[CheckpointEval]) -> Table:
+    """Return a table of the SAEs that a run kept from its training, by rows seen."""
+    with_model = any(record.evaluation.model_pooled for record in records)
+    shown = [_ROW_HEADS.index(head) for head in ("FVU", "L0", "suppr")]
+    heads = ["dead", *(_ROW_HEADS[i] for i in shown)]
+    if with_model:
+        heads += ["rec zero", "KL"]
+    lines = []
+    for record in records:
+        evaluation = record.evaluation
+        figures = row_figures(evaluation.pooled)
+        line = [
+            f"{record.rows:,}",
+            f"{evaluation.dead:,}",
+            *(figures[i] for i in shown),
+        ]
+        if with_model and evaluation.model_pooled is not None:
+            effect = model_figures(evaluation.model_pooled)
+            line += [effect[_MODEL_HEADS.index("rec zero")], effect[-1]]
+        lines.append(line)
+    title = f"{run}: SAEs from its training"
+    caption = "suppr: suppression, mean |x'| / |x|"
+    return _table(title, heads, lines, caption, first="rows seen")
+
+
 def _table(
     title: str,
     heads: Sequence[str],
     lines: Sequence[Sequence[str]],
     caption: str | None = None,
+    first: str = "layer",
 ) -> Table:
-    """Return a table with a line for each layer.
+    """Return a table with a line for each layer, or for what `first` names.
 
     Where the terminal is narrow, names of layers are broken and figures are not.
     """
@@ -65,7 +91,7 @@ def _table(
         pad_edge=False,
     )
     # A figure that is cut short would read as another figure; a name would not.
-    table.add_column("layer", overflow="fold")
+    table.add_column(first, overflow="fold")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for site, *figures in lines:

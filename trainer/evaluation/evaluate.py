@@ -111,7 +111,7 @@ def evaluate(
             sae, opened.store, model, device, trust_remote_code=trust_remote_code
         )
     record, firings = metrics_of_rows.evaluate_rows(
-        sae, opened.store, split, max_rows, _tick("rows", progress), all_rows
+        sae, opened.store, split, max_rows, tick_of("rows", progress), all_rows
     )
     if subject is not None:
         from trainer.evaluation import cross_entropy_and_kl
@@ -122,8 +122,9 @@ def evaluate(
             model,
             cross_entropy_and_kl.SEQUENCES if sequences is None else sequences,
             device,
-            _tick("language model", progress),
+            tick_of("language model", progress),
             subject,
+            tell,
         )
         record = metrics_of_rows.with_model(record, effect)
     metrics_of_rows.write_evaluation(run, record, firings)
@@ -150,7 +151,8 @@ def check_arguments(
         raise TrainerError("--sequences is of --ce; give that too, or leave it out")
 
 
-def _tick(phase: Phase, progress: Progress | None) -> metrics_of_rows.Tick | None:
+def tick_of(phase: Phase, progress: Progress | None) -> metrics_of_rows.Tick | None:
+    """Return what tells a progress callback how much of a phase is done."""
     if progress is None:
         return None
     return lambda done, total: progress(phase, done, total)

@@ -32,6 +32,10 @@ from schemas.records import LayerMetrics, ModelMetrics
 from trainer.saes.explained_variance import fvu
 
 NEVER = 1e-10  # the density that stands for a latent that never fires
+# Bins of a histogram of log10 density: from below -10 (never) to above 0 (every row).
+LOWEST_LOG_DENSITY = -10.25
+DENSITY_BINS_PER_DECADE = 4
+DENSITY_BINS = 42
 
 
 @dataclass
@@ -150,6 +154,19 @@ def layer_sums(
         product=float((exact_reconstruction * exact).sum()),
         shift=from_mean.sum(dim=0),
     )
+
+
+def density_bins(density: Tensor) -> Tensor:
+    """Return how many densities lie in each bin of a histogram, int64 [DENSITY_BINS].
+
+    Bins are a quarter of log10 wide, the first from -10.25 up: 0.01 is in that from -2
+    to -1.75, and a latent that never fires, at -10, in one of its own.
+
+    density: [n], between 0 and 1.
+    """
+    places = (log_density(density) - LOWEST_LOG_DENSITY) * DENSITY_BINS_PER_DECADE
+    bins = places.floor().long().clamp(0, DENSITY_BINS - 1)
+    return torch.bincount(bins, minlength=DENSITY_BINS)
 
 
 def log_density(density: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actstore.model.bridge import bridge_over_copy
 from actstore.model.forward import Call, forward_of
@@ -49,6 +49,14 @@ class Subject:
         self._bridge = None if of_modules else bridge_over_copy(loaded.module).bridge
         self._module = loaded.module
         self._call = forward_of(loaded.module)
+
+    @property
+    def running(self) -> nn.Module:
+        """The model that `logits` runs, which holds the modules that are called."""
+        model: nn.Module = self._module
+        if self._bridge is not None:
+            model = self._bridge.original_model
+        return model
 
     @torch.no_grad()
     def logits(

@@ -1,17 +1,17 @@
 """Runs recipes from their harvest to their report.
 
-    python -m trainer.recipes multi_layer_tiny stitching_tiny FOLDER [--seeds 3]
+    python -m trainer.recipes multi_layer stitching FOLDER [--seeds 3] [--scale gpt2]
 
-A recipe is a file of commands that anyone could type. FOLDER/NAME gets its runs, its
-tables and figures (`evidence`) and its page (`report.html`); stores that recipes share
-lie in FOLDER. The same command goes on with what was begun.
+A recipe is a file of commands that anyone could type. FOLDER/NAME_SCALE gets its runs,
+its tables and figures (`evidence`) and its page (`report.html`); stores that recipes
+share lie in FOLDER. The same command goes on with what was begun.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -31,6 +31,13 @@ def main(
     seeds: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many seeds each run has.")
     ] = 1,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="tiny (the default), gpt2, ...: as the recipe's file has them.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     memory: Annotated[
         str, typer.Option(help="What the SAEs of one pass may take: 20GB.")
@@ -38,7 +45,7 @@ def main(
 ) -> None:
     """Harvest, train, evaluate, analyse, report."""
     from trainer.errors import RunError
-    from trainer.recipes.recipe import known_recipes, read_recipe
+    from trainer.recipes.recipe import known_recipes
 
     *recipes, folder = names
     if not recipes:
@@ -46,32 +53,59 @@ def main(
             f"which recipe? got {folder} alone; there are"
             f" {', '.join(known_recipes())}; a folder comes last"
         )
-    for name in recipes:
-        read_recipe(name)  # all of them are looked at before any is run
+    # All of them are looked at before any is run.
+    scales = {name: _scale_of(name, scale) for name in recipes}
     values = {"folder": folder, "device": device, "memory": memory}
     for name in recipes:
-        _run_recipe(name, {**values, "seeds": list(range(seeds))})
+        seeds_of_runs = {"seeds": list(range(seeds))}
+        _run_recipe(name, scales[name], {**values, **seeds_of_runs})
 
 
-def _run_recipe(name: str, values: dict[str, str | list[int]]) -> None:
+def _scale_of(name: str, scale: str | None) -> str:
+    """Return the name of a recipe's scale; RunError where it has none of that name."""
+    from trainer.errors import RunError
+    from trainer.recipes.recipe import read_recipe
+
+    scales = list(read_recipe(name).scales)
+    if scale is None:
+        return scales[0]
+    if scale not in scales:
+        raise RunError(f"--scale {scale}: {name} has {', '.join(scales)}")
+    return scale
+
+
+def _run_recipe(name: str, scale: str, values: dict[str, Any]) -> None:
     from trainer.recipes.recipe import filled, read_recipe
 
     console = Console(stderr=True, highlight=False)
     recipe = read_recipe(name)
-    out = Path(str(values["folder"])) / Path(name).stem
-    values = {**values, "out": str(out), "specs": str(out / "specs")}
+    out = Path(values["folder"]) / f"{Path(name).stem}_{scale}"
+    values = {**recipe.scales[scale], **values}
+    values |= {"out": str(out), "specs": str(out / "specs")}
+    # The values of a scale may name others.
+    for _ in range(2):
+        values = filled(values, values)
     began = time.monotonic()
     console.rule(recipe.title)
     for spec, content in recipe.specs.items():
         _write_spec(out / "specs" / f"{spec}.yaml", filled(content, values))
-    (out / "text.txt").write_text(recipe.text)
     values |= {"title": _quoted(recipe.title), "text": _quoted(recipe.text)}
+    # The same command in any folder and on any device makes the same things.
+    anywhere = {**values, "device": "DEVICE", "folder": "FOLDER", "out": "OUT"}
     for step in recipe.every_step():
-        unless = filled(step.unless, values)
-        if unless is None or not Path(unless).exists():
-            _run_step(filled(step.run, values), console)
+        command = filled(step.run, values)
+        if step.unless is None:
+            _run_step(command, console)
+            continue
+        made = Path(filled(step.unless, values))
+        maker = filled(filled(step.run, anywhere), anywhere)
+        if made.exists():
+            _check_maker(made, maker)
+        else:
+            _run_step(command, console)
+            _maker_file(made).write_text(maker)
     seconds = time.monotonic() - began
-    console.print(f"{name}: {seconds:.0f} s")
+    console.print(f"{name}, {scale}: {seconds:.0f} s")
 
 
 def _run_step(command: str, console: Console) -> None:
@@ -89,6 +123,28 @@ def _run_step(command: str, console: Console) -> None:
     app = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}[program]
     get_command(app).main(words, prog_name=program, standalone_mode=False)
     console.print(f"{time.monotonic() - began:.1f} s", style="dim")
+
+
+def _maker_file(made: Path) -> Path:
+    """Return where the command stands that made a folder, beside that folder."""
+    folder = made.parent
+    return folder.with_name(f"{folder.name}.command")
+
+
+def _check_maker(made: Path, maker: str) -> None:
+    """Check that what is there was made by the recipe's own command.
+
+    Raises RunError where it was made by another, or where that is not known.
+    """
+    from trainer.errors import RunError
+
+    file = _maker_file(made)
+    by = file.read_text() if file.exists() else "something else than a recipe"
+    if by != maker:
+        raise RunError(
+            f"{made.parent}: wanted what `{maker}` makes; it was made by {by}; choose"
+            " another FOLDER, or remove it"
+        )
 
 
 def _write_spec(path: Path, content: object) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import glob
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field
 
+from actstore.errors import first_line
 from actstore.validation import validated
 from schemas.base import Schema
 from trainer.errors import RunError
 
 HERE = Path(__file__).parent
 PROGRAMS = ("actstore", "trainer")
+_WORD = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _NUMBERS = re.compile(r"(\d+)")
 
 
@@ -35,12 +37,15 @@ class Recipe(Schema):
 
     In `specs` and `steps`, {folder} is the folder of all recipes, {out} that of this
     one, {specs} where its specs are written, {device} and {memory} what the user asked
-    for, and {seeds} the list of seeds.
+    for, {seeds} the list of seeds, and any other {word} the value that a scale gives.
     """
 
     title: str = Field(description="what the report is called")
     text: str = Field(
         description="what the report says first: what the recipe shows, and what not"
+    )
+    scales: dict[str, dict[str, Any]] = Field(
+        description="values of words by scale; the first is taken unless one is named"
     )
     specs: dict[str, Any] = Field(
         default={}, description="specs by name, written to {specs}/NAME.yaml"
@@ -63,7 +68,7 @@ def read_recipe(name: str) -> Recipe:
     """Return a recipe by its name, or by the path of its file.
 
     Raises:
-        RunError: There is no such recipe.
+        RunError: There is no such recipe, or its file is no YAML.
         SpecError: Its file is none.
     """
     path = Path(name) if name.endswith(".yaml") else HERE / f"{name}.yaml"
@@ -72,13 +77,20 @@ def read_recipe(name: str) -> Recipe:
             f"which recipe? got {name}; there are {', '.join(known_recipes())}, or the"
             " path of a file that ends in .yaml"
         )
-    return validated(Recipe, yaml.safe_load(path.read_text()), str(path))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RunError(f"{path}: no valid YAML ({first_line(error)})") from None
+    return validated(Recipe, content, str(path))
 
 
-def filled(value: Any, values: Mapping[str, str | Sequence[int]]) -> Any:
+def filled(value: Any, values: Mapping[str, Any]) -> Any:
     """Return a value of a recipe with its {words} filled in.
 
-    A text that is one {word} alone becomes that word's value, which may be a list.
+    A text that is one {word} alone becomes that word's value, whatever it is.
+
+    Raises:
+        RunError: A word has no value.
     """
     if isinstance(value, dict):
         return {key: filled(one, values) for key, one in value.items()}
@@ -86,13 +98,16 @@ def filled(value: Any, values: Mapping[str, str | Sequence[int]]) -> Any:
         return [filled(one, values) for one in value]
     if not isinstance(value, str):
         return value
-    if value[:1] == "{" and value[-1:] == "}" and value[1:-1] in values:
-        given = values[value[1:-1]]
-        return given if isinstance(given, str) else list(given)
-    for word, given in values.items():
-        if isinstance(given, str):
-            value = value.replace(f"{{{word}}}", given)
-    return value
+    alone = _WORD.fullmatch(value)
+    if alone is not None:
+        return _value_of(alone.group(1), values)
+    return _WORD.sub(lambda word: str(_value_of(word.group(1), values)), value)
+
+
+def _value_of(word: str, values: Mapping[str, Any]) -> Any:
+    if word not in values:
+        raise RunError(f"{{{word}}}: the recipe's scale gives no such value")
+    return values[word]
 
 
 def words_of(command: str) -> list[str]:
@@ -109,7 +124,14 @@ def words_of(command: str) -> list[str]:
     words = [program]
     for word in rest:
         is_pattern = "*" in word and "/" in word
-        words += _runs(word) if is_pattern else [word]
+        if not is_pattern:
+            words.append(word)
+        elif words[-1].startswith("--"):
+            # An option that is given again for each run: --toy A --toy B.
+            option = words.pop()
+            words += [part for run in _runs(word) for part in (option, run)]
+        else:
+            words += _runs(word)
     return words
 
 

@@ -19,6 +19,7 @@ from trainer.analysis.evidence import read_evidence
 from trainer.analysis.seed_groups import with_own_names
 from trainer.errors import RunError
 from trainer.evaluation import metrics_of_rows
+from trainer.explorer.cards import card_style
 from trainer.reports.cards import cards
 from trainer.reports.front_of_runs import shown_run
 from trainer.reports.run_figures import legend_of
@@ -109,7 +110,7 @@ def report(
     of_latents = cards(shown, shown_store, latents, trust_remote_code=trusts)
     sections = sections_of(data, first_store, shown, of_latents, tables)
     lead = [*_paragraphs(text or ""), *_lead(data, first_store)]
-    whole = page(title, lead, sections, legend_of(data), _footer())
+    whole = page(title, lead, sections, legend_of(data), _footer(), card_style())
     Storage(folder).put(name, whole.encode())
     _tell_notes(stores.values(), tell)
     return out

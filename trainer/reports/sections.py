@@ -135,6 +135,8 @@ def _evidence(table: Table, number: int) -> Section:
 def _latents(shown: RunData, cards: Markup) -> Section:
     text = (
         f"Latents of {shown.name}: of the runs on the front, the one in the middle."
-        " `trainer explore RUN` shows every latent of a run."
+        " Shown are those that write most, relative to the norm of their layer, and"
+        " whose strongest contexts agree; no context twice. `trainer explore RUN` shows"
+        " every latent of a run."
     )
     return Section("latents", "Latents", text, body=cards)

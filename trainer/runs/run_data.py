@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from actstore.errors import CorruptError, ObjectError
 from actstore.format.storage import Storage
 from schemas.records import (
+    CheckpointEval,
     EvalRecord,
     LayerMetrics,
     ModelMetrics,
@@ -17,7 +19,7 @@ from schemas.records import (
     StepRecord,
 )
 from trainer.errors import RunError
-from trainer.runs import journal
+from trainer.runs import checkpoint_evals, journal
 from trainer.runs.run_files import read_json
 from trainer.runs.run_tensors import (
     LATENTS,
@@ -49,6 +51,8 @@ class RunData(NamedTuple):
         evaluation: Its metrics.
         firings: On how many rows of each layer each latent fired, int64 [n_layers, m].
         rows: How many rows of each layer were evaluated, int64 [n_layers].
+        checkpoints: Its metrics in training, by step; empty where they were not asked
+            for (`trainer eval --checkpoints`).
     """
 
     name: str
@@ -58,6 +62,7 @@ class RunData(NamedTuple):
     evaluation: EvalRecord
     firings: Tensor
     rows: Tensor
+    checkpoints: Sequence[CheckpointEval] = ()
 
 
 def name_of(url: str, record: RunRecord) -> str:
@@ -98,6 +103,7 @@ def read_run(url: str) -> RunData:
         evaluation=evaluation,
         firings=latents["firings"],
         rows=latents["rows"],
+        checkpoints=checkpoint_evals.read(storage),
     )
 
 

@@ -468,11 +468,33 @@ def load(
         raise RunError(
             f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}"
         ) from None
+    where = f"{run}/sae.safetensors"
+    return with_tensors(record, weights, where, run).to(device)
+
+
+def with_tensors(
+    record: RunRecord, tensors: dict[str, Tensor], where: str, run: str
+) -> TrainedSae:
+    """Return the SAE of a record with what `sae.safetensors` holds.
+
+    Args:
+        record: The run's record.
+        tensors: The weights and the rescaling, [...] by name.
+        where: What they are from, for messages.
+        run: The run's folder.
+
+    Raises:
+        RunError: They do not fit the record.
+    """
+    weights = dict(tensors)
+    if "scale" not in weights:
+        raise RunError(
+            f"{where}: it has no tensor scale; it was changed or badly written"
+        )
     scale = weights.pop("scale")
     mean = weights.pop("mean", None)
     scale_out = weights.pop("scale_out", None)
     mean_out = weights.pop("mean_out", None)
-    where = f"{run}/sae.safetensors"
     n_sites = len(record.sites)
     d_out = record.d if record.d_out is None else record.d_out
     check_shapes({"scale": scale, "scale_out": scale_out}, (n_sites,), where)
@@ -480,4 +502,4 @@ def load(
     check_shapes({"mean_out": mean_out}, (n_sites, d_out), where)
     sae = sae_with_weights(record, weights, where)
     out = None if scale_out is None else (scale_out, mean_out)
-    return TrainedSae(record, sae, scale, mean, run, out).to(device)
+    return TrainedSae(record, sae, scale, mean, run, out)

@@ -24,16 +24,12 @@ from actstore.format.storage import Storage
 from actstore.validation import validated
 from schemas.stream import StreamState
 from trainer.errors import RunError
+from trainer.runs.kept_weights import CHECKPOINTS as FOLDER
+from trainer.runs.kept_weights import checkpoint_key as key
 from trainer.runs.run_tensors import read_tensors
 from trainer.training.learner import Learner
 
-FOLDER = "checkpoints"
 BY_LAYER = "by_layer"  # among the sums, the only one that is not of a name
-
-
-def key(step: int) -> str:
-    """Return the folder of a step's checkpoint, in the run's."""
-    return f"{FOLDER}/step-{step:08d}"
 
 
 def steps(storage: Storage) -> list[int]:

@@ -58,7 +58,9 @@ def values(record: StepRecord) -> dict[str, float]:
 
     The FVU of a site is called `fvu/SITE`, a term of the loss `loss/NAME`.
     """
-    figures: dict[str, float] = record.model_dump(exclude={"step", "layers", "parts"})
+    figures: dict[str, float] = record.model_dump(
+        exclude={"step", "layers", "parts", "density"}
+    )
     for site, fvu in record.layers.items():
         if fvu is not None:  # no row since the last record was of this site
             figures[f"fvu/{site}"] = fvu

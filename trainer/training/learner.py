@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from actstore.stream.rescale import Rescaling
+from schemas.records import Density
 from schemas.sae import SaeSpec, inner_of
 from schemas.train import TrainSpec
 from trainer.distributed.learner_protocol import Parallel, Tensors, Totals
@@ -26,6 +27,7 @@ from trainer.saes.explained_variance import fvu
 from trainer.saes.scaled_rows import ScaledRows
 from trainer.saes.step import Penalty, Step
 from trainer.training.contiguous_parameters import contiguous_parameters
+from trainer.training.density_window import DensityWindow
 from trainer.training.learning_rates import dead_after, peak_rate
 from trainer.training.micro_batches import detached, joined, micro_batches
 from trainer.training.sparsity_steering import Steering
@@ -56,6 +58,8 @@ class Interval(NamedTuple):
     """FVU of each site; None where no row was of it."""
     parts: dict[str, float]
     """The terms of the loss, by name."""
+    density: Density | None = None
+    """How often latents fired in the window, at some of the steps."""
 
 
 class Learner:
@@ -127,6 +131,7 @@ class Learner:
         self.listed = torch.zeros(0, dtype=torch.int64, device=device)
         latents_spec = latents_of(sae).spec
         self._has_aux = bool(getattr(latents_spec, "aux_coefficient", 0))
+        self.density = DensityWindow(spec, sae.n_latents, steps, device)
         self.average: Average | None = None
         self.step = 0
         self._forward = forward_of(
@@ -357,6 +362,7 @@ class Learner:
         self.silent_rows.add_(totals.rows)
         self.silent_rows.masked_fill_(totals.fired > 0, 0)
         self.seen += totals.rows
+        self.density.add(totals, self.step)
         self.sums["steps"] += 1
         self.sums["rows"] += totals.rows
         if self.steering is not None:
@@ -395,7 +401,7 @@ class Learner:
     def interval(self) -> Interval:
         """Return the interval's means, and begin a new one.
 
-        It takes one transfer from the device.
+        It takes one transfer from the device, and one more for a histogram.
         """
         # one tensor of all numbers: each transfer waits for the device
         all_sums = [*self.sums.values(), self.seen.double()]
@@ -417,6 +423,9 @@ class Learner:
             fvu(of_layer, variance_of_layer) if variance_of_layer else None
             for of_layer, variance_of_layer in by_layer.T.tolist()
         ]
+        density = None
+        if self.density.is_due(self.step):
+            density = self.density.histogram(self.parallel)
         self.reset_sums()
         return Interval(
             rows=int(values["seen"]),
@@ -427,6 +436,7 @@ class Learner:
             dead=self.parallel.n_latents(dead),
             layers=layers,
             parts=parts,
+            density=density,
         )
 
     def state(self) -> dict[str, Tensors]:
@@ -441,6 +451,7 @@ class Learner:
             "listed": listed,
             "seen": self.seen,
             "random_state": torch.get_rng_state(),
+            **self.density.state(),
         }
         if self.steering is not None:
             latents["steering"] = self.steering.state
@@ -473,6 +484,7 @@ class Learner:
         is_listed = latents["listed"].to(self._device)
         self.listed = is_listed.nonzero()[:, 0]
         self.seen.copy_(latents["seen"])
+        self.density.restore(latents)
         if self.steering is not None:
             self.steering.state.copy_(latents["steering"])
         torch.set_rng_state(latents["random_state"])

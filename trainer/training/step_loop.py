@@ -19,7 +19,8 @@ from schemas.stream import StreamState
 from schemas.train import TrainSpec
 from trainer.errors import DivergedError
 from trainer.runs.journal import Journal
-from trainer.training import checkpoint
+from trainer.runs.kept_weights import snapshot_steps
+from trainer.training import checkpoint, snapshot
 from trainer.training.learner import Interval, Learner
 from trainer.training.resample_dead import resample
 from trainer.training.run_stream import next_batch
@@ -37,6 +38,11 @@ class Run:
     sites: tuple[str, ...]
     saved: int = 0  # the step of the last checkpoint
     end: StreamState | None = None  # where the stream was then
+
+    @property
+    def snapshot_steps(self) -> frozenset[int]:
+        """The steps after which a snapshot is written."""
+        return snapshot_steps(self.spec.snapshots, self.learner.steps)
 
     @property
     def lead(self) -> bool:
@@ -101,6 +107,8 @@ def take_steps(
         for run in active:
             if due.save or _saves_at(run, step):
                 _save(run, stream.state())
+            if step in run.snapshot_steps:
+                snapshot.save(run.storage, run.learner)
         if all(run.saved == step for run in active):
             timetable.saved()
         if due.stop:
@@ -244,6 +252,7 @@ def _log(run: Run, progress: Progress) -> Interval:
             stall=progress.stall,
             layers=layers,
             parts=interval.parts,
+            density=interval.density,
         )
     )
     if run.lead:

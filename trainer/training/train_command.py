@@ -46,6 +46,7 @@ def train_command(
     checkpoint_every: train_options.CheckpointEvery = None,
     checkpoint_minutes: train_options.CheckpointMinutes = None,
     log_every: train_options.LogEvery = None,
+    snapshots: train_options.Snapshots = None,
     tensorboard: train_options.TensorBoard = False,
     wandb: train_options.Wandb = None,
     device: train_options.Device = "cpu",

@@ -26,7 +26,7 @@ from trainer.runs.journal import Journal, Sinks
 from trainer.runs.run_files import read_json
 from trainer.runs.run_store import ORIGIN, check_same, origin_of
 from trainer.saes.build import Sae, build
-from trainer.training import checkpoint
+from trainer.training import checkpoint, snapshot
 from trainer.training.calibrate_group import Result, calibrate
 from trainer.training.group_processes import GroupProcesses
 from trainer.training.inert_fields import check_acts
@@ -290,20 +290,9 @@ def _save(stream: Stream, run: Run, result: Sae) -> None:
     """Write the run's result and its record, by which it has ended."""
     learner = run.learner
     store = stream.store
-    state = learner.parallel.whole(result.state_dict())
+    tensors = snapshot.tensors_of(learner, result)
     if not run.lead:
         return
-    tensors = {}
-    for name, value in state.items():
-        tensors[name] = value.detach().cpu().contiguous()
-    # with the weights, so that an SAE takes activations in original units
-    tensors["scale"] = learner.scale.cpu()
-    if learner.mean is not None:
-        tensors["mean"] = learner.mean.cpu()
-    if stream.targets is not None:
-        tensors["scale_out"] = learner.scale_out.cpu()
-        if learner.mean_out is not None:
-            tensors["mean_out"] = learner.mean_out.cpu()
     record = RunRecord(
         sae=run.spec.sae,
         d=stream.d,

@@ -44,6 +44,7 @@ FIELDS = {
     "checkpoint_every": "checkpoint_every",
     "checkpoint_minutes": "checkpoint_minutes",
     "log_every": "log_every",
+    "snapshots": "snapshots",
 }
 # Options that some kinds of SAE have; their help is given the names of these.
 OF_SOME_KINDS = ("k", "l1", "l0", "alpha")
@@ -263,6 +264,14 @@ CheckpointEvery = Annotated[
 CheckpointMinutes = Annotated[
     float | None,
     panel_option(OUTPUT, help="A checkpoint after so long, too."),
+]
+Snapshots = Annotated[
+    int | None,
+    panel_option(
+        OUTPUT,
+        metavar="N",
+        help="SAEs to keep from training, for `eval --checkpoints`.",
+    ),
 ]
 LogEvery = Annotated[
     str | None,

@@ -15,7 +15,7 @@ from rich.console import Console
 from schemas.records import LayerMetrics, ModelMetrics
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.analysis.latent_examples import layer_variance, widest
+from trainer.analysis.spread_of_latents import widest
 from trainer.evaluation.eval_tables import tables
 from trainer.evaluation.metric_definitions import LayerSums, layer_sums, recovered
 from trainer.evaluation.metrics_of_rows import (
@@ -43,13 +43,6 @@ def test_the_widest_of_middling_frequency_come_first() -> None:
 def test_where_none_is_of_middling_frequency_all_that_fire_count() -> None:
     assert widest(torch.tensor([[900, 0], [800, 0]]), ROWS, 3).tolist() == [0]
     assert widest(torch.zeros(2, 3, dtype=torch.int64), ROWS, 3).tolist() == []
-
-
-def test_variance_is_over_the_layers_of_a_token() -> None:
-    assert layer_variance(
-        torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0]])
-    ) == pytest.approx(1 / 3)
-    assert layer_variance(torch.full((4, 7), 2.5)) == 0
 
 
 def test_sums_do_not_depend_on_the_batches_they_came_in() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from actstore.figures.figure import Figure, HeatMap
 from actstore.figures.table import Table
+from actstore.format.storage import Storage
 from actstore.importing.toy_store import make_toy_store
 from actstore.store.store import Store
 from actstore.store.true_features import read_true_features
@@ -32,7 +33,7 @@ from trainer.analysis.size_and_sparsity import (
 )
 from trainer.errors import RunError
 from trainer.evaluation.evaluate import evaluate
-from trainer.runs.checkpoint_weights import checkpoint_steps, decoder_at
+from trainer.runs.kept_weights import kept_steps, load_kept
 from trainer.runs.trained_sae import load
 
 D, G = 8, 16
@@ -220,13 +221,13 @@ def test_seeds_of_a_cell_are_averaged(toy: Store, tmp_path: Path) -> None:
 
 def test_checkpoints_show_recovery_over_steps(runs: list[str], toy: Store) -> None:
     table = compute_recovery_over_steps(runs[:2])
-    assert checkpoint_steps(runs[0]) == [1, 2, 3, 4]
+    assert kept_steps(Storage(runs[0])) == [1, 2, 3, 4]
     assert table["step"].tolist() == [1, 2, 3, 4] * 2
     assert table["rows"].tolist() == [64, 128, 192, 256] * 2
     assert set(table["init"]) == {"data"}
     # the last checkpoint is the run as it ended
     sae = load(runs[0])
-    assert torch.equal(decoder_at(runs[0], sae.record, 4), sae.decoder)
+    assert torch.equal(load_kept(runs[0], 4).sae.decoder, sae.decoder)
     last = mmcs(features_of(toy), sae.decoder).mmcs
     assert table["mmcs"][3] == pytest.approx(last)
     (figure,) = plot_recovery_over_steps(table)
@@ -242,9 +243,7 @@ def test_the_running_mean_of_weights_is_what_its_checkpoints_hold(
     sae = {"kind": "topk", "k": 2, "n_latents": 8}
     (run,) = train_small(toy, {tmp_path / "run": {"sae": sae}}, ema=0.5)
     trained = load(run)
-    mean = decoder_at(run, trained.record, 4)
-    unit = mean / mean.norm(dim=1, keepdim=True)
-    assert torch.allclose(unit, trained.decoder, atol=1e-5)
+    assert torch.allclose(load_kept(run, 4).sae.decoder, trained.decoder, atol=1e-5)
 
 
 def test_runs_without_a_truth_have_no_recovery(tmp_path: Path) -> None:

@@ -303,6 +303,16 @@ def difference(a: Path, b: Path) -> tuple[float, float]:
     for one, two in zip(*every, strict=True):
         assert one.parts.keys() == two.parts.keys()
         assert one.dead == two.dead
+        assert (one.density is None) == (two.density is None)
+        if one.density is not None and two.density is not None:
+            assert one.density.rows == two.density.rows
+            assert sum(one.density.counts) == sum(two.density.counts)
+            moved = [
+                abs(x - y)
+                for x, y in zip(one.density.counts, two.density.counts, strict=True)
+            ]
+            # rounding may move a latent at the edge of a bin
+            assert sum(moved) <= 0.1 * sum(one.density.counts)
         pairs = [
             (one.loss, two.loss),
             (one.l0, two.l0),

@@ -62,7 +62,7 @@ def test_a_report_of_one_run_on_memory(memory_url: str) -> None:
     )
     text = Storage(memory_url).read("report.html").decode()
     assert store.manifest.content_id in text
-    assert "variance over layers" in text
+    assert "latent-card" in text
     # What was not done is told, with how to do it.
     assert "trainer eval RUN --ce" in text
     assert "1 SAE trained on 3 sites" in text

@@ -297,7 +297,7 @@ def test_each_run_of_a_report_is_shown_with_its_own_store(projects: Path) -> Non
     assert evaluation("../one/runs/a").content_id == content_id("../one/demo/store")
     assert evaluation("runs/b").content_id == content_id("demo/store")
     text = Path("page.html").read_text()
-    assert "Evaluated on another store, so compare with care:</b> b." in text
+    assert "Evaluated on another store, so compare with care: b." in text
     assert str(projects) not in text
 
 
@@ -426,6 +426,6 @@ def test_a_recipe_takes_no_other_store(tmp_path: Path) -> None:
     make_store(tmp_path / "store_tiny", n_units=2)
     with pytest.raises(
         RunError,
-        match=r"a store of another spec is there .*model.name: wanted 'builtin:tiny'",
+        match=r"store_tiny: wanted what `actstore harvest --model builtin:tiny",
     ):
-        run_recipes(["sweep_a_tiny", str(tmp_path)])
+        run_recipes(["multi_layer", str(tmp_path)])

@@ -1,0 +1,141 @@
+"""Collects what `make evidence` found into the documents.
+
+    python -m tests.evidence FOLDER
+
+For each recipe of FOLDER, the single figures of its tables and the tables that are
+small go to `docs/evidence_tables.md`, with date and versions, and its figures that the
+documents show to `docs/images/evidence/`.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from actstore.figures.table import Table, Value
+from trainer.analysis.evidence import read_evidence
+from trainer.recipes.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/evidence_tables.md"
+IMAGES = ROOT / "docs/images/evidence"
+RECIPES = ("multi_layer", "normalized", "stitching", "ground_truth", "across_layers")
+# Figures that docs/evidence.md shows, by recipe: folder of the evidence and file.
+SHOWN = {
+    "multi_layer": (
+        "sweep_a/fronts-layer",
+        "sweep_b/fronts-rescaling",
+        "sweep_b/by_layer-mse",
+        "long/spread-density",
+        "long/density_over_training-last",
+    ),
+    "normalized": (
+        "matched/matched-fvu",
+        "matched/matched-suppression",
+        "fixed/norm_and_l0-lines",
+        "fixed/over_training-suppression",
+        "fixed/decoder_norms-histogram",
+    ),
+    "stitching": (
+        "first_second/stitch_compare-histogram",
+        "first_second/stitch_add-scatter",
+        "first_second/stitch_interpolate",
+        "sizes/sae_table",
+    ),
+    "ground_truth": ("size_and_sparsity-mmcs", "recovery_over_steps"),
+    "across_layers": ("layer_chains", "capacity", "decided_by_layer", "trajectories"),
+}
+MOST_ROWS = 24  # of a table that is shown whole
+MOST_COLUMNS = 12
+
+
+def main() -> None:
+    """Write the tables and copy the figures."""
+    folder = Path(sys.argv[1])
+    lines = list(_head())
+    shutil.rmtree(IMAGES, ignore_errors=True)
+    IMAGES.mkdir(parents=True)
+    for name in RECIPES:
+        evidence = folder / f"{name}_tiny" / "evidence"
+        lines += _section(name, evidence)
+        for wanted in SHOWN[name]:
+            _copy(name, evidence, wanted)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _head() -> Iterator[str]:
+    today = datetime.now(UTC).date().isoformat()
+    yield "# The evidence in figures"
+    yield ""
+    yield (
+        f"Written by `make evidence` on {today}: actstore {version('actstore')}, torch"
+        f" {version('torch')}, Python {platform.python_version()},"
+        f" {platform.system()} {platform.machine()}, CPU. Three seeds of every run;"
+        " intervals are 95 %. [The evidence](evidence.md) says what it means."
+    )
+    yield ""
+
+
+def _section(name: str, evidence: Path) -> Iterator[str]:
+    yield f"## {read_recipe(name).title}"
+    yield ""
+    folders = sorted({path.parent for path in evidence.rglob("*.json")})
+    for folder in folders:
+        part = folder.relative_to(evidence)
+        for table in read_evidence(str(folder)):
+            title = table.title if part == Path() else f"{table.title} ({part})"
+            yield from _table(title, table)
+
+
+def _table(title: str, table: Table) -> Iterator[str]:
+    yield f"### {title}"
+    yield ""
+    yield table.text
+    yield ""
+    for name, value in table.facts.items():
+        yield f"- {_cell(name)}: {_cell(_shown(value))}"
+    if table.facts:
+        yield ""
+    if len(table) <= MOST_ROWS and len(table.columns) <= MOST_COLUMNS:
+        yield " | ".join(
+            ["", *(_cell(one.heading) for one in table.columns), ""]
+        ).strip()
+        yield "|" + "---|" * len(table.columns)
+        for row in table.rows():
+            cells = [_cell(_shown(value)) for value in row]
+            yield " | ".join(["", *cells, ""]).strip()
+        yield ""
+    else:
+        yield f"{len(table):,} rows of {len(table.columns)} columns: `{table.name}.csv`."
+        yield ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _shown(value: Value) -> str:
+    if isinstance(value, float):
+        return "–" if math.isnan(value) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _copy(name: str, evidence: Path, wanted: str) -> None:
+    """Copy a figure; its name may be the beginning of one."""
+    path = evidence / f"{wanted}.svg"
+    if not path.exists():
+        found = sorted(evidence.glob(f"{wanted}*.svg"))
+        if not found:
+            sys.exit(f"{path}: there is no such figure")
+        path = found[0]
+    shutil.copy(path, IMAGES / f"{name}-{Path(wanted).name}.svg")
+
+
+if __name__ == "__main__":
+    main()
