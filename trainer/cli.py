@@ -36,7 +36,6 @@ app.command("report", cls=Command)(report_command)
 app.command("explore", cls=Command)(explore_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)
-app.add_typer(analyze, name="analyze")
 app.add_typer(stitch, name="stitch")
 
 

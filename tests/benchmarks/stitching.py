@@ -20,9 +20,9 @@ from collections.abc import Callable
 import torch
 
 from schemas.records import BenchRecord
+from trainer.analysis.cosines import ROWS_AT_ONCE, mutual_max_cosine
 from trainer.stitching.add import effects_of_adding
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import ROWS_AT_ONCE, mutual_max_cosine
 
 ROWS = 1024
 

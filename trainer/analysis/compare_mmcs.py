@@ -17,12 +17,14 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
-from trainer.analysis.directions import decoder_directions
+from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import TRUE_FEATURES, next_larger, truth_of
-from trainer.analysis.mmcs import NOT_KNOWN, Mmcs, mmcs, random_floor
-from trainer.analysis.over_seeds import mean_interval
-from trainer.analysis.run_sparsity import sparsity_of
+from trainer.analysis.mmcs import NOT_KNOWN, Mmcs, mmcs
+from trainer.analysis.random_directions import random_floor
+from trainer.analysis.seed_groups import group_runs, sparsity_setting
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.errors import RunError
+from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import TrainedSae, load
 
 FLOOR = "random directions"
@@ -71,20 +73,25 @@ def compute_mmcs(
     saes = [load(os.fspath(run)) for run in runs]
     comparisons = compare(saes, arguments.path_or_none(truth), seed)
     _check_any(comparisons)
-    names = [name_of(sae) for sae in saes]
+    names = [name_of(sae.url, sae.record) for sae in saes]
     found = [one.mmcs for one in comparisons]
-    sparsities = [sparsity_of(sae.record) for sae in saes]
+    sparsities = [sparsity_setting(sae) for sae in saes]
     columns = (
         Column("run", names, "run"),
+        Column("against", [one.against for one in comparisons]),
+        Column("mmcs", np.array([one.mmcs for one in found]), "MMCS"),
+        Column("floor", np.array([one.floor for one in comparisons]), "random floor"),
+        Column("found", np.array([one.found for one in found]), "share above 0.9"),
+        Column("uniqueness", np.array([one.uniqueness for one in found])),
         Column("latents", np.array([sae.n_latents for sae in saes])),
         Column("sparsity", [str(one) for one in sparsities]),
         Column("seed", np.array([sae.record.seed for sae in saes])),
-        Column("against", [one.against for one in comparisons]),
         Column("features", np.array([one.n_features for one in comparisons])),
-        Column("mmcs", np.array([one.mmcs for one in found]), "MMCS"),
-        Column("found", np.array([one.found for one in found]), "share above 0.9"),
-        Column("uniqueness", np.array([one.uniqueness for one in found])),
-        Column("floor", np.array([one.floor for one in comparisons]), "random floor"),
+        Column(
+            "without_direction",
+            np.array([one.without_direction for one in found]),
+            "latents of norm 0",
+        ),
     )
     return Table(
         "mmcs",
@@ -107,11 +114,11 @@ def compare(
         truth: A store of toy data; None for each run's own.
         seed: Seed of the floor.
     """
-    larger = next_larger([sae.record for sae in saes])
+    larger = next_larger(saes)
     floors: dict[tuple[int, int], float] = {}
     comparisons = []
     for sae, above in zip(saes, larger, strict=True):
-        decoder = decoder_directions(sae)
+        decoder = decoder_of(sae)
         known = truth_of(sae.url, sae.record, truth)
         of_what = sae if above is None else saes[above]
         shape = (of_what.n_latents, decoder.shape[1])
@@ -128,8 +135,8 @@ def compare(
             comparisons.append(Comparison(NO_LARGER, 0, NOT_KNOWN, math.nan))
         else:
             # The smaller one's latents are what the larger one should have found.
-            found = mmcs(decoder, decoder_directions(of_what))
-            name = name_of(of_what)
+            found = mmcs(decoder, decoder_of(of_what))
+            name = name_of(of_what.url, of_what.record)
             comparisons.append(Comparison(name, len(decoder), found, floor))
     return comparisons
 
@@ -188,11 +195,6 @@ def floor_of(
     return (line,), (lowest, highest)
 
 
-def name_of(sae: TrainedSae) -> str:
-    """Return what tables call a run: its own name, else that of its folder."""
-    return sae.record.name or sae.url.rstrip("/").rsplit("/", 1)[-1]
-
-
 def _check_any(comparisons: Sequence[Comparison]) -> None:
     if all(one.against == NO_LARGER for one in comparisons):
         raise RunError(
@@ -203,15 +205,11 @@ def _check_any(comparisons: Sequence[Comparison]) -> None:
 
 
 def _facts(saes: Sequence[TrainedSae], found: Sequence[Mmcs]) -> dict[str, Value]:
-    """Return the mean over seeds of each size and sparsity that has several."""
-    groups: dict[str, list[float]] = {}
-    seeds: set[int] = set()
-    for sae, one in zip(saes, found, strict=True):
-        label = f"{sae.n_latents:,} latents, {sparsity_of(sae.record)}"
-        groups.setdefault(label, []).append(one.mmcs)
-        seeds.add(sae.record.seed)
-    facts: dict[str, Value] = {"seeds": len(seeds)}
-    for label, values in groups.items():
-        if len(values) > 1:
-            facts[f"MMCS of {label}"] = str(mean_interval(values))
+    """Return the mean over seeds of the runs that are the same but for it."""
+    facts: dict[str, Value] = {"seeds": len({sae.record.seed for sae in saes})}
+    value_of = {sae.url: one.mmcs for sae, one in zip(saes, found, strict=True)}
+    for group in group_runs(saes):
+        if len(group.runs) > 1:
+            values = [value_of[sae.url] for sae in group.runs]
+            facts[f"MMCS, {group.name}"] = shown_interval(mean_interval(values))
     return facts

@@ -28,7 +28,7 @@ from trainer.analysis.run_columns import (
     where,
 )
 from trainer.analysis.seed_groups import spec_of
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import means_at
 from trainer.runs.run_data import RunData
 
 MOST_POINTS = 300  # of a run's journal; more do not show on a figure
@@ -147,11 +147,7 @@ def _curve(
     if len({table["run"][row] for row in rows}) == 1:
         return [series_of(name, places, values, look, mark="line")]
     # Runs of one group log at the same rows; where one stopped early, fewer count.
-    at = np.unique(places)
-    found = [mean_interval(values[places == place]) for place in at]
-    low = np.array([one.low for one in found])
-    high = np.array([one.high for one in found])
-    means = np.array([one.mean for one in found])
+    at, means, low, high = means_at(places, values)
     line = series_of(name, at, means, look, mark="line")
     if not np.isfinite(low).any():
         return [line]

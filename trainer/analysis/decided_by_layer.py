@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.deciding_layers import Memorised
-from trainer.analysis.over_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import mean_interval, means_at, shown_interval
 
 DECIDED = 0.1  # loss below which a datapoint counts as decided
 SHOWN = 6  # single datapoints
@@ -127,17 +127,17 @@ def _facts(trained: Sequence[Memorised]) -> dict[str, Value]:
     facts: dict[str, Value] = {"seeds": len({one.seed for one in trained})}
     for n in sorted({one.datapoints for one in trained}):
         mine = [one for one in trained if one.datapoints == n]
+        at_the_end = [_figures(one, len(one.loss) - 1)[1] for one in mine]
         before = [_figures(one, len(one.loss) - 2)[1] for one in mine]
         steepest = [_largest_fall(one) for one in mine]
-        facts[f"{n:,} datapoints: learned at the end"] = str(
-            mean_interval([_figures(one, len(one.loss) - 1)[1] for one in mine])
-        )
-        facts[f"{n:,} datapoints: decided before the last layer"] = str(
-            mean_interval(before)
-        )
-        facts[f"{n:,} datapoints: share of a fall in its largest step"] = str(
-            mean_interval(steepest)
-        )
+        over_seeds = {
+            "learned at the end": at_the_end,
+            "decided before the last layer": before,
+            "share of a fall in its largest step": steepest,
+        }
+        for name, figures in over_seeds.items():
+            shown = shown_interval(mean_interval(figures))
+            facts[f"{n:,} datapoints: {name}"] = shown
     return facts
 
 
@@ -183,13 +183,5 @@ def _line(
 ) -> Series:
     layers = np.asarray(table["layer"])[mine]
     values = np.asarray(table[name])[mine]
-    places = np.unique(layers)
-    means = [mean_interval(values[layers == place]) for place in places]
-    return Series(
-        label,
-        places,
-        [one.mean for one in means],
-        low=[one.low for one in means],
-        high=[one.high for one in means],
-        shade=shade,
-    )
+    at, means, low, high = means_at(layers, values)
+    return Series(label, at, means, low=low, high=high, shade=shade)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.table import Table
-from trainer.analysis.dictionaries import Dictionary, dictionaries_of, unit_rows
+from trainer.analysis.cosines import known_directions
+from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.run_columns import (
     Field,
     columns_of,
@@ -26,7 +27,7 @@ from trainer.analysis.run_columns import (
     series_of,
     where,
 )
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import means_at
 from trainer.runs.run_data import RunData
 
 PAIRS = 1_000_000  # pairs that are sampled of each dictionary
@@ -74,10 +75,13 @@ def compute_decoder_cosines(
     """
     about = run_values(runs, over_layers=True)
     rows: list[list[Any]] = []
+    without = 0
     for run in runs:
-        every = dictionaries_of(run, alive_only=alive_only, device=device)
+        every = directions_of(run, alive_only=alive_only, device=device)
         for number, dictionary in enumerate(every):
-            sampled = sampled_cosines(unit_rows(dictionary), n_pairs, (seed, number))
+            unit = known_directions(dictionary.rows)
+            without += len(dictionary.rows) - len(unit)
+            sampled = sampled_cosines(unit, n_pairs, (seed, number))
             pillars = cosines_among(dictionary, pillars_of(dictionary))
             for of, cosines in ((SAMPLED, sampled), (OF_PILLARS, pillars)):
                 rows += _rows(about[run.url], dictionary.name, of, cosines)
@@ -95,6 +99,7 @@ def compute_decoder_cosines(
             "latents": "alive" if alive_only else "all",
             "pairs sampled": n_pairs,
             "seed of the sample": seed,
+            "latents of norm 0, left out": without,
         },
     )
 
@@ -134,7 +139,7 @@ def sampled_cosines(
     return cosines
 
 
-def pillars_of(dictionary: Dictionary) -> Tensor:
+def pillars_of(dictionary: Directions) -> Tensor:
     """Return which rows have the largest norms, at most 100 of norms above 0, int64."""
     norms = dictionary.rows.norm(dim=1)
     n = min(PILLARS, int((norms > 0).sum()))
@@ -142,10 +147,9 @@ def pillars_of(dictionary: Dictionary) -> Tensor:
     return order[:n]
 
 
-def cosines_among(dictionary: Dictionary, chosen: Tensor) -> NDArray[np.float32]:
+def cosines_among(dictionary: Directions, chosen: Tensor) -> NDArray[np.float32]:
     """Return the cosines of all pairs of some rows, [n (n - 1) / 2]."""
-    rows = dictionary.rows[chosen]
-    unit = rows / rows.norm(dim=1, keepdim=True)
+    unit = known_directions(dictionary.rows[chosen])
     n = len(unit)
     above = torch.triu_indices(n, n, offset=1)
     cosines: NDArray[np.float32] = (unit @ unit.T).cpu()[above[0], above[1]].numpy()
@@ -173,11 +177,9 @@ def _figure(table: Table, of: str) -> Figure:
     series: list[Series] = []
     for group in groups:
         rows = where(table, group=group, of=of)
-        bins = table["cosine"][rows]
-        at = np.unique(bins)
-        means = [mean_interval(table["share"][rows][bins == one]).mean for one in at]
-        one = series_of(group, at, np.array(means), colours[group], mark="line")
-        series.append(one)
+        found = means_at(table["cosine"][rows], table["share"][rows])
+        look = colours[group]
+        series.append(series_of(group, found.at, found.mean, look, mark="line"))
     of_pillars = of == OF_PILLARS
     whose = "pillars" if of_pillars else "pairs drawn at random"
     return Figure(

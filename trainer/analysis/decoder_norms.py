@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Table
-from trainer.analysis.dictionaries import dictionaries_of
+from trainer.analysis.decoder_directions import directions_of
 from trainer.analysis.run_columns import (
     Field,
     columns_of,
@@ -20,7 +20,7 @@ from trainer.analysis.run_columns import (
     series_of,
     where,
 )
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import means_at
 from trainer.runs.run_data import RunData
 
 BINS = 60
@@ -55,7 +55,7 @@ def compute_decoder_norms(
     about = run_values(runs, over_layers=True)
     found = []
     for run in runs:
-        for dictionary in dictionaries_of(run, alive_only=alive_only):
+        for dictionary in directions_of(run, alive_only=alive_only):
             norms = dictionary.rows.double().norm(dim=1).numpy()
             found.append((run, dictionary.name, norms))
     largest = max((norms.max() for _, _, norms in found if len(norms)), default=1.0)
@@ -83,13 +83,10 @@ def plot_decoder_norms(table: Table) -> tuple[Figure, ...]:
     series: list[Series] = []
     for group in groups:
         rows = where(table, group=group)
-        at = np.unique(table["norm"][rows])
-        shares = [
-            mean_interval(table["share"][rows][table["norm"][rows] == norm]).mean
-            for norm in at
-        ]
+        found = means_at(table["norm"][rows], table["share"][rows])
         mark = "bars" if len(groups) == 1 else "line"
-        series.append(series_of(group, at, np.array(shares), colours[group], mark=mark))
+        look = colours[group]
+        series.append(series_of(group, found.at, found.mean, look, mark=mark))
     figure = Figure(
         name=f"{table.name}-histogram",
         x=Axis("norm of the direction (the SAE's own units)", zero=True),

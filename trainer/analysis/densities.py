@@ -22,7 +22,7 @@ from trainer.analysis.run_columns import (
     site_of,
     where,
 )
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import means_at
 from trainer.evaluation.metric_definitions import log_density
 from trainer.runs.run_data import RunData
 
@@ -84,15 +84,12 @@ def plot_densities(table: Table) -> tuple[Figure, ...]:
     series = []
     for group in groups:
         rows = where(table, group=group)
-        bins = table["log_density"][rows]
-        shares = table["share"][rows]
-        at = np.unique(bins)
-        found = [mean_interval(shares[bins == centre]) for centre in at]
+        found = means_at(table["log_density"][rows], table["share"][rows])
         name = table[by][rows[0]]
         one = series_of(
             short_site(name),
-            at,
-            np.array([interval.mean for interval in found]),
+            found.at,
+            found.mean,
             colours[name],
             mark="bars" if len(groups) <= MOST_BARS else "line",
         )

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Table, Value
+from trainer.analysis.cosines import known_directions
 from trainer.analysis.decoder_cosines import (
     PAIRS,
     PILLARS,
@@ -25,9 +24,9 @@ from trainer.analysis.decoder_cosines import (
     pillars_of,
     sampled_cosines,
 )
+from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.decoder_norms import CORRECTION
-from trainer.analysis.dictionaries import Dictionary, dictionaries_of, unit_rows
-from trainer.analysis.norm_and_l0 import shown_interval
+from trainer.analysis.direction_pairs import SIMILAR, direction_pairs
 from trainer.analysis.run_columns import (
     MOST_COLOURS,
     Field,
@@ -39,12 +38,9 @@ from trainer.analysis.run_columns import (
     series_of,
     where,
 )
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.runs.run_data import RunData
 
-SIMILAR = 0.9  # cosine from which two directions point the same way
-NORMS_APART = 1.1  # their norms differ if the larger is so many times the smaller
-BLOCK_COSINES = 1 << 24  # cosines that are in memory at once
 QUANTILES = {"norm_05": 0.05, "norm_25": 0.25, "norm_50": 0.5, "norm_75": 0.75}
 QUANTILES |= {"norm_95": 0.95, "norm_max": 1.0}
 OWN = "the SAE's own units"
@@ -57,15 +53,19 @@ _FIELDS = (
     Field("site"),
     Field("layer"),
     Field("dictionary"),
+    # What a terminal has room for comes first.
+    Field("directions", "share of latents in direction pairs"),
+    Field("overlap", "share of the pillars in direction pairs"),
+    Field("corrections", f"share of norm below {CORRECTION} of own units"),
     Field("latents"),
     Field("alive", "share of the latents that fire at the layer"),
+    Field("without_direction", "latents of norm 0"),
     Field("norm_mean", "mean norm", OWN),
     *(
         Field(name, f"norm, {100 * q:.0f} % quantile", OWN)
         for name, q in QUANTILES.items()
     ),
     Field("norm_original", "median norm", UNIT),
-    Field("corrections", f"share of norm below {CORRECTION} of own units"),
     Field("corrections_original", f"share of norm below {CORRECTION} activation units"),
     Field("cosine_mean", "mean cosine of sampled pairs"),
     Field("cosine_spread", "standard deviation of the cosines"),
@@ -74,22 +74,8 @@ _FIELDS = (
     Field("pillar_cosine_max", "largest cosine between pillars"),
     Field("pillars_similar", f"share of pairs of pillars above {SIMILAR}"),
     Field("direction_pairs", "direction pairs"),
-    Field("directions", "share of latents in direction pairs"),
-    Field("overlap", "share of the pillars in direction pairs"),
 )
 DRAWN = ("directions", "corrections", "overlap", "alive", "norm_50")
-
-
-class DirectionPairs(NamedTuple):
-    """Pairs of rows that point the same way with different norms.
-
-    Attributes:
-        n: How many there are.
-        latents: Which rows are in one, bool [m].
-    """
-
-    n: int
-    latents: Tensor
 
 
 def compute_geometry(
@@ -104,12 +90,12 @@ def compute_geometry(
 
     A dictionary that several layers share has the same figures at each of them, but for
     those in activation units and `alive`. Columns: `run`, `group`, `kind`, `seed`,
-    `site`, `layer`, `dictionary`, `latents`, `alive`; norms in the SAE's own units (in
-    which rows have a mean square of 1): `norm_mean`, `norm_05`, ..., `norm_max`;
-    `norm_original`, the median in activation units; `corrections`,
-    `corrections_original`; of sampled pairs `cosine_mean`, `cosine_spread`, `similar`;
-    `pillars`, `pillar_cosine_max`, `pillars_similar`; among all pairs
-    `direction_pairs`, `directions`; and `overlap`.
+    `site`, `layer`, `dictionary`; `directions`, `overlap`, `corrections`; `latents`,
+    `alive`, `without_direction`; norms in the SAE's own units (in which rows have a
+    mean square of 1): `norm_mean`, `norm_05`, ..., `norm_max`; `norm_original`, the
+    median in activation units; `corrections_original`; of sampled pairs `cosine_mean`,
+    `cosine_spread`, `similar`; `pillars`, `pillar_cosine_max`, `pillars_similar`; and
+    among all pairs `direction_pairs`.
 
     Args:
         runs: The runs.
@@ -124,7 +110,7 @@ def compute_geometry(
     about = run_values(runs, over_layers=True)
     rows: list[list[Any]] = []
     for run in runs:
-        every = dictionaries_of(run, alive_only=alive_only, device=device)
+        every = directions_of(run, alive_only=alive_only, device=device)
         for number, dictionary in enumerate(every):
             shape = _shape(dictionary, n_pairs, (seed, number))
             for site, factor in dictionary.factors.items():
@@ -181,49 +167,21 @@ def plot_geometry(table: Table) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def direction_pairs(rows: Tensor) -> DirectionPairs:
-    """Return the pairs of a cosine above 0.9 whose norms differ by more than 10 %.
-
-    All pairs are looked at, a block of rows against those after it.
-
-    Args:
-        rows: Directions, float32 [m, d]; those of norm 0 are in no pair.
-    """
-    norms = rows.norm(dim=1)
-    unit = rows / norms.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    m = len(rows)
-    in_pair = torch.zeros(m, dtype=torch.bool, device=rows.device)
-    n_pairs = 0
-    size = max(1, BLOCK_COSINES // max(1, m))
-    for start in range(0, m, size):
-        end = min(start + size, m)
-        cosines = unit[start:end] @ unit[start:].T
-        # Few are similar, so norms are compared of those alone.
-        first, second = torch.nonzero(cosines > SIMILAR, as_tuple=True)
-        is_later = second > first
-        first = first[is_later] + start
-        second = second[is_later] + start
-        larger = torch.maximum(norms[first], norms[second])
-        smaller = torch.minimum(norms[first], norms[second])
-        apart = larger > NORMS_APART * smaller
-        n_pairs += int(apart.sum())
-        in_pair[first[apart]] = True
-        in_pair[second[apart]] = True
-    return DirectionPairs(n_pairs, in_pair.cpu())
-
-
 class _Shape(NamedTuple):
     """What is the same at all layers of a dictionary: norms [m], and figures."""
 
     norms: Any
+    without_direction: int
     cosines: tuple[float, float, float]
     pillars: tuple[int, float, float]
-    directions: tuple[int, float]
+    n_pairs: int
+    directions: float
     overlap: float
 
 
-def _shape(dictionary: Dictionary, n_pairs: int, seed: Sequence[int]) -> _Shape:
-    sampled = sampled_cosines(unit_rows(dictionary), n_pairs, seed).astype(np.float64)
+def _shape(dictionary: Directions, n_pairs: int, seed: Sequence[int]) -> _Shape:
+    unit = known_directions(dictionary.rows)
+    sampled = sampled_cosines(unit, n_pairs, seed).astype(np.float64)
     cosines = (math.nan, math.nan, math.nan)
     if len(sampled):
         share = float((sampled > SIMILAR).mean())
@@ -237,9 +195,11 @@ def _shape(dictionary: Dictionary, n_pairs: int, seed: Sequence[int]) -> _Shape:
     is_both = pairs.latents[chosen.cpu()]
     return _Shape(
         norms=dictionary.rows.double().norm(dim=1).cpu().numpy(),
+        without_direction=len(dictionary.rows) - len(unit),
         cosines=cosines,
         pillars=(len(chosen), largest, similar),
-        directions=(pairs.n, share),
+        n_pairs=pairs.n,
+        directions=share,
         overlap=float(is_both.double().mean()) if len(chosen) else math.nan,
     )
 
@@ -247,7 +207,7 @@ def _shape(dictionary: Dictionary, n_pairs: int, seed: Sequence[int]) -> _Shape:
 def _row(
     run: RunData,
     about: Sequence[Any],
-    dictionary: Dictionary,
+    dictionary: Directions,
     site: str,
     factor: float,
     shape: _Shape,
@@ -258,19 +218,28 @@ def _row(
     alive = float((run.firings[place] > 0).double().mean())
     norms = shape.norms
     of_norms = [math.nan] * (2 + len(QUANTILES))
-    corrections = [math.nan, math.nan]
+    corrections = math.nan
+    corrections_original = math.nan
     if len(norms):
         quantiles = [float(np.quantile(norms, q)) for q in QUANTILES.values()]
         median = float(np.median(norms)) * factor
         of_norms = [float(norms.mean()), *quantiles, median]
-        corrections = [
-            float((norms < CORRECTION).mean()),
-            float((norms * factor < CORRECTION).mean()),
-        ]
-    where_it_is = (site, short_site(site), dictionary.name, len(norms), alive)
-    figures = (*shape.cosines, *shape.pillars, *shape.directions, shape.overlap)
+        corrections = float((norms < CORRECTION).mean())
+        corrections_original = float((norms * factor < CORRECTION).mean())
     about_run = (name, group, kind, seed)
-    return [*about_run, *where_it_is, *of_norms, *corrections, *figures]
+    where_it_is = (site, short_site(site), dictionary.name)
+    shares = (shape.directions, shape.overlap, corrections)
+    latents = (len(norms), alive, shape.without_direction)
+    figures = (*shape.cosines, *shape.pillars, shape.n_pairs)
+    return [
+        *about_run,
+        *where_it_is,
+        *shares,
+        *latents,
+        *of_norms,
+        corrections_original,
+        *figures,
+    ]
 
 
 def _facts(rows: Sequence[list[Any]]) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from actstore.store.open_store import open as open_store
 from actstore.store.store import Store
 from actstore.store.true_features import TrueFeatures, read_true_features
 from schemas.records import RunRecord
-from trainer.analysis.run_sparsity import Sparsity, sparsity_of
+from trainer.analysis.seed_groups import AnyRun, Run, kind_of_run, sparsity_setting
 from trainer.errors import RunError
 from trainer.runs.run_store import check_fits, store_of
 
@@ -57,28 +57,28 @@ def truth_of(run: str, record: RunRecord, given: str | None = None) -> Truth | N
     return Truth(torch.from_numpy(found.directions), store.url)
 
 
-def next_larger(records: Sequence[RunRecord]) -> list[int | None]:
+def next_larger(runs: Sequence[AnyRun]) -> list[int | None]:
     """Return for each run the number of the next larger one; None where none is.
 
     Only runs of the same sites, kind, sparsity and seed are compared; of several of
     one size it is the first.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
-    for i, record in enumerate(records):
-        groups.setdefault(_setting(record), []).append(i)
-    larger: list[int | None] = [None] * len(records)
+    for i, run in enumerate(runs):
+        groups.setdefault(_setting(run), []).append(i)
+    sizes = [run.record.n_latents for run in runs]
+    larger: list[int | None] = [None] * len(runs)
     for group in groups.values():
         for i in group:
-            size = records[i].n_latents
-            above = [j for j in group if records[j].n_latents > size]
+            above = [j for j in group if sizes[j] > sizes[i]]
             if above:
-                larger[i] = min(above, key=lambda j: records[j].n_latents)
+                larger[i] = min(above, key=sizes.__getitem__)
     return larger
 
 
-def _setting(record: RunRecord) -> tuple[object, ...]:
-    sparsity: Sparsity = sparsity_of(record)
-    return (record.sites, record.sae.kind, str(sparsity), record.seed)
+def _setting(run: Run) -> tuple[object, ...]:
+    sparsity = str(sparsity_setting(run))
+    return (run.record.sites, kind_of_run(run), sparsity, run.record.seed)
 
 
 def _store(run: str, record: RunRecord, given: str | None) -> Store | None:

@@ -16,7 +16,6 @@ import numpy as np
 from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Table, Value
-from trainer.analysis.norm_and_l0 import shown_interval
 from trainer.analysis.run_columns import (
     Field,
     columns_of,
@@ -27,7 +26,11 @@ from trainer.analysis.run_columns import (
     where,
 )
 from trainer.analysis.seed_groups import Group, groups_over_layers, kind_of_run
-from trainer.analysis.statistics_of_seeds import correlation, mean_interval
+from trainer.analysis.statistics_of_seeds import (
+    correlation,
+    mean_interval,
+    shown_interval,
+)
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData
 from trainer.runs.trained_sae import load

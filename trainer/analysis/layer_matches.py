@@ -24,11 +24,9 @@ from actstore.arguments import checked
 from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.layer_order import short_site
 from actstore.figures.table import Column, Table
-from trainer.analysis.directions import (
-    decoder_directions,
-    nearest_both_ways,
-    random_directions,
-)
+from trainer.analysis.cosines import mutual_max_cosine
+from trainer.analysis.decoder_directions import decoder_of
+from trainer.analysis.random_directions import random_directions, random_floor
 from trainer.errors import RunError
 from trainer.runs.trained_sae import TrainedSae, load
 
@@ -41,7 +39,8 @@ class Pair(NamedTuple):
     """Two adjacent layers.
 
     Attributes:
-        cosine: The largest cosine of each latent with the next layer's, [m].
+        cosine: The largest cosine of each latent with the next layer's, [m]; NaN for
+            one of norm 0.
         match: The latent of the next layer that each is matched with, int64 [m]; -1
             for none.
     """
@@ -59,6 +58,8 @@ class LayerMatches(NamedTuple):
         threshold: The lowest cosine of a match.
         pairs: Those of layers 0 and 1, 1 and 2, ...
         random: The same of random dictionaries.
+        floors: The largest cosine that a random dictionary of the next layer's size
+            has, on average, by pair.
     """
 
     sites: tuple[str, ...]
@@ -66,6 +67,7 @@ class LayerMatches(NamedTuple):
     threshold: float
     pairs: tuple[Pair, ...]
     random: tuple[Pair, ...]
+    floors: tuple[float, ...]
 
 
 @checked(runs=arguments.folders, seed=arguments.count_from_0)
@@ -91,7 +93,7 @@ def match_layers(
     _check(saes)
     d = saes[0].d
     sizes = tuple(sae.n_latents for sae in saes)
-    decoders = [decoder_directions(sae) for sae in saes]
+    decoders = [decoder_of(sae) for sae in saes]
     random = [random_directions(m, d, (seed, STAGE, i)) for i, m in enumerate(sizes)]
     return LayerMatches(
         sites=tuple(sae.sites[0] for sae in saes),
@@ -99,6 +101,7 @@ def match_layers(
         threshold=threshold,
         pairs=matched_pairs(decoders, threshold),
         random=matched_pairs(random, threshold),
+        floors=tuple(random_floor(m, d, seed) for m in sizes[1:]),
     )
 
 
@@ -106,10 +109,11 @@ def matched_pairs(decoders: Sequence[Tensor], threshold: float) -> tuple[Pair, .
     """Return the matches of each dictionary [m_l, d] with the next one."""
     pairs = []
     for one, other in pairwise(decoders):
-        forward, backward = nearest_both_ways(one, other)
-        is_mutual = backward.which[forward.which] == torch.arange(len(one))
+        backward, forward = mutual_max_cosine(one, other)
+        is_mutual = backward.latent[forward.latent] == torch.arange(len(one))
+        # A latent of norm 0 has the cosine NaN, which is at least nothing.
         is_match = is_mutual & (forward.cosine >= threshold)
-        match = torch.where(is_match, forward.which, -1)
+        match = torch.where(is_match, forward.latent, -1)
         pairs.append(Pair(forward.cosine, match))
     return tuple(pairs)
 
@@ -137,19 +141,22 @@ def compute_layer_matches(found: LayerMatches) -> Table:
     """Return how similar each layer's dictionary is to the next one, a row for each."""
     names = [short_site(site) for site in found.sites]
     cosines = [pair.cosine.double().numpy() for pair in found.pairs]
-    random = [pair.cosine.double().numpy() for pair in found.random]
-    quantiles = np.array([np.quantile(one, (0.1, 0.5, 0.9)) for one in cosines])
+    without = [int(np.isnan(one).sum()) for one in cosines]
+    known = [one[~np.isnan(one)] for one in cosines]
+    means = [float(one.mean()) if len(one) else np.nan for one in known]
+    quantiles = np.array([_quantiles(one) for one in known])
     columns = (
         Column("layer", names[:-1], "layer"),
         Column("next_layer", names[1:], "next layer"),
         Column("latents", np.array(found.sizes[:-1])),
-        Column("cosine", np.array([one.mean() for one in cosines]), "mean max cosine"),
+        Column("cosine", np.array(means), "mean max cosine"),
         Column("q10", quantiles[:, 0], "10 % quantile"),
         Column("median", quantiles[:, 1]),
         Column("q90", quantiles[:, 2], "90 % quantile"),
-        Column("floor", np.array([one.mean() for one in random]), "random floor"),
+        Column("floor", np.array(found.floors), "random floor"),
         Column("matched", _shares(found.pairs), "share matched"),
         Column("matched_random", _shares(found.random), "share matched, random"),
+        Column("without_direction", np.array(without), "latents of norm 0"),
     )
     return Table(
         "layer_matches",
@@ -241,6 +248,13 @@ def plot_layer_chains(table: Table) -> tuple[Figure, ...]:
             "How many layers a direction lives",
         ),
     )
+
+
+def _quantiles(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the 10 %, 50 % and 90 % quantiles; NaN of none."""
+    if not len(cosines):
+        return np.full(3, np.nan)
+    return np.quantile(cosines, (0.1, 0.5, 0.9))
 
 
 def _shares(pairs: Sequence[Pair]) -> NDArray[np.float64]:

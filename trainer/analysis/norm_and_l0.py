@@ -28,7 +28,13 @@ from trainer.analysis.run_columns import (
     where,
 )
 from trainer.analysis.seed_groups import Group, groups_over_layers, kind_of_run
-from trainer.analysis.statistics_of_seeds import Interval, Line, fit_line, mean_interval
+from trainer.analysis.statistics_of_seeds import (
+    Interval,
+    Line,
+    fit_line,
+    mean_interval,
+    shown_interval,
+)
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData
 from trainer.runs.run_store import check_fits, store_of
@@ -238,17 +244,6 @@ def _facts(name: str, fits: Sequence[_Fit], slopes: Interval) -> dict[str, Value
             shown += f" to {max(p_values):.2g}"
         facts[f"p-value, {name}"] = shown
     return facts
-
-
-def shown_interval(interval: Interval) -> str:
-    """Return an interval as text: `1.2 (95 % interval 0.8 to 1.6, 3 seeds)`."""
-    if interval.n == 0:
-        return "not known"
-    mean = f"{interval.mean:.4g}"
-    if interval.n == 1:
-        return f"{mean} (1 seed)"
-    ends = f"95 % interval {interval.low:.4g} to {interval.high:.4g}"
-    return f"{mean} ({ends}, {interval.n} seeds)"
 
 
 def _line(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +21,16 @@ from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.table import Column, Table, Value
 from actstore.format.storage import Storage
 from schemas.train import TrainSpec
-from trainer.analysis.compare_mmcs import floor_of, name_of
-from trainer.analysis.directions import decoder_directions
+from trainer.analysis.compare_mmcs import floor_of
+from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.known_truth import Truth, truth_of
-from trainer.analysis.mmcs import Mmcs, mmcs, random_floor
-from trainer.analysis.over_seeds import mean_interval
+from trainer.analysis.mmcs import Mmcs, mmcs
+from trainer.analysis.random_directions import random_floor
+from trainer.analysis.seed_groups import group_runs
+from trainer.analysis.statistics_of_seeds import mean_interval, means_at, shown_interval
 from trainer.errors import RunError
 from trainer.runs.kept_weights import kept_steps, load_kept
+from trainer.runs.run_data import name_of
 from trainer.runs.run_files import read_json
 from trainer.runs.trained_sae import TrainedSae, load
 
@@ -34,6 +38,7 @@ from trainer.runs.trained_sae import TrainedSae, load
 class _Point(NamedTuple):
     """One run at one step."""
 
+    url: str
     run: str
     init: str
     seed: int
@@ -65,9 +70,10 @@ def compute_recovery_over_steps(
         RunError: A run has no snapshots, or no features are known.
     """
     given = arguments.path_or_none(truth)
+    saes = [load(os.fspath(run)) for run in runs]
     points: list[_Point] = []
-    for run in runs:
-        points += _points(load(os.fspath(run)), given, seed)
+    for sae in saes:
+        points += _points(sae, given, seed)
     columns = (
         Column("run", [one.run for one in points]),
         Column("init", [one.init for one in points], "began from"),
@@ -87,7 +93,7 @@ def compute_recovery_over_steps(
         " as rows of the data and for those that began as random directions. Lines are"
         " means over seeds, bands their 95 % intervals.",
         columns,
-        _facts(points),
+        _facts(saes, points),
     )
 
 
@@ -98,13 +104,9 @@ def plot_recovery_over_steps(table: Table) -> tuple[Figure, ...]:
     series = []
     for colour, init in enumerate(sorted(set(table["init"]))):
         mine = np.array([one == init for one in table["init"]])
-        places = np.unique(steps[mine])
-        means = [mean_interval(values[mine & (steps == step)]) for step in places]
-        middle = [one.mean for one in means]
-        lows = [one.low for one in means]
-        highs = [one.high for one in means]
-        band = Series("", places, middle, "band", lows, highs, colour=colour)
-        series += [band, Series(f"{init} start", places, middle, colour=colour)]
+        at, means, low, high = means_at(steps[mine], values[mine])
+        band = Series("", at, means, "band", low, high, colour=colour)
+        series += [band, Series(f"{init} start", at, means, colour=colour)]
     _, rules = floor_of(steps, np.asarray(table["floor"]))
     return (
         Figure(
@@ -131,7 +133,7 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
             f"{sae.url}: wanted SAEs from the middle of training, and there are none;"
             " train with --snapshots 20"
         )
-    decoder = decoder_directions(sae)
+    decoder = decoder_of(sae)
     floor = random_floor(sae.n_latents, decoder.shape[1], seed)
     init = _init_of(sae)
     return [_point(sae, init, step, truth, floor) for step in steps]
@@ -140,12 +142,13 @@ def _points(sae: TrainedSae, given: str | None, seed: int) -> list[_Point]:
 def _point(sae: TrainedSae, init: str, step: int, truth: Truth, floor: float) -> _Point:
     kept = load_kept(sae.url, step)
     return _Point(
-        run=name_of(sae),
+        url=sae.url,
+        run=name_of(sae.url, sae.record),
         init=init,
         seed=sae.record.seed,
         step=step,
         rows=kept.rows,
-        mmcs=mmcs(truth.directions, decoder_directions(kept.sae)),
+        mmcs=mmcs(truth.directions, decoder_of(kept.sae)),
         floor=floor,
     )
 
@@ -160,16 +163,21 @@ def _init_of(sae: TrainedSae) -> str:
         ) from None
 
 
-def _facts(points: Sequence[_Point]) -> dict[str, Value]:
-    """Return the mean over seeds of the first and of the last MMCS of each start."""
+def _facts(saes: Sequence[TrainedSae], points: Sequence[_Point]) -> dict[str, Value]:
+    """Return the mean over seeds of the first and of the last MMCS of each start.
+
+    Runs that differ in more than seed and start are told apart.
+    """
+    of_run: dict[str, list[_Point]] = {}
+    for one in points:
+        of_run.setdefault(one.url, []).append(one)
+    groups = group_runs(saes)
+    starts = [of_run[group.runs[0].url][0].init for group in groups]
     facts: dict[str, Value] = {"seeds": len({one.seed for one in points})}
-    for init in sorted({one.init for one in points}):
-        of_runs: dict[str, list[_Point]] = {}
-        for one in points:
-            if one.init == init:
-                of_runs.setdefault(f"{one.run}, {one.seed}", []).append(one)
-        firsts = [run[0].mmcs.mmcs for run in of_runs.values()]
-        lasts = [run[-1].mmcs.mmcs for run in of_runs.values()]
-        facts[f"first MMCS, {init} start"] = str(mean_interval(firsts))
-        facts[f"last MMCS, {init} start"] = str(mean_interval(lasts))
+    for group, init in sorted(zip(groups, starts, strict=True), key=itemgetter(1)):
+        name = f"{init} start" if starts.count(init) == 1 else group.name
+        firsts = [of_run[sae.url][0].mmcs.mmcs for sae in group.runs]
+        lasts = [of_run[sae.url][-1].mmcs.mmcs for sae in group.runs]
+        facts[f"first MMCS, {name}"] = shown_interval(mean_interval(firsts))
+        facts[f"last MMCS, {name}"] = shown_interval(mean_interval(lasts))
     return facts

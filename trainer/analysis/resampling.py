@@ -14,9 +14,8 @@ from trainer.analysis.curves import (
     curve_figure,
     resampling_of,
 )
-from trainer.analysis.norm_and_l0 import shown_interval
 from trainer.analysis.seed_groups import Group, group_runs
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData
 

@@ -15,7 +15,7 @@ from actstore.figures.figure import Axis, Figure, Rule, Series
 from actstore.figures.table import Column, Table
 from trainer.analysis.capacity import NON_HOMOGENEITY
 from trainer.analysis.homogeneity import gelu
-from trainer.analysis.over_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import means_at
 
 Floats = NDArray[np.float64]
 STRONGEST = 3.0  # of the strengths of an unscaled feature
@@ -143,13 +143,5 @@ def _over_seeds(
     name: str, x: NDArray[np.generic], y: Floats, shade: float | None = None
 ) -> Series:
     """Return the means at each place, with error bars of 95 %."""
-    places = np.unique(x)
-    means = [mean_interval(y[x == place]) for place in places]
-    return Series(
-        name,
-        places,
-        [one.mean for one in means],
-        low=[one.low for one in means],
-        high=[one.high for one in means],
-        shade=shade,
-    )
+    at, means, low, high = means_at(x, y)
+    return Series(name, at, means, low=low, high=high, shade=shade)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from actstore.figures.layer_order import short_site
 from actstore.format.storage import Storage
+from schemas.records import RunRecord
 from schemas.sae import inner_of
 from schemas.train import TrainSpec
 from trainer.errors import RunError
@@ -24,7 +25,37 @@ _FIELDS_OF_OPTIMISER_IN_RECORD = ("lr", "lr_factor")
 _LONGEST_SITES = 2  # more sites than these are counted and not named
 
 
-class Group(NamedTuple):
+class Run(Protocol):
+    """What is known of a run here: `RunData` and `TrainedSae` are runs."""
+
+    @property
+    def url(self) -> str:
+        """Its folder."""
+
+    @property
+    def record(self) -> RunRecord:
+        """What was trained, and on what."""
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+class Sparsity(NamedTuple):
+    """The setting that decides how many latents fire.
+
+    Attributes:
+        name: Which setting: `k`, `target_l0`, or that of a penalty; empty for none.
+        value: Its value; NaN where the kind has none.
+    """
+
+    name: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:g}" if self.name else "none"
+
+
+class SeedGroup(NamedTuple, Generic[AnyRun]):
     """Runs that are the same but for the seed, or for what else was asked.
 
     Attributes:
@@ -34,8 +65,11 @@ class Group(NamedTuple):
     """
 
     name: str
-    runs: tuple[RunData, ...]
+    runs: tuple[AnyRun, ...]
     settings: Mapping[str, Setting]
+
+
+Group = SeedGroup[RunData]
 
 
 def read_runs(urls: Sequence[str]) -> list[RunData]:
@@ -66,7 +100,7 @@ def with_own_names(runs: Sequence[RunData]) -> list[RunData]:
     return renamed
 
 
-def spec_of(run: RunData) -> TrainSpec | None:
+def spec_of(run: Run) -> TrainSpec | None:
     """Return what was asked of training; None for a run without `spec.json`."""
     storage = Storage(run.url)
     if not storage.exists("spec.json"):
@@ -74,7 +108,7 @@ def spec_of(run: RunData) -> TrainSpec | None:
     return read_json(storage, "spec.json", TrainSpec)
 
 
-def settings_of(run: RunData) -> dict[str, Setting]:
+def settings_of(run: Run) -> dict[str, Setting]:
     """Return all that a run was trained with but its seeds, by dotted path."""
     record = run.record
     settings: dict[str, Setting] = {"kind": kind_of_run(run)}
@@ -109,23 +143,31 @@ def settings_of(run: RunData) -> dict[str, Setting]:
     return settings
 
 
-def sparsity_settings(run: RunData) -> tuple[str, ...]:
+def sparsity_settings(run: Run) -> tuple[str, ...]:
     """Return the settings that set how many latents fire: `sae.k`, `sae.target_l0`."""
     sae = run.record.sae
     prefix = "sae.inner" if hasattr(sae, "inner") else "sae"
     return tuple(f"{prefix}.{name}" for name in inner_of(sae).sparsity_fields())
 
 
-def sparsity_of(run: RunData) -> float:
-    """Return the L0 that was asked for, or the penalty where that was given."""
+def sparsity_setting(run: Run) -> Sparsity:
+    """Return the setting that decides a run's sparsity."""
     inner = inner_of(run.record.sae)
-    for asked in (inner.latents_per_row, inner.steered_l0, inner.penalty_weight):
-        if asked is not None:
-            return float(asked)
-    return math.nan
+    if inner.latents_per_row is not None:
+        return Sparsity("k", float(inner.latents_per_row))
+    if inner.steered_l0 is not None:
+        return Sparsity("target_l0", float(inner.steered_l0))
+    if inner.penalty_weight is not None:
+        return Sparsity(inner.penalty_field or "penalty", float(inner.penalty_weight))
+    return Sparsity("", math.nan)
 
 
-def kind_of_run(run: RunData) -> str:
+def sparsity_of(run: Run) -> float:
+    """Return the L0 that was asked for, or the penalty where that was given."""
+    return sparsity_setting(run).value
+
+
+def kind_of_run(run: Run) -> str:
     """Return the kind of a run: `topk`, or `crosscoder of topk`."""
     sae = run.record.sae
     inner = inner_of(sae)
@@ -135,8 +177,8 @@ def kind_of_run(run: RunData) -> str:
 
 
 def group_runs(
-    runs: Sequence[RunData], but_for: Collection[str] = (), sparsity: bool = True
-) -> list[Group]:
+    runs: Sequence[AnyRun], but_for: Collection[str] = (), sparsity: bool = True
+) -> list[SeedGroup[AnyRun]]:
     """Return runs grouped by all that they were trained with but the seed.
 
     Args:
@@ -147,7 +189,7 @@ def group_runs(
     Returns:
         The groups, in the order of their first runs.
     """
-    found: dict[tuple[tuple[str, Setting], ...], list[RunData]] = {}
+    found: dict[tuple[tuple[str, Setting], ...], list[AnyRun]] = {}
     for run in runs:
         left_out = set(but_for)
         if not sparsity:
@@ -158,14 +200,14 @@ def group_runs(
     every = [dict(key) for key in found]
     names = _names(every)
     return [
-        Group(name, tuple(group), settings)
+        SeedGroup(name, tuple(group), settings)
         for name, group, settings in zip(names, found.values(), every, strict=True)
     ]
 
 
 def groups_over_layers(
-    runs: Sequence[RunData], *, sparsity: bool = True
-) -> list[Group]:
+    runs: Sequence[AnyRun], *, sparsity: bool = True
+) -> list[SeedGroup[AnyRun]]:
     """Return groups in which runs of one layer each are together over layers.
 
     A dictionary for each layer is compared with one for all that way. Arguments are
@@ -176,7 +218,7 @@ def groups_over_layers(
     return group_runs(runs, but_for, sparsity)
 
 
-def names_of_groups(groups: Sequence[Group]) -> dict[str, str]:
+def names_of_groups(groups: Sequence[SeedGroup[AnyRun]]) -> dict[str, str]:
     """Return the name of each run's group, by the run's URL."""
     return {run.url: group.name for group in groups for run in group.runs}
 

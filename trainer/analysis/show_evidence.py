@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from textwrap import wrap
+from typing import Annotated
 
 import typer
 
 from actstore.figures.table import Table, Value
 
-if TYPE_CHECKING:
-    from rich.console import JustifyMethod
-
 MOST_ROWS = 24  # rows that the terminal shows
 WIDTH = 160  # characters of a line where there is no terminal
+HEADING_LINES = 4  # lines that a heading may take
+BETWEEN = 3  # characters between columns
 
 Out = Annotated[
     str | None,
@@ -53,30 +54,75 @@ def _print(table: Table) -> None:
     if not console.is_terminal:
         # A pipe or a file has no width of its own.
         console.width = WIDTH
-    shown = [
+    cells = [
         [_shown(value) for value in row] for row in islice(table.rows(), MOST_ROWS)
     ]
+    widths = _widths(table, cells)
+    places = _places(table, widths, console.width - 1)
     lines = Lines()
-    room = console.width - 1
-    left_out = []
-    for place, column in enumerate(table.columns):
-        cells = [row[place] for row in shown]
-        words = column.heading.split()
-        # With two spaces and a line between columns.
-        room -= max(len(text) for text in ("", *words, *cells)) + 3
-        if room < 0 and place:
-            left_out = list(table.names[place:])
-            break
-        justify: JustifyMethod = "left" if column.is_text else "right"
-        lines.add_column(escape(column.heading), justify=justify, overflow="fold")
-    for row in shown:
-        lines.add_row(*(escape(cell) for cell in row[: len(lines.columns)]))
+    for place in places:
+        column = table.columns[place]
+        lines.add_column(
+            escape(column.heading),
+            justify="left" if column.is_text else "right",
+            overflow="fold",
+            width=min(widths[place], console.width - 1 - BETWEEN),
+        )
+    for row in cells:
+        lines.add_row(*(escape(row[place]) for place in places))
     console.print(lines)
+    left_out = [name for place, name in enumerate(table.names) if place not in places]
     if left_out:
-        typer.echo(f"and columns {', '.join(left_out)} (--json or --out has all)")
+        typer.echo(f"more columns: {', '.join(left_out)}; --json or --out has all")
     if len(table) > MOST_ROWS:
         left = len(table) - MOST_ROWS
         console.print(f"and {left:,} more rows (--json or --out has all)")
+
+
+def _widths(table: Table, cells: list[list[str]]) -> list[int]:
+    """Return the width of each column: that of its cells, headings in few lines."""
+    widths = []
+    for place, column in enumerate(table.columns):
+        width = max(len(word) for word in column.heading.split())
+        while len(wrap(column.heading, width)) > HEADING_LINES:
+            width += 1
+        widths.append(max(width, *(len(row[place]) for row in cells), 1))
+    return widths
+
+
+def _places(table: Table, widths: list[int], room: int) -> list[int]:
+    """Return the columns that a line has room for, in the order of the table.
+
+    Texts that tell rows apart come first, then numbers, then texts that say no more.
+    """
+    places: list[int] = []
+    for place in sorted(range(len(widths)), key=_ranks(table).__getitem__):
+        needed = widths[place] + BETWEEN
+        if needed <= room or not places:
+            places.append(place)
+            room -= needed
+    return sorted(places)
+
+
+def _ranks(table: Table) -> list[int]:
+    """Return for each column how soon it is shown: 0 first, 2 last.
+
+    Of run, group and site, for example, the group says nothing that the run does not.
+    """
+    ranks = []
+    names: list[Sequence[str]] = []
+    n_told_apart = 0
+    for column in table.columns:
+        if not column.is_text:
+            ranks.append(1)
+            continue
+        n_distinct = len(set(zip(*names, column.values, strict=True)))
+        tells_more = n_distinct > max(1, n_told_apart) or not names
+        ranks.append(0 if tells_more else 2)
+        if tells_more:
+            names.append([str(value) for value in column.values])
+            n_told_apart = n_distinct
+    return ranks
 
 
 def _shown(value: Value) -> str:

@@ -19,7 +19,7 @@ from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, HeatMap, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.compare_mmcs import compare, floor_of
-from trainer.analysis.run_sparsity import Sparsity, sparsity_of
+from trainer.analysis.seed_groups import Sparsity, sparsity_setting
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData, read_run
 from trainer.runs.trained_sae import load
@@ -52,7 +52,7 @@ class _Row(NamedTuple):
     @property
     def sparsity(self) -> Sparsity:
         """The setting of the run's sparsity."""
-        return sparsity_of(self.run.record)
+        return sparsity_setting(self.run)
 
 
 @checked(

@@ -19,7 +19,6 @@ from actstore.figures.figure import Axis, Figure, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.table import Column, Table, Value
 from actstore.store.store import Store
-from trainer.analysis.norm_and_l0 import shown_interval
 from trainer.analysis.run_columns import (
     MOST_COLOURS,
     distinct,
@@ -29,7 +28,7 @@ from trainer.analysis.run_columns import (
     where,
 )
 from trainer.analysis.seed_groups import group_runs
-from trainer.analysis.statistics_of_seeds import mean_interval
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.errors import RunError
 from trainer.evaluation.metric_definitions import layer_shares, log_density, spread
 from trainer.evaluation.metrics_of_rows import blocks, row_ids

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from trainer.errors import TrainerError
 
@@ -34,6 +35,22 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+
+class Means(NamedTuple):
+    """Means over seeds at several places, ascending, and their intervals.
+
+    Attributes:
+        at: The places, [n].
+        mean: The mean at each, [n].
+        low: Lower ends, [n]; NaN where there are fewer than two figures.
+        high: Upper ends, [n].
+    """
+
+    at: NDArray[Any]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 class Line(NamedTuple):
@@ -93,6 +110,7 @@ def two_sided_p(t: float, degrees: int) -> float:
     return max(0.0, 1.0 - within(abs(t), degrees))
 
 
+@cache
 def t_quantile(confidence: float, degrees: int) -> float:
     """Return the t that lies between -t and t with a probability: 12.7 for 0.95 and 1.
 
@@ -139,6 +157,36 @@ def mean_interval(figures: Numbers, confidence: float = CONFIDENCE) -> Interval:
     error = float(known.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(confidence, n - 1) * error
     return Interval(mean, mean - half, mean + half, n)
+
+
+def shown_interval(interval: Interval) -> str:
+    """Return an interval as text: `0.12 (95 %: 0.11 to 0.13, 3 seeds)`."""
+    if interval.n == 0:
+        return "not known"
+    mean = f"{interval.mean:.4g}"
+    if interval.n == 1:
+        return f"{mean} (1 seed)"
+    ends = f"95 %: {interval.low:.4g} to {interval.high:.4g}"
+    return f"{mean} ({ends}, {interval.n} seeds)"
+
+
+def means_at(places: ArrayLike, figures: Numbers) -> Means:
+    """Return the mean of the figures at each distinct place, with its interval.
+
+    Args:
+        places: Where each figure is, [n]: a step, a layer, a bin.
+        figures: The figures, [n].
+    """
+    every = np.asarray(places)
+    values = np.asarray(figures, dtype=np.float64)
+    at = np.unique(every)
+    found = [mean_interval(values[every == place]) for place in at]
+    return Means(
+        at,
+        np.array([interval.mean for interval in found]),
+        np.array([interval.low for interval in found]),
+        np.array([interval.high for interval in found]),
+    )
 
 
 def fit_line(x: Numbers, y: Numbers) -> Line:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actstore.store.store import Store
 from schemas.explorer import ExplorerRecord
+from trainer.analysis.cosines import Nearest, nearest
 from trainer.evaluation.metric_definitions import spread
 from trainer.explorer.explorer_tables import (
     BESIDE,
@@ -22,7 +23,7 @@ from trainer.explorer.explorer_tables import (
 )
 from trainer.explorer.gather_contexts import Gathered
 from trainer.explorer.kept_firings import BEFORE
-from trainer.explorer.nearest import NEAREST, Nearest, decoder_norms, nearest
+from trainer.explorer.nearest import NEAREST, decoder_norms
 from trainer.explorer.token_effects import Unembedding
 from trainer.runs.trained_sae import TrainedSae
 

@@ -30,6 +30,7 @@ from trainer.explorer.kept_firings import AFTER, BEFORE
 from trainer.explorer.latent_columns import Sources, columns_of
 from trainer.explorer.token_effects import BINS, Effects, effects_of
 from trainer.explorer.token_windows import texts_of
+from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import TrainedSae
 
 Arrays = dict[str, NDArray[Any]]
@@ -44,11 +45,13 @@ def record_of(
 ) -> ExplorerRecord:
     """Return the record of a run's explorer."""
     beside = [
-        ExplorerRun(name=name_of(one), n_latents=one.n_latents, sites=one.sites)
+        ExplorerRun(
+            name=name_of(one.url, one.record), n_latents=one.n_latents, sites=one.sites
+        )
         for one in others
     ]
     return ExplorerRecord(
-        name=name_of(sae),
+        name=name_of(sae.url, sae.record),
         kind=sae.spec.kind,
         model=store.manifest.spec.model.name,
         content_id=store.manifest.content_id,
@@ -64,11 +67,6 @@ def record_of(
         no_logits=no_logits,
         beside=tuple(beside),
     )
-
-
-def name_of(sae: TrainedSae) -> str:
-    """Return the name of a run: its own, or that of its folder."""
-    return sae.record.name or sae.url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def write_explorer(sources: Sources, folder: Path, tick: Tick | None = None) -> None:

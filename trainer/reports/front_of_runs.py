@@ -14,12 +14,9 @@ def on_the_front(runs: Sequence[RunData]) -> list[bool]:
     With L0 and FVU of (8, 0.4), (16, 0.2) and (16, 0.3) the third is beaten by the
     second. A run without an FVU is never on the front.
     """
-    points = [(run.evaluation.pooled.l0, run.evaluation.pooled.fvu) for run in runs]
-    return [
-        not math.isnan(point[1])
-        and not any(_beats(other, point) for other in points if other is not point)
-        for point in points
-    ]
+    pooled = [run.evaluation.pooled for run in runs]
+    points = [(one.l0, one.fvu) for one in pooled]
+    return [_is_unbeaten(point, points) for point in points]
 
 
 def shown_run(runs: Sequence[RunData]) -> RunData:
@@ -29,14 +26,29 @@ def shown_run(runs: Sequence[RunData]) -> RunData:
     several runs on the front it is the one whose L0 is nearest to the geometric mean of
     theirs.
     """
-    front = [run for run, is_on in zip(runs, on_the_front(runs), strict=True) if is_on]
-    alive = [run for run in front if run.evaluation.pooled.l0 > 0]
+    alive = []
+    logs = []
+    for run, is_on_front in zip(runs, on_the_front(runs), strict=True):
+        l0 = run.evaluation.pooled.l0
+        if is_on_front and l0 > 0:
+            alive.append(run)
+            logs.append(math.log(l0))
     if not alive:
         return runs[0]
-    logs = [math.log(run.evaluation.pooled.l0) for run in alive]
     middle = sum(logs) / len(logs)
     distances = [abs(log - middle) for log in logs]
-    return alive[distances.index(min(distances))]
+    nearest = distances.index(min(distances))
+    return alive[nearest]
+
+
+def _is_unbeaten(
+    point: tuple[float, float], points: Sequence[tuple[float, float]]
+) -> bool:
+    """Return whether a point (L0, FVU) has an FVU, and none of all points beats it."""
+    fvu = point[1]
+    if math.isnan(fvu):
+        return False
+    return not any(_beats(other, point) for other in points)
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -28,7 +28,7 @@ from trainer.reports.tables import other_stores
 from trainer.runs import published_names
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_data import RunData, read_run
-from trainer.runs.run_store import store_of
+from trainer.runs.run_store import RunStore, store_of
 from trainer.runs.trained_sae import load
 
 TITLE = "Sparse autoencoders across layers"
@@ -96,31 +96,31 @@ def report(
     if not urls:
         raise RunError("which runs? give at least one run folder")
     folder, name = _folder_and_name(out)
-    stores = {url: store_of(url, load(url).record, store) for url in urls}
     # All stores are opened before any run is evaluated, which may take long.
+    stores = {url: store_of(url, load(url).record, store) for url in urls}
     first_store = stores[urls[0]].store
-    if trust_remote_code:
-        confirm_code(
-            first_store.manifest.spec.model, trust_remote_code, first_store.url
-        )
+    trusts = trust_remote_code
+    if trusts:
+        confirm_code(first_store.manifest.spec.model, trusts, first_store.url)
     data = [_evaluated(url, stores[url].store) for url in urls]
     data = _lighter(with_own_names(data))
     tables = [table for folder in folders for table in read_evidence(folder)]
     shown = shown_run(data)
-    of_latents = cards(
-        shown,
-        stores[shown.url].store,
-        latents,
-        trust_remote_code=trust_remote_code,
-    )
+    shown_store = stores[shown.url].store
+    of_latents = cards(shown, shown_store, latents, trust_remote_code=trusts)
     sections = sections_of(data, first_store, shown, of_latents, tables)
     lead = [*_paragraphs(text or ""), *_lead(data, first_store)]
     whole = page(title, lead, sections, legend_of(data), _footer(), card_style())
     Storage(folder).put(name, whole.encode())
-    for run_store in stores.values():
-        if run_store.note is not None:
-            tell(run_store.note)
+    _tell_notes(stores.values(), tell)
     return out
+
+
+def _tell_notes(stores: Iterable[RunStore], tell: Tell) -> None:
+    """Tell what should be known of the stores that were opened."""
+    for opened in stores:
+        if opened.note is not None:
+            tell(opened.note)
 
 
 def _lighter(runs: Sequence[RunData]) -> list[RunData]:

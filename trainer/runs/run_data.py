@@ -65,6 +65,11 @@ class RunData(NamedTuple):
     checkpoints: Sequence[CheckpointEval] = ()
 
 
+def name_of(url: str, record: RunRecord) -> str:
+    """Return what tables and figures call a run: its name, or that of its folder."""
+    return record.name or url.rstrip("/").rpartition("/")[2]
+
+
 def read_run(url: str) -> RunData:
     """Read an evaluated run.
 
@@ -90,9 +95,8 @@ def read_run(url: str) -> RunData:
     where = f"{url}/{LATENTS}"
     check_shapes({"firings": latents["firings"]}, (n_layers, record.n_latents), where)
     check_shapes({"rows": latents["rows"]}, (n_layers,), where)
-    folder_name = url.rstrip("/").rsplit("/", 1)[-1]
     return RunData(
-        name=record.name or folder_name,
+        name=name_of(url, record),
         url=url,
         record=record,
         steps=journal.read(storage),

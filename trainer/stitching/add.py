@@ -21,12 +21,12 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import Matches, max_cosine
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.compare import MOST_POINTS, classes
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import max_cosine
-from trainer.stitching.pair import Choice, distinct_names, open_sides
+from trainer.stitching.pair import choice_of, distinct_names, open_sides
 
 NAME = "stitch_add"
 CLASSES = ("novel", "reconstruction")
@@ -149,19 +149,31 @@ def compute_stitch_add(
     Raises:
         RunError: The latents of one cannot be moved to the other, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     opened = open_sides([os.fspath(a), os.fspath(b)], choice, tell)
     small, large = (side.latents for side in opened.sides)
     names = distinct_names([side.name for side in opened.sides])
     matches = max_cosine(small.W_dec, large.W_dec)
     effects = effects_of_adding(small, large, opened.rows)
+    classes_of = classes(matches.cosine.cpu().numpy(), threshold)
+    facts: dict[str, Value] = {"threshold": threshold, "split": split}
+    return _table(matches, classes_of, effects, names, facts)
+
+
+def _table(
+    matches: Matches,
+    classes_of: list[str],
+    effects: Effects,
+    names: tuple[str, ...],
+    facts: dict[str, Value],
+) -> Table:
+    """Return the table of `compute_stitch_add`; `names` are those of both SAEs."""
     cosines = matches.cosine.cpu().numpy()
     columns = (
-        Column("latent", np.arange(large.n_latents)),
+        Column("latent", np.arange(len(cosines))),
         Column("match", matches.latent.cpu().numpy(), "most similar"),
         Column("max_cosine", cosines, "largest cosine"),
-        Column("class", classes(cosines, threshold)),
+        Column("class", classes_of),
         Column("delta_mse", effects.delta_mse.numpy(), "change of MSE", MSE_UNIT),
         Column("fires", effects.fires.numpy(), "fires on", "rows"),
         Column("active_a", effects.active_a.numpy(), f"MSE of {names[0]}, active"),
@@ -169,10 +181,9 @@ def compute_stitch_add(
         Column("active_b", effects.active_b.numpy(), f"MSE of {names[1]}, active"),
         Column("inactive_b", effects.inactive_b.numpy(), f"MSE of {names[1]}, not"),
     )
-    facts: dict[str, Value] = {
-        "threshold": threshold,
+    facts = {
+        **facts,
         "rows": effects.rows,
-        "split": split,
         f"MSE of {names[0]}": effects.mse_a,
         f"MSE of {names[1]}": effects.mse_b,
         **_differences(columns),

@@ -13,9 +13,10 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Mark, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import Matches, mutual_max_cosine
+from trainer.analysis.random_directions import random_floor
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.decoders import Decoder, read_decoders
-from trainer.stitching.max_cosine import Matches, mutual_max_cosine, random_floor
 
 NAME = "stitch_compare"
 BINS = 50  # bars of the histogram

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.stitching.max_cosine import Pairs
+from trainer.analysis.cosines import Pairs
 
 
 class Swap(NamedTuple):

@@ -22,17 +22,17 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import check_one_site
 from trainer.stitching.families import Family, families_of
-from trainer.stitching.max_cosine import max_cosine
 from trainer.stitching.pair import (
-    Choice,
+    choice_of,
     common_site,
     distinct_names,
-    name_of,
     open_rows,
 )
 
@@ -130,8 +130,7 @@ def compute_stitch_cooccurrence(
     Raises:
         RunError: A run is no SAE of one site, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     saes = [load(os.fspath(run), device=device) for run in (a, b)]
     site = common_site(saes, site)
     for sae in saes:
@@ -146,7 +145,7 @@ def compute_stitch_cooccurrence(
         [no_pairs, *(part for f in families for part in (f.pairs, f.random))]
     )
     counts = counted(large, some, every)
-    names = distinct_names([name_of(sae) for sae in saes])
+    names = distinct_names([name_of(sae.url, sae.record) for sae in saes])
     facts: dict[str, Value] = {"threshold": threshold, "rows": counts.rows}
     return _table(families, counts, names, facts)
 

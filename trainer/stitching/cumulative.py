@@ -10,11 +10,11 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table
+from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.add import CLASSES, MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
-from trainer.stitching.max_cosine import max_cosine
-from trainer.stitching.pair import Choice, distinct_names, open_sides
+from trainer.stitching.pair import choice_of, distinct_names, open_sides
 from trainer.stitching.walk import Walk, added_in_order, walk
 
 NAME = "stitch_cumulative"
@@ -69,8 +69,7 @@ def compute_stitch_cumulative(
     Raises:
         RunError: The latents of one cannot be moved to the other, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     opened = open_sides([os.fspath(a), os.fspath(b)], choice, tell)
     small, large = (side.latents for side in opened.sides)
     cosines = max_cosine(small.W_dec, large.W_dec).cosine

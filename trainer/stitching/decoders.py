@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actstore.errors import ObjectError
 from actstore.format.storage import Storage
 from schemas.records import RunRecord
+from trainer.analysis.decoder_directions import read_decoder
 from trainer.errors import RunError
-from trainer.runs.run_data import read_run
+from trainer.runs.run_data import name_of, read_run
 from trainer.runs.run_files import read_json
-from trainer.runs.run_tensors import check_shapes
 from trainer.runs.trained_sae import load
-from trainer.saes.build import kind_of
+from trainer.stitching.dictionary import check_kind
 from trainer.stitching.pair import common_sites, distinct_names
-
-WEIGHTS = "sae.safetensors"
 
 
 class Decoder(NamedTuple):
@@ -50,13 +46,10 @@ def read_decoders(runs: Sequence[str], site: str | None) -> list[Decoder]:
     records = [_record(run) for run in runs]
     site = _site(runs, records, site)
     names = distinct_names(
-        [
-            record.name or run.rstrip("/").rpartition("/")[2]
-            for run, record in zip(runs, records, strict=True)
-        ]
+        [name_of(run, record) for run, record in zip(runs, records, strict=True)]
     )
     return [
-        Decoder(name, _rows(run, record), _density(run, record, site))
+        Decoder(name, read_decoder(run, record), _density(run, record, site))
         for name, run, record in zip(names, runs, records, strict=True)
     ]
 
@@ -66,12 +59,7 @@ def _record(run: str) -> RunRecord:
     if not storage.exists("sae.json"):
         load(run)  # says what is missing
     record = read_json(storage, "sae.json", RunRecord)
-    kind = kind_of(record.sae)
-    if kind.of_all_sites or kind.to_other_site:
-        raise RunError(
-            f"{run}: a {kind.name} is no SAE of one site, and only such SAEs are"
-            " compared and stitched"
-        )
+    check_kind(run, record)
     return record
 
 
@@ -93,20 +81,6 @@ def _site(runs: Sequence[str], records: Sequence[RunRecord], site: str | None) -
                 " SAEs of one model"
             )
     return site or found[0]
-
-
-def _rows(run: str, record: RunRecord) -> Tensor:
-    folder = Storage(run).local
-    if folder is None:
-        return load(run).decoder
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as tensors:
-            rows: Tensor = tensors.get_tensor("W_dec")
-    except (OSError, SafetensorError):
-        rows = load(run).decoder  # says what is wrong with the file
-    where = f"{run}/{WEIGHTS}"
-    check_shapes({"W_dec": rows}, (record.n_latents, record.d), where)
-    return rows.to(torch.float32)
 
 
 def _density(run: str, record: RunRecord, site: str) -> NDArray[np.float64]:

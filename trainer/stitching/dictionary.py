@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from schemas.records import RunRecord
 from trainer.errors import RunError
 from trainer.exports.neutral_form import PlainSae, layer_of, with_unit_decoder
 from trainer.runs.trained_sae import TrainedSae
@@ -192,13 +193,22 @@ def check_one_site(sae: TrainedSae, site: str) -> None:
     Raises:
         RunError: It is a transcoder or a crosscoder, or has no such site.
     """
-    kind = kind_of(sae.spec)
-    if kind.of_all_sites or kind.to_other_site:
-        raise RunError(
-            f"{sae.url}: a {kind.name} is no SAE of one site, and only such SAEs are"
-            " compared and stitched"
-        )
+    check_kind(sae.url, sae.record)
     if site not in sae.sites:
         raise RunError(
             f"{sae.url}: it has no site {site}; its sites are {', '.join(sae.sites)}"
+        )
+
+
+def check_kind(run: str, record: RunRecord) -> None:
+    """Check that a run is an SAE for each of its sites.
+
+    Raises:
+        RunError: It is a transcoder or a crosscoder.
+    """
+    kind = kind_of(record.sae)
+    if kind.of_all_sites or kind.to_other_site:
+        raise RunError(
+            f"{run}: a {kind.name} is no SAE of one site, and only such SAEs are"
+            " compared and stitched"
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.stitching.max_cosine import Matches
+from trainer.analysis.cosines import Matches
 
 MOST_PAIRS = 64  # pairs of one family that are looked at
 RANDOM_FOR_EACH = 4  # random pairs for each pair of children

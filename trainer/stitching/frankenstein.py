@@ -18,18 +18,18 @@ from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Series
 from actstore.figures.table import Column, Table, Value
 from schemas.records import StitchedFrom, StitchRecord
+from trainer.analysis.cosines import max_cosine
 from trainer.errors import RunError
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import absolute, check_fits
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import max_cosine
 from trainer.stitching.pair import (
-    Choice,
     Opened,
     Side,
     check_store,
+    choice_of,
     common_filter,
     distinct_names,
     open_sides,
@@ -42,7 +42,7 @@ from trainer.stitching.retrain_decoder import (
     retrained,
 )
 from trainer.stitching.stitched_run import Stitched, check_empty, write_run
-from trainer.stitching.walk import walk
+from trainer.stitching.walk import Walk, walk
 
 NAME = "stitch_frankenstein"
 ROWS = 1_000_000
@@ -133,32 +133,30 @@ def compute_stitch_frankenstein(
     if len(urls) < 2:
         raise RunError(f"wanted at least two runs to stitch, got {len(urls)}")
     check_empty(out)
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     opened = open_sides(urls, choice, tell)
     _check_sides(opened, urls, tell)
     whole = stitched([side.latents for side in opened.sides], threshold)
     how = Retraining(n_retrain, lr, batch_for(whole.latents.n_latents), seed)
-    rule = common_filter([side.sae for side in opened.sides])
-    trained = retrained(
-        whole.latents, opened.rows.store, opened.rows.site, rule, how, progress
-    )
+    trained = _retrained(whole.latents, opened, how, progress)
     before = walk(whole.latents, whole.latents, [], opened.rows)
     after = walk(trained, trained, [], opened.rows)
-    record = StitchRecord(
-        site=opened.rows.site,
-        threshold=threshold,
-        runs=_sources(opened.sides, whole),
-        retrained_rows=how.rows,
-        batch=how.batch,
-        lr=how.lr,
-        seed=how.seed,
-        rows=before.rows,
-        mse_before=float(before.mse[0]),
-        mse_after=float(after.mse[0]),
-    )
+    record = _record(opened, whole, threshold, how, (before, after))
     write_run(out, opened, trained, whole, record)
     return _table(record, float(after.l0[0]))
+
+
+def _retrained(
+    latents: Dictionary, opened: Opened, how: Retraining, progress: Tick | None
+) -> Dictionary:
+    """Return latents with a decoder trained on the rows that all runs were trained on.
+
+    Raises:
+        RunError: The runs were trained with different filters.
+    """
+    rule = common_filter([side.sae for side in opened.sides])
+    rows = opened.rows
+    return retrained(latents, rows.store, rows.site, rule, how, progress)
 
 
 def _check_sides(opened: Opened, urls: Sequence[str], tell: Tell) -> None:
@@ -183,6 +181,29 @@ def _sources(sides: Sequence[Side], whole: Stitched) -> tuple[StitchedFrom, ...]
             without_direction=whole.without_direction[number],
         )
         for number, (name, side) in enumerate(zip(names, sides, strict=True))
+    )
+
+
+def _record(
+    opened: Opened,
+    whole: Stitched,
+    threshold: float,
+    how: Retraining,
+    walks: tuple[Walk, Walk],
+) -> StitchRecord:
+    """Return the record of a stitched run; `walks`: before and after retraining."""
+    before, after = walks
+    return StitchRecord(
+        site=opened.rows.site,
+        threshold=threshold,
+        runs=_sources(opened.sides, whole),
+        retrained_rows=how.rows,
+        batch=how.batch,
+        lr=how.lr,
+        seed=how.seed,
+        rows=before.rows,
+        mse_before=float(before.mse[0]),
+        mse_after=float(after.mse[0]),
     )
 
 

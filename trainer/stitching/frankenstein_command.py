@@ -11,51 +11,60 @@ from trainer.analysis.show_evidence import AsJson
 from trainer.runs.run_options import OtherStore
 from trainer.stitching.stitch_options import Seed, SiteOption, Split
 
+Smallest = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Run folders, the smallest SAE first."),
+]
+NewRun = Annotated[
+    str, typer.Option("--out", metavar="URL", help="The folder of the new run.")
+]
+NovelBelow = Annotated[
+    float,
+    typer.Option(
+        metavar="COSINE",
+        help="A latent is taken if its cosine with all so far is below it.",
+    ),
+]
+RetrainRows = Annotated[
+    str,
+    typer.Option(
+        metavar="COUNT",
+        help="Rows on which the decoder is trained again; 0 leaves it as it is.",
+    ),
+]
+LearningRate = Annotated[
+    float, typer.Option(metavar="NUMBER", help="Learning rate at the start of that.")
+]
+EvalRows = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COUNT",
+        help="Rows that the MSE is measured on, at most.",
+        show_default="all of them",
+    ),
+]
+Evidence = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write the table (JSON, Parquet, CSV) and its figure (SVG) into it.",
+    ),
+]
+
 
 def frankenstein_command(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="Run folders, the smallest SAE first."),
-    ],
-    out: Annotated[str, typer.Option(metavar="URL", help="The folder of the new run.")],
+    runs: Smallest,
+    out: NewRun,
     site: SiteOption = None,
-    threshold: Annotated[
-        float,
-        typer.Option(
-            metavar="COSINE",
-            help="A latent is taken if its cosine with all so far is below it.",
-        ),
-    ] = 0.7,
-    rows: Annotated[
-        str,
-        typer.Option(
-            metavar="COUNT",
-            help="Rows on which the decoder is trained again; 0 leaves it as it is.",
-        ),
-    ] = "1M",
-    lr: Annotated[
-        float,
-        typer.Option(metavar="NUMBER", help="Learning rate at the start of that."),
-    ] = 3e-3,
+    threshold: NovelBelow = 0.7,
+    rows: RetrainRows = "1M",
+    lr: LearningRate = 3e-3,
     seed: Seed = 0,
     store: OtherStore = None,
     split: Split = "held_out",
-    eval_rows: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNT",
-            help="Rows that the MSE is measured on, at most.",
-            show_default="all of them",
-        ),
-    ] = None,
+    eval_rows: EvalRows = None,
     device: Device = "cpu",
-    evidence: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write the table (JSON, Parquet, CSV) and its figure (SVG) into it.",
-        ),
-    ] = None,
+    evidence: Evidence = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new run of what is novel in each of several, and retrain its decoder."""

@@ -13,12 +13,13 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import max_cosine, pairs_above
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.components import Swap, swaps_of
-from trainer.stitching.max_cosine import max_cosine, pairs_above
-from trainer.stitching.pair import Choice, distinct_names, open_sides
+from trainer.stitching.dictionary import Dictionary
+from trainer.stitching.pair import choice_of, distinct_names, open_sides
 from trainer.stitching.walk import Step, Walk, added_in_order, walk
 
 NAME = "stitch_interpolate"
@@ -79,39 +80,36 @@ def compute_stitch_interpolate(
     Raises:
         RunError: The latents of one cannot be moved to the other, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     opened = open_sides([os.fspath(a), os.fspath(b)], choice, tell)
     small, large = (side.latents for side in opened.sides)
-    cosines = max_cosine(small.W_dec, large.W_dec).cosine
-    # Those without a direction add nothing, and come first of the novel ones.
-    cosines = cosines.nan_to_num(nan=-1.0)
-    novel = (cosines <= threshold).nonzero()[:, 0]
+    n_each = max(1, points // 2)
+    added, n_novel = _added(small, large, threshold, n_each)
     pairs = pairs_above(small.W_dec, large.W_dec, threshold)
     swaps = swaps_of(pairs, small.n_latents, large.n_latents)
-    n_each = max(1, points // 2)
-    added = added_in_order(novel, cosines[novel], n_each)
     swapped = swapped_in_order(swaps, order, n_each, small.W_dec.device)
-    steps = [*added, *swapped]
-    way = walk(small, large, steps, opened.rows)
+    way = walk(small, large, [*added, *swapped], opened.rows)
     end = walk(large, large, [], opened.rows)
     names = distinct_names([side.name for side in opened.sides])
     n_out = sum(len(swap.parents) for swap in swaps)
     facts: dict[str, Value] = {
         "threshold": threshold,
-        "rows": way.rows,
-        "novel latents": len(novel),
+        "novel latents": n_novel,
         "swaps": len(swaps),
         f"latents of {names[0]} that stay to the end": small.n_latents - n_out,
-        f"MSE of {names[1]}": float(end.mse[0]),
-        f"L0 of {names[1]}": float(end.l0[0]),
     }
-    phases = [
-        PHASES[0],
-        *(PHASES[1] for _ in added),
-        *(PHASES[2] for _ in swapped),
-    ]
-    return _table(phases, steps, way, end, names, facts)
+    return _table((added, swapped), way, end, names, facts)
+
+
+def _added(
+    small: Dictionary, large: Dictionary, threshold: float, n_steps: int
+) -> tuple[list[Step], int]:
+    """Return steps that add the novel latents of the large SAE, and their number."""
+    cosines = max_cosine(small.W_dec, large.W_dec).cosine
+    # Those without a direction add nothing, and come first of the novel ones.
+    cosines = cosines.nan_to_num(nan=-1.0)
+    novel = (cosines <= threshold).nonzero()[:, 0]
+    return added_in_order(novel, cosines[novel], n_steps), len(novel)
 
 
 def swapped_in_order(
@@ -140,14 +138,25 @@ def swapped_in_order(
 
 
 def _table(
-    phases: list[str],
-    steps: Sequence[Step],
+    parts: tuple[list[Step], list[Step]],
     way: Walk,
     end: Walk,
     names: tuple[str, ...],
     facts: dict[str, Value],
 ) -> Table:
-    reached = [np.nan, *(step.cosine for step in steps), np.nan]
+    """Return the table of `compute_stitch_interpolate`.
+
+    Args:
+        parts: Steps that add novel latents, and steps that swap similar ones.
+        way: What the steps led to.
+        end: The large SAE.
+        names: Those of both SAEs.
+        facts: Further facts.
+    """
+    added, swapped = parts
+    start, novel_added, swaps_done = PHASES
+    phases = [start, *[novel_added] * len(added), *[swaps_done] * len(swapped)]
+    reached = [np.nan, *(step.cosine for step in [*added, *swapped]), np.nan]
     columns = (
         Column("phase", [*phases, names[1]]),
         Column("latents", np.append(way.size, end.size)),
@@ -160,6 +169,12 @@ def _table(
         " swapped, both by ascending cosine. Each point is an SAE that one could choose"
         " for its size, MSE and L0."
     )
+    facts = {
+        **facts,
+        "rows": way.rows,
+        f"MSE of {names[1]}": float(end.mse[0]),
+        f"L0 of {names[1]}": float(end.l0[0]),
+    }
     return Table(NAME, f"From {names[0]} to {names[1]}", text, columns, facts)
 
 

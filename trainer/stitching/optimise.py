@@ -20,14 +20,14 @@ from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.dictionary import check_one_site
 from trainer.stitching.pair import (
-    Choice,
+    choice_of,
     common_site,
     distinct_names,
-    name_of,
     open_rows,
 )
 from trainer.stitching.pursuit import pursued, refitted
@@ -130,15 +130,14 @@ def compute_inference_time(
     Raises:
         RunError: A run is no SAE of one site, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     saes = [load(url, device=device) for url in arguments.folders(runs)]
     site = common_site(saes, site)
     for sae in saes:
         check_one_site(sae, site)
     some = open_rows(saes, site, choice, tell)
     gaps = [gap_of(sae.fold(site), some) for sae in saes]
-    names = distinct_names([name_of(sae) for sae in saes])
+    names = distinct_names([name_of(sae.url, sae.record) for sae in saes])
     sizes = np.array([sae.n_latents for sae in saes])
     return _table(names, sizes, gaps, split)
 

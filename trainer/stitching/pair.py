@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actstore import arguments
 from actstore.store.store import Store
 from schemas.records import RunRecord
 from schemas.stream import RowFilter
@@ -18,6 +20,7 @@ from trainer.errors import RunError
 from trainer.evaluation.metrics_of_rows import blocks, row_ids
 from trainer.kernels.devices import usable
 from trainer.runs.notes import Tell
+from trainer.runs.run_data import name_of
 from trainer.runs.run_store import is_store_of, store_of
 from trainer.runs.trained_sae import TrainedSae, load
 from trainer.stitching.dictionary import Dictionary, dictionary_of
@@ -94,6 +97,18 @@ class Choice(NamedTuple):
     device: str = "cpu"
 
 
+def choice_of(
+    site: str | None,
+    store: str | os.PathLike[str] | None,
+    split: str,
+    rows: int | str | None,
+    device: str,
+) -> Choice:
+    """Return what a user chose, as it was given: rows may be text such as "50k"."""
+    most = None if rows is None else arguments.count(rows)
+    return Choice(site, arguments.path_or_none(store), split, most, device)
+
+
 def open_sides(runs: Sequence[str], choice: Choice, tell: Tell) -> Opened:
     """Open runs whose latents are moved between them, and their rows.
 
@@ -104,7 +119,8 @@ def open_sides(runs: Sequence[str], choice: Choice, tell: Tell) -> Opened:
     site = common_site(saes, choice.site)
     device = usable(choice.device)
     sides = [
-        Side(name_of(sae), sae, dictionary_of(sae, site).to(device)) for sae in saes
+        Side(name_of(sae.url, sae.record), sae, dictionary_of(sae, site).to(device))
+        for sae in saes
     ]
     return Opened(tuple(sides), open_rows(saes, site, choice, tell))
 
@@ -200,11 +216,6 @@ def common_sites(records: Sequence[RunRecord]) -> list[str]:
         for site in records[0].sites
         if all(site in record.sites for record in records)
     ]
-
-
-def name_of(sae: TrainedSae) -> str:
-    """Return what tables call a run: its name, or that of its folder."""
-    return sae.record.name or sae.url.rstrip("/").rpartition("/")[2]
 
 
 def distinct_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, HeatMap, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import max_cosine
+from trainer.analysis.random_directions import random_floor
 from trainer.errors import RunError
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.decoders import Decoder, read_decoders
-from trainer.stitching.max_cosine import max_cosine, random_floor
 
 NAME = "stitch_pairs"
 ORDERS = ("larger in smaller", "same size", "smaller in larger")

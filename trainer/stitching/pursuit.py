@@ -55,18 +55,22 @@ def pursued(x: Tensor, decoder: Tensor, counts: Tensor) -> Codes:
         # A direction is taken once.
         agreement.scatter_(1, latent[:, :place], -torch.inf)
         best, chosen = agreement.max(dim=1)
-        is_used[:, place] = (best > 0) & (place < counts)
-        if not bool(is_used[:, place].any()):
+        is_new = (best > 0) & (place < counts)
+        if not bool(is_new.any()):
             break
+        is_used[:, place] = is_new
         latent[:, place] = chosen
-        taken[:, place] = unit[chosen] * is_used[:, place, None]
-        products = (taken[:, : place + 1] @ taken[:, place, :, None])[..., 0]
-        gram[:, place, : place + 1] = products
-        gram[:, : place + 1, place] = products
+        direction = unit[chosen] * is_new[:, None]
+        taken[:, place] = direction
         now = slice(0, place + 1)
-        target = (taken[:, now] @ x[..., None])[..., 0]
-        value[:, now] = non_negative(gram[:, now, now], target, value[:, now], SWEEPS)
-        left = x - (value[:, None, now] @ taken[:, now])[:, 0]
+        so_far = taken[:, now]
+        products = _products(so_far, direction)
+        gram[:, place, now] = products
+        gram[:, now, place] = products
+        target = _products(so_far, x)
+        codes = non_negative(gram[:, now, now], target, value[:, now], SWEEPS)
+        value[:, now] = codes
+        left = x - _summed(codes, so_far)
     return _solved(x, taken, gram, value, latent, is_used, norms[:, 0])
 
 
@@ -108,12 +112,24 @@ def _solved(
         is_used: Where there is one, bool [n, k].
         norms: Norms of all directions, [m].
     """
-    target = (taken @ x[..., None])[..., 0]
+    target = _products(taken, x)
     value = non_negative(gram, target, start, LAST_SWEEPS)
-    left = x - (value[:, None] @ taken)[:, 0]
+    left = x - _summed(value, taken)
     error = left.double().square().sum(dim=1)
     scaled = torch.where(is_used, value / norms[latent].clamp_min(1e-30), 0.0)
     return Codes(latent, scaled, error)
+
+
+def _products(directions: Tensor, rows: Tensor) -> Tensor:
+    """Return [n, k]: products of each row [n, d] with its directions [n, k, d]."""
+    products: Tensor = (directions @ rows[..., None])[..., 0]
+    return products
+
+
+def _summed(codes: Tensor, directions: Tensor) -> Tensor:
+    """Return [n, d]: the sums of directions [n, k, d] times codes [n, k]."""
+    sums: Tensor = (codes[:, None] @ directions)[:, 0]
+    return sums
 
 
 def non_negative(gram: Tensor, target: Tensor, start: Tensor, sweeps: int) -> Tensor:
@@ -130,7 +146,7 @@ def non_negative(gram: Tensor, target: Tensor, start: Tensor, sweeps: int) -> Te
     """
     codes = start.clone()
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    slope = (gram @ codes[..., None])[..., 0] - target
+    slope = _products(gram, codes) - target
     for _ in range(sweeps):
         largest = torch.zeros(len(codes), device=codes.device)
         for place in range(codes.shape[1]):

@@ -19,14 +19,14 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
+from trainer.analysis.cosines import pairs_above
 from trainer.runs.notes import Tell, as_warning
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.compare import MOST_POINTS
 from trainer.stitching.components import Swap, swaps_of
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import pairs_above
-from trainer.stitching.pair import Choice, distinct_names, open_sides
+from trainer.stitching.pair import choice_of, distinct_names, open_sides
 
 NAME = "stitch_swap"
 MOST_NUMBERS = 1 << 24  # of the changes u of several swaps at once: 64 MiB
@@ -201,8 +201,7 @@ def compute_stitch_swap(
     Raises:
         RunError: The latents of one cannot be moved to the other, or there are no rows.
     """
-    most = None if rows is None else arguments.count(rows)
-    choice = Choice(site, arguments.path_or_none(store), split, most, device)
+    choice = choice_of(site, store, split, rows, device)
     opened = open_sides([os.fspath(a), os.fspath(b)], choice, tell)
     small, large = (side.latents for side in opened.sides)
     names = distinct_names([side.name for side in opened.sides])

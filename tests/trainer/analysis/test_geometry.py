@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actstore.inspect.norms_of_sites import compute_norms, plot_norms
 from tests.support import make_store
 from tests.trainer.analysis.conftest import Trained
-from trainer.analysis import geometry as of_geometry
+from trainer.analysis.cosines import known_directions
 from trainer.analysis.decoder_cosines import (
     PILLARS,
     compute_decoder_cosines,
@@ -23,13 +23,10 @@ from trainer.analysis.decoder_cosines import (
     plot_decoder_cosines,
     sampled_cosines,
 )
+from trainer.analysis.decoder_directions import Directions, directions_of
 from trainer.analysis.decoder_norms import compute_decoder_norms, plot_decoder_norms
-from trainer.analysis.dictionaries import Dictionary, dictionaries_of, unit_rows
-from trainer.analysis.geometry import (
-    compute_geometry,
-    direction_pairs,
-    plot_geometry,
-)
+from trainer.analysis.direction_pairs import direction_pairs
+from trainer.analysis.geometry import compute_geometry, plot_geometry
 from trainer.analysis.l1_and_l0 import compute_l1_and_l0, plot_l1_and_l0
 from trainer.analysis.norm_and_l0 import compute_norm_and_l0, plot_norm_and_l0
 from trainer.analysis.resampling import compute_resampling, plot_resampling
@@ -40,15 +37,11 @@ from trainer.errors import RunError
 from trainer.runs.trained_sae import load
 
 
-def dictionary(rows: torch.Tensor) -> Dictionary:
-    return Dictionary("0", rows, torch.arange(len(rows)), {"s": 1.0})
+def dictionary(rows: torch.Tensor) -> Directions:
+    return Directions("0", rows, torch.arange(len(rows)), {"s": 1.0})
 
 
-def test_direction_vectors_are_those_of_brute_force(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # blocks of two rows, so that pairs lie within and across them
-    monkeypatch.setattr(of_geometry, "BLOCK_COSINES", 80)
+def test_direction_vectors_are_those_of_brute_force() -> None:
     made = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 3, generator=made)
     rows[7] = 0
@@ -60,10 +53,12 @@ def test_direction_vectors_are_those_of_brute_force(
         if norms[0] and a @ b / a.norm() / b.norm() > 0.9 and norms[1] > 1.1 * norms[0]:
             wanted += 1
             members |= {i, j}
-    found = direction_pairs(rows)
     assert wanted > 5
-    assert found.n == wanted
-    assert set(torch.nonzero(found.latents)[:, 0].tolist()) == members
+    # blocks of two or three rows, so that pairs lie within and across them
+    for block in (2, 3, 4096):
+        found = direction_pairs(rows, block)
+        assert found.n == wanted
+        assert set(torch.nonzero(found.latents)[:, 0].tolist()) == members
 
 
 def test_the_same_direction_with_the_same_norm_is_no_direction_vector() -> None:
@@ -87,7 +82,7 @@ def test_sampled_cosines_are_of_pairs_of_two_latents() -> None:
 
 
 def test_a_sample_depends_on_its_seed_alone() -> None:
-    unit = unit_rows(dictionary(torch.randn(50, 4)))
+    unit = known_directions(torch.randn(50, 4))
     first = sampled_cosines(unit, 100, (3, 0))
     assert np.array_equal(first, sampled_cosines(unit, 100, (3, 0)))
     assert not np.array_equal(first, sampled_cosines(unit, 100, (4, 0)))
@@ -112,7 +107,7 @@ def test_norms_in_activation_units_are_those_of_the_folded_sae(
 ) -> None:
     for name in ("nsae", "centred"):
         run = trained.runs[name]
-        (one,) = dictionaries_of(run)
+        (one,) = directions_of(run)
         sae = load(run.url)
         for site, factor in one.factors.items():
             folded = sae.fold(site).W_dec.norm(dim=1)
@@ -121,11 +116,28 @@ def test_norms_in_activation_units_are_those_of_the_folded_sae(
 
 def test_a_crosscoder_has_a_dictionary_for_each_site(trained: Trained) -> None:
     run = trained.runs["crosscoder"]
-    names = [one.name for one in dictionaries_of(run)]
+    names = [one.name for one in directions_of(run)]
     assert names == ["0 mlp_out", "1 mlp_out", "2 mlp_out"]
     table = compute_geometry([run, trained.runs["transcoder"]], n_pairs=1000)
     assert len(table) == 5
     assert np.isfinite(table["cosine_mean"]).all()
+
+
+def test_each_figure_of_geometry_is_in_its_own_column(trained: Trained) -> None:
+    table = compute_geometry([trained.runs["nsae"]], n_pairs=1000)
+    (one,) = directions_of(trained.runs["nsae"])
+    pairs = direction_pairs(one.rows)
+    norms = one.rows.double().norm(dim=1).numpy()
+    assert table["direction_pairs"][0] == pairs.n
+    assert table["directions"][0] == pairs.latents.double().mean()
+    assert table["overlap"][0] == pairs.latents[pillars_of(one)].double().mean()
+    assert table["corrections"][0] == pytest.approx((norms < 0.5).mean())
+    factor = next(iter(one.factors.values()))
+    apart = (norms * factor < 0.5).mean()
+    assert table["corrections_original"][0] == pytest.approx(apart)
+    assert table["norm_max"][0] == pytest.approx(norms.max())
+    assert table["latents"][0] == len(norms)
+    assert table["without_direction"][0] == 0
 
 
 def test_plain_saes_have_norm_one_and_no_directions(trained: Trained) -> None:
@@ -159,7 +171,7 @@ def test_latents_that_never_fire_may_be_left_out(trained: Trained) -> None:
     firings = run.firings.clone()
     firings[:, 3:] = 0
     few = run._replace(firings=firings)
-    (one,) = dictionaries_of(few, alive_only=True)
+    (one,) = directions_of(few, alive_only=True)
     assert one.latents.tolist() == [0, 1, 2]
     table = compute_geometry([few], n_pairs=100, alive_only=True)
     assert set(table["latents"].tolist()) == {3}
@@ -175,7 +187,9 @@ def test_a_decoder_that_is_not_finite_is_refused(
     run = trained.runs["nsae"]
     sae = load(run.url)
     sae.sae.W_dec.data[0, 0] = math.nan
-    monkeypatch.setattr("trainer.analysis.dictionaries.load", lambda *_, **__: sae)
+    monkeypatch.setattr(
+        "trainer.analysis.decoder_directions.load", lambda *_, **__: sae
+    )
     with pytest.raises(RunError, match="not finite"):
         compute_geometry([run])
 

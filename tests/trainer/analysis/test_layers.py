@@ -16,6 +16,7 @@ from tests.cli.conftest import cli as cli  # noqa: PLC0414 (a fixture)
 from tests.support import make_store
 from tests.trainer.analysis.planted_runs import plant, train_small
 from trainer.analysis.layer_matches import (
+    LayerMatches,
     compute_layer_chains,
     compute_layer_matches,
     lifetimes,
@@ -150,6 +151,19 @@ def test_matches_are_mutual_and_above_the_threshold() -> None:
     assert pair.cosine.tolist() == pytest.approx([1.0, 0.8])
     (pair,) = matched_pairs([one[1:], other], 0.9)
     assert pair.match.tolist() == [-1]
+
+
+def test_latents_of_norm_0_match_none_and_are_counted_apart() -> None:
+    one = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    other = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    pairs = matched_pairs([one, other], 0.7)
+    assert pairs[0].match.tolist() == [-1, 1]
+    found = LayerMatches(("a", "b"), (2, 2), 0.7, pairs, pairs, (0.5,))
+    table = compute_layer_matches(found)
+    assert table["without_direction"].tolist() == [1]
+    assert table["cosine"].tolist() == pytest.approx([1.0])
+    assert table["median"].tolist() == pytest.approx([1.0])
+    assert table["floor"].tolist() == [0.5]
 
 
 def test_planted_chains_are_found_in_the_order_of_layers(by_layer: list[str]) -> None:

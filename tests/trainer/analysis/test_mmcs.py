@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from actstore.figures.figure import Figure, HeatMap
 from actstore.figures.table import Table
@@ -22,11 +20,9 @@ from tests.cli.conftest import Cli
 from tests.cli.conftest import cli as cli  # noqa: PLC0414 (a fixture)
 from tests.support import make_store
 from tests.trainer.analysis.planted_runs import plant, train_small
-from trainer.analysis import directions
 from trainer.analysis.compare_mmcs import compute_mmcs, plot_mmcs
-from trainer.analysis.directions import nearest_both_ways
-from trainer.analysis.mmcs import mmcs, random_floor
-from trainer.analysis.over_seeds import mean_interval
+from trainer.analysis.mmcs import mmcs
+from trainer.analysis.random_directions import random_floor
 from trainer.analysis.recovery_over_steps import (
     compute_recovery_over_steps,
     plot_recovery_over_steps,
@@ -46,7 +42,7 @@ D, G = 8, 16
 def test_a_dictionary_that_is_the_features_has_all() -> None:
     features = torch.eye(5)
     found = mmcs(features, 3 * features[[4, 2, 0, 1, 3]])
-    assert found == (1.0, 1.0, 1.0)
+    assert found == (1.0, 1.0, 1.0, 0)
 
 
 def test_by_hand() -> None:
@@ -57,45 +53,9 @@ def test_by_hand() -> None:
     assert found.mmcs == pytest.approx((1 + 0.8) / 2)
     assert found.found == 0.5
     assert found.uniqueness == 1.0
+    assert found.without_direction == 1
     assert mmcs(features, dictionary[[1, 1]]).uniqueness == 0.5
     assert mmcs(features, -features).mmcs == 0.0
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12), st.integers(1, 5))
-def test_blocks_give_what_the_whole_matrix_gives(
-    seed: int, n: int, m: int, block: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    one, other = rng.standard_normal((n, 3)), rng.standard_normal((m, 3))
-    kept = directions.BLOCK
-    directions.BLOCK = block
-    try:
-        found, back = nearest_both_ways(torch.from_numpy(one), torch.from_numpy(other))
-    finally:
-        directions.BLOCK = kept
-    norms = np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(other, axis=1)
-    cosines = one @ other.T / norms
-    assert np.abs(found.cosine.numpy() - cosines.max(axis=1)).max() < 1e-5
-    assert (found.which.numpy() == cosines.argmax(axis=1)).all()
-    assert np.abs(back.cosine.numpy() - cosines.max(axis=0)).max() < 1e-5
-    assert (back.which.numpy() == cosines.argmax(axis=0)).all()
-
-
-@pytest.mark.parametrize(("m", "d"), [(1, 4), (50, 8), (512, 32), (9000, 16)])
-def test_the_floor_is_the_expected_largest_cosine(m: int, d: int) -> None:
-    """A random cosine has the density (1 - t²)^((d - 3) / 2); with F its distribution
-    the largest of m has the mean 1 - (integral of F^m from -1 to 1).
-    """
-    t = np.linspace(-1, 1, 200_001)
-    density = (1 - t**2) ** ((d - 3) / 2)
-    steps = (density[1:] + density[:-1]) / 2
-    distribution = np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
-    powers = distribution**m
-    expected = 1 - float(((powers[1:] + powers[:-1]) / 2).sum() * (t[1] - t[0]))
-    assert random_floor(m, d) == pytest.approx(expected, abs=0.1 if m == 1 else 0.02)
-    assert random_floor(m, d, 1) != random_floor(m, d)
-    assert random_floor(m, d, 1) == random_floor(m, d, 1)
 
 
 def test_what_has_no_direction_is_refused() -> None:
@@ -105,14 +65,6 @@ def test_what_has_no_direction_is_refused() -> None:
         mmcs(torch.ones(2, 3), torch.zeros(2, 3))
     with pytest.raises(RunError, match="NaN"):
         mmcs(torch.full((2, 3), math.nan), torch.ones(2, 3))
-
-
-def test_the_interval_of_a_mean() -> None:
-    found = mean_interval([1, 2, 3, math.nan])
-    assert found.mean == 2
-    assert (found.low, found.high) == pytest.approx((-0.484, 4.484), abs=1e-3)
-    assert math.isnan(mean_interval([4.0]).low)
-    assert math.isnan(mean_interval([]).mean)
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +268,21 @@ def test_on_the_command_line(cli: Cli, runs: list[str]) -> None:
     code, _, err = cli("trainer", "analyze", "mmcs", "nowhere")
     assert code == 1
     assert "nowhere" in err
+
+
+def test_seeds_are_those_of_runs_that_are_else_the_same(
+    toy: Store, tmp_path: Path
+) -> None:
+    sae = {"kind": "topk", "k": 2, "n_latents": G}
+    other = {"kind": "batch_topk", "k": 2, "n_latents": G}
+    made = []
+    for seed in (0, 1):
+        specs = {
+            tmp_path / f"{kind['kind']}-{seed}": {"sae": kind} for kind in (sae, other)
+        }
+        made += train_small(toy, specs, seed=seed)
+    facts = compute_mmcs(made).facts
+    # runs of one size and k, but of two kinds
+    shown = [name for name in facts if name.startswith("MMCS")]
+    assert shown == ["MMCS, topk", "MMCS, batch_topk"]
+    assert all("2 seeds" in str(facts[name]) for name in shown)

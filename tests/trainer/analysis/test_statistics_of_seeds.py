@@ -13,6 +13,8 @@ from trainer.analysis.statistics_of_seeds import (
     correlation,
     fit_line,
     mean_interval,
+    means_at,
+    shown_interval,
     t_quantile,
     two_sided_p,
     within,
@@ -75,6 +77,24 @@ def test_an_interval_by_hand() -> None:
     assert (found.mean, found.n) == (2.0, 3)
     half = 4.302653 / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-5)
+
+
+def test_an_interval_is_shown_in_one_way() -> None:
+    assert shown_interval(mean_interval([1, 2, 3])) == (
+        "2 (95 %: -0.4841 to 4.484, 3 seeds)"
+    )
+    assert shown_interval(mean_interval([0.12345])) == "0.1235 (1 seed)"
+    assert shown_interval(mean_interval([math.nan])) == "not known"
+
+
+def test_means_at_places_are_those_of_each_place() -> None:
+    found = means_at([2, 1, 2, 2, 3], [1.0, 5.0, 2.0, 3.0, math.nan])
+    assert found.at.tolist() == [1, 2, 3]
+    assert found.mean[:2].tolist() == [5.0, 2.0]
+    assert found.low[1] == mean_interval([1.0, 2.0, 3.0]).low
+    assert found.high[1] == mean_interval([1.0, 2.0, 3.0]).high
+    assert np.isnan(found.low[[0, 2]]).all()
+    assert not len(means_at([], []).at)
 
 
 def test_one_seed_has_no_interval_and_none_no_mean() -> None:

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 import actstore
 from actstore.errors import CorruptError, SpecError
 from tests.trainer.explorer.explored import dense, small_store, trained
+from trainer.analysis.cosines import nearest
 from trainer.cli import app
 from trainer.errors import RunError, TrainerWarning
 from trainer.explorer.cards import card_html, interesting_latents, worth_of
 from trainer.explorer.explore import explore
 from trainer.explorer.latent_json import chunk_json, index_json
-from trainer.explorer.nearest import nearest
 from trainer.explorer.page_file import page_start
 from trainer.explorer.read_explorer import Explorer
 from trainer.explorer.serve import ExplorerServer

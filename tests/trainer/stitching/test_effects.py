@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trainer.stitching.made import random_dictionary, random_rows
+from trainer.analysis.cosines import Pairs
 from trainer.stitching import dictionary as dictionary_module
 from trainer.stitching import swap as swap_module
 from trainer.stitching.add import effects_of_adding
 from trainer.stitching.components import Swap, swaps_of
 from trainer.stitching.dictionary import Dictionary
-from trainer.stitching.max_cosine import Pairs
 from trainer.stitching.swap import effects_of_swaps
 from trainer.stitching.walk import Step, added_in_order, walk
 

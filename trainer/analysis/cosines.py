@@ -1,7 +1,9 @@
-"""Cosines between the latents of two dictionaries, which never make their matrix.
+"""Cosines between the latents of dictionaries, which never make their whole matrix.
 
 Products are of blocks of decoder rows, 64 MiB of cosines at once, so that 98,304 times
-49,152 latents take little more memory than the two decoders.
+49,152 latents take little more memory than the two decoders. Norms do not matter, so
+rows may be in any units. A row whose norm is 0 or not finite has no direction: it is
+nobody's match, its own cosine is NaN, and it is counted apart.
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.errors import RunError
+from trainer.kernels.topk_select import largest
 
 ROWS_AT_ONCE = 4096
 """Latents of each dictionary in one product: 64 MiB of float32."""
 MOST_PAIRS = 20_000_000
 """Pairs above a threshold that are kept: 400 MB."""
-PROBES = 1024
-"""Random directions from which the floor of the maximum cosine is estimated."""
+BLOCK_BYTES = 64 << 20
+"""Cosines of one product where the nearest ones are looked for."""
 
 
 class Matches(NamedTuple):
@@ -54,6 +58,37 @@ class Pairs(NamedTuple):
     cosine: Tensor
 
 
+class Nearest(NamedTuple):
+    """The nearest latents of each latent, nearest first.
+
+    Attributes:
+        latent: Their numbers, int32 [m, n]; -1 where there are fewer than n.
+        cosine: Their cosines, float32 [m, n]; NaN there.
+    """
+
+    latent: NDArray[np.int32]
+    cosine: NDArray[np.float32]
+
+
+def unit_directions(rows: Tensor) -> Tensor:
+    """Return rows [n, d] with norm 1, float32; NaN where they have no direction."""
+    wide = rows.float()
+    norms = wide.norm(dim=1, keepdim=True)
+    has_direction = (norms > 0) & norms.isfinite()
+    return torch.where(has_direction, wide / norms, torch.nan)
+
+
+def known_directions(rows: Tensor) -> Tensor:
+    """Return the rows that have a direction, with norm 1, float32 [at most n, d]."""
+    unit = unit_directions(rows)
+    return unit[~unit[:, 0].isnan()]
+
+
+def without_direction(rows: Tensor) -> int:
+    """Return how many of rows [n, d] have no direction."""
+    return len(rows) - len(known_directions(rows))
+
+
 def max_cosine(a: Tensor, b: Tensor, block: int = ROWS_AT_ONCE) -> Matches:
     """Return for each latent of b the most similar one of a.
 
@@ -63,7 +98,7 @@ def max_cosine(a: Tensor, b: Tensor, block: int = ROWS_AT_ONCE) -> Matches:
         block: Rows of each in one product.
     """
     found = _none_so_far(len(b), b.device)
-    for start_a, start_b, cosines in _cosines(a, b, block):
+    for start_a, start_b, cosines in blocks_of_cosines(a, b, block):
         best, where = cosines.max(dim=1)
         _keep_better(found, start_b, best, where + start_a)
     return _finished(found)
@@ -79,7 +114,7 @@ def mutual_max_cosine(
     """
     of_b = _none_so_far(len(b), b.device)
     of_a = _none_so_far(len(a), a.device)
-    for start_a, start_b, cosines in _cosines(a, b, block):
+    for start_a, start_b, cosines in blocks_of_cosines(a, b, block):
         best, where = cosines.max(dim=1)
         _keep_better(of_b, start_b, best, where + start_a)
         has_none = best.isnan()
@@ -140,7 +175,7 @@ def pairs_above(
     """
     found = []
     n_pairs = 0
-    for start_a, start_b, cosines in _cosines(a, b, block):
+    for start_a, start_b, cosines in blocks_of_cosines(a, b, block):
         at_b, at_a = (cosines > threshold).nonzero(as_tuple=True)
         n_pairs += len(at_a)
         if n_pairs > MOST_PAIRS:
@@ -157,49 +192,77 @@ def pairs_above(
     return Pairs(*(part[order] for part in pairs))
 
 
-def random_floor(n_latents: int, d: int, seed: int = 0) -> float:
-    """Return the mean of the maximum cosine that random directions have.
-
-    It is estimated from `PROBES` random directions against a random dictionary, drawn
-    in blocks. Cosines of learnt dictionaries say something only above it.
+@torch.no_grad()
+def nearest(
+    wanted: Tensor,
+    among: Tensor,
+    n: int,
+    memory: int = BLOCK_BYTES,
+    own: int | None = None,
+) -> Nearest:
+    """Return the n nearest directions of each direction.
 
     Args:
-        n_latents: Size of the random dictionary.
-        d: Width of a row.
-        seed: Of the draws.
+        wanted: Directions [m, d].
+        among: Those that they are compared with, [m', d].
+        n: How many.
+        memory: Bytes that a block of cosines may take.
+        own: The place of the first of `wanted` in `among`, where they are a part of it;
+            no direction is its own neighbour then.
     """
-    draws = np.random.default_rng(np.random.SeedSequence([seed, n_latents, d]))
-    probes = torch.from_numpy(draws.standard_normal((PROBES, d), dtype=np.float32))
-    best = torch.full((PROBES,), -1.0)
-    for start in range(0, n_latents, ROWS_AT_ONCE):
-        size = min(ROWS_AT_ONCE, n_latents - start)
-        rows = torch.from_numpy(draws.standard_normal((size, d), dtype=np.float32))
-        best = torch.maximum(best, max_cosine(rows, probes).cosine)
-    return float(best.mean(dtype=torch.float64))
+    latent = np.full((len(wanted), n), -1, np.int32)
+    cosine = np.full((len(wanted), n), np.nan, np.float32)
+    n_found = min(n, len(among) - (own is not None))
+    if n_found < 1:
+        return Nearest(latent, cosine)
+    columns = unit_directions(among)
+    has_none = columns[:, 0].isnan()
+    # Cosines, and room for what the search makes of them.
+    size = max(1, min(ROWS_AT_ONCE, memory // (8 * len(among))))
+    for first in range(0, len(wanted), size):
+        rows = unit_directions(wanted[first : first + size])
+        cosines = rows @ columns.T
+        cosines[:, has_none] = -torch.inf
+        cosines[rows[:, 0].isnan()] = -torch.inf
+        if own is not None:
+            places = torch.arange(len(rows), device=rows.device)
+            cosines[places, own + first + places] = -torch.inf
+        values, latents = largest(cosines, n_found)
+        values, order = values.sort(dim=1, descending=True)
+        latents = latents.gather(1, order)
+        is_none = values.isinf()
+        part = slice(first, first + len(rows))
+        latent[part, :n_found] = latents.masked_fill(is_none, -1).cpu().numpy()
+        shown = values.clamp(-1, 1).masked_fill(is_none, torch.nan)
+        cosine[part, :n_found] = shown.cpu().numpy()
+    return Nearest(latent, cosine)
 
 
 @torch.no_grad()
-def _cosines(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[int, int, Tensor]]:
+def blocks_of_cosines(
+    a: Tensor, b: Tensor, block: int = ROWS_AT_ONCE, *, later: bool = False
+) -> Iterator[tuple[int, int, Tensor]]:
     """Yield where a block begins in a and in b, and its cosines [q, p], b by a.
 
-    Cosines of a row that is zero or not finite are NaN in a block of b, and below all
-    others in one of a.
+    Cosines of a row without direction are NaN where it is of b, and below all others
+    where it is of a. The last block of b and a may be smaller.
+
+    Args:
+        a: Decoder rows [m_a, d].
+        b: Decoder rows [m_b, d].
+        block: Rows of each in one product.
+        later: Leave out blocks in which all rows of b come before those of a. Each
+            pair of two rows of one dictionary, given as a and b, is then there with the
+            later row as b's; within a block the other way round, too.
     """
     # b by a, since a maximum over contiguous numbers takes an eighth of the time.
     for start_b in range(0, len(b), block):
-        rows_b = _unit(b[start_b : start_b + block])
-        for start_a in range(0, len(a), block):
-            rows_a = _unit(a[start_a : start_a + block])
+        rows_b = unit_directions(b[start_b : start_b + block])
+        end = start_b + block if later else len(a)
+        for start_a in range(0, min(end, len(a)), block):
+            rows_a = unit_directions(a[start_a : start_a + block])
             cosines = rows_b @ rows_a.T
             has_none = rows_a[:, 0].isnan()
             if bool(has_none.any()):
                 cosines[:, has_none] = -torch.inf
             yield start_a, start_b, cosines
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Return rows [n, d] with norm 1, float32; NaN where they have no direction."""
-    wide = rows.float()
-    norms = wide.norm(dim=1, keepdim=True)
-    has_direction = (norms > 0) & norms.isfinite()
-    return torch.where(has_direction, wide / norms, torch.nan)

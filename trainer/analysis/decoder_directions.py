@@ -1,4 +1,7 @@
-"""The dictionaries of a run: its decoder directions, and the layers they write to."""
+"""The decoders of runs as directions, in the units of training.
+
+A site's own units differ by one positive factor, so cosines are the same in both.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from actstore.figures.layer_order import short_site
+from actstore.format.storage import Storage
+from schemas.records import RunRecord
 from trainer.errors import RunError
 from trainer.runs.run_data import RunData
-from trainer.runs.trained_sae import load
+from trainer.runs.run_tensors import check_shapes
+from trainer.runs.trained_sae import TrainedSae, load
+
+WEIGHTS = "sae.safetensors"
 
 
-class Dictionary(NamedTuple):
+class Directions(NamedTuple):
     """All decoder directions of one SAE at some of its layers.
 
     Attributes:
@@ -32,9 +41,9 @@ class Dictionary(NamedTuple):
     factors: dict[str, float]
 
 
-def dictionaries_of(
+def directions_of(
     run: RunData, *, alive_only: bool = False, device: str = "cpu"
-) -> Iterator[Dictionary]:
+) -> Iterator[Directions]:
     """Yield the dictionaries of a run: of a crosscoder one for each site, else one.
 
     Args:
@@ -60,15 +69,44 @@ def dictionaries_of(
     if sae.of_all_sites:
         for place, site in enumerate(sites):
             of_site = {site: factors[place]}
-            yield Dictionary(short_site(site), decoder[:, place], kept, of_site)
+            yield Directions(short_site(site), decoder[:, place], kept, of_site)
         return
     name = short_site(sites[0]) if len(sites) == 1 else f"all {len(sites)} layers"
-    yield Dictionary(name, decoder, kept, dict(zip(sites, factors, strict=True)))
+    yield Directions(name, decoder, kept, dict(zip(sites, factors, strict=True)))
 
 
-def unit_rows(dictionary: Dictionary) -> Tensor:
-    """Return the directions of norm 1, float32 [at most m, d]; those of norm 0 lack."""
-    norms = dictionary.rows.norm(dim=1)
-    has_length = norms > 0
-    unit: Tensor = dictionary.rows[has_length] / norms[has_length, None]
-    return unit
+def decoder_of(sae: TrainedSae) -> Tensor:
+    """Return the decoder of an SAE, [m, d].
+
+    Raises:
+        RunError: It is a crosscoder's, which has a direction for each of its sites.
+    """
+    if sae.of_all_sites:
+        raise RunError(
+            f"{sae.url}: wanted an SAE with one direction for each latent; a crosscoder"
+            " has one for each site, so its latents have no single cosine"
+        )
+    return sae.decoder
+
+
+def read_decoder(run: str, record: RunRecord) -> Tensor:
+    """Read the decoder of a run, float32 [m, d]; of local files without the encoder.
+
+    Args:
+        run: The run's folder.
+        record: Its record, of an SAE with one direction for each latent.
+
+    Raises:
+        RunError: The weights are damaged or do not fit the record.
+    """
+    folder = Storage(run).local
+    if folder is None:
+        return load(run).decoder
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as tensors:
+            rows: Tensor = tensors.get_tensor("W_dec")
+    except (OSError, SafetensorError):
+        rows = load(run).decoder  # says what is wrong with the file
+    d = record.d if record.d_out is None else record.d_out
+    check_shapes({"W_dec": rows}, (record.n_latents, d), f"{run}/{WEIGHTS}")
+    return rows.to(torch.float32)
