@@ -175,13 +175,13 @@ def training(store: str, out: Path, *more: str) -> list[str]:
 
 
 def compared(out: Path) -> dict[str, bytes]:
-    """A run's objects but its journal, which tells speeds, and `latents`, which keep
+    """A run's objects but its journal, which tells speeds, when and where it began, and `latents`, which keep
     the process' random state.
     """
     found = {
         key: data
         for key, data in objects(out).items()
-        if "latents" not in key and key != "journal.jsonl"
+        if "latents" not in key and key not in {"journal.jsonl", "machine.json"}
     }
     for key in ("sae.json", "store.json"):  # where the store lies from the run's folder
         found[key] = re.sub(rb'"store_path": "[^"]*"', b"", found[key])

@@ -25,9 +25,11 @@ from actstore.harvesting import estimate
 from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
+from actstore.inspect.norms_of_sites import compute_norms
 from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
+from trainer.analysis.evidence import write_evidence
 from trainer.exports.export import export
 from trainer.training.train_group import train_group
 from trainer.training.train_options import FIELDS as OF_TRAINING
@@ -108,6 +110,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("trainer calibrate", "plain"): {"--all-rows": "--all-rows"},
     ("trainer report", "r --out page.html"): {
         "--out": "--out p.html", "--store": "--store s2", "--latents": "--latents 0", "--title": "--title T",
+        "--text": "--text T", "--with": "--with evidence",
         "--trust-remote-code": "--trust-remote-code",
     },
     ("trainer export", "r o"): {"--to": "--to safetensors", "--store": "--store s2", "--private": "--private"},
@@ -251,6 +254,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         train_group(of_model, {"plain": plain})
         export("r", "theirs", "saelens")
+        norms = compute_norms(stores[0])
+        write_evidence(norms, "evidence")
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
     ids = np.arange(64, dtype=np.int32)
     save_file({"a": x, "b": x + 1, "ids": ids}, folder / "x.safetensors")
@@ -277,7 +282,10 @@ def outcome(
     files = {}
     for path in (one for one in folder.rglob("*") if one.is_file()):
         # times, and the process' random state
-        if path.name == "journal.jsonl" or "checkpoints" in path.parts:
+        if (
+            path.name in {"journal.jsonl", "machine.json"}
+            or "checkpoints" in path.parts
+        ):
             continue
         name, data = (
             str(path.relative_to(folder)),

@@ -43,5 +43,5 @@ def test_harvest_train_evaluate_report(
     train_group(store, {f"{url}/run": spec})
     assert len(Storage(f"{url}/run").list("checkpoints")) == 2 * 5
     report([f"{url}/run"], f"{url}/report.html", latents=2, title="object store")
-    assert b"Cross-layer latents" in Storage(url).read("report.html")
+    assert b"latent-card" in Storage(url).read("report.html")
     assert trainer.load(f"{url}/run").sites == store.sites

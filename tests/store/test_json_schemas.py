@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 import actstore
 from actstore.harvesting.extend import extend
 from actstore.harvesting.harvest import harvest
+from schemas.explorer import ExplorerRecord
 from schemas.export import FOLDER, export
 from schemas.records import (
     EvalRecord,
@@ -30,6 +31,7 @@ from schemas.sae import FlatSpec, SaeSpec
 from schemas.stream import StreamState
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
 from tests.store.test_old_stores import ARCHIVE
+from trainer.runs.machine_record import this_machine
 
 NAMES = {
     "plan": "plan*.json",
@@ -124,6 +126,24 @@ def _of_runs() -> Iterator[tuple[str, Any]]:
         mse_after=0.5,
     )
     yield "stitch", json.loads(stitched.to_json())
+    yield "machine", json.loads(this_machine("cpu").to_json())
+    explorer = ExplorerRecord(
+        name="r",
+        kind="topk",
+        model="m",
+        content_id="0",
+        n_latents=4,
+        layers=("a",),
+        outputs=("a",),
+        split="held_out",
+        rows=9,
+        sketch_tokens=1.0,
+        row_group=256,
+        before=12,
+        after=12,
+        no_logits=None,
+    )
+    yield "explorer", json.loads(explorer.to_json())
     yield (
         "stream_state",
         json.loads(StreamState(store="s", spec="t", epoch=0, batch=1).to_json()),

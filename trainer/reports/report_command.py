@@ -30,7 +30,11 @@ def report_command(
     ] = "Sparse autoencoders across layers",
     text: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="What stands below the title."),
+        typer.Option(
+            metavar="TEXT",
+            help="What stands below the title.",
+            show_default="nothing more",
+        ),
     ] = None,
     evidence: Annotated[
         list[str] | None,
@@ -38,6 +42,7 @@ def report_command(
             "--with",
             metavar="FOLDER",
             help="Also show what `trainer analyze ... --out FOLDER` found; repeatable.",
+            show_default="none",
         ),
     ] = None,
     trust_remote_code: TrustAgain = False,

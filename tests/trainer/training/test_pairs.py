@@ -275,7 +275,7 @@ def test_the_report_shows_both_kinds(
 ) -> None:
     for kind in STREAMS:
         report([runs[kind, "topk"]], str(tmp_path / f"{kind}.html"), latents=3)
-        assert "<mark>" in (tmp_path / f"{kind}.html").read_text()
+        assert "latent-card" in (tmp_path / f"{kind}.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,11 @@ def test_a_signal_before_the_first_step_ends_it_at_once(
         patch.setattr(group_processes, "initialise", initialise)
         with pytest.raises(Stopped, match="interrupted"):
             train_group(store, {str(run): spec(store.url)}, stop=stop)
-    assert sorted(path.name for path in run.iterdir()) == ["spec.json", "store.json"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "machine.json",
+        "spec.json",
+        "store.json",
+    ]
     train_group(store, {str(run): spec(store.url)}, resume=True)
     same(run, whole)
 
