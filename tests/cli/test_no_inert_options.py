@@ -113,6 +113,12 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
         "--text": "--text T", "--with": "--with evidence",
         "--trust-remote-code": "--trust-remote-code",
     },
+    ("trainer explore", "plain --page page.html"): {
+        "--page": "--page p.html", "--beside": "--beside plain", "--store": "--store s2", "--split": "--split train",
+        "--rows": "--rows 8", "--contexts": "--contexts 1", "--no-logits": "--no-logits", "--out": "--out e",
+        "--model": "--model builtin:tiny", "--device": "--device nosuch", "--trust-remote-code": "--trust-remote-code",
+        "--memory": "--memory none",
+    },
     ("trainer export", "r o"): {"--to": "--to safetensors", "--store": "--store s2", "--private": "--private"},
     ("trainer import", f"theirs/{SITE} --out o"): {
         "--out": "--out p", "--site": "--site z", "--store": "--store s", "--scale": "--scale 2",
@@ -137,6 +143,13 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
         "--tensorboard": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
         "--wandb": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+    },
+    "trainer explore": {
+        "--again": "trainer/explorer/test_files.py::test_what_is_there_is_used_and_what_does_not_fit_is_refused",
+        "--port": "trainer/explorer/test_files.py::test_only_get_and_only_our_names",
+        "--no-open": "trainer/explorer/test_files.py::test_the_command_serves_until_it_is_told_to_stop",
+        # Besides being refused: what it bounds.
+        "--memory": "trainer/explorer/test_memory.py::test_memory_is_bounded_whatever_the_dictionary",
     },
     "trainer sweep": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
