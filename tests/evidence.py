@@ -10,16 +10,18 @@ documents show to `docs/images/evidence/`.
 from __future__ import annotations
 
 import math
+import re
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from actstore.figures.table import Table, Value
 from trainer.analysis.evidence import read_evidence
+from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.recipes.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -43,13 +45,18 @@ SHOWN = {
         "fixed/decoder_norms-histogram",
     ),
     "stitching": (
-        "first_second/stitch_compare-histogram",
-        "first_second/stitch_add-scatter",
-        "first_second/stitch_interpolate",
-        "sizes/sae_table",
+        "first_second_0/stitch_compare-histogram",
+        "first_second_0/stitch_add-scatter",
+        "first_second_0/stitch_interpolate-mse",
+        "sizes/sae_table-front",
     ),
     "ground_truth": ("size_and_sparsity-mmcs", "recovery_over_steps"),
-    "across_layers": ("layer_chains", "capacity", "decided_by_layer", "trajectories"),
+    "across_layers": (
+        "seed_0/layer_chains",
+        "capacity",
+        "decided_by_layer",
+        "seed_0/trajectories",
+    ),
 }
 MOST_ROWS = 24  # of a table that is shown whole
 MOST_COLUMNS = 12
@@ -86,11 +93,38 @@ def _section(name: str, evidence: Path) -> Iterator[str]:
     yield f"## {read_recipe(name).title}"
     yield ""
     folders = sorted({path.parent for path in evidence.rglob("*.json")})
+    # Folders `NAME_0`, `NAME_1`, ... are of one seed each.
+    parts: dict[str, list[Path]] = {}
     for folder in folders:
-        part = folder.relative_to(evidence)
-        for table in read_evidence(str(folder)):
-            title = table.title if part == Path() else f"{table.title} ({part})"
-            yield from _table(title, table)
+        part = str(folder.relative_to(evidence))
+        parts.setdefault(re.sub(r"_?\d+$", "", part), []).append(folder)
+    for part, of_seeds in parts.items():
+        every = [read_evidence(str(folder)) for folder in of_seeds]
+        for place, table in enumerate(every[0]):
+            title = table.title if part == "." else f"{table.title} ({part})"
+            same = [tables[place] for tables in every if len(tables) > place]
+            yield from _table(title, _over_seeds(same))
+
+
+def _over_seeds(tables: Sequence[Table]) -> Table:
+    """Return the first table, with the means and intervals of the facts of all.
+
+    Names of runs have their seed in them, so facts are told apart by their order.
+    """
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    facts: dict[str, Value] = {}
+    for place, (name, value) in enumerate(first.facts.items()):
+        values = [list(table.facts.values())[place] for table in tables]
+        label = name.replace(",seed=0", "")
+        numbers = [one for one in values if isinstance(one, (int, float))]
+        if len(numbers) < len(values) or len(set(numbers)) == 1:
+            facts[label] = value
+        else:
+            facts[label] = shown_interval(mean_interval(numbers))
+    title = first.title.replace(",seed=0", "")
+    return Table(first.name, title, first.text, first.columns, facts)
 
 
 def _table(title: str, table: Table) -> Iterator[str]:

@@ -258,7 +258,7 @@
   const figures = all('svg.figure[data-plot]').map(svg => new Figure(svg));
 
   // The legend that all figures of runs share
-  const holder = document.getElementById('runs');
+  const holder = document.getElementById('legend-data');
   const legend = document.getElementById('legend');
   const COLOURS = 8, SHADES = 11;
   if (holder && legend) {

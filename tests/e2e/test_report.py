@@ -71,6 +71,12 @@ def test_the_page_says_what_it_should(report: Path) -> None:
     assert "9 SAEs trained on 3 sites of" in body
     assert 1 <= body.count("<article ") <= 4
     assert len(text) < 1_000_000
+    # Every link leads to the one part of that name.
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    links = re.findall(r'href="#([^"]+)"', body)
+    assert len(links) >= 9
+    assert set(links) <= set(ids)
 
 
 @needs_browser
@@ -163,7 +169,7 @@ def test_one_legend_colours_and_hides_runs_in_all_figures(report: Path) -> None:
 @needs_browser
 def test_tables_sort_and_data_opens(report: Path) -> None:
     with opened(report) as (page, told):
-        table = page.locator("#runs-table, #runs table.sortable").first
+        table = page.locator("#runs table.sortable").first
         page.locator("#runs table.sortable th button", has_text="FVU").first.click()
         column = page.locator("#runs table.sortable tbody tr td:nth-child(5)")
         values = [float(text) for text in column.all_inner_texts()]

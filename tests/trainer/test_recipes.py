@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer.analysis.evidence import read_evidence
 from trainer.errors import RunError
 from trainer.recipes.__main__ import main
 from trainer.recipes.recipe import (
@@ -35,6 +36,7 @@ GIVEN = {
     "device": "cpu",
     "memory": "8GB",
     "seeds": [0, 1, 2],
+    "seed": 0,
     "title": "TITLE",
     "text": "TEXT",
 }
@@ -198,6 +200,8 @@ steps:
     unless: "{out}/toy/manifest.json"
   - trainer sweep {specs}/sweep.yaml --out {out}/runs --resume
   - trainer eval {out}/runs/*
+  - run: trainer analyze fronts {out}/runs/*seed={seed} --out {out}/evidence/{seed}
+    each_seed: true
   - trainer analyze mmcs {out}/runs/* --out {out}/evidence
   - trainer report {out}/runs/* --out {out}/report.html --title {title} --text {text} --with {out}/evidence
 """
@@ -208,6 +212,9 @@ steps:
     assert sorted(path.name for path in (out / "runs").iterdir()) == [
         f"k={k},seed={seed}" for k in (1, 2) for seed in (0, 1)
     ]
+    for seed in "01":
+        (table,) = read_evidence(str(out / "evidence" / seed))
+        assert set(table["seed"].tolist()) == {int(seed)}
     page = (out / "report.html").read_text()
     assert "<p>In short.</p>" in page
     assert "Features found by each dictionary" in page

@@ -82,9 +82,9 @@ def _run_recipe(name: str, scale: str, values: dict[str, Any]) -> None:
     out = Path(values["folder"]) / f"{Path(name).stem}_{scale}"
     values = {**recipe.scales[scale], **values}
     values |= {"out": str(out), "specs": str(out / "specs")}
-    # The values of a scale may name others.
+    # The values of a scale may name others; a seed is filled in step by step.
     for _ in range(2):
-        values = filled(values, values)
+        values = filled(values, {**values, "seed": "{seed}"})
     began = time.monotonic()
     console.rule(recipe.title)
     for spec, content in recipe.specs.items():
@@ -93,17 +93,21 @@ def _run_recipe(name: str, scale: str, values: dict[str, Any]) -> None:
     # The same command in any folder and on any device makes the same things.
     anywhere = {**values, "device": "DEVICE", "folder": "FOLDER", "out": "OUT"}
     for step in recipe.every_step():
-        command = filled(step.run, values)
-        if step.unless is None:
-            _run_step(command, console)
-            continue
-        made = Path(filled(step.unless, values))
-        maker = filled(filled(step.run, anywhere), anywhere)
-        if made.exists():
-            _check_maker(made, maker)
-        else:
-            _run_step(command, console)
-            _maker_file(made).write_text(maker)
+        seeds = values["seeds"] if step.each_seed else values["seeds"][:1]
+        for seed in seeds:
+            of_seed = {**values, "seed": seed}
+            command = filled(filled(step.run, of_seed), of_seed)
+            if step.unless is None:
+                _run_step(command, console)
+                continue
+            made = Path(filled(step.unless, of_seed))
+            anywhere_too = {**anywhere, "seed": seed}
+            maker = filled(filled(step.run, anywhere_too), anywhere_too)
+            if made.exists():
+                _check_maker(made, maker)
+            else:
+                _run_step(command, console)
+                _maker_file(made).write_text(maker)
     seconds = time.monotonic() - began
     console.print(f"{name}, {scale}: {seconds:.0f} s")
 

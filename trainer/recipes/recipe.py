@@ -30,6 +30,9 @@ class Step(Schema):
     unless: str | None = Field(
         default=None, description="a file that is there once the command has been run"
     )
+    each_seed: bool = Field(
+        default=False, description="true: run for each of {seeds}, as {seed}"
+    )
 
 
 class Recipe(Schema):
@@ -37,7 +40,8 @@ class Recipe(Schema):
 
     In `specs` and `steps`, {folder} is the folder of all recipes, {out} that of this
     one, {specs} where its specs are written, {device} and {memory} what the user asked
-    for, {seeds} the list of seeds, and any other {word} the value that a scale gives.
+    for, {seeds} the list of seeds ({seed} one of them, in steps), and any other {word}
+    the value that a scale gives.
     """
 
     title: str = Field(description="what the report is called")
