@@ -10,8 +10,8 @@ documents show to `docs/images/evidence/`.
 from __future__ import annotations
 
 import math
-import re
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
