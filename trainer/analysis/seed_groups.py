@@ -236,12 +236,25 @@ def _names(every: Sequence[Mapping[str, Setting]]) -> list[str]:
         for path, value in settings.items():
             if any(other.get(path) != value for other in of_kind):
                 parts.append(_shown(path, value))
+        if len(parts) == 1:
+            parts += _without(settings, of_kind)
         named.append(", ".join(parts))
     # The kind is left out where all have the same and something else tells them apart.
     kinds = {settings["kind"] for settings in every}
     if len(kinds) == 1 and len(every) > 1:
         named = [name.partition(", ")[2] for name in named]
     return named
+
+
+def _without(
+    settings: Mapping[str, Setting], others: Sequence[Mapping[str, Setting]]
+) -> list[str]:
+    """Return what only others have, where nothing else tells a group from them.
+
+    Runs without resampling beside runs with `resample.every` are `no resample`.
+    """
+    missing = [path for other in others for path in other if path not in settings]
+    return [f"no {path.partition('.')[0]}" for path in missing[:1]]
 
 
 def _shown(path: str, value: Setting) -> str:

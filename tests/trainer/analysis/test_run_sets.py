@@ -321,3 +321,13 @@ def test_latents_of_other_sites_have_no_spread_in_common() -> None:
     runs = [made_run("a", {SITES[0]: {}}), made_run("b", {SITES[1]: {}})]
     with pytest.raises(RunError, match="the same sites"):
         compute_spread(runs)
+
+
+def test_a_group_without_what_others_have_has_a_name() -> None:
+    from trainer.analysis.seed_groups import _names
+
+    plain = {"kind": "topk", "rows": 5}
+    named = _names([plain, {**plain, "resample.every": 9}])
+    assert named == ["no resample", "every 9"]
+    assert _names([plain]) == ["topk"]
+    assert _names([plain, {"kind": "nsae", "rows": 7}]) == ["topk", "nsae"]
