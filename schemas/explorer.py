@@ -26,6 +26,9 @@ class ExplorerRecord(Schema):
     kind: str = Field(description="kind of SAE")
     model: str = Field(description="name of the language model")
     content_id: str = Field(description="content id of the store")
+    weights: str = Field(
+        default="", description="blake3 of the run's weights; empty: not known"
+    )
     n_latents: int = Field(ge=1, le=MOST_LATENTS, description="dictionary size")
     layers: tuple[str, ...] = Field(
         min_length=1,

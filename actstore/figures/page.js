@@ -308,7 +308,7 @@
     choose.addEventListener('change', paint);
     const label = make('label', {}, 'Colour by ');
     label.append(choose);
-    legend.append(label, entries);
+    if (runs.length > 1) legend.append(label, entries);
     if (layers.length > 1) legend.append(chooseLayer);
     legend.classList.add('figure');
     legend.hidden = groups.length === 0 || runs.length < 2 && layers.length < 2;
@@ -382,7 +382,7 @@
   const csvText = value => {
     if (value === null) return '';
     const text = String(value);
-    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const saveCsv = id => {
     const {name, columns} = tableOf(id);
@@ -394,7 +394,22 @@
   const sheet = document.querySelector('style').textContent.split('\n').filter(line => line.trim().startsWith('.figure') || line.includes(':root') && line.includes('.figure') || line.startsWith('  --')).join('\n');
   const saveSvg = svg => {
     const copy = svg.cloneNode(true);
-    const box = svg.viewBox.baseVal;
+    const box = {width: svg.viewBox.baseVal.width, height: svg.viewBox.baseVal.height};
+    all('.gone, .spot, .choice, .field', copy).forEach(element => element.remove());
+    // What the page's legend says stands below the figure in its file.
+    const shownKinds = new Set(all('.series[data-run]', copy).flatMap(group => [...group.classList].filter(name => /^[cr]\d+$/.test(name))));
+    const entries = legend ? all('button.entry:not(.off)', legend).filter(entry => [...entry.classList].some(name => shownKinds.has(name))) : [];
+    let x = 8;
+    for (const entry of shownKinds.size ? entries : []) {
+      const width = 24 + 6.3 * entry.textContent.length;
+      if (x === 8 || x + width > box.width) { x = 8; box.height += 16; }
+      const group = makeSvg('g', {class: entry.className});
+      group.append(makeSvg('circle', {cx: x + 6, cy: box.height - 8, r: 4.5}), makeSvg('text', {x: x + 15, y: box.height - 4}));
+      group.lastChild.textContent = entry.textContent;
+      copy.append(group);
+      x += width;
+    }
+    copy.setAttribute('viewBox', `0 0 ${box.width} ${box.height}`);
     copy.setAttribute('width', box.width);
     copy.setAttribute('height', box.height);
     const style = makeSvg('style', {});

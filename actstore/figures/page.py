@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+MOST_ROWS = 5_000  # rows of a table that a page carries
 DIGITS = 7  # significant digits of the numbers that a page carries
 
 
@@ -84,7 +85,7 @@ class _Shown:
     facts: list[tuple[str, str]]
     drawings: list[str]
     table: str
-    n_rows: int
+    n_rows: str
     body: Markup | str = field(default="")
 
 
@@ -162,7 +163,7 @@ def _shown(section: Section) -> _Shown:
         facts=[(name, _text(value)) for name, value in facts],
         drawings=[draw(drawing, standalone=False) for drawing in section.drawings],
         table="" if table is None else _table_text(table),
-        n_rows=0 if table is None else len(table),
+        n_rows="" if table is None else _rows_shown(len(table)),
         body=section.body,
     )
 
@@ -171,9 +172,16 @@ def _table_text(table: Table) -> str:
     """Return a table's name and columns as JSON, its numbers shortened."""
     document = json.loads(table.to_json())
     for column in document["columns"]:
+        column["values"] = column["values"][:MOST_ROWS]
         if column["type"] == "number":
             column["values"] = [_shortened(value) for value in column["values"]]
     return data_text({"name": table.name, "columns": document["columns"]})
+
+
+def _rows_shown(n: int) -> str:
+    if n > MOST_ROWS:
+        return f"the first {MOST_ROWS:,} of {n:,} rows; its own files have all"
+    return f"{n:,} row" if n == 1 else f"{n:,} rows"
 
 
 def _shortened(value: float | None) -> float | int | None:

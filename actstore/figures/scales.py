@@ -13,6 +13,8 @@ from actstore.figures.figure import Axis, Numbers
 
 # A logarithmic axis whose ends differ by less has plain steps.
 NARROW = 20
+LARGEST = 1e300
+SMALLEST = 1e-290
 MARGIN = 0.04  # share of an axis that is left free at either end
 
 
@@ -73,7 +75,8 @@ def _ends(axis: Axis, values: Iterable[Numbers]) -> tuple[float, float]:
     """Return the ends of an axis that shows all values, with a margin."""
     arrays = [np.asarray(some, dtype=np.float64).ravel() for some in values]
     every = np.concatenate([np.empty(0), *arrays])
-    every = every[np.isfinite(every)]
+    # Beyond these the length of an axis is no number.
+    every = np.clip(every[np.isfinite(every)], -LARGEST, LARGEST)
     if axis.log:
         return _log_ends(every[every > 0])
     if not len(every):
@@ -83,9 +86,10 @@ def _ends(axis: Axis, values: Iterable[Numbers]) -> tuple[float, float]:
     if axis.zero:
         low = min(low, 0.0)
         high = max(high, 0.0)
-    if low == high:
-        room = abs(low) / 2 or 0.5
-        return low - room, high + room
+    if high - low < SMALLEST:
+        room = abs(low) / 2 if abs(low) > SMALLEST else 0.5
+        # What is 0 everywhere, such as dead latents, is drawn on the ground.
+        return (0.0, 2 * room) if axis.zero and low == 0 else (low - room, high + room)
     room = MARGIN * (high - low)
     # An axis that begins at 0 begins there exactly.
     begin = low if axis.zero and low == 0 else low - room
@@ -96,6 +100,7 @@ def _ends(axis: Axis, values: Iterable[Numbers]) -> tuple[float, float]:
 def _log_ends(positive: NDArray[np.float64]) -> tuple[float, float]:
     if not len(positive):
         return 0.1, 1.0
+    positive = np.clip(positive, SMALLEST, LARGEST)
     low = math.log10(positive.min())
     high = math.log10(positive.max())
     room = MARGIN * (high - low) or 0.15

@@ -150,6 +150,7 @@ class Table:
             ValueError,
             AttributeError,
             OverflowError,
+            RecursionError,
         ) as error:
             raise SpecError(
                 f"{where}: wanted a table as an analysis writes it (NAME.json), got"
@@ -220,10 +221,11 @@ def _column(document: dict[str, Any]) -> Column:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"wanted text, got {value!r}"[:200])
+    value.encode()  # half of a surrogate pair is no text; a ValueError tells of it
     return value
 
 
 def _fact(value: Any) -> Value:
     if not isinstance(value, (str, int, float)):
         raise TypeError(f"wanted a number or text, got {value!r}"[:200])
-    return value
+    return _text(value) if isinstance(value, str) else value

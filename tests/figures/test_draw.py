@@ -179,6 +179,19 @@ def test_a_cell_without_a_value_is_empty() -> None:
         draw(HeatMap("h", axis, axis, np.zeros((3, 2)), "MMCS"))
 
 
+@pytest.mark.parametrize("ends", [(-1e308, 1e308), (-5e-324, 5e-324), (0.0, 5e-324)])
+@pytest.mark.parametrize("zero", [True, False])
+def test_the_ends_of_numbers_are_drawn(ends: tuple[float, float], zero: bool) -> None:
+    series = Series("a", ends, ends)
+    axes = (Axis("x", zero=zero), Axis("y", log=True))
+    ET.fromstring(draw(Figure("f", *axes, (series,))))
+
+
+def test_what_is_0_everywhere_lies_on_the_ground() -> None:
+    scale = scale_of(Axis("dead", zero=True), [[0.0, 0.0]], 0.0, 100.0)
+    assert (scale.low, scale.places([0])[0]) == (0.0, 0.0)
+
+
 def test_nothing_to_draw_is_still_a_figure() -> None:
     empty = Figure("f", Axis("x", log=True), Axis("y"), (Series("a", [], []),))
     ET.fromstring(draw(empty))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.errors import SpecError
@@ -49,6 +49,7 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+@settings(deadline=None)  # a library is loaded at the first example
 @given(tables())
 def test_json_comes_back(table: Table) -> None:
     again = Table.from_json(table.to_json())
@@ -64,6 +65,7 @@ def test_json_comes_back(table: Table) -> None:
     assert [c.heading for c in again.columns] == [c.heading for c in table.columns]
 
 
+@settings(deadline=None)  # a library is loaded at the first example
 @given(tables())
 def test_parquet_and_csv_hold_the_same(table: Table) -> None:
     read = pq.read_table(pa.BufferReader(table.to_parquet()))
@@ -110,6 +112,15 @@ GOOD = json.loads(
 def test_what_is_no_table_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(SpecError, match="wanted a table as an analysis writes it"):
         Table.from_json(json.dumps({**GOOD, **change}), "folder/t.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, json.dumps({**GOOD, "title": "\ud800"})],
+)
+def test_deep_nesting_and_half_characters_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="wanted a table"):
+        Table.from_json(text)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", "{", "3", b"\xff"])

@@ -223,7 +223,11 @@ def _figure(table: Table, name: str, title: str, series: list[Series]) -> Figure
 
 
 def _several_rates(table: Table) -> bool:
-    """Return whether runs of one kind have several learning rates."""
-    pairs = set(zip(table["kind"], table["lr"].tolist(), strict=True))
-    known = [kind for kind, lr in pairs if not math.isnan(lr)]
+    """Return whether runs of one kind and size have several learning rates.
+
+    Without a rate given it goes by the size, and says nothing of its own.
+    """
+    sizes = table["n_latents"].tolist()
+    pairs = set(zip(table["kind"], sizes, table["lr"].tolist(), strict=True))
+    known = [(kind, size) for kind, size, lr in pairs if not math.isnan(lr)]
     return len(known) > len(set(known))

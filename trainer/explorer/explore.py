@@ -20,7 +20,7 @@ from trainer.explorer.nearest import check_widths, directions
 from trainer.explorer.page_file import page_file
 from trainer.explorer.read_explorer import Explorer
 from trainer.explorer.token_effects import Unembedding, unembedding_of
-from trainer.explorer.write_explorer import record_of, write_explorer
+from trainer.explorer.write_explorer import record_of, weights_of, write_explorer
 from trainer.runs.notes import Tell, as_warning
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import TrainedSae, load
@@ -102,7 +102,11 @@ def explore(
     """
     run = os.fspath(run)
     folder = explorer_folder(run, arguments.path_or_none(out))
-    if again or not (folder / META).is_file():
+    is_there = (folder / META).is_file()
+    if is_there and not again and not _is_of(folder, run):
+        tell(f"{folder}: its files are of other weights than the run's; made again")
+        again = True
+    if again or not is_there:
         sae = load(run, device=device)
         opened = store_of(run, sae.record, arguments.path_or_none(store))
         if opened.note is not None:
@@ -133,13 +137,27 @@ def explore(
             progress=progress,
             tokenizer=opened.store.tokenizer(trust_remote_code=trust_remote_code),
         )
-    elif beside or rows is not None:
+    elif (
+        beside
+        or store is not None
+        or split != "held_out"
+        or rows is not None
+        or contexts != CONTEXTS
+        or arguments.size(memory) != arguments.size(MEMORY)
+        or not logits
+        or model is not None
+    ):
         tell(f"{folder}: its files are used as they are; --again makes them again")
     if page is not None:
         path = Path(os.fspath(page))
         path.parent.mkdir(parents=True, exist_ok=True)
         page_file(Explorer(folder), path, progress)
     return str(folder)
+
+
+def _is_of(folder: Path, run: str) -> bool:
+    """Return whether the files in a folder are of a run's present weights."""
+    return Explorer(folder).record.weights in {"", weights_of(run)}
 
 
 def explorer_folder(run: str, out: str | None) -> Path:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from actstore.format.storage import Storage
 from actstore.store.store import Store
 from schemas.explorer import ExplorerRecord, ExplorerRun
 from trainer.explorer.explorer_tables import (
@@ -55,6 +56,7 @@ def record_of(
         kind=sae.spec.kind,
         model=store.manifest.spec.model.name,
         content_id=store.manifest.content_id,
+        weights=weights_of(sae.url),
         n_latents=sae.n_latents,
         layers=found.layers,
         outputs=sae.sites if sae.of_all_sites else ("all",),
@@ -67,6 +69,14 @@ def record_of(
         no_logits=no_logits,
         beside=tuple(beside),
     )
+
+
+MOST_WEIGHTS = 1 << 40  # bytes
+
+
+def weights_of(run: str) -> str:
+    """Return the blake3 digest of a run's weights."""
+    return Storage(run).digest("sae.safetensors", MOST_WEIGHTS)[1]
 
 
 def write_explorer(sources: Sources, folder: Path, tick: Tick | None = None) -> None:

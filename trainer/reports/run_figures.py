@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actstore.figures.figure import Axis, Figure, Series
+from actstore.figures.figure import Axis, Figure, Mark, Series
 from actstore.figures.layer_order import short_site
 from actstore.figures.page import RunLegend
 from schemas.records import LayerMetrics
@@ -29,7 +29,7 @@ _FIELDS = (
     ("run", "run", False),
 )
 _CURVES = (
-    ("fvu", "FVU while training"),
+    ("fvu", "FVU"),
     ("l0", L0),
     ("dead", "dead latents"),
     ("loss", "loss"),
@@ -129,7 +129,9 @@ def curves(runs: Sequence[RunData]) -> tuple[Figure, ...]:
             steps = thinned(run.steps)
             rows = np.array([step.rows for step in steps], dtype=np.float64)
             values = np.array([getattr(step, name) for step in steps], dtype=np.float64)
-            series.append(Series(run.name, rows, values, "line", run=number))
+            # A line of one point would not be seen.
+            mark: Mark = "line" if len(rows) > 1 else "points"
+            series.append(Series(run.name, rows, values, mark, run=number))
         every = [value for one in series for value in np.asarray(one.y).tolist()]
         figures.append(
             Figure(

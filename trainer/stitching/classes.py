@@ -35,8 +35,9 @@ def compute_stitch_classes(added: Table) -> Table:
         Column("silent", np.array(counts["silent"]), "never fires", "latents"),
     )
     text = (
-        "Novel latents bring what the small SAE lacks and mostly make it better;"
-        " reconstruction latents say again what it has and mostly make it worse."
+        "How many latents of either class make the small SAE better or worse, each"
+        " added alone. A novel latent has no like in the small SAE, a reconstruction"
+        " latent has."
     )
     return Table(NAME, "Novel and reconstruction latents", text, columns, added.facts)
 

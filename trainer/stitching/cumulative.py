@@ -109,13 +109,13 @@ def _table(
         "MSE before": float(before),
     }
     for name, _, walked in ways:
-        facts[f"change of MSE by all {name} latents"] = float(
+        facts[f"change of MSE by all {name} latents, relative"] = float(
             walked.mse[-1] / before - 1
         )
     text = (
         f"Latents of {names[1]} are added to {names[0]} by ascending cosine, all novel"
-        " ones, or all reconstruction ones. Novel latents lower the MSE together too;"
-        " the others make the SAE say the same thing twice."
+        " ones, or all reconstruction ones; each point is measured with all of them in"
+        " the SAE together."
     )
     return Table(NAME, "Latents added together", text, columns, facts)
 

@@ -324,9 +324,9 @@ def test_latents_of_other_sites_have_no_spread_in_common() -> None:
 
 
 def test_a_group_without_what_others_have_has_a_name() -> None:
-    from trainer.analysis.seed_groups import _names
+    from trainer.analysis.seed_groups import Setting, _names
 
-    plain = {"kind": "topk", "rows": 5}
+    plain: dict[str, Setting] = {"kind": "topk", "rows": 5}
     named = _names([plain, {**plain, "resample.every": 9}])
     assert named == ["no resample", "every 9"]
     assert _names([plain]) == ["topk"]

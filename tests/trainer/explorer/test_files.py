@@ -297,6 +297,23 @@ def test_what_is_there_is_used_and_what_does_not_fit_is_refused(
         explore("memory://nowhere")
 
 
+def test_files_of_other_weights_are_made_again(run: Path, tmp_path: Path) -> None:
+    """As after `trainer calibrate`."""
+    folder = explore(run, out=tmp_path / "files", logits=False, rows=64)
+    meta = Path(folder) / "meta.json"
+    text = meta.read_text()
+    weights = json.loads(text)["weights"]
+    assert len(weights) == 64
+    meta.write_text(text.replace(weights, "0" * 64))
+    told: list[str] = []
+    explore(run, out=tmp_path / "files", logits=False, rows=64, tell=told.append)
+    assert "made again" in told[0]
+    assert json.loads(meta.read_text())["weights"] == weights
+    # What would change nothing is told.
+    explore(run, out=tmp_path / "files", split="train", tell=told.append)
+    assert "--again makes them again" in told[1]
+
+
 def test_cards_escape_and_leave_out_what_is_nearly_silent(
     run: Path, copy: Path
 ) -> None:
