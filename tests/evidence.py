@@ -100,9 +100,9 @@ def _section(name: str, evidence: Path) -> Iterator[str]:
         parts.setdefault(re.sub(r"_?\d+$", "", part), []).append(folder)
     for part, of_seeds in parts.items():
         every = [read_evidence(str(folder)) for folder in of_seeds]
-        for place, table in enumerate(every[0]):
+        for table in every[0]:
             title = table.title if part == "." else f"{table.title} ({part})"
-            same = [tables[place] for tables in every if len(tables) > place]
+            same = [one for tables in every for one in tables if one.name == table.name]
             yield from _table(title, _over_seeds(same))
 
 
@@ -112,7 +112,7 @@ def _over_seeds(tables: Sequence[Table]) -> Table:
     Names of runs have their seed in them, so facts are told apart by their order.
     """
     first = tables[0]
-    if len(tables) == 1:
+    if len(tables) == 1 or len({len(table.facts) for table in tables}) > 1:
         return first
     facts: dict[str, Value] = {}
     for place, (name, value) in enumerate(first.facts.items()):
