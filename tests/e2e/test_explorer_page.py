@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -24,6 +25,8 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="needs Debian's chromium: apt-get install chromium"
 )
+# Where screenshots are kept, to be looked at: CI sets it.
+SHOTS = os.environ.get("ACTSTORE_SCREENSHOTS")
 HOSTILE = [
     "<script>window.hacked = 1</script>",
     "</script><img src=x onerror='window.hacked=1'>",
@@ -233,6 +236,8 @@ def test_accessible_and_no_wider_than_the_screen(
     violations = axe.Axe().run(tab.tab).response["violations"]
     bad = [one for one in violations if one["impact"] in {"serious", "critical"}]
     assert not bad, [(one["id"], one["nodes"][0]["html"][:200]) for one in bad]
+    if SHOTS:
+        tab.tab.screenshot(path=Path(SHOTS) / f"explorer-{width}-{scheme}.png")
     tab.close()
 
 
