@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -269,17 +270,25 @@ def test_the_command_writes_a_page(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_serves_until_it_is_told_to_stop(run: Path) -> None:
-    code = "from trainer.cli import main; main()"
+    # A shell's background jobs, such as these tests, are born deaf to SIGINT.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from trainer.cli import main; main()"
+    )
     command = [sys.executable, "-c", code, "explore", str(run), "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/", said)[0])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/")
-        assert connection.getresponse().status == 200
-        process.send_signal(2)
-        assert process.wait(10) == 130
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/", said)[0])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 200
+            connection.close()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
 
 
 def test_what_is_there_is_used_and_what_does_not_fit_is_refused(
