@@ -15,8 +15,7 @@ from schemas.records import RunRecord
 from schemas.sae import inner_of
 from schemas.train import TrainSpec
 from trainer.errors import RunError
-from trainer.runs.run_data import RunData, read_run
-from trainer.runs.run_files import read_json
+from trainer.runs.run_data import RunData, read_run, read_spec
 
 Setting = str | int | float | bool | None
 # Fields of a TrainSpec that make another SAE, beside those that the record has.
@@ -102,10 +101,10 @@ def with_own_names(runs: Sequence[RunData]) -> list[RunData]:
 
 def spec_of(run: Run) -> TrainSpec | None:
     """Return what was asked of training; None for a run without `spec.json`."""
-    storage = Storage(run.url)
-    if not storage.exists("spec.json"):
-        return None
-    return read_json(storage, "spec.json", TrainSpec)
+    # A RunData has it: groups are formed again and again, and storage may be far away.
+    if isinstance(run, RunData):
+        return run.spec
+    return read_spec(Storage(run.url))
 
 
 def settings_of(run: Run) -> dict[str, Setting]:

@@ -11,8 +11,12 @@ from trainer.explorer.cards import cards_html, interesting_latents
 from trainer.explorer.explore import explore
 from trainer.runs.run_data import RunData
 
-# Rows of each site that are looked at: enough for contexts of all but rare latents.
+# Rows of each site that are looked at: enough for contexts of all but rare latents. Of
+# large dictionaries fewer are, since encoding is what takes the time: a CPU computes
+# some 50 million latents a second.
 MOST_ROWS = 50_000
+LEAST_ROWS = 2_000
+MOST_LATENTS = 5_000_000_000
 NOTHING = Markup("<p>No latent is worth a card.</p>")
 
 
@@ -30,13 +34,15 @@ def cards(
     """
     if not n_latents:
         return NOTHING
+    of_a_row = len(run.record.sites) * run.record.n_latents
+    rows = min(MOST_ROWS, max(LEAST_ROWS, MOST_LATENTS // of_a_row))
     with tempfile.TemporaryDirectory(prefix="actstore-report-") as folder:
         explore(
             run.url,
             out=folder,
             store=store.url,
             split="held_out" if len(store.rows("held_out")) else "train",
-            rows=MOST_ROWS,
+            rows=rows,
             logits=False,
             trust_remote_code=trust_remote_code,
             tell=lambda note: None,  # noqa: ARG005 (the report has told of the store)

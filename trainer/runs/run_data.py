@@ -18,6 +18,7 @@ from schemas.records import (
     RunRecord,
     StepRecord,
 )
+from schemas.train import TrainSpec
 from trainer.errors import RunError
 from trainer.runs import checkpoint_evals, journal
 from trainer.runs.run_files import read_json
@@ -53,6 +54,7 @@ class RunData(NamedTuple):
         rows: How many rows of each layer were evaluated, int64 [n_layers].
         checkpoints: Its metrics in training, by step; empty where they were not asked
             for (`trainer eval --checkpoints`).
+        spec: What was asked of training; None for a run without `spec.json`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class RunData(NamedTuple):
     firings: Tensor
     rows: Tensor
     checkpoints: Sequence[CheckpointEval] = ()
+    spec: TrainSpec | None = None
 
 
 def name_of(url: str, record: RunRecord) -> str:
@@ -104,7 +107,15 @@ def read_run(url: str) -> RunData:
         firings=latents["firings"],
         rows=latents["rows"],
         checkpoints=checkpoint_evals.read(storage),
+        spec=read_spec(storage),
     )
+
+
+def read_spec(storage: Storage) -> TrainSpec | None:
+    """Return what was asked of a run's training; None where there is no `spec.json`."""
+    if not storage.exists("spec.json"):
+        return None
+    return read_json(storage, "spec.json", TrainSpec)
 
 
 def shown_figure(value: float, form: str = ".4g") -> str:
