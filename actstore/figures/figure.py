@@ -1,4 +1,4 @@
-"""What is drawn: axes and series, or a heat map. `draw_svg.py` draws it."""
+"""Describes figures: axes and series, or a heat map. `draw_svg.py` draws them."""
 
 from __future__ import annotations
 

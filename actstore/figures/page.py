@@ -52,7 +52,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class RunLegend:
-    """What the shared legend of a page knows of its runs.
+    """The shared legend of a page: its runs, and the fields they are coloured by.
 
     Attributes:
         runs: For each run its values by field.

@@ -18,7 +18,7 @@ LINE = 16  # height of a line of text
 
 
 class Frame:
-    """Where things lie in a drawing, in pixels."""
+    """The places of the parts of a drawing, in pixels."""
 
     def __init__(self, x: Axis, legend_lines: int, title: str, left: float) -> None:
         self.left = left

@@ -37,7 +37,7 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """What heads the column, with its unit."""
+        """The heading of the column, with its unit."""
         label = self.label or self.name.replace("_", " ")
         return f"{label} ({self.unit})" if self.unit else label
 
@@ -49,7 +49,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """What an analysis found.
+    """The result of an analysis: columns of one length, and single figures.
 
     Attributes:
         name: Its name in files, and that of the analysis: `stitch_compare`.

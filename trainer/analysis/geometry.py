@@ -168,7 +168,7 @@ def plot_geometry(table: Table) -> tuple[Figure, ...]:
 
 
 class _Shape(NamedTuple):
-    """What is the same at all layers of a dictionary: norms [m], and figures."""
+    """The norms [m] and figures of a dictionary that are the same at all its layers."""
 
     norms: Any
     without_direction: int

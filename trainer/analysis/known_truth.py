@@ -1,4 +1,4 @@
-"""What the dictionaries of runs are held against: true features, or a larger run."""
+"""Finds what a run's dictionary is compared with: true features, or a larger run."""
 
 from __future__ import annotations
 

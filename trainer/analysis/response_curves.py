@@ -1,4 +1,4 @@
-"""What a layer answers to one feature: the curves of `homogeneity.py`, and its figures.
+"""Draws a layer's response to one feature: the curves of `homogeneity.py`.
 
 y = f_out · GELU(x f_in), where a feature is one neuron, or spread over all of them
 (docs/methods.md, section 5).

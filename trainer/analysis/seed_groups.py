@@ -25,7 +25,7 @@ _LONGEST_SITES = 2  # more sites than these are counted and not named
 
 
 class Run(Protocol):
-    """What is known of a run here: `RunData` and `TrainedSae` are runs."""
+    """A run, as far as groups need it: a `RunData` or a `TrainedSae`."""
 
     @property
     def url(self) -> str:
@@ -33,7 +33,7 @@ class Run(Protocol):
 
     @property
     def record(self) -> RunRecord:
-        """What was trained, and on what."""
+        """The record of the SAE and of the data it was trained on."""
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)

@@ -217,7 +217,7 @@ class _ReplacedSite(NamedTuple):
 
 
 class _Predictions(NamedTuple):
-    """Where a batch predicts, and what an untouched model predicts there.
+    """The positions of a batch that predict, and an untouched model's predictions.
 
     Attributes:
         where: The positions that the next token is predicted from, bool [B, context

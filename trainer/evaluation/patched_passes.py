@@ -53,7 +53,7 @@ class Tokens(NamedTuple):
 
 
 class CleanPass(NamedTuple):
-    """What a pass gave in which nothing was replaced.
+    """The result of a pass in which nothing was replaced.
 
     Attributes:
         tokens: The batch.

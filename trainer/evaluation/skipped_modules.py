@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class Output(NamedTuple):
-    """What one call of a module gave.
+    """The result of one call of a module.
 
     Attributes:
         module: The module.

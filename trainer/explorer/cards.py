@@ -62,7 +62,7 @@ class CardContext:
 
 @dataclass(frozen=True, slots=True)
 class CardLatent:
-    """What a card shows of a latent.
+    """A latent, as its card shows it.
 
     Attributes:
         latent: Its number.

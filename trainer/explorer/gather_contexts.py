@@ -57,7 +57,7 @@ ALL_SITES = "all sites"  # the layer of a crosscoder's latents
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a pass found, in files below a folder.
+    """The result of a pass over the rows, in files below a folder.
 
     Attributes:
         arrays: `firings` int64 and `sums` float64 [m, n_layers], `most` float32 [m,

@@ -126,7 +126,7 @@ class Keeper(NamedTuple):
 
 
 class _Merged(NamedTuple):
-    """What is kept of the keys that have a new candidate, by key and rank.
+    """The firings kept for keys that have a new candidate, by key and rank.
 
     Attributes:
         touched: These keys, int64 [t], ascending.

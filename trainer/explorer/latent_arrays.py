@@ -18,7 +18,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Entry(NamedTuple):
-    """What one array has for each latent.
+    """The shape and type of an array's entry for one latent.
 
     Attributes:
         dtype: Of its numbers.

@@ -1,4 +1,4 @@
-"""What the page reads: an index of all latents, and chunks with some latents each.
+"""Makes the JSON that the page reads: an index of all latents, and chunks of some.
 
 Both are JSON, gzipped. Texts of tokens stand once in each chunk. Numbers have three
 significant digits, NaN is null.

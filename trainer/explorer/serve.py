@@ -19,7 +19,7 @@ _CHUNK = re.compile(r"/chunk/(0|[1-9][0-9]{0,8})")
 
 
 class _Answer(NamedTuple):
-    """What a path is answered with."""
+    """The answer to a path."""
 
     status: HTTPStatus
     kind: str
@@ -68,7 +68,7 @@ class ExplorerServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a browser of this machine calls it; no other name is answered.
+        """The names that browsers of this machine use; no other name is answered.
 
         A page from elsewhere whose name was made to mean 127.0.0.1 gives its own.
         """

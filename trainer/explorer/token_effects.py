@@ -32,7 +32,7 @@ _INSIDE = re.compile(r"hook_(rot_)?[qkvz]$|hook_(q|k|v)_input$|hook_pre$|hook_po
 
 
 class Unembedding(NamedTuple):
-    """What comes after the residual stream.
+    """The last norm and the output matrix, which come after the residual stream.
 
     Attributes:
         weight: [vocabulary, d].

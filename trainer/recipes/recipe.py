@@ -36,7 +36,7 @@ class Step(Schema):
 
 
 class Recipe(Schema):
-    """What a recipe's file holds.
+    """The content of a recipe's file.
 
     In `specs` and `steps`, {folder} is the folder of all recipes, {out} that of this
     one, {specs} where its specs are written, {device} and {memory} what the user asked

@@ -1,4 +1,4 @@
-"""What each latent of a large SAE does to a small one: the table `stitch_add`.
+"""Adds each latent of a large SAE to a small one, alone: the table `stitch_add`.
 
 Of a row let r be what the small SAE leaves, and c w what the latent adds to its
 reconstruction. The squared error becomes |r - c w|^2 = |r|^2 - 2 c <r, w> + c^2 |w|^2,
@@ -34,7 +34,7 @@ MSE_UNIT = "per row"
 
 
 class Effects(NamedTuple):
-    """What each latent of b does to a, and how well both do where it fires.
+    """The effect of each latent of b on a, and the errors of both where it fires.
 
     Attributes:
         rows: Number of rows.

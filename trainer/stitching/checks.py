@@ -1,4 +1,4 @@
-"""What arguments of this room's functions take."""
+"""Checks the arguments of this room's functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether latents that one latent splits into fire together: `stitch_cooccurrence`.
+"""Counts how often the latents that one splits into fire together.
 
 A latent's children are those of a large SAE whose most similar latent it is, with a
 cosine above a threshold. Children that never fire together are alternatives; those that

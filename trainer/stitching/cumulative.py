@@ -1,4 +1,4 @@
-"""What all novel, or all reconstruction latents do together: `stitch_cumulative`."""
+"""Adds all novel, or all reconstruction latents together: `stitch_cumulative`."""
 
 from __future__ import annotations
 

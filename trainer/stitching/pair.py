@@ -68,7 +68,7 @@ class Rows:
 
 
 class Opened(NamedTuple):
-    """What a command about several runs works on.
+    """The opened runs, site and store that a command works on.
 
     Attributes:
         sides: The SAEs, as they were named.
@@ -80,7 +80,7 @@ class Opened(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a user chooses beside the runs.
+    """The user's choices beside the runs.
 
     Attributes:
         site: The site; None for the only one they have in common.

@@ -1,4 +1,4 @@
-"""What swapping similar latents does, group by group: the table `stitch_swap`.
+"""Swaps similar latents group by group, and measures it: the table `stitch_swap`.
 
 With u what the parents reconstruct less what the children do, and r what the small SAE
 leaves of a row, a swap changes the squared error by 2 <r, u> + |u|^2.
@@ -35,7 +35,7 @@ NAMED = 6  # latents of a group that a row of the table names
 
 
 class Effects(NamedTuple):
-    """What each swap does.
+    """The effect of each swap.
 
     Attributes:
         delta_mse: Change of the MSE, float64 [n].

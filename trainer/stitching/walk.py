@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What is measured before the first step, and after each.
+    """The figures before the first step, and after each.
 
     Attributes:
         mse: float64 [n_steps + 1].
