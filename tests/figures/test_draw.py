@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.figures.draw_svg import draw
@@ -22,6 +22,7 @@ ENDS = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(ENDS, st.integers(2, 12))
 def test_linear_ticks_lie_inside_and_rise(ends: tuple[float, float], n: int) -> None:
     low, length = ends
@@ -33,6 +34,7 @@ def test_linear_ticks_lie_inside_and_rise(ends: tuple[float, float], n: int) -> 
     assert len(ticks) <= 3 * n
 
 
+@settings(deadline=None)
 @given(st.floats(1e-9, 1e9), st.floats(1.01, 1e12), st.integers(2, 12))
 def test_log_ticks_lie_inside_and_rise(low: float, factor: float, n: int) -> None:
     ticks = Scale(low, low * factor, 0, 400, log=True).ticks(n)
@@ -41,6 +43,7 @@ def test_log_ticks_lie_inside_and_rise(low: float, factor: float, n: int) -> Non
     assert all(low * (1 - 1e-6) <= tick <= low * factor * (1 + 1e-6) for tick in ticks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=9))
 def test_all_values_lie_on_the_axis(values: list[float]) -> None:
     scale = scale_of(Axis("x"), [values], 0.0, 400.0)
@@ -151,6 +154,7 @@ def test_a_long_legend_says_how_many_are_left() -> None:
 HOSTILE = "</svg><script>alert('x')</script>&amp;\"'"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"]), max_size=80))
 def test_any_text_stays_text(text: str) -> None:
     series = Series(text, [0, 1], [1, 2], labels=[text, text], low=[0, 1], high=[2, 3])

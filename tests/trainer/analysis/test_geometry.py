@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.inspect.norms_of_sites import compute_norms, plot_norms
@@ -88,6 +88,7 @@ def test_a_sample_depends_on_its_seed_alone() -> None:
     assert not np.array_equal(first, sampled_cosines(unit, 100, (4, 0)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 150))
 def test_pillars_have_the_largest_norms(seed: int, m: int) -> None:
     rows = torch.randn(m, 4, generator=torch.Generator().manual_seed(seed))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actstore.figures.figure import Figure
@@ -186,6 +186,7 @@ def test_between_two_points_fvu_is_linear_in_the_logarithm_of_l0() -> None:
     assert math.isnan(at_l0(8.0, np.array([np.nan]), np.array([0.1])))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.5, 500), st.floats(0, 1)), min_size=1, max_size=8),
     st.floats(0.5, 500),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.analysis.statistics_of_seeds import (
@@ -55,11 +55,13 @@ def test_known_probabilities() -> None:
     assert two_sided_p(-2.0, 2) == two_sided_p(2.0, 2)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.999), st.integers(1, 200))
 def test_the_quantile_is_the_inverse(confidence: float, degrees: int) -> None:
     assert within(t_quantile(confidence, degrees), degrees) == pytest.approx(confidence)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 50), st.integers(1, 60))
 def test_more_degrees_have_thinner_tails(t: float, degrees: int) -> None:
     """So do neighbours of odd and even degrees, which have a formula each."""
@@ -123,6 +125,7 @@ def test_a_line_by_hand() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(figures, figures), min_size=3, max_size=20))
 def test_a_line_is_that_of_numpy(points: list[tuple[float, float]]) -> None:
     x, y = np.array(points).T
