@@ -337,7 +337,11 @@
   };
   all('table.sortable').forEach(table => sortable(table, (row, column) => numberIn(row.cells[column])));
 
-  const tableOf = id => JSON.parse(document.getElementById(id).textContent);
+  const tableOf = id => {
+    const table = JSON.parse(document.getElementById(id).textContent);
+    for (const column of table.columns) if (column.names) column.values = column.values.map(place => column.names[place]);
+    return table;
+  };
   const fill = details => {
     const {columns} = tableOf(details.dataset.table);
     const table = make('table', {class: 'sortable'});

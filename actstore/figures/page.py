@@ -175,6 +175,12 @@ def _table_text(table: Table) -> str:
         column["values"] = column["values"][:MOST_ROWS]
         if column["type"] == "number":
             column["values"] = [_shortened(value) for value in column["values"]]
+        elif column["type"] == "text":
+            # Names of runs are long, and stand on many rows: each is written once.
+            names = list(dict.fromkeys(column["values"]))
+            number = {name: place for place, name in enumerate(names)}
+            column["values"] = [number[name] for name in column["values"]]
+            column["names"] = names
     return data_text({"name": table.name, "columns": document["columns"]})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -182,6 +183,8 @@ def test_tables_sort_and_data_opens(report: Path) -> None:
         dead = page.locator("#runs table.sortable th", has_text="dead").bounding_box()
         assert dead
         assert dead["x"] + dead["width"] <= 1280
+        first = page.locator("#runs table.sortable tbody td:first-child")
+        names = set(first.all_inner_texts())
         details = page.locator("#fronts details.data")
         details.locator("summary").click()
         details.locator("tbody tr").first.wait_for()
@@ -190,6 +193,11 @@ def test_tables_sort_and_data_opens(report: Path) -> None:
             page.locator("#fronts button.csv").first.click()
         lines = Path(download.value.path()).read_text().splitlines()
         assert len(lines) == 1 + 9 * 4
+        # Text is whole again, and each row its own run's.
+        rows = list(csv.DictReader(lines))
+        assert {row["run"] for row in rows} == names
+        assert {row["kind"] for row in rows} == {"topk"}
+        assert len({(row["run"], row["site"]) for row in rows}) == 9 * 4
         with page.expect_download() as download:
             page.locator("#fronts button.svg").first.click()
         svg = Path(download.value.path()).read_text()
