@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 NEWEST = blake3 fsspec google-crc32c hypothesis ml_dtypes numcodecs numpy pydantic pytest pytest-timeout tensorstore xarray zarr zarrs
 
-.PHONY: demo test test-slow test-kernels test-newest fuzz readme examples docs wheel coverage mutants lint bench recipes evidence clean
+.PHONY: demo test test-s3 s3-server s3-server-stop test-slow test-kernels test-newest fuzz readme examples docs wheel coverage mutants lint bench recipes evidence clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -17,6 +17,17 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# Against a real S3 server, Ceph's RADOS Gateway on the loopback (or another one: see tests/s3_server/server.py).
+test-s3: $(VENV)/.dev
+	$(BIN)/python -m pytest -m real_s3 -rs
+
+# Such a server to try things with. It prints what its clients need; its data is kept in .s3-server/.
+s3-server:
+	S3_SERVER_DIR=$(CURDIR)/.s3-server bash tests/s3_server/start.sh
+
+s3-server-stop:
+	S3_SERVER_DIR=$(CURDIR)/.s3-server bash tests/s3_server/stop.sh
 
 # The Triton kernels on a CPU: triton's interpreter is chosen when it is imported, so they have a process of their own.
 test-kernels: $(VENV)/.dev

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.s3_server import server
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
@@ -49,6 +51,32 @@ def s3_url(s3_server: str) -> str:
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem(endpoint_url=s3_server).mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def real_s3_server() -> Iterator[dict[str, str]]:
+    """A real S3 server; the environment points every client at it.
+
+    Yields the variables; `S3_BUCKET` is a bucket there.
+    """
+    bucket = os.environ.get(server.OTHER_BUCKET)
+    if bucket is not None:
+        yield {"S3_BUCKET": bucket}
+        return
+    why = server.missing()
+    if why is not None:
+        pytest.skip(why)
+    with server.server() as names, pytest.MonkeyPatch.context() as environment:
+        for name, value in names.items():
+            environment.setenv(name, value)
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield names
+
+
+@pytest.fixture
+def real_s3_url(real_s3_server: dict[str, str]) -> str:
+    """A folder of its own in the real server's bucket."""
+    return f"s3://{real_s3_server['S3_BUCKET']}/{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

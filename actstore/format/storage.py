@@ -13,14 +13,16 @@ are opened as in `local_files.py`, and `limit` bounds what is read.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 from fsspec.implementations.local import LocalFileSystem
@@ -46,6 +48,21 @@ _ADVICE = {
     errno.EROFS: "choose a place that can be written",
     errno.EFBIG: "the file system or a limit forbids files of that size",
 }
+
+
+class ListedObject(NamedTuple):
+    """An object as a listing tells it.
+
+    Attributes:
+        key: Its key, relative to the storage.
+        bytes: Its size.
+        modified: When it was written, in seconds since 1970; None: the place does not
+            tell.
+    """
+
+    key: str
+    bytes: int
+    modified: float | None
 
 
 class Storage:
@@ -200,6 +217,25 @@ class Storage:
             except FileNotFoundError:
                 return []
             return sorted(key for key in keys if not _is_temporary(key))
+
+    def objects(self, prefix: str = "") -> builtins.list[ListedObject]:
+        """Return all objects under a folder with size and age, sorted by key.
+
+        Temporary files are among them, unlike in `list`.
+        """
+        with self._guard(prefix):
+            path = self._path(prefix)
+            skip = len(self._root)
+            try:
+                found = self._fs.find(path, detail=True)
+            except FileNotFoundError:
+                return []
+            objects = []
+            for path_there, info in found.items():
+                key = path_there[skip:].lstrip("/")
+                size = int(info.get("size") or 0)
+                objects.append(ListedObject(key, size, _modified(info)))
+            return sorted(objects)
 
     def folders(self) -> tuple[str, ...]:
         """Return the names of the folders directly below, sorted."""
@@ -455,6 +491,17 @@ def _temporary(path: Path, data: Buffers) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    """Return when an object was written, in seconds since 1970, by what fsspec says."""
+    for name in ("LastModified", "mtime", "last_modified", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
 
 
 def _is_temporary(key: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def test_put_read_list_delete(storage: Storage) -> None:
     storage.delete("a/b")
     storage.delete("a/b")
     assert storage.list("a") == ["a/c"]
+
+
+def test_a_listing_tells_sizes_and_times(storage: Storage) -> None:
+    before = time.time()
+    storage.put("a/b", b"hello")
+    storage.put("top", b"")
+    listed = storage.objects()
+    assert [(found.key, found.bytes) for found in listed] == [("a/b", 5), ("top", 0)]
+    assert [found.key for found in storage.objects("a")] == ["a/b"]
+    assert storage.objects("nowhere") == []
+    for found in listed:
+        assert found.modified is not None
+        assert before - 5 < found.modified < time.time() + 5
 
 
 def test_ranges(storage: Storage) -> None:
