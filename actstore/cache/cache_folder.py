@@ -224,6 +224,15 @@ class CacheFolder:
                 path.unlink(missing_ok=True)
         return self.path / f"ledger-{os.urandom(8).hex()}.sqlite"
 
+    def check_there(self) -> None:
+        """Raise FileNotFoundError where the folder was moved or removed.
+
+        Else whoever takes its lock would make a new folder at the path.
+        """
+        there = (self.path / "files").lstat()
+        if not os.path.samestat(there, os.fstat(self._files)):
+            raise FileNotFoundError(errno.ENOENT, "another folder is there now")
+
     def free_bytes(self) -> int:
         """Return what is free on the disk."""
         info = os.statvfs(self.path)
@@ -272,8 +281,8 @@ class CacheFolder:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(path.lstat().st_mode):
                     raise SpecError(
-                        f"cache {self.path}: {path.name} is no regular file; choose another"
-                        " folder"
+                        f"cache {self.path}: {path.name} is no regular file; choose"
+                        " another folder"
                     )
 
     def _is_there(self, name: str) -> bool:

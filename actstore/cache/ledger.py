@@ -56,12 +56,11 @@ _TABLES = (
         owner TEXT NOT NULL) WITHOUT ROWID""",
     f"PRAGMA user_version = {VERSION}",
 )
-# What SQLite says where not the ledger is at fault, but the disk or another process.
+# What SQLite says where not the ledger is at fault, but the disk. A ledger that is
+# locked is none of ours: who writes to those holds the folder's lock.
 _NO_DAMAGE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_NOMEM,
@@ -225,6 +224,7 @@ class Ledger:
 
     def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do some work in one transaction, again where the ledger was damaged."""
+        self._folder.check_there()
         with self._lock:
             try:
                 return self._transaction(work)
@@ -257,7 +257,7 @@ class Ledger:
         path = self._folder.ledger() or self._folder.new_ledger()
         # Several threads have it in turn.
         connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False
+            path, timeout=1, isolation_level=None, check_same_thread=False
         )
         try:
             self._prepare(connection)
