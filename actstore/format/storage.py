@@ -34,8 +34,9 @@ from actstore.errors import (
     StorageError,
     StoreError,
 )
-from actstore.format.file_systems import file_system, windows_path
+from actstore.format.file_systems import file_system, local_path, windows_path
 from actstore.format.local_files import LocalFiles, OpenFile, check_key
+from actstore.format.storage_options import options_for
 
 Buffers = bytes | Sequence[bytes | memoryview]
 """An object's bytes: in one piece, or in several that lie one after the other."""
@@ -75,7 +76,9 @@ class Storage:
 
     Attributes:
         url: As it was given, without slashes at its end.
-        options: Options of the file system, such as credentials.
+        options: Options of the file system, such as credentials: those given, and for
+            other keys those of the process (`storage_options.py`) where the place is
+            not local.
         local: The folder, if it is one of this machine; else None.
     """
 
@@ -94,6 +97,8 @@ class Storage:
         why = windows_path(self.url)
         if why is not None:
             raise StorageError(f"{self.url}: {why}")
+        if local_path(self.url) is None:
+            self.options = options_for(self.url, options)
         with self._guard(""):
             self._fs, root = file_system(self.url, **self._filesystem_options())
         self._root = root.rstrip("/")
