@@ -8,12 +8,12 @@ write that has nothing to wait for.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from actstore.catalog import record_keys
+from actstore.catalog.published_url import check_no_secret
 from actstore.catalog.record_keys import RecordKey
 from actstore.errors import (
     CatalogError,
@@ -24,6 +24,7 @@ from actstore.errors import (
 from actstore.format.json_records import parsed_json, shallow_record
 from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
+from actstore.machine import command_values
 from schemas.catalog import (
     CATALOG_VERSION,
     Kind,
@@ -31,7 +32,6 @@ from schemas.catalog import (
     PublishedStore,
 )
 
-CATALOG = "ACTSTORE_CATALOG"  # an environment variable: the URL of the team's catalog
 Record = PublishedStore | PublishedRun
 SCHEMAS: dict[str, type[PublishedStore | PublishedRun]] = {
     "store": PublishedStore,
@@ -85,11 +85,13 @@ class Catalog:
         Raises:
             SpecError: There is neither.
         """
-        url = url or os.environ.get(CATALOG)
+        url = url or command_values.use(command_values.CATALOG)
         if not url:
             raise SpecError(
-                f"no catalog is known; give --catalog URL, or set {CATALOG}"
+                "no catalog is known; give --catalog URL, or set"
+                f" {command_values.CATALOG}"
             )
+        check_no_secret(url, "the catalog's URL")
         self.storage = Storage(url)
         if options and self.storage.local is None:
             self.storage = Storage(url, options)
