@@ -34,7 +34,12 @@ from actstore.errors import (
     StorageError,
     StoreError,
 )
-from actstore.format.file_systems import file_system, local_path, windows_path
+from actstore.format.file_systems import (
+    file_system,
+    local_path,
+    name_in_catalog,
+    windows_path,
+)
 from actstore.format.local_files import LocalFiles, OpenFile, check_key
 from actstore.format.storage_options import options_for
 
@@ -94,7 +99,7 @@ class Storage:
         self.url = text if is_root else bare
         self.options = dict(options or {})
         self.local: Path | None = None
-        why = windows_path(self.url)
+        why = windows_path(self.url) or name_in_catalog(self.url)
         if why is not None:
             raise StorageError(f"{self.url}: {why}")
         if local_path(self.url) is None:
