@@ -21,6 +21,7 @@ import errno
 import os
 import re
 import stat
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,16 +111,10 @@ class CacheFolder:
         self.lock = self.path / "ledger.lock"
         self.processes = self.path / "processes"
         self._files = _opened_folder(self.path / "files")
-        try:
-            os.close(_opened_folder(self.processes))
-            self._refuse_links()
-        except BaseException:
-            os.close(self._files)
-            raise
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        os.close(self._files)
+        # Closed when nobody has this any more: threads may read until the very end.
+        weakref.finalize(self, os.close, self._files).atexit = False
+        os.close(_opened_folder(self.processes))
+        self._refuse_links()
 
     def read(self, key: bytes, size: int, *, checked: bool) -> bytes | None:
         """Return what is kept under a key; None where nothing is.

@@ -161,6 +161,10 @@ class Ledger:
         self._process.forget()
         return self._connection
 
+    def resize(self, size: int) -> None:
+        """Take another size, for all processes; remove what is too much."""
+        self._run(lambda rows: self._resize(rows, size))
+
     def claim(self, wanted: Sequence[Wanted]) -> list[Claim]:
         """Say who gets what was not found, each key once; reserve room for it.
 
@@ -302,12 +306,15 @@ class Ledger:
         if not others:
             self._compare(rows)
         before, _ = _totals(rows)
-        if size is not None and size != before:
-            rows.execute("UPDATE cache SET size = ?", (size,))
-            self.size_of_others = before if others else None
-        self.size, reckoned = _totals(rows)
-        if reckoned > _most(self.size):
-            self._make_room(rows, 0)
+        self._resize(rows, size or before)
+        if others and self.size != before:
+            self.size_of_others = before
+
+    def _resize(self, rows: sqlite3.Connection, size: int) -> None:
+        rows.execute("UPDATE cache SET size = ?", (size,))
+        self.size = size
+        # also where it is as before: files may have come to light
+        self._make_room(rows, 0)
 
     def _compare(self, rows: sqlite3.Connection) -> None:
         """Make all rows anew from the files; the ledger says when each was used."""

@@ -35,8 +35,8 @@ from actstore.errors import CacheWarning, SpecError, StorageError
 
 Fetch = Callable[[list[int]], Sequence[bytes]]
 """Gets what is not there: it takes positions of keys, and returns the bytes of each."""
-Keep = Callable[[bytes], bool]
-"""Tells whether bytes that were fetched are what they must be, and worth keeping."""
+Intact = Callable[[bytes], bool]
+"""Tells whether bytes are what they must be, by a checksum in them, say."""
 
 # The ledger would fill a smaller one.
 SMALLEST_BYTES = 2 * LEDGER_BYTES
@@ -107,7 +107,6 @@ class LocalCache:
         try:
             self._ledger: Ledger | None = self._new_ledger(size)
         except _TROUBLE as error:
-            self._folder.close()
             raise _unusable(str(self.path), error) from error
         self.size = self._ledger.size
         self._checked: set[bytes] = set()
@@ -128,7 +127,7 @@ class LocalCache:
         return f"LocalCache({str(self.path)!r}, {self.size:,} bytes)"
 
     def close(self) -> None:
-        """Write what is not written yet, and let go of the folder."""
+        """Write what is not written yet; from now on all is fetched."""
         with self._turn:
             if self._closed:
                 return
@@ -140,7 +139,6 @@ class LocalCache:
                     self._ledger.close()
                 except _TROUBLE:
                     pass  # the next process compares ledger and files
-            self._folder.close()
 
     @property
     def counts(self) -> CacheCounts:
@@ -160,6 +158,21 @@ class LocalCache:
         except _TROUBLE as error:
             raise _unusable(str(self.path), error) from error
 
+    def resize(self, size: int) -> None:
+        """Give the cache another size, for all processes.
+
+        Raises:
+            SpecError: It is too small.
+            StorageError: The ledger cannot be written.
+        """
+        check_size(size)
+        try:
+            with self._turn:
+                self._opened().resize(size)
+        except _TROUBLE as error:
+            raise _unusable(str(self.path), error) from error
+        self.size = size
+
     def clear(self) -> None:
         """Remove all files that no process is making.
 
@@ -178,7 +191,7 @@ class LocalCache:
         keys: Sequence[bytes],
         sizes: Sequence[int],
         fetch: Fetch,
-        keep: Keep = lambda _: True,
+        intact: Intact = lambda _: True,
     ) -> list[bytes]:
         """Return the bytes of some keys, fetched where they are not there.
 
@@ -188,22 +201,30 @@ class LocalCache:
                 given back, but not kept.
             fetch: Gets what is not there. It is called from this thread; what it
                 raises comes through.
-            keep: Tells whether bytes that were fetched are worth keeping.
+            intact: Tells whether bytes are right. What is fetched and is not is given
+                back, but not kept; what is kept and is not is fetched again.
         """
-        found = [self._hit(*one) for one in zip(keys, sizes, strict=True)]
+        if self._closed:
+            return list(fetch(list(range(len(keys)))))
+        found = [
+            self._hit(Wanted(*one), intact) for one in zip(keys, sizes, strict=True)
+        ]
         missing = [i for i, data in enumerate(found) if data is None]
         if missing:
             wanted = [Wanted(*one) for one in zip(keys, sizes, strict=True)]
-            self._fill(wanted, missing, found, fetch, keep)
+            self._fill(wanted, missing, found, fetch, intact)
         elif self._uses_are_due():
             self._write()
         return [data for data in found if data is not None]
 
-    def _hit(self, key: bytes, size: int) -> bytes | None:
+    def _hit(self, wanted: Wanted, intact: Intact) -> bytes | None:
         """Return what is kept under a key; None where nothing is, or it is damaged."""
+        key, size = wanted
         first = key not in self._checked
         try:
             data = self._folder.read(key, size, checked=first)
+            if data is not None and not intact(data):
+                raise ValueError("its checksum does not match")
         except ValueError as error:
             self._drop(key, error)
             return None
@@ -225,7 +246,7 @@ class LocalCache:
         missing: list[int],
         found: list[bytes | None],
         fetch: Fetch,
-        keep: Keep,
+        intact: Intact,
     ) -> None:
         """Get what is missing, or wait for those who get it, into `found`."""
         patient_until = time.monotonic() + PATIENCE_S
@@ -239,15 +260,15 @@ class LocalCache:
                 by_claim[Claim.NO_ROOM] += others
                 others = []
             for i in by_claim[Claim.THERE]:
-                found[i] = self._hit(*wanted[i])
+                found[i] = self._hit(wanted[i], intact)
                 if found[i] is None:
                     by_claim[Claim.NO_ROOM].append(i)
             mine = by_claim[Claim.MINE]
             to_fetch = sorted(mine + by_claim[Claim.NO_ROOM])
             if to_fetch:
-                self._fetch(wanted, to_fetch, set(mine), found, fetch, keep)
+                self._fetch(wanted, to_fetch, set(mine), found, fetch, intact)
                 patient_until = time.monotonic() + PATIENCE_S
-            missing = self._wait(wanted, others, found)
+            missing = self._wait(wanted, others, found, intact)
 
     def _fetch(
         self,
@@ -256,7 +277,7 @@ class LocalCache:
         mine: set[int],
         found: list[bytes | None],
         fetch: Fetch,
-        keep: Keep,
+        intact: Intact,
     ) -> None:
         """Fetch bytes, and keep those whose room this process has reserved."""
         reserved = {i: self._filling(wanted[i]) for i in mine}
@@ -267,20 +288,24 @@ class LocalCache:
                 self._counts[2] += 1
                 self._counts[3] += len(data)
                 fits = i in mine and len(data) == wanted[i].size
-                if fits and keep(data) and self._write_file(reserved[i], data):
+                if fits and intact(data) and self._write_file(reserved[i], data):
                     filled.append(reserved.pop(i))
         finally:
             self._settle_with(filled, list(reserved.values()))
 
     def _wait(
-        self, wanted: Sequence[Wanted], others: list[int], found: list[bytes | None]
+        self,
+        wanted: Sequence[Wanted],
+        others: list[int],
+        found: list[bytes | None],
+        intact: Intact,
     ) -> list[int]:
         """Wait a little for files that others make; return those still missing."""
         pause, longest_pause = POLL_S
         until = time.monotonic() + ASK_S
         while others:
             for i in others:
-                found[i] = self._hit(*wanted[i])
+                found[i] = self._hit(wanted[i], intact)
             others = [i for i in others if found[i] is None]
             if not others or time.monotonic() > until:
                 break
@@ -404,7 +429,7 @@ class LocalCache:
 
     def _tell(self, what: str, text: str, *, rest: bool = True) -> None:
         """Warn of something once."""
-        if what not in self._warned:
+        if what not in self._warned and not self._closed:
             self._warned.add(what)
             then = "; reading goes on without it" if rest else ""
             warn(f"cache {self.path}: {text}{then}", CacheWarning)
@@ -423,8 +448,8 @@ def check_size(size: int) -> None:
     """Raise SpecError for a size that no cache can have."""
     if size < SMALLEST_BYTES:
         raise SpecError(
-            f"cache_size: {size:,} bytes, wanted at least {SMALLEST_BYTES:,}; a cache"
-            " of activations is of use from a few GB on"
+            f"cache_size (--cache-size): wanted at least {SMALLEST_BYTES:,} bytes, got"
+            f" {size:,}; a cache of activations is of use from a few GB on"
         )
 
 

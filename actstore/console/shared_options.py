@@ -16,8 +16,10 @@ import copy
 import functools
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -84,6 +86,30 @@ def _catalog(url: str, _: Given) -> str:
             " credentials come from the environment or --storage-options"
         )
     return url
+
+
+def reads_rows(params: Sequence[Any]) -> bool:
+    """Return whether a command may read the rows of a store, by its `--store`."""
+    return any(param.name == "store" and param.metavar == "URL" for param in params)
+
+
+def _cache(folder: str, _: Given) -> str:
+    """Return a cache's folder as a path that means the same in every process."""
+    if not folder.strip() or _PROTOCOL.match(folder):
+        raise SpecError(f"--cache: wanted a folder of this machine, got {folder!r}")
+    return str(Path(folder).absolute())
+
+
+def _cache_size(text: str, given: Given) -> str:
+    """Return a cache's size in bytes, as text."""
+    from schemas.base import parse_size
+
+    if "--cache" not in given and not os.environ.get(command_values.CACHE):
+        raise SpecError("--cache-size: there is no cache; give its folder (--cache)")
+    try:
+        return str(parse_size(text))
+    except ValueError as error:
+        raise SpecError(f"--cache-size: {error}") from None
 
 
 SHARED: tuple[SharedOption, ...] = (

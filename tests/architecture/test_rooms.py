@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.figures": GROUND | {"actstore.format"},
     "actstore.format": GROUND,
     "actstore.catalog": BELOW_STORE,
+    "actstore.cache": GROUND | {"actstore.format"},
     "actstore.store": STORED,
     "actstore.builtin": {"actstore.builtin"},
     "actstore.text": STORED | {"actstore.builtin"},
