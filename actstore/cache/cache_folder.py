@@ -2,6 +2,7 @@
 
     CACHEDIR.TAG                          what the folder is, for backups and for us
     ledger-<16 digits>.sqlite             which files there are, and when each was used
+    size                                  the bytes that all of it may take
     ledger.lock                           held by who changes files or ledger
     processes/<owner>                     locked as long as that process lives
     files/<key>                           a digest of the bytes and the key, the bytes
@@ -219,6 +220,22 @@ class CacheFolder:
                 path.unlink(missing_ok=True)
         return self.path / f"ledger-{os.urandom(8).hex()}.sqlite"
 
+    def read_size(self) -> int | None:
+        """Return the size that was written; None where none is."""
+        try:
+            fd = os.open(self.path / "size", _READ)
+        except OSError:
+            return None
+        try:
+            text = os.read(fd, 32)
+        finally:
+            os.close(fd)
+        return int(text) if re.fullmatch(rb"[0-9]{1,18}", text) else None
+
+    def write_size(self, size: int) -> None:
+        """Write the size that the cache may have."""
+        self._write_whole("size", str(size))
+
     def check_there(self) -> None:
         """Raise FileNotFoundError where the folder was moved or removed.
 
@@ -258,14 +275,14 @@ class CacheFolder:
                 f"cache {self.path}: it is not empty ({there[0]}, ...) and not a cache"
                 " of actstore; choose an empty folder"
             )
-        self._write_tag()
+        self._write_whole(TAG, TAG_TEXT)
 
-    def _write_tag(self) -> None:
-        """Write the tag, whole or not at all."""
+    def _write_whole(self, name: str, text: str) -> None:
+        """Write a small file, whole or not at all."""
         temporary = self.path / f".{TAG}-{os.urandom(8).hex()}"
         try:
-            temporary.write_text(TAG_TEXT)
-            temporary.replace(self.path / TAG)
+            temporary.write_text(text)
+            temporary.replace(self.path / name)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -292,7 +292,8 @@ class Ledger:
         try:
             for statement in _TABLES:
                 connection.execute(statement)
-            connection.execute("INSERT INTO cache VALUES (1, ?, 0)", (self.size,))
+            size = self._folder.read_size() or self.size
+            connection.execute("INSERT INTO cache VALUES (1, ?, 0)", (size,))
             self._compare(connection)
             connection.execute("COMMIT")
         except BaseException:
@@ -311,6 +312,8 @@ class Ledger:
             self.size_of_others = before
 
     def _resize(self, rows: sqlite3.Connection, size: int) -> None:
+        if self._folder.read_size() != size:
+            self._folder.write_size(size)
         rows.execute("UPDATE cache SET size = ?", (size,))
         self.size = size
         # also where it is as before: files may have come to light

@@ -133,6 +133,26 @@ SHARED: tuple[SharedOption, ...] = (
         value=_catalog,
         for_remote=False,
     ),
+    SharedOption(
+        name="--cache",
+        variable=command_values.CACHE,
+        metavar="DIR",
+        help="A folder of this machine that keeps what is read of a store elsewhere.",
+        default="none",
+        belongs=reads_rows,
+        value=_cache,
+        for_remote=True,
+    ),
+    SharedOption(
+        name="--cache-size",
+        variable=command_values.CACHE_SIZE,
+        metavar="SIZE",
+        help="What the cache may take of the disk.",
+        default="as before; a new cache: half of what is free",
+        belongs=reads_rows,
+        value=_cache_size,
+        for_remote=True,
+    ),
 )
 
 

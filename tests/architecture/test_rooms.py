@@ -23,7 +23,7 @@ GROUND = {
     "actstore.console",
 }
 BELOW_STORE = GROUND | {"actstore.format", "actstore.catalog"}
-STORED = BELOW_STORE | {"actstore.store", "actstore.figures"}
+STORED = BELOW_STORE | {"actstore.cache", "actstore.store", "actstore.figures"}
 HARVESTED = STORED | {
     "actstore.builtin",
     "actstore.text",
