@@ -83,4 +83,4 @@ class Retries:
     def _wait(self, tries: int) -> float:
         """Return seconds to wait after so many tries."""
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
-        return longest * self._jitter.uniform(0.5, 1)
+        return float(longest * self._jitter.uniform(0.5, 1))

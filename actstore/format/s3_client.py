@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -215,7 +215,7 @@ class S3Client:
                 "access_key_id": found.access_key,
                 "secret_access_key": found.secret_key,
                 "token": found.token,
-                "expires_at": datetime.now(timezone.utc) + _KEPT,
+                "expires_at": datetime.now(UTC) + _KEPT,
             }
 
         # Here, where an error of it is told in botocore's words.

@@ -121,53 +121,53 @@ def _of_obstore(text: str) -> Failure:
         )
     kinds = set(_OBSTORE_KIND.findall(details))
     if "certificate" in details.lower():
-        return Failure(
-            "no", "SSLError", code="SSLError", message="no valid certificate"
-        )
+        return _BY_NAME["SSLError"]
     if "dns error" in details:
-        return Failure("unreached", "names not found", message="no such host")
+        return _NO_NAME
     if "Connect" in kinds:
-        refused = "ConnectionRefused" in kinds
-        why = "refused connections" if refused else "failed connections"
-        return Failure("unreached", why, message=f"{why[:-1]}")
-    if "Timeout" in kinds:
-        return Failure("again", "timeouts", message="it took too long")
-    if {"Body", "Decode", "UnexpectedEof"} & kinds:
-        return Failure("again", "truncated answers", message="the answer broke off")
-    if {"Interrupted", "ConnectionReset", "Request", "Http"} & kinds:
-        return Failure("again", "broken connections", message="the connection broke")
+        return _REFUSED if "ConnectionRefused" in kinds else _NOBODY
+    for signs, meaning in _BY_KIND:
+        if signs & kinds:
+            return meaning
     first = told.splitlines()[0] if told else ""
     return Failure("no", "errors", message=first[:300])
 
 
-# What errors of the libraries below s3fs are called, and what they mean.
+_NO_NAME = Failure("unreached", "names not found", message="no such host")
+_NOBODY = Failure("unreached", "failed connections", message="nobody answers")
+_REFUSED = Failure("unreached", "refused connections", message="connection refused")
+_LATE = Failure("again", "timeouts", message="it took too long")
+_TRUNCATED = Failure("again", "truncated answers", message="the answer broke off")
+_BROKEN = Failure("again", "broken connections", message="the connection broke")
+# Kinds of errors that obstore's text names, and what they mean; the first that fits.
+_BY_KIND = (
+    ({"Timeout"}, _LATE),
+    ({"Body", "Decode", "UnexpectedEof"}, _TRUNCATED),
+    ({"Interrupted", "ConnectionReset", "Request", "Http"}, _BROKEN),
+)
+# Errors of the libraries below s3fs, and what they mean.
 _BY_NAME: dict[str, Failure] = {
-    **dict.fromkeys(
-        ("ConnectTimeoutError", "ConnectionTimeoutError"),
-        Failure("unreached", "failed connections", message="nobody answers"),
-    ),
-    **dict.fromkeys(
-        ("ReadTimeoutError", "FSTimeoutError", "TimeoutError", "ServerTimeoutError"),
-        Failure("again", "timeouts", message="it took too long"),
-    ),
-    **dict.fromkeys(
-        ("ClientPayloadError", "IncompleteReadError", "IncompleteRead")
-        + ("ResponseStreamingError", "ResponseParserError"),
-        Failure("again", "truncated answers", message="the answer broke off"),
-    ),
-    **dict.fromkeys(
-        ("ConnectionClosedError", "ServerDisconnectedError", "ClientOSError")
-        + ("ConnectionResetError", "BrokenPipeError", "HTTPClientError"),
-        Failure("again", "broken connections", message="the connection broke"),
-    ),
+    "BrokenPipeError": _BROKEN,
+    "ClientConnectorDNSError": _NO_NAME,
+    "ClientConnectorError": _REFUSED,
+    "ClientOSError": _BROKEN,
+    "ClientPayloadError": _TRUNCATED,
+    "ConnectTimeoutError": _NOBODY,
+    "ConnectionClosedError": _BROKEN,
+    "ConnectionRefusedError": _REFUSED,
+    "ConnectionResetError": _BROKEN,
+    "ConnectionTimeoutError": _NOBODY,
+    "FSTimeoutError": _LATE,
+    "HTTPClientError": _BROKEN,
+    "IncompleteRead": _TRUNCATED,
+    "IncompleteReadError": _TRUNCATED,
+    "ReadTimeoutError": _LATE,
+    "ResponseParserError": _TRUNCATED,
+    "ResponseStreamingError": _TRUNCATED,
     "SSLError": Failure("no", "SSLError", code="SSLError", message="no certificate"),
-    "ClientConnectorDNSError": Failure(
-        "unreached", "names not found", message="no such host"
-    ),
-    **dict.fromkeys(
-        ("ClientConnectorError", "ConnectionRefusedError"),
-        Failure("unreached", "refused connections", message="refused connection"),
-    ),
+    "ServerDisconnectedError": _BROKEN,
+    "ServerTimeoutError": _LATE,
+    "TimeoutError": _LATE,
 }
 
 
@@ -180,8 +180,7 @@ def _of_connection(error: BaseException) -> Failure | None:
     if name == "EndpointConnectionError":
         # So botocore calls a reset too; what it was raised for tells them apart.
         inner = getattr(error, "kwargs", {}).get("error")
-        nobody = Failure("unreached", "failed connections", message="nobody answers")
-        return _BY_NAME.get(type(inner).__name__, nobody)
+        return _BY_NAME.get(type(inner).__name__, _NOBODY)
     if type(error).__module__.startswith(("botocore", "aiobotocore")):
         return Failure("no", name, code=name, message=str(error)[:300])
     return None

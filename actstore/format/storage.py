@@ -3,9 +3,9 @@
 A place is any fsspec URL, with its credentials.
 
 `put` replaces an object as a whole; `create` makes it only where none is, atomically
-(S3: `If-None-Match`; locally: a temporary file, fsync and `os.link`, since fsspec's
-local `mode="create"` checks first and opens later). A reader never sees half an object.
-Nothing else in the project knows what kind of place a store lies in.
+(S3: `If-None-Match`; locally: a temporary file, fsync and `os.link`). A reader never
+sees half an object. Nothing else in the project knows what kind of place a store lies
+in.
 
 What lies there may be someone else's: keys cannot lead out of the place, local files
 are opened as in `local_files.py`, and `limit` bounds what is read.
@@ -26,23 +26,26 @@ from blake3 import blake3
 from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorruptError, StorageError
+from actstore.format import local_writes
 from actstore.format.file_systems import file_system, local_path, windows_path
-from actstore.format.local_files import ListedObject as ListedObject
-from actstore.format.local_files import LocalFiles, OpenFile, check_key
+from actstore.format.local_files import (
+    ListedObject,
+    LocalFiles,
+    OpenFile,
+    check_key,
+)
+from actstore.format.local_writes import TEMPORARY, Buffers, is_temporary
 from actstore.format.remote_objects import (
     FsspecObjects,
     Part,
     RemoteObjects,
     TooLarge,
 )
-from actstore.format.s3_objects import is_s3, s3_place
+from actstore.format.s3_places import is_s3, s3_place
 from actstore.format.storage_errors import typed
 from actstore.format.storage_options import options_for
 
-Buffers = bytes | Sequence[bytes | memoryview]
-"""An object's bytes: in one piece, or in several that lie one after the other."""
-
-TEMPORARY = ".tmp-"
+__all__ = ["Buffers", "ListedObject", "Part", "Storage"]
 
 # A URL with a user's password, which would be written into logs and runs.
 _PASSWORD = re.compile(r"^[\w+.-]+://[^/@]*:[^/@]+@")
@@ -226,7 +229,7 @@ class Storage:
                     keys = [path[skip:].lstrip("/") for path in self._there.find(path)]
             except FileNotFoundError:
                 return []
-            return sorted(key for key in keys if not _is_temporary(key))
+            return sorted(key for key in keys if not is_temporary(key))
 
     def objects(self, prefix: str = "") -> builtins.list[ListedObject]:
         """Return all objects under a folder with size and age, sorted by key.
@@ -286,8 +289,7 @@ class Storage:
                 self._there.put(path, _joined(data))
                 return
             self._files.check_folder(key)
-            with _temporary(self.local / key, data) as temporary:
-                temporary.replace(self.local / key)
+            local_writes.replace(self.local / key, data)
 
     def append(
         self,
@@ -321,14 +323,7 @@ class Storage:
             if self.local is None:
                 return self._there.create(path, _joined(data))
             self._files.check_folder(key)
-            with _temporary(self.local / key, data) as temporary:
-                try:
-                    # Unlike a rename, it fails where there is a file by that name.
-                    os.link(temporary, self.local / key)
-                except FileExistsError:
-                    return False
-            _sync_folder((self.local / key).parent)
-            return True
+            return local_writes.create(self.local / key, data)
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
@@ -397,36 +392,6 @@ class Storage:
                 raise
             # Not `from` what a service's client says: it may repeat a signed request.
             raise told from (error if remote is None else None)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path, data: Buffers) -> Iterator[Path]:
-    """Write a synced file beside `path`; it is gone afterwards, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            for part in [data] if isinstance(data, bytes) else data:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _is_temporary(key: str) -> bool:
-    """Return whether a key is that of a temporary file."""
-    return key.rsplit("/", 1)[-1].startswith(TEMPORARY)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's entries: a new name then outlives a crash."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _joined(data: Buffers) -> bytes:

@@ -23,8 +23,8 @@ _ADVICE = {
     errno.EFBIG: "the file system or a limit forbids files of that size",
 }
 _REFUSED = (
-    "these credentials may not do that there: ask whoever owns the bucket (where listing"
-    " is not allowed, a missing object looks the same)"
+    "these credentials may not do that there: ask whoever owns the bucket (where"
+    " listing is not allowed, a missing object looks the same)"
 )
 _OTHER_REGION = "the bucket is in another region: set AWS_REGION to it"
 _NO_CREDENTIALS = (

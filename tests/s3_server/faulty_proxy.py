@@ -34,7 +34,6 @@ ANSWERS = {
 }  # fmt: skip
 # Those that a client gets over by asking again.
 TRANSIENT = ("500", "502", "503", "429", "SlowDown", "timeout", "reset", "reset after", "truncated", "stalled")  # fmt: skip
-# Of these the request has been done when the client hears of a failure.
 HOLD = 30.0  # seconds for which an answer that times out is held back, at most
 
 
@@ -133,7 +132,9 @@ class Proxy:
             return match[0] if age >= self.lag else b""
 
         with self._lock:
-            changed = re.sub(rb"<Contents>.*?</Contents>", kept, listing, flags=re.S)
+            changed = re.sub(
+                rb"<Contents>.*?</Contents>", kept, listing, flags=re.DOTALL
+            )
             for key in self._age:
                 self._age[key] += 1
         return changed
