@@ -27,7 +27,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorruptError, StorageError
 from actstore.format import local_writes
-from actstore.format.file_systems import file_system, local_path, windows_path
+from actstore.format.file_systems import (
+    file_system,
+    local_path,
+    name_in_catalog,
+    windows_path,
+)
 from actstore.format.local_files import (
     ListedObject,
     LocalFiles,
@@ -84,7 +89,7 @@ class Storage:
                 "a URL with a password in it would be written into logs and runs; give"
                 " the password as an option (--storage-options)"
             )
-        why = windows_path(self.url)
+        why = windows_path(self.url) or name_in_catalog(self.url)
         if why is not None:
             raise StorageError(f"{self.url}: {why}")
         if local_path(self.url) is None:
