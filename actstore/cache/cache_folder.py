@@ -29,6 +29,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from actstore.errors import FormatVersionError, SpecError
+from actstore.format.storage import Part
 
 KEY_BYTES = 32
 DIGEST_BYTES = 32
@@ -151,7 +152,7 @@ class CacheFolder:
         flags = _WRITE | os.O_CREAT | os.O_EXCL
         os.close(os.open(filling.name, flags, 0o666, dir_fd=self._files))
 
-    def fill(self, filling: Filling, data: bytes) -> None:
+    def fill(self, filling: Filling, data: Part) -> None:
         """Write a file whose room is reserved, and show it under its key.
 
         It is not synced: after a crash of the machine the digest tells what is not
@@ -333,12 +334,12 @@ def _tag_text(path: Path) -> str | None:
         return None
 
 
-def _digest(key: bytes, data: bytes) -> bytes:
+def _digest(key: bytes, data: Part) -> bytes:
     """Return the digest of bytes under a key: under another one it differs."""
     return blake3(data, key=key).digest()
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: Part) -> None:
     """Write all bytes: a disk that fills up may take a part of them first."""
     view = memoryview(data)
     while view:

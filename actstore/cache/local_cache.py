@@ -32,10 +32,11 @@ from actstore.cache.ledger import (
 )
 from actstore.console.user_warnings import warn
 from actstore.errors import CacheWarning, SpecError, StorageError
+from actstore.format.storage import Part
 
-Fetch = Callable[[list[int]], Sequence[bytes]]
+Fetch = Callable[[list[int]], Sequence[Part]]
 """Gets what is not there: it takes positions of keys, and returns the bytes of each."""
-Intact = Callable[[bytes], bool]
+Intact = Callable[[Part], bool]
 """Tells whether bytes are what they must be, by a checksum in them, say."""
 
 # The ledger would fill a smaller one.
@@ -192,7 +193,7 @@ class LocalCache:
         sizes: Sequence[int],
         fetch: Fetch,
         intact: Intact = lambda _: True,
-    ) -> list[bytes]:
+    ) -> list[Part]:
         """Return the bytes of some keys, fetched where they are not there.
 
         Args:
@@ -206,7 +207,7 @@ class LocalCache:
         """
         if self._closed:
             return list(fetch(list(range(len(keys)))))
-        found = [
+        found: list[Part | None] = [
             self._hit(Wanted(*one), intact) for one in zip(keys, sizes, strict=True)
         ]
         missing = [i for i, data in enumerate(found) if data is None]
@@ -244,7 +245,7 @@ class LocalCache:
         self,
         wanted: Sequence[Wanted],
         missing: list[int],
-        found: list[bytes | None],
+        found: list[Part | None],
         fetch: Fetch,
         intact: Intact,
     ) -> None:
@@ -275,7 +276,7 @@ class LocalCache:
         wanted: Sequence[Wanted],
         positions: list[int],
         mine: set[int],
-        found: list[bytes | None],
+        found: list[Part | None],
         fetch: Fetch,
         intact: Intact,
     ) -> None:
@@ -297,7 +298,7 @@ class LocalCache:
         self,
         wanted: Sequence[Wanted],
         others: list[int],
-        found: list[bytes | None],
+        found: list[Part | None],
         intact: Intact,
     ) -> list[int]:
         """Wait a little for files that others make; return those still missing."""
@@ -335,7 +336,7 @@ class LocalCache:
                 claims[one.key] = Claim.OTHERS
         return answers
 
-    def _write_file(self, filling: Filling, data: bytes) -> bool:
+    def _write_file(self, filling: Filling, data: Part) -> bool:
         """Write a file whose room is reserved; return whether it was written."""
         try:
             self._folder.fill(filling, data)

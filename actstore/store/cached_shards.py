@@ -25,7 +25,7 @@ from actstore.cache.local_cache import LocalCache
 from actstore.cache.shared_caches import shared_cache
 from actstore.errors import CorruptError, SpecError
 from actstore.format.shard import CRC_BYTES, check_chunk_checksum
-from actstore.format.storage import Storage
+from actstore.format.storage import Part, Storage
 from actstore.machine import command_values
 from actstore.store.shard_bytes import ByteRange, ShardBytes, shard_key
 
@@ -62,11 +62,11 @@ class CachedShards:
         self._digest_of = store.unit_digest
         self._url = store.url
 
-    def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[Part]:
         """Return some ranges of a shard, as `ShardBytes` says."""
         start = self._key_of_object(unit, shard_key(site, unit))
 
-        def fetch(positions: list[int]) -> list[bytes]:
+        def fetch(positions: list[int]) -> list[Part]:
             return self._far.read(site, unit, [ranges[i] for i in positions])
 
         return self.cache.read(
@@ -84,7 +84,7 @@ class CachedShards:
             return [self._far.whole(unit, key, size)]
 
         one = _key_of_range(start, (0, size))
-        return self.cache.read([one], [size], fetch, has_checksum)[0]
+        return bytes(self.cache.read([one], [size], fetch, has_checksum)[0])
 
     def check_windows(self, window_bytes: int) -> None:
         """Check that the cache can hold the window in use and the one that loads.
@@ -120,7 +120,7 @@ def _key_of_range(start: blake3, one: ByteRange) -> bytes:
     return digest
 
 
-def has_checksum(data: bytes) -> bool:
+def has_checksum(data: Part) -> bool:
     """Return whether bytes end with their own crc32c, as every chunk and index does."""
     values = np.frombuffer(data, np.uint8)
     try:

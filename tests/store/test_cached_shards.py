@@ -14,7 +14,7 @@ import pytest
 import actstore
 from actstore.cache import shared_caches
 from actstore.errors import CacheWarning, CorruptError, SpecError
-from actstore.format.storage import Storage
+from actstore.format.storage import Part, Storage
 from schemas.stream import StreamSpec
 from tests.support import SITES, make_store
 
@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["records" if key.endswith(".json") else key.partition("/")[0]] += 1
         return read(self, key, limit)
 
-    def counted_ranges(self: Storage, key: str, ranges: Any) -> list[bytes]:
+    def counted_ranges(self: Storage, key: str, ranges: Any) -> list[Part]:
         counts[key.partition("/")[0]] += len(ranges)
         return read_ranges(self, key, ranges)
 
