@@ -14,11 +14,8 @@ import contextlib
 import enum
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
-
-from filelock import FileLock
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from actstore.cache.cache_folder import (
     DIGEST_BYTES,
@@ -27,52 +24,19 @@ from actstore.cache.cache_folder import (
     Filling,
     cost,
 )
+from actstore.cache.ledger_database import (
+    LedgerDatabase,
+    reckon,
+    totals,
+    write_uses,
+)
 from actstore.cache.process_locks import ProcessLock, is_alive, living
-
-Result = TypeVar("Result")
 
 # Of a cache's size, what the ledger itself may take beside a part of each entry.
 LEDGER_BYTES = 8 << 20
 # Room is made for more than is wanted now, so that it is not made each time.
 LOW_WATERMARK = 0.95
-# Seconds to wait for the folder's lock, which is held for milliseconds.
-LOCK_S = 20.0
-LOCK_POLL_S = 0.002
 EVICTED_TOGETHER = 64
-VERSION = 1
-_TABLES = (
-    """CREATE TABLE cache (
-        only INTEGER PRIMARY KEY CHECK (only = 1),
-        size INTEGER NOT NULL,
-        reckoned INTEGER NOT NULL)""",
-    """CREATE TABLE files (
-        key BLOB PRIMARY KEY,
-        cost INTEGER NOT NULL,
-        used REAL NOT NULL) WITHOUT ROWID""",
-    "CREATE INDEX files_by_use ON files (used)",
-    """CREATE TABLE fillings (
-        key BLOB PRIMARY KEY,
-        size INTEGER NOT NULL,
-        owner TEXT NOT NULL) WITHOUT ROWID""",
-    f"PRAGMA user_version = {VERSION}",
-)
-# What SQLite says where not the ledger is at fault, but the disk. A ledger that is
-# locked is none of ours: who writes to those holds the folder's lock.
-_NO_DAMAGE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_IOERR,
-}
-_PRAGMAS = (
-    "journal_mode = WAL",
-    # After a crash of the machine the ledger may be old or damaged. It is made again.
-    "synchronous = OFF",
-    "wal_autocheckpoint = 200",
-    "journal_size_limit = 1048576",
-)
 
 
 class Claim(enum.Enum):
@@ -129,28 +93,24 @@ class Ledger:
             default: The size of a cache that had none before.
         """
         self._folder = folder
-        self._lock = FileLock(
-            folder.lock, timeout=LOCK_S, poll_interval=LOCK_POLL_S, mode=0o666
-        )
-        self._connection: sqlite3.Connection | None = None
-        self._path: Path | None = None
+        self._database = LedgerDatabase(folder, self._fill)
         self.size = size or default
         self.size_of_others: int | None = None
         # Once, so that of several processes that begin together one is the first.
-        with self._lock:
+        with self._database.lock:
             others = living(folder.processes)
             self._process = ProcessLock(folder.processes)
             self.owner = self._process.owner
             try:
-                self._run(lambda rows: self._begin(rows, size, others))
+                self._database.run(lambda rows: self._begin(rows, size, others))
             except BaseException:
                 self.close()
                 raise
 
     def close(self) -> None:
         """Close the ledger; what this process had reserved is free again."""
-        self._disconnect()
-        with self._lock:
+        self._database.close()
+        with self._database.lock:
             self._process.close()
 
     def after_fork(self) -> sqlite3.Connection | None:
@@ -159,11 +119,11 @@ class Ledger:
         Returns the connection: whoever closes it disturbs the parent.
         """
         self._process.forget()
-        return self._connection
+        return self._database.connection
 
     def resize(self, size: int) -> None:
         """Take another size, for all processes; remove what is too much."""
-        self._run(lambda rows: self._resize(rows, size))
+        self._database.run(lambda rows: self._resize(rows, size))
 
     def claim(self, wanted: Sequence[Wanted]) -> list[Claim]:
         """Say who gets what was not found, each key once; reserve room for it.
@@ -178,7 +138,7 @@ class Ledger:
             return [self._claim(rows, one, begun) for one in wanted]
 
         try:
-            return self._run(claim_all)
+            return self._database.run(claim_all)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._undo(begun)
@@ -197,9 +157,9 @@ class Ledger:
                 self._finish(rows, filling)
             for filling in abandoned:
                 self._take_back(rows, filling)
-            _write_uses(rows, uses)
+            write_uses(rows, uses)
 
-        self._run(settle_all)
+        self._database.run(settle_all)
 
     def forget(self, key: bytes) -> None:
         """Remove a file that is damaged."""
@@ -209,96 +169,28 @@ class Ledger:
             # Whoever made it may not have said so yet.
             self._folder.drop(key)
 
-        self._run(remove)
+        self._database.run(remove)
 
     def clear(self) -> None:
         """Remove all files that are not being made."""
-        self._run(lambda rows: self._evict(rows, -1))
+        self._database.run(lambda rows: self._evict(rows, -1))
 
     def status(self) -> CacheStatus:
         """Return what the cache holds."""
 
         def counted(rows: sqlite3.Connection) -> CacheStatus:
-            size, reckoned = _totals(rows)
+            size, reckoned = totals(rows)
             (files,) = rows.execute("SELECT count(*) FROM files").fetchone()
             (fillings,) = rows.execute("SELECT count(*) FROM fillings").fetchone()
             return CacheStatus(size, reckoned + LEDGER_BYTES, files, fillings)
 
-        return self._run(counted)
+        return self._database.run(counted)
 
-    def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Do some work in one transaction, again where the ledger was damaged."""
-        self._folder.check_there()
-        with self._lock:
-            try:
-                return self._transaction(work)
-            except sqlite3.Error as error:
-                if not _is_damage(error):
-                    raise
-                self._disconnect()
-                self._folder.new_ledger()
-                return self._transaction(work)
-
-    def _transaction(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        rows = self._opened()
-        rows.execute("BEGIN IMMEDIATE")
-        try:
-            result = work(rows)
-            rows.execute("COMMIT")
-        except BaseException:
-            if rows.in_transaction:
-                rows.execute("ROLLBACK")
-            raise
-        return result
-
-    def _opened(self) -> sqlite3.Connection:
-        """Return the connection to the ledger that is there now."""
-        if self._connection is not None and self._path is not None:
-            # What was removed nobody else sees.
-            if self._path.exists():
-                return self._connection
-            self._disconnect()
-        path = self._folder.ledger() or self._folder.new_ledger()
-        # Several threads have it in turn.
-        connection = sqlite3.connect(
-            path, timeout=1, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        self._path = path
-        return connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Make the tables of a new ledger, filled from the files that there are."""
-        for pragma in _PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == VERSION:
-            _totals(connection)
-            return
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables:
-            raise sqlite3.DatabaseError("not a ledger of this version")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in _TABLES:
-                connection.execute(statement)
-            size = self._folder.read_size() or self.size
-            connection.execute("INSERT INTO cache VALUES (1, ?, 0)", (size,))
-            self._compare(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+    def _fill(self, rows: sqlite3.Connection) -> None:
+        """Write the rows of a new ledger."""
+        size = self._folder.read_size() or self.size
+        rows.execute("INSERT INTO cache VALUES (1, ?, 0)", (size,))
+        self._compare(rows)
 
     def _begin(
         self, rows: sqlite3.Connection, size: int | None, others: set[str]
@@ -306,7 +198,7 @@ class Ledger:
         """Take over the size that was asked for, and what is left of who died."""
         if not others:
             self._compare(rows)
-        before, _ = _totals(rows)
+        before, _ = totals(rows)
         self._resize(rows, size or before)
         if others and self.size != before:
             self.size_of_others = before
@@ -334,7 +226,9 @@ class Ledger:
             reckoned += room
         for filling in fillings:
             if is_alive(self._folder.processes, filling.owner):
-                rows.execute("INSERT INTO fillings VALUES (?, ?, ?)", filling)
+                rows.execute(
+                    "INSERT OR REPLACE INTO fillings VALUES (?, ?, ?)", filling
+                )
                 reckoned += cost(filling.size)
             else:
                 self._folder.abandon(filling)
@@ -362,7 +256,7 @@ class Ledger:
         self._folder.begin(filling)
         begun.append(filling)
         rows.execute("INSERT INTO fillings VALUES (?, ?, ?)", filling)
-        _reckon(rows, cost(wanted.size))
+        reckon(rows, cost(wanted.size))
         return Claim.MINE
 
     def _filling(self, rows: sqlite3.Connection, key: bytes) -> Filling | None:
@@ -392,7 +286,7 @@ class Ledger:
             self._finish(rows, filling)
             return True
         rows.execute("DELETE FROM fillings WHERE key = ?", (filling.key,))
-        _reckon(rows, -cost(filling.size))
+        reckon(rows, -cost(filling.size))
         return False
 
     def _make_room(self, rows: sqlite3.Connection, wanted: int) -> bool:
@@ -401,7 +295,7 @@ class Ledger:
         First goes what processes that died had reserved, then what was used longest
         ago.
         """
-        size, reckoned = _totals(rows)
+        size, reckoned = totals(rows)
         most = _most(size)
         if reckoned + wanted <= most:
             return True
@@ -409,7 +303,7 @@ class Ledger:
             return False
         self._take_back_of_the_dead(rows)
         self._evict(rows, min(most - wanted, int(most * LOW_WATERMARK)))
-        _, reckoned = _totals(rows)
+        _, reckoned = totals(rows)
         return reckoned + wanted <= most
 
     def _take_back_of_the_dead(self, rows: sqlite3.Connection) -> None:
@@ -421,7 +315,7 @@ class Ledger:
 
     def _evict(self, rows: sqlite3.Connection, most: int) -> None:
         """Remove the files used longest ago, until at most some bytes are reckoned."""
-        while _totals(rows)[1] > most:
+        while totals(rows)[1] > most:
             oldest = rows.execute(
                 "SELECT key FROM files ORDER BY used LIMIT ?", (EVICTED_TOGETHER,)
             ).fetchall()
@@ -429,7 +323,7 @@ class Ledger:
                 return
             for (key,) in oldest:
                 self._remove(rows, key)
-                if _totals(rows)[1] <= most:
+                if totals(rows)[1] <= most:
                     return
 
     def _remove(self, rows: sqlite3.Connection, key: bytes) -> None:
@@ -442,7 +336,7 @@ class Ledger:
         # The file first: bytes are free before anyone can reserve them again.
         self._folder.drop(key)
         rows.execute("DELETE FROM files WHERE key = ?", (key,))
-        _reckon(rows, -found[0])
+        reckon(rows, -found[0])
 
     def _undo(self, begun: list[Filling]) -> None:
         """Remove the empty files of reservations that did not come about."""
@@ -450,37 +344,6 @@ class Ledger:
             self._folder.abandon(begun.pop())
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    """Return whether an error means that the ledger has to be made again."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    if code == sqlite3.SQLITE_IOERR_SHORT_READ:
-        return True
-    # The lower 8 bits are the kind of an extended code.
-    return code & 0xFF not in _NO_DAMAGE
-
-
 def _most(size: int) -> int:
     """Return the bytes that files may take in a cache of a size."""
     return size - LEDGER_BYTES
-
-
-def _totals(rows: sqlite3.Connection) -> tuple[int, int]:
-    """Return the cache's size, and the bytes reckoned for files."""
-    found = rows.execute("SELECT size, reckoned FROM cache").fetchone()
-    whole = found is not None and all(isinstance(value, int) for value in found)
-    if not whole:
-        raise sqlite3.DatabaseError("the ledger has no totals")
-    size, reckoned = found
-    return size, reckoned
-
-
-def _reckon(rows: sqlite3.Connection, n_bytes: int) -> None:
-    """Reckon more bytes, or fewer."""
-    rows.execute("UPDATE cache SET reckoned = reckoned + ?", (n_bytes,))
-
-
-def _write_uses(rows: sqlite3.Connection, uses: Mapping[bytes, float]) -> None:
-    """Write when files were used last."""
-    rows.executemany(
-        "UPDATE files SET used = ?2 WHERE key = ?1 AND used < ?2", list(uses.items())
-    )

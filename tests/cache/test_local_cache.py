@@ -19,7 +19,8 @@ import pytest
 from actstore.cache import local_cache
 from actstore.cache.cache_folder import TAG, CacheFolder, cost
 from actstore.cache.ledger import LEDGER_BYTES
-from actstore.cache.local_cache import SMALLEST_BYTES, LocalCache
+from actstore.cache.ledger_desk import SMALLEST_BYTES
+from actstore.cache.local_cache import LocalCache
 from actstore.errors import CacheWarning, FormatVersionError, SpecError, StorageError
 from tests.cache.conftest import Open
 from tests.cache.known_bytes import SIZE, Reader, bytes_of, key_of, size_of
@@ -319,7 +320,7 @@ def test_a_full_disk_is_told_of_once_and_nothing_is_lost(
     monkeypatch.undo()
     assert not list((folder / "files").glob("*.filling"))
     # after a rest it keeps again
-    monkeypatch.setattr(reader.cache, "_rests_until", 0)
+    monkeypatch.setattr(reader.cache._desk, "_rests_until", 0)
     assert reader.fetches([5]) == [5]
     assert reader.fetches([5]) == []
 
@@ -438,12 +439,12 @@ def test_a_lock_that_is_held_for_ever_stops_nobody(
     with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        assert reader.cache._ledger is not None
-        monkeypatch.setattr(reader.cache._ledger._lock, "timeout", 0.2)
+        ledger = reader.cache._desk.opened()
+        monkeypatch.setattr(ledger._database.lock, "timeout", 0.2)
         with pytest.warns(CacheWarning, match="holds its lock"):
             assert reader.fetches([1, 2]) == [2]
         assert reader.fetches([1, 2]) == [2]
         holder.kill()
-    monkeypatch.setattr(reader.cache, "_rests_until", 0)
+    monkeypatch.setattr(reader.cache._desk, "_rests_until", 0)
     assert reader.fetches([1, 2]) == [2]
     assert reader.fetches([1, 2]) == []
