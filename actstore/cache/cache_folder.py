@@ -5,7 +5,7 @@
     size                                  the bytes that all of it may take
     ledger.lock                           held by who changes files or ledger
     processes/<owner>                     locked as long as that process lives
-    files/<key>                           a digest of the bytes and the key, the bytes
+    files/<key>                           a digest of key and checksum, and the bytes
     files/<key>.<size>.<owner>.filling    one that a process is making
 
 A filling is there, empty, from the moment that its room is reserved. So all that the
@@ -26,13 +26,15 @@ import weakref
 from pathlib import Path
 from typing import NamedTuple
 
+import google_crc32c
+import numpy as np
 from blake3 import blake3
 
 from actstore.errors import FormatVersionError, SpecError
 from actstore.format.storage import Part
 
 KEY_BYTES = 32
-DIGEST_BYTES = 32
+HEAD_BYTES = 32
 BLOCK_BYTES = 4096
 # What a file takes beside its blocks: its row of the ledger, its name and its inode.
 ENTRY_BYTES = 512
@@ -55,7 +57,7 @@ class KeptFile(NamedTuple):
 
     Attributes:
         key: The key of its bytes.
-        size: Its bytes on the disk, digest included.
+        size: Its bytes on the disk, with the head.
         written: When it was written, in seconds since 1970.
     """
 
@@ -69,7 +71,7 @@ class Filling(NamedTuple):
 
     Attributes:
         key: The key of its bytes.
-        size: How many bytes it will keep, digest not included.
+        size: How many bytes it will keep, without the head.
         owner: The process.
     """
 
@@ -85,7 +87,7 @@ class Filling(NamedTuple):
 
 def cost(size: int) -> int:
     """Return the bytes of disk that are reckoned for a file that keeps `size` bytes."""
-    blocks = -(-(size + DIGEST_BYTES) // BLOCK_BYTES)
+    blocks = -(-(size + HEAD_BYTES) // BLOCK_BYTES)
     return blocks * BLOCK_BYTES + ENTRY_BYTES
 
 
@@ -124,7 +126,7 @@ class CacheFolder:
         Args:
             key: The key.
             size: How many bytes there must be.
-            checked: Whether to compare them with the digest.
+            checked: Whether to compare them with the head.
 
         Raises:
             ValueError: It is damaged.
@@ -134,10 +136,10 @@ class CacheFolder:
         except FileNotFoundError:
             return None
         try:
-            data = os.pread(fd, size, DIGEST_BYTES)
+            data = os.pread(fd, size, HEAD_BYTES)
             if len(data) != size:
                 raise ValueError(f"{len(data)} bytes, wanted {size}")
-            if checked and os.pread(fd, DIGEST_BYTES, 0) != _digest(key, data):
+            if checked and os.pread(fd, HEAD_BYTES, 0) != _head(key, data):
                 raise ValueError("its bytes are not those that were written")
         finally:
             os.close(fd)
@@ -155,7 +157,7 @@ class CacheFolder:
     def fill(self, filling: Filling, data: Part) -> None:
         """Write a file whose room is reserved, and show it under its key.
 
-        It is not synced: after a crash of the machine the digest tells what is not
+        It is not synced: after a crash of the machine the head tells what is not
         whole.
 
         Raises:
@@ -164,7 +166,7 @@ class CacheFolder:
         assert len(data) == filling.size
         fd = os.open(filling.name, _WRITE, dir_fd=self._files)
         try:
-            _write_all(fd, _digest(filling.key, data))
+            _write_all(fd, _head(filling.key, data))
             _write_all(fd, data)
         finally:
             os.close(fd)
@@ -334,9 +336,14 @@ def _tag_text(path: Path) -> str | None:
         return None
 
 
-def _digest(key: bytes, data: Part) -> bytes:
-    """Return the digest of bytes under a key: under another one it differs."""
-    return blake3(data, key=key).digest()
+def _head(key: bytes, data: Part) -> bytes:
+    """Return what a file begins with: under another key, or of other bytes, it differs.
+
+    The bytes come into it by their crc32c: their digest would take four times as long,
+    and every process makes it anew for each file.
+    """
+    checksum = google_crc32c.value(np.frombuffer(data, np.uint8))
+    return blake3(b"%d %d" % (len(data), checksum), key=key).digest()
 
 
 def _write_all(fd: int, data: Part) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from actstore.cache.cache_folder import (
-    DIGEST_BYTES,
+    HEAD_BYTES,
     KEY_BYTES,
     CacheFolder,
     Filling,
@@ -221,7 +221,7 @@ class Ledger:
         reckoned = 0
         for file in files:
             used = uses.get(file.key, min(file.written, now))
-            room = cost(file.size - DIGEST_BYTES)
+            room = cost(file.size - HEAD_BYTES)
             rows.execute("INSERT INTO files VALUES (?, ?, ?)", (file.key, room, used))
             reckoned += room
         for filling in fillings:

@@ -39,7 +39,7 @@ PATIENCE_S = 30.0
 # ledger whether it still does.
 POLL_S = (0.001, 0.02)
 ASK_S = 0.1
-# Keys of files that this process has compared with their digest.
+# Keys of files that this process has compared with their head.
 MOST_CHECKED = 1 << 19
 
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actstore.cache.cache_folder import DIGEST_BYTES, cost
+from actstore.cache.cache_folder import HEAD_BYTES, cost
 from actstore.cache.ledger import LEDGER_BYTES
 from actstore.cache.local_cache import LocalCache
 from actstore.errors import CacheWarning
@@ -66,7 +66,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(chosen=st.integers(0, 1000), length=st.integers(0, 400_000))
     def damage_a_file(self, chosen: int, length: int) -> None:
-        """Someone damages a file; it is compared with its digest by who comes next."""
+        """Someone damages a file; it is compared with its head by who comes next."""
         files = self.files()
         if files:
             path = files[chosen % len(files)]
@@ -105,7 +105,7 @@ class CacheMachine(RuleBasedStateMachine):
         status = self.readers[0].cache.status()
         assert status.reckoned <= status.size
         assert status.fillings == 0
-        reckoned = sum(cost(p.stat().st_size - DIGEST_BYTES) for p in self.files())
+        reckoned = sum(cost(p.stat().st_size - HEAD_BYTES) for p in self.files())
         # Files that someone removed are reckoned until it is noticed.
         assert reckoned <= status.reckoned - LEDGER_BYTES
 

@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_not_a_damaged_store(url: str, tmp_path: Path) -> Non
         data = bytearray(path.read_bytes())
         data[-5] ^= 1
         path.write_bytes(data)
-    # the same process, which has compared them with their digest before
+    # the same process, which has compared them with their heads before
     fresh = actstore.open(url, cache=folder)
     with pytest.warns(CacheWarning, match="damaged"):
         np.testing.assert_array_equal(fresh.read(SITE), rows)
