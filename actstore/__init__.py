@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
     from actstore.model.site_list import sites
+    from actstore.publishing.leftovers import leftovers
+    from actstore.publishing.list_published import published
     from actstore.publishing.publish import publish
+    from actstore.publishing.remove import remove
+    from actstore.publishing.unpublish import unpublish
+    from actstore.publishing.usage import usage
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -47,10 +52,15 @@ __all__ = [
     "extend",
     "harvest",
     "import_activations",
+    "leftovers",
     "open",
     "publish",
+    "published",
+    "remove",
     "sites",
     "stores",
+    "unpublish",
+    "usage",
     "verify",
 ]
 
@@ -64,10 +74,15 @@ _MODULES = {
     "extend": "actstore.harvesting.extend",
     "harvest": "actstore.harvesting.harvest",
     "import_activations": "actstore.importing.import_activations",
+    "leftovers": "actstore.publishing.leftovers",
     "open": "actstore.store.open_store",
     "publish": "actstore.publishing.publish",
+    "published": "actstore.publishing.list_published",
+    "remove": "actstore.publishing.remove",
     "sites": "actstore.model.site_list",
     "stores": "actstore.inspect.list_stores",
+    "unpublish": "actstore.publishing.unpublish",
+    "usage": "actstore.publishing.usage",
     "verify": "actstore.inspect.verify",
 }
 

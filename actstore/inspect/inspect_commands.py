@@ -1,4 +1,4 @@
-"""The commands `actstore info`, `norms`, `verify`, `ls` and `doctor`.
+"""The commands `actstore info`, `norms`, `verify` and `doctor`.
 
 Importing this loads typer only, so that help comes at once.
 """
@@ -155,22 +155,6 @@ def verify_command(
         )
     if result.problems:
         raise typer.Exit(1)
-
-
-def ls_command(url: Url, as_json: AsJson = False) -> None:
-    """List the stores at a URL and directly below it, one line each."""
-    from actstore.inspect.list_stores import stores
-
-    entries = stores(url)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps([entry._asdict() for entry in entries], indent=1))
-        return
-    for entry in entries:
-        typer.echo(f"{entry.url}  {entry.text}")
-    if not entries:
-        typer.echo(f"no stores at {url} or directly below it", err=True)
 
 
 def doctor_command(

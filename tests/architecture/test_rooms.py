@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.importing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
-    "actstore.publishing": STORED | {"actstore"},
+    "actstore.publishing": STORED | {"actstore", "actstore.inspect"},
     "trainer.errors": GROUND,
     "trainer.kernels": BELOW_KERNELS,
     "trainer.saes": BELOW_SAES,
