@@ -211,7 +211,7 @@ def _name(one: Any) -> str:
 
 
 def _sites(sites: tuple[str, ...]) -> str:
-    return sites[0] if len(sites) == 1 else f"{len(sites)}: {sites[0]}, ..."
+    return sites[0] if len(sites) == 1 else f"{len(sites)}"
 
 
 def _figure(value: float | None) -> str:

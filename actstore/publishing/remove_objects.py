@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,10 @@ from actstore.format import object_keys
 from actstore.format.storage import ListedObject, Storage
 from actstore.publishing.store_keys import REMOVAL, StoreKeys, in_steps
 
+# The folders that a store has at its top.
+_TOP = re.compile(
+    r"acts|norm|norms|scale|step|tokens|rows|blocks|claims|tokenizer|(units|columns)(-\d+)?"
+)
 THREADS = 16  # objects that are removed at a time
 
 
@@ -44,33 +49,27 @@ def remove_objects(
     marked = json.dumps({"format": "actstore", "removing": True}) + "\n"
     storage.put(REMOVAL, marked.encode())
     n_gone = 0
-    folders: set[str] = set()
     with ThreadPoolExecutor(THREADS) as pool:
         for step in in_steps(keys):
-            for key in pool.map(lambda key: _removed(storage, key), step):
+            for _ in pool.map(storage.delete, step):
                 n_gone += 1
-                folders.add(key.rpartition("/")[0])
                 progress(n_gone)
     at_the_end()
     storage.delete(REMOVAL)
     if storage.local is not None:
-        remove_empty_folders(storage.local, folders)
+        remove_empty_folders(storage.local)
 
 
-def remove_empty_folders(root: Path, folders: Iterable[str]) -> None:
-    """Remove folders that have become empty, and those above them, up to `root`."""
-    parents = {
-        root.joinpath(*Path(folder).parts[:depth])
-        for folder in folders
-        for depth in range(len(Path(folder).parts) + 1)
-    }
-    # the deepest first
-    for folder in sorted(parents, key=lambda path: -len(path.parts)):
-        with contextlib.suppress(OSError):  # it is not empty, or gone already
-            if not folder.is_symlink():
-                os.rmdir(folder)  # noqa: PTH106 (it fails where anything lies in it)
+def remove_empty_folders(root: Path) -> None:
+    """Remove the empty folders of a store, then its own if nothing else is in it."""
+    tops = [top for top in root.glob("*") if _TOP.fullmatch(top.name)]
+    for top in tops:
+        # The deepest come first; links are not followed.
+        for folder, _, _ in os.walk(top, topdown=False):
+            _remove_if_empty(folder)
+    _remove_if_empty(root)
 
 
-def _removed(storage: Storage, key: str) -> str:
-    storage.delete(key)
-    return key
+def _remove_if_empty(folder: str | Path) -> None:
+    with contextlib.suppress(OSError):  # something lies in it, or it is a link
+        os.rmdir(folder)  # noqa: PTH106 (a string is at hand)

@@ -70,13 +70,15 @@ def usage(
     if not found:
         raise NotAStoreError(f"{url}: there is nothing; check the URL")
     roots = store_roots(found)
+    there = {one.key for one in found}
+    is_store = not there.isdisjoint((object_keys.MANIFEST, object_keys.PLAN))
     totals: dict[str, Use] = {}
     for one in found:
-        if "" in roots:
+        if is_store:
             name = _part(one.key)
         else:
             root = root_of(one.key, roots)
-            name = OTHERS if root is None else storage.child(root).url
+            name = storage.child(root).url if root else OTHERS
         used = totals.get(name, Use(name, 0, 0))
         totals[name] = Use(name, used.objects + 1, used.bytes + one.bytes)
     return sorted(totals.values(), key=lambda used: (-used.bytes, used.name))
@@ -90,12 +92,11 @@ def store_roots(found: list[ListedObject]) -> set[str]:
         folder, _, name = one.key.rpartition("/")
         if name in marks:
             roots.add(folder)
-    # A store has no store in it.
-    return {root for root in roots if root_of(f"{root}/..", roots - {root}) is None}
+    return roots
 
 
 def root_of(key: str, roots: set[str]) -> str | None:
-    """Return the store's folder that an object lies in; None for no store's."""
+    """Return the store's folder that an object lies in, the deepest; None: none."""
     folder = key.rpartition("/")[0]
     while folder:
         if folder in roots:
