@@ -6,8 +6,9 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
-`store.manifest`, `store.norms`.
+`verify`, `examine` (`doctor`); `publish`, `unpublish`, `published` (`ls`, `runs`),
+`remove` (`rm`), `usage` (`du`), `leftovers` (`gc`). What `info` and `norms` show, an
+open store has: `store.manifest`, `store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.

@@ -16,7 +16,8 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.errors import ActstoreError, NotAStoreError, SpecError
 from actstore.format import object_keys
-from actstore.format.storage import TEMPORARY, ListedObject, Storage
+from actstore.format.local_writes import TEMPORARY
+from actstore.format.storage import ListedObject, Storage
 from actstore.publishing.remove_objects import remove_objects
 from actstore.publishing.store_keys import (
     COPY,

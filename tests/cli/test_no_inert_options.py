@@ -88,6 +88,9 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore norms", "s"): {"--json": "--json", "--plot": "--plot p.html"},
     ("actstore verify", "s"): {"--json": "--json"},
     ("actstore ls", "."): {"--json": "--json"},
+    ("actstore rm", "s --yes"): {"--json": "--json"},
+    ("actstore du", "s"): {"--json": "--json"},
+    ("actstore gc", "."): {"--json": "--json", "--older-than": "--older-than 0.5"},
     ("trainer train", "--store s --out o --sae topk --k 3 --expansion 2 --batch 128 --rows 256"): {
         "--out": "--out p", "--spec": "--spec spec.yaml", "--aligned": "--aligned", "--device": "--device nosuch",
         "--on-corrupt": "--on-corrupt nosuch", "--shard-dictionary": "--shard-dictionary",
@@ -138,6 +141,19 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "actstore verify": {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",
         "--threads": "cli/test_no_inert_options.py::test_threads_of_verify",
+    },
+    "actstore ls": {
+        f"--{name}": "catalog/test_listing.py::test_stores_are_filtered" for name in ("name", "model", "corpus", "site")
+    },
+    "actstore runs": {
+        f"--{name}": "catalog/test_listing.py::test_runs_are_filtered_and_sorted"
+        for name in ("name", "model", "site", "sae", "sort", "json")
+    },
+    "actstore rm": {"--yes": "catalog/test_remove.py::test_a_store_that_runs_need_is_not_removed"},
+    "actstore gc": {"--delete": "catalog/test_leftovers.py::test_an_abandoned_harvest_goes_and_others_stay"},
+    "actstore unpublish": {
+        "--kind": "catalog/test_remove.py::test_a_store_and_a_run_may_have_one_name",
+        "--json": "catalog/test_remove.py::test_names_are_taken_out_one_by_one",
     },
     "actstore publish": {  # what it writes has the time in it
         "--by": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
