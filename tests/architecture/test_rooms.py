@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.importing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
+    "actstore.recomputing": HARVESTED | {"actstore.stream", "actstore.inspect"},
     "trainer.errors": GROUND,
     "trainer.kernels": BELOW_KERNELS,
     "trainer.saes": BELOW_SAES,
