@@ -6,8 +6,8 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
-`store.manifest`, `store.norms`.
+`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`). What `info` and
+`norms` show, an open store has: `store.manifest`, `store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
