@@ -144,7 +144,7 @@ def diff(
         >>> found.same, found.rows.both
         (False, 1024)
         >>> [field.path for field in found.fields]
-        ['layout.chunk_rows', 'spec.dtype']
+        ['spec.dtype']
         >>> found.values[0].relative < 0.02
         True
     """

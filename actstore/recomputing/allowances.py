@@ -91,7 +91,8 @@ def of_stored_values(
     """
     if quantised is not None:
         return quantised.element_error()
-    return UNIT_ROUNDOFF[dtype] * np.abs(computed) + _HALF_OF_SMALLEST[dtype]
+    error: Floats = UNIT_ROUNDOFF[dtype] * np.abs(computed) + _HALF_OF_SMALLEST[dtype]
+    return error
 
 
 def of_forward(computed: Floats, dtype: str) -> Floats:

@@ -34,7 +34,8 @@ def sampled_runs(store: Store, n_rows: int, seed: int) -> list[SequenceRun]:
     context = store.layout.context
     rng = np.random.default_rng(seed)
     wanted = -(-n_rows // (_RUNS * context))
-    length = max(1, min(wanted, store.manifest.spec.batch))
+    longest = min(store.manifest.spec.batch, store.layout.unit_sequences)
+    length = max(1, min(wanted, longest))
     n_runs = -(-n_rows // (length * context))
     # By unit, the places where a run can begin, in an order of chance.
     places = []

@@ -275,7 +275,7 @@ def _numeric_notes(store: Store, device: str) -> list[str]:
     """Return in what this computation differs from the harvest's."""
     numerics = store.manifest.numerics
     on_cpu = device in {"cpu", "auto"} and not torch.cuda.is_available()
-    here = {"torch": torch.__version__}
+    here = {"torch": str(torch.__version__)}
     if on_cpu:
         here |= {"device": "cpu", "threads": str(torch.get_num_threads())}
     differing = [

@@ -150,13 +150,12 @@ def test_no_line_of_a_service_is_unexplained() -> None:
 
 
 def command_lines() -> list[list[str]]:
-    """The command lines of ours in the compose file, words that a shell gets apart."""
+    """The command lines of ours in the compose file, those in scripts of a shell too."""
     found = []
     for service in compose()["services"].values():
         words = service["command"]
         if words[0] == "sh":
-            parts = words[-1].split(";")
-            found += [shlex.split(part) for part in parts]
+            found += [shlex.split(line) for line in words[-1].splitlines()]
         elif words[0] in APPS:
             found.append(words)
     return [words for words in found if words[0] in APPS]

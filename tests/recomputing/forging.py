@@ -47,7 +47,7 @@ class Forger:
         stored = values.astype(NUMPY[self.store.manifest.spec.dtype])
         shard = self.store.codec(site).encode(stored, np.arange(len(stored)))
         key = object_keys.chunk_key(object_keys.acts_key(site), unit, 0)
-        self.objects[key] = b"".join(shard) if not isinstance(shard, bytes) else shard
+        self.objects[key] = b"".join(shard)
         return to_float32(stored)
 
     def pairs(self, unit: int, change: Callable[[Any], Any]) -> None:

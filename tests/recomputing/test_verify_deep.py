@@ -306,10 +306,11 @@ def test_a_bad_object_is_told_and_the_rest_looked_at(
 def test_imports_have_no_model(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = {"a": rng.standard_normal((500, 8)).astype(np.float32)}
-    for name, options in {
+    every: dict[str, dict[str, Any]] = {
         "rows": {},
         "tokens": {"tokens": rng.integers(0, 9, (25, 20))},
-    }.items():
+    }
+    for name, options in every.items():
         source = rows if name == "rows" else {"a": rows["a"].reshape(25, 20, 8)}
         store = actstore.import_activations(source, tmp_path / name, **options)
         found = actstore.verify_deep(store, all_units=True)
