@@ -72,11 +72,11 @@ def of_norms(norms: Floats, d: int, quantised: Quantised | None) -> Floats:
     """
     # A root halves the relative error of its sum of d squares.
     u = UNIT_ROUNDOFF["float32"]
-    allowed = (d / 2 + _OTHERS) * u * norms + np.sqrt(d * _LOST_SQUARE)
+    allowed: Floats = (d / 2 + _OTHERS) * u * norms + np.sqrt(d * _LOST_SQUARE)
     if quantised is None:
         return allowed
-    coarse: Floats = np.linalg.norm(quantised.element_error(), axis=1)
-    return allowed * 2 + coarse
+    allowed = 2 * allowed + np.linalg.norm(quantised.element_error(), axis=1)
+    return allowed
 
 
 def of_stored_values(
