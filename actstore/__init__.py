@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
     from actstore.model.site_list import sites
+    from actstore.publishing.publish import publish
     from actstore.recomputing.verify_deep import verify_deep
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
@@ -50,6 +51,7 @@ __all__ = [
     "harvest",
     "import_activations",
     "open",
+    "publish",
     "sites",
     "stores",
     "verify",
@@ -68,6 +70,7 @@ _MODULES = {
     "harvest": "actstore.harvesting.harvest",
     "import_activations": "actstore.importing.import_activations",
     "open": "actstore.store.open_store",
+    "publish": "actstore.publishing.publish",
     "sites": "actstore.model.site_list",
     "stores": "actstore.inspect.list_stores",
     "verify": "actstore.inspect.verify",

@@ -27,6 +27,7 @@ from actstore.inspect.inspect_commands import (
     ls_command,
     norms_command,
 )
+from actstore.publishing.publish_command import publish_command
 from actstore.recomputing.verify_command import verify_command
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ app.command("norms", cls=Command)(norms_command)
 app.command("verify", cls=Command)(verify_command)
 app.command("diff", cls=Command)(diff_command)
 app.command("ls", cls=Command)(ls_command)
+app.command("publish", cls=Command)(publish_command)
 app.command("doctor", cls=Command)(doctor_command)
 
 

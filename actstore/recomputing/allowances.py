@@ -75,8 +75,9 @@ def of_norms(norms: Floats, d: int, quantised: Quantised | None) -> Floats:
     allowed: Floats = (d / 2 + _OTHERS) * u * norms + np.sqrt(d * _LOST_SQUARE)
     if quantised is None:
         return allowed
-    allowed = 2 * allowed + np.linalg.norm(quantised.element_error(), axis=1)
-    return allowed
+    coarse = np.linalg.norm(quantised.element_error(), axis=1)
+    whole: Floats = 2 * allowed + coarse
+    return whole
 
 
 def of_stored_values(
