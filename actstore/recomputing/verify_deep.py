@@ -25,6 +25,7 @@ from actstore.harvesting.run_plan import checked_tap
 from actstore.model.checkpoint_files import confirm_code
 from actstore.model.forward import device_of
 from actstore.model.load_model import LoadedModel, load_or_wrap
+from actstore.model.tap import Tap
 from actstore.recomputing.model_rows import ModelRows
 from actstore.recomputing.sampled_sequences import sampled_runs
 from actstore.recomputing.site_figures import figure_problems
@@ -136,6 +137,7 @@ def verify_deep(
         problems += _model_problems(store, loaded)
         notes += _numeric_notes(store, device)
         with _tapped(store, loaded) as tap:
+            _check_widths(store, tap)
             on = torch.device(device) if device != "auto" else device_of(loaded.module)
             model_rows = ModelRows(store, loaded, tap, on)
             for run in runs:
@@ -240,6 +242,17 @@ def _tapped(store: Store, loaded: LoadedModel) -> Any:
     # Compiling takes longer than a sample, and rounds a little differently at most.
     changes = {"sites": store.sites, "compile": False}
     return checked_tap(loaded, store.manifest.spec.model_copy(update=changes))
+
+
+def _check_widths(store: Store, tap: Tap) -> None:
+    """Raise ModelError where a site has another width in the model."""
+    for site in tap.sites:
+        wanted = store.site(site.name).d
+        if site.d != wanted:
+            raise ModelError(
+                f"{store.url}: its site {site.name} has vectors of {wanted}, the model"
+                f" has {site.d} there; give the model that was harvested (--model)"
+            )
 
 
 def _model_problems(store: Store, loaded: LoadedModel) -> list[str]:
