@@ -6,9 +6,10 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `examine` (`doctor`); `publish`, `unpublish`, `published` (`ls`, `runs`),
-`remove` (`rm`), `usage` (`du`), `leftovers` (`gc`). What `info` and `norms` show, an
-open store has: `store.manifest`, `store.norms`.
+`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`); `publish`,
+`unpublish`, `published` (`ls`, `runs`), `remove` (`rm`), `usage` (`du`), `leftovers`
+(`gc`). What `info` and `norms` show, an open store has: `store.manifest`,
+`store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from actstore.harvesting.extend import extend
     from actstore.harvesting.harvest import harvest
     from actstore.importing.import_activations import import_activations
+    from actstore.inspect.diff_stores import diff
     from actstore.inspect.doctor import examine
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from actstore.publishing.remove import remove
     from actstore.publishing.unpublish import unpublish
     from actstore.publishing.usage import usage
+    from actstore.recomputing.verify_deep import verify_deep
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -48,6 +51,7 @@ __all__ = [
     "Store",
     "StreamSpec",
     "__version__",
+    "diff",
     "estimate",
     "examine",
     "extend",
@@ -63,6 +67,7 @@ __all__ = [
     "unpublish",
     "usage",
     "verify",
+    "verify_deep",
 ]
 
 _MODULES = {
@@ -70,6 +75,7 @@ _MODULES = {
     "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "diff": "actstore.inspect.diff_stores",
     "estimate": "actstore.harvesting.estimate",
     "examine": "actstore.inspect.doctor",
     "extend": "actstore.harvesting.extend",
@@ -85,6 +91,7 @@ _MODULES = {
     "unpublish": "actstore.publishing.unpublish",
     "usage": "actstore.publishing.usage",
     "verify": "actstore.inspect.verify",
+    "verify_deep": "actstore.recomputing.verify_deep",
 }
 
 

@@ -20,11 +20,11 @@ from actstore.harvesting.harvest_command import extend_command, harvest_command
 from actstore.harvesting.plan_command import plan_command
 from actstore.importing import toy_command
 from actstore.importing.import_command import import_command
+from actstore.inspect.diff_command import diff_command
 from actstore.inspect.inspect_commands import (
     doctor_command,
     info_command,
     norms_command,
-    verify_command,
 )
 from actstore.publishing.list_commands import ls_command, runs_command
 from actstore.publishing.publish_command import publish_command
@@ -34,6 +34,7 @@ from actstore.publishing.space_commands import (
     rm_command,
     unpublish_command,
 )
+from actstore.recomputing.verify_command import verify_command
 
 app = typer.Typer(
     name="actstore",
@@ -63,6 +64,7 @@ app.command("toy", cls=ToyCommand)(toy_command.toy_command)
 app.command("info", cls=Command)(info_command)
 app.command("norms", cls=Command)(norms_command)
 app.command("verify", cls=Command)(verify_command)
+app.command("diff", cls=Command)(diff_command)
 app.command("ls", cls=Command)(ls_command)
 app.command("runs", cls=Command)(runs_command)
 app.command("publish", cls=Command)(publish_command)

@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
     "actstore.publishing": STORED | {"actstore", "actstore.inspect"},
+    "actstore.recomputing": HARVESTED | {"actstore.stream", "actstore.inspect"},
     "trainer.errors": GROUND,
     "trainer.kernels": BELOW_KERNELS,
     "trainer.saes": BELOW_SAES,

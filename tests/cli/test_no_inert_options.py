@@ -87,6 +87,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore info", "s --shuffle"): {"--batch": "--batch 128", "--json": "--json"},
     ("actstore norms", "s"): {"--json": "--json", "--plot": "--plot p.html"},
     ("actstore verify", "s"): {"--json": "--json"},
+    ("actstore diff", "s s"): {"--json": "--json"},
     ("actstore ls", "."): {"--json": "--json"},
     ("actstore rm", "s --yes"): {"--json": "--json"},
     ("actstore du", "s"): {"--json": "--json"},
@@ -141,6 +142,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "actstore verify": {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",
         "--threads": "cli/test_no_inert_options.py::test_threads_of_verify",
+        "--deep": "cli/test_verify_deep.py::test_the_command",
+        **{f"--{name}": "cli/test_verify_deep.py::test_each_option_changes_what_is_looked_at"
+           for name in ("rows", "all", "seed", "model", "device", "trust-remote-code")},
     },
     "actstore ls": {
         f"--{name}": "catalog/test_listing.py::test_stores_are_filtered" for name in ("name", "model", "corpus", "site")
@@ -160,6 +164,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--anonymous": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
         "--json": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
     },
+    "actstore diff": {"--rows": "cli/test_diff.py::test_the_command", "--seed": "cli/test_diff.py::test_the_command"},
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",

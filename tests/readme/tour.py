@@ -26,6 +26,7 @@ DOCUMENTS = (
     GUIDES / "several-gpus.md",
     GUIDES / "import-and-export.md",
     GUIDES / "python.md",
+    GUIDES / "other-tools.md",
 )
 LEFT_OUT = {
     "torchrun": "several GPUs",
