@@ -6,8 +6,8 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
-`store.manifest`, `store.norms`.
+`verify`, `examine` (`doctor`), `copy` (`cp`, `push`, `pull`). What `info` and `norms`
+show, an open store has: `store.manifest`, `store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
     from actstore.model.site_list import sites
+    from actstore.sharing.copy_store import copy
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -41,6 +42,7 @@ __all__ = [
     "Store",
     "StreamSpec",
     "__version__",
+    "copy",
     "estimate",
     "examine",
     "extend",
@@ -57,6 +59,7 @@ _MODULES = {
     "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "copy": "actstore.sharing.copy_store",
     "estimate": "actstore.harvesting.estimate",
     "examine": "actstore.inspect.doctor",
     "extend": "actstore.harvesting.extend",

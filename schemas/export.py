@@ -17,7 +17,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from schemas.base import Schema
 from schemas.explorer import ExplorerRecord
 from schemas.harvest import Plan
-from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
+from schemas.manifest import (
+    BlockRecord,
+    Claim,
+    CopyRecord,
+    StoreManifest,
+    UnitRecord,
+)
 from schemas.records import (
     EvalRecord,
     MachineRecord,
@@ -34,6 +40,7 @@ FILES: dict[str, type[Schema]] = {
     "unit": UnitRecord,
     "block": BlockRecord,
     "claim": Claim,
+    "copy": CopyRecord,
     "stream_state": StreamState,
     "sae": RunRecord,
     "eval": EvalRecord,

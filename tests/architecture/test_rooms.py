@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.model": STORED,
     "actstore.harvesting": HARVESTED,
     "actstore.importing": HARVESTED,
+    "actstore.sharing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
     "trainer.errors": GROUND,

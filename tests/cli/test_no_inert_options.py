@@ -25,7 +25,7 @@ from actstore.harvesting import estimate
 from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
-from actstore.inspect.norms_of_sites import compute_norms
+from actstore.store.norms_of_sites import compute_norms
 from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
@@ -87,6 +87,8 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore norms", "s"): {"--json": "--json", "--plot": "--plot p.html"},
     ("actstore verify", "s"): {"--json": "--json"},
     ("actstore ls", "."): {"--json": "--json"},
+    ("actstore cp", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
+    ("actstore pull", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
     ("trainer train", "--store s --out o --sae topk --k 3 --expansion 2 --batch 128 --rows 256"): {
         "--out": "--out p", "--spec": "--spec spec.yaml", "--aligned": "--aligned", "--device": "--device nosuch",
         "--on-corrupt": "--on-corrupt nosuch", "--shard-dictionary": "--shard-dictionary",
