@@ -146,8 +146,8 @@ class ObjectCopier:
         with self._lock:
             done = self.progress
             self.progress = CopyProgress(
-                done.size + one.size,
-                max(done.n_bytes, done.size + one.size),
+                done.bytes + one.size,
+                max(done.n_bytes, done.bytes + one.size),
                 done.objects + 1,
                 done.skipped_objects + is_there,
                 done.skipped_bytes + one.size * is_there,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from actstore import arguments
 from actstore.arguments import checked, optional
-from actstore.errors import ExistsError, ObjectError
+from actstore.errors import CorruptError, ExistsError, ObjectError
 from actstore.format import object_keys, zarr_metadata
 from actstore.format.json_records import read_record
 from actstore.format.manifest import parse_manifest, read_manifest
@@ -274,13 +274,26 @@ def _begin(target: Storage, record: CopyRecord, plan: Plan | None) -> bool:
     Raises:
         ExistsError: Something else lies there.
     """
-    try:
-        data = target.read(object_keys.MANIFEST, MANIFEST_JSON)
-    except ObjectError:
-        _claim(target, record)
-        return False
+    data = _manifest_there(target)
+    if data is None:
+        if _claim(target, record):
+            return False
+        # Another copy may have come to its end since the first look.
+        data = _manifest_there(target)
+    if data is None:
+        raise ExistsError(
+            f"{target.url}: it is not empty, and no copy that was begun; choose another"
+            " place"
+        )
     _check_same(parse_manifest(data, target.url), record, plan, target.url)
     return True
+
+
+def _manifest_there(target: Storage) -> bytes | None:
+    """Return the bytes of the manifest at a place, None where there is none."""
+    if not target.exists(object_keys.MANIFEST):
+        return None
+    return target.read(object_keys.MANIFEST, MANIFEST_JSON)
 
 
 def _check_same(
@@ -300,30 +313,32 @@ def _check_same(
         )
 
 
-def _claim(target: Storage, record: CopyRecord) -> None:
-    """Write what says which store is copied; or join a copy of the same."""
-    if not target.exists(object_keys.COPY):
-        _check_empty(target)
-        if target.create(object_keys.COPY, record.to_json().encode()):
-            return
-    # Another process may have been the first.
-    begun = read_record(target, object_keys.COPY, CopyRecord)
+def _claim(target: Storage, record: CopyRecord) -> bool:
+    """Write what says which store is copied; or join a copy of the same.
+
+    Returns False where something else lies there, or a copy has just ended.
+
+    Raises:
+        ExistsError: A copy of another store was begun there.
+    """
+    there = set(target.list()) - {GIT_ATTRIBUTES}
+    if there and object_keys.COPY not in there:
+        return False
+    if target.create(object_keys.COPY, record.to_json().encode()):
+        return True
+    try:
+        begun = read_record(target, object_keys.COPY, CopyRecord)
+    except CorruptError:
+        raise
+    except ObjectError:
+        return False
     if begun != record:
         raise ExistsError(
             f"{target.url}: a copy of another store (or of another part of it) was"
             f" begun there, of content id {begun.content_id[:12]}; what is copied has"
             f" {record.content_id[:12]}. Choose another place"
         )
-
-
-def _check_empty(target: Storage) -> None:
-    there = [key for key in target.list() if key != GIT_ATTRIBUTES]
-    # Another copy writes its record before anything else, maybe since the first look.
-    if there and object_keys.COPY not in there:
-        raise ExistsError(
-            f"{target.url}: it is not empty, and no copy that was begun; choose another"
-            " place"
-        )
+    return True
 
 
 def _end(target: Storage) -> None:

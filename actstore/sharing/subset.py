@@ -60,6 +60,8 @@ def subset_plan(
         "tokens": min(manifest.spec.tokens, n_sequences * layout.context),
     }
     first_plan = read_plan(store.storage)
+    # The tokenizer is kept by the first generation; a later one may be without.
+    tokenizer = {"tokenizer_digest": first_plan.model.tokenizer_digest}
     return Plan(
         format_version=manifest.format_version,
         format_minor=FORMAT_MINOR,
@@ -68,7 +70,7 @@ def subset_plan(
         layout=layout.model_copy(
             update={"n_sequences": n_sequences, "n_units": n_units}
         ),
-        model=manifest.model,
+        model=manifest.model.model_copy(update=tokenizer),
         corpus_digest=first_plan.corpus_digest,
         separator_token=first_plan.separator_token,
         numerics=manifest.numerics,

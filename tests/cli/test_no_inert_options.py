@@ -140,6 +140,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",
         "--threads": "cli/test_no_inert_options.py::test_threads_of_verify",
     },
+    **{command: {"--threads": "sharing/test_commands.py::test_threads", "--verify": "sharing/test_commands.py::test_verify_of_a_copy"}
+       for command in ("actstore cp", "actstore pull")},
+    "actstore push": {"--threads": "sharing/test_commands.py::test_threads",
+                      **{f"--{name}": "sharing/test_commands.py::test_options_of_push" for name in ("sites", "units", "verify", "json")}},
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
