@@ -425,7 +425,7 @@ def is_of_a_service(error: Exception) -> bool:
 
     Other errors come from the program.
     """
-    services = ("botocore", "aiobotocore", "aiohttp", "fsspec")
+    services = ("botocore", "aiobotocore", "aiohttp", "fsspec", "httpx", "httpcore")
     return type(error).__module__.startswith(services)
 
 

@@ -149,6 +149,10 @@ def _copy(
     from actstore.sharing.copy_display import display
     from actstore.sharing.copy_store import copy
 
+    if any(url.startswith("hf://") for url in (src, dst)):
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()  # there is one bar, which is ours
     console = Console(stderr=True)
     began = time.monotonic()
     try:

@@ -71,6 +71,8 @@ class HubStorage(Storage):
                 " with a folder after it if you like"
             )
         super().__init__(url, options)
+        # Others write there too, so what was listed once may not be all.
+        self._fs.invalidate_cache()
         self._is_bucket = match["kind"] == "buckets"
         self._name = match["name"]
         self._revision = match["revision"]

@@ -9,7 +9,7 @@ import actstore
 from actstore.format.storage import Storage
 
 
-def copy_slowly(src: str, dst: str, part: dict[str, str]) -> None:
+def copy_slowly(src: str, dst: str, part: dict[str, Any]) -> None:
     put = Storage.put
 
     def slow(self: Storage, key: str, data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_threads(
     seen = []
 
     class Pool(ThreadPoolExecutor):
-        def __init__(self, threads: int, **more: str) -> None:
+        def __init__(self, threads: int, **more: Any) -> None:
             seen.append(threads)
             super().__init__(threads, **more)
 

@@ -187,7 +187,8 @@ def test_no_harvest_goes_on_with_a_copy(store: actstore.Store, tmp_path: Path) -
     from actstore.harvesting.store_writer import StoreWriter
 
     target = Storage(tmp_path / "c")
-    for part in ({}, {"units": "0:3"}):
+    parts: tuple[dict[str, Any], ...] = ({}, {"units": "0:3"})
+    for part in parts:
         actstore.copy(store.url, target.url, **part)
         target.create("copy.json", record(store).encode())
         target.delete("manifest.json")
@@ -325,6 +326,11 @@ def test_a_run_is_copied_as_a_whole_its_record_last(
     Storage(there).put("other", b"1")
     with pytest.raises(ExistsError, match="other is no file of the run"):
         actstore.copy(run.url, there)
-    for options in ({"sites": "a"}, {"units": "0"}, {"verify": True}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"sites": "a"},
+        {"units": "0"},
+        {"verify": True},
+    )
+    for options in refused:
         with pytest.raises(SpecError, match="it is a run"):
             actstore.copy(run.url, tmp_path / "x", **options)

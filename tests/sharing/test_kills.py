@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,10 @@ from actstore.inspect.verify import verify
 from tests.sharing.killing import copy_slowly
 from tests.support import make_store
 
-PARTS = [{}, {"sites": "blocks.{0,2}.*", "units": "1:3,5:"}]
+PARTS: list[dict[str, Any]] = [{}, {"sites": "blocks.{0,2}.*", "units": "1:3,5:"}]
 
 
-def kills(store: actstore.Store, there: str, part: dict[str, str], n_kills: int) -> int:
+def kills(store: actstore.Store, there: str, part: dict[str, Any], n_kills: int) -> int:
     """Copy with so many kills; return how many found the copy unfinished."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.sharing.killing"])
@@ -35,13 +36,15 @@ def kills(store: actstore.Store, there: str, part: dict[str, str], n_kills: int)
             continue
         n_unfinished += 1
         # nothing at all may have been written by then
-        with pytest.raises((UnfinishedError, NotAStoreError), match="copy|no manifest"):
+        with pytest.raises(
+            (UnfinishedError, NotAStoreError), match=r"copy|no manifest"
+        ):
             actstore.open(there)
     return n_unfinished
 
 
 def check(
-    tmp_path: Path, there: str, part: dict[str, str], *, n_units: int, n_kills: int
+    tmp_path: Path, there: str, part: dict[str, Any], *, n_units: int, n_kills: int
 ) -> None:
     store = make_store(tmp_path / "s", n_units=n_units, padded=True)
     actstore.copy(store.url, tmp_path / "wanted", **part)
@@ -56,13 +59,13 @@ def check(
 
 
 @pytest.mark.parametrize("part", PARTS, ids=["whole", "part"])
-def test_killed_three_times(tmp_path: Path, part: dict[str, str]) -> None:
+def test_killed_three_times(tmp_path: Path, part: dict[str, Any]) -> None:
     check(tmp_path, str(tmp_path / "c"), part, n_units=9, n_kills=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS, ids=["whole", "part"])
-def test_killed_at_twenty_instants(tmp_path: Path, part: dict[str, str]) -> None:
+def test_killed_at_twenty_instants(tmp_path: Path, part: dict[str, Any]) -> None:
     check(tmp_path, str(tmp_path / "c"), part, n_units=60, n_kills=20)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,11 +156,12 @@ def test_the_same_part_is_the_same_bytes(store: actstore.Store, tmp_path: Path) 
 def test_an_import_from_an_iterator_has_parts_too(tmp_path: Path) -> None:
     items = ({"a": IMPORTED[i : i + 2], "b": IMPORTED[i : i + 2]} for i in (0, 2, 4))
     whole = actstore.import_activations(items, tmp_path / "s", unit_sequences=2)
-    for name, options in (
-        ("sites", {"sites": "b"}),
-        ("units", {"units": "1"}),
-        ("both", {"sites": "b", "units": "0:2"}),
-    ):
+    parts: dict[str, dict[str, Any]] = {
+        "sites": {"sites": "b"},
+        "units": {"units": "1"},
+        "both": {"sites": "b", "units": "0:2"},
+    }
+    for name, options in parts.items():
         actstore.copy(whole.url, tmp_path / name, **options)
         part = actstore.open(tmp_path / name)
         assert verify(part).problems == []
@@ -177,7 +179,12 @@ def test_a_part_is_not_extended(store: actstore.Store, tmp_path: Path) -> None:
 
 def test_another_part_is_not_mixed_in(store: actstore.Store, tmp_path: Path) -> None:
     actstore.copy(store.url, tmp_path / "p", units="0:3")
-    for options in ({"units": "0:4"}, {"sites": NAMES[0], "units": "0:3"}, {}):
+    others: tuple[dict[str, Any], ...] = (
+        {"units": "0:4"},
+        {"sites": NAMES[0], "units": "0:3"},
+        {},
+    )
+    for options in others:
         with pytest.raises(ExistsError, match="another store is there"):
             actstore.copy(store.url, tmp_path / "p", **options)
 
@@ -206,7 +213,9 @@ def test_a_corrupt_object_ends_a_part_too(tmp_path: Path, memory_url: str) -> No
         ({"units": []}, "not a valid StoreManifest"),
     ],
 )
-def test_what_no_part_can_be(tmp_path: Path, change: dict, fault: str) -> None:
+def test_what_no_part_can_be(
+    tmp_path: Path, change: dict[str, Any], fault: str
+) -> None:
     store = make_store(tmp_path / "s", n_units=4)
     actstore.copy(store.url, tmp_path / "p", units="2")
     path = tmp_path / "p/manifest.json"
