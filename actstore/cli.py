@@ -27,6 +27,7 @@ from actstore.inspect.inspect_commands import (
     norms_command,
     verify_command,
 )
+from actstore.publishing.publish_command import publish_command
 from actstore.sharing.copy_command import cp_command, pull_command, push_command
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ app.command("info", cls=Command)(info_command)
 app.command("norms", cls=Command)(norms_command)
 app.command("verify", cls=Command)(verify_command)
 app.command("ls", cls=Command)(ls_command)
+app.command("publish", cls=Command)(publish_command)
 app.command("doctor", cls=Command)(doctor_command)
 app.command("cp", cls=Command)(cp_command)
 app.command("push", cls=Command)(push_command)

@@ -46,6 +46,7 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Any, ...]] = {
     actstore.stores: ("no folder",),
     actstore.verify: ("no store",),
     actstore.copy: ("no store", "out"),
+    actstore.publish: ("no store", "name"),
     actstore.examine: (),
     trainer.train: (TRAIN, "out"),
     trainer.sweep: (SWEEP, "out"),

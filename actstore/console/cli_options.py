@@ -18,6 +18,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from actstore.arguments import options_are_known
+from actstore.console import shared_options
+from actstore.console.told_retries import telling_retries
 
 Fields = Mapping[str, str]
 """The dotted path of an option's field, by the option's parameter."""
@@ -28,6 +30,8 @@ METAVARS = {"count": "COUNT", "size": "SIZE", "integer": "N", "number": "NUMBER"
 
 class Command(TyperCommand):
     """A command whose help shows the default of every option.
+
+    It has the options of `shared_options.py` that belong to it, beside its own.
 
     Attributes:
         schema: The schema that options are fields of: `schemas.train:TrainSpec`.
@@ -43,6 +47,10 @@ class Command(TyperCommand):
     of_some_kinds: Collection[str] = ()
     not_offered: Values = {}
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        shared_options.add_to(self.params)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of a command line, with refusals in our own words."""
         try:
@@ -54,7 +62,11 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what it raises and warns of names options."""
-        with options_are_known():
+        with (
+            options_are_known(),
+            telling_retries(),
+            shared_options.in_force(self.params, ctx.params),
+        ):
             return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:

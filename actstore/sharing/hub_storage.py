@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actstore.errors import ActstoreError, StorageError, first_line
@@ -134,7 +134,9 @@ class HubStorage(Storage):
         self._commit_if(key)
         return super().read(key, limit)
 
-    def read_ranges(self, key: str, ranges: Any) -> builtins.list[bytes]:
+    def read_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]]
+    ) -> builtins.list[bytes | memoryview]:
         """Return several ranges of one object, see `Storage.read_ranges`."""
         self._commit_if(key)
         return super().read_ranges(key, ranges)

@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, ObjectError
-from actstore.format import object_keys
 from actstore.format.shard import (
     ABSENT,
     CRC_BYTES,
     ShardCodec,
     check_chunk_checksum,
 )
+from actstore.format.storage import Part
 from actstore.format.stored_dtypes import Int8Rows, decode_int8
+from actstore.store.shard_bytes import shard_key
 
 if TYPE_CHECKING:
     from actstore.store.stored_objects import StoredObjects
@@ -178,7 +179,7 @@ class ChunkReader:
 
     def _stored_bytes(
         self, site: int, unit: int, chunks: Sequence[int]
-    ) -> Iterator[NDArray[np.uint8] | bytes]:
+    ) -> Iterator[NDArray[np.uint8] | Part]:
         """Yield the bytes of some chunks of a unit.
 
         Those of a local chunk stay as they are until the next one is asked for.
@@ -195,7 +196,7 @@ class ChunkReader:
         if self.store.storage.local is None:
             for first in range(0, len(byte_ranges), CHUNKS_PER_REQUEST):
                 together = byte_ranges[first : first + CHUNKS_PER_REQUEST]
-                yield from self.store.storage.read_ranges(key, together)
+                yield from self.store.shards.read(self.sites[site], unit, together)
             return
         for offset, length in byte_ranges:
             buffer = self._buffer("encoded", length)
@@ -214,8 +215,7 @@ class ChunkReader:
 
     def _key(self, site: int, unit: int) -> str:
         """Return the key of the shard with a site's rows of a unit."""
-        array_key = object_keys.acts_key(self.sites[site])
-        return object_keys.chunk_key(array_key, unit, 0)
+        return shard_key(self.sites[site], unit)
 
     @contextlib.contextmanager
     def _errors_named(

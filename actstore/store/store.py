@@ -30,6 +30,7 @@ from actstore.store.row_ids import (
     selected_ids,
     selected_pieces,
 )
+from actstore.store.shard_bytes import ShardBytes
 from actstore.store.stored_objects import StoredObjects
 from actstore.store.streamed_store import StreamedStore
 from schemas.manifest import NormStats, StoreManifest
@@ -67,8 +68,13 @@ class Store(StoredObjects):
         norms: The figures of each site's L2 norms over training rows, by site.
     """
 
-    def __init__(self, storage: Storage, manifest: StoreManifest) -> None:
-        super().__init__(storage, manifest)
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: StoreManifest,
+        shards: ShardBytes | None = None,
+    ) -> None:
+        super().__init__(storage, manifest, shards)
         self.norms: dict[str, NormStats] = {
             norms.site: norms for norms in manifest.norms
         }
@@ -147,7 +153,8 @@ class Store(StoredObjects):
             "n_train_rows": int(rows[training].sum()),
             "norms": stats.norms(),
         }
-        return Store(self.storage, self.manifest.model_copy(update=update))
+        manifest = self.manifest.model_copy(update=update)
+        return Store(self.storage, manifest, self.shards)
 
     def read(
         self,

@@ -22,6 +22,7 @@ from actstore.format.layout import n_chunks
 from actstore.format.manifest_checks import check_record
 from actstore.format.shard import ShardCodec, ShardIndex, decode_plain
 from actstore.format.storage import Storage
+from actstore.store.shard_bytes import ShardBytes, StoredShards
 from schemas.harvest import Layout
 from schemas.manifest import (
     HELD_OUT_EVERY,
@@ -44,10 +45,18 @@ class StoredObjects:
         manifest: The record of all that the store holds.
         layout: The sizes of units and chunks.
         sites: Names of the sites, in the manifest's order.
+        shards: What gives the bytes of its shards.
     """
 
-    def __init__(self, storage: Storage, manifest: StoreManifest) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: StoreManifest,
+        shards: ShardBytes | None = None,
+    ) -> None:
+        """Read nothing yet; `shards` None: they come straight from the storage."""
         self.storage = storage
+        self.shards: ShardBytes = shards or StoredShards(storage)
         self.manifest = manifest
         self.layout: Layout = manifest.layout
         self.sites: tuple[str, ...] = tuple(site.name for site in manifest.sites)
@@ -225,10 +234,9 @@ class StoredObjects:
 
     def _read_index(self, site: str, unit: int) -> ShardIndex:
         codec = self.codec(site)
-        key = object_keys.chunk_key(object_keys.acts_key(site), unit, 0)
         # The index has the same size in every shard, so one read from the end gets it.
         at_end = (-codec.index_bytes, codec.index_bytes)
-        data = self.storage.read_ranges(key, [at_end])[0]
+        data = self.shards.read(site, unit, [at_end])[0]
         n_wanted = n_chunks(self.rows_in(unit), codec.chunk_rows)
         return codec.read_index(data, n_wanted)
 

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 import actstore
 import actstore.cli
 import trainer.cli
+from actstore.console.shared_options import SHARED
 from actstore.errors import SpecError
 from actstore.harvesting import estimate
 from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
@@ -144,6 +145,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
        for command in ("actstore cp", "actstore pull")},
     "actstore push": {"--threads": "sharing/test_commands.py::test_threads",
                       **{f"--{name}": "sharing/test_commands.py::test_options_of_push" for name in ("sites", "units", "verify", "json")}},
+    "actstore publish": {  # what it writes has the time in it
+        "--by": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
+        "--anonymous": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
+        "--json": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
+    },
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
@@ -164,6 +170,15 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
 }  # fmt: skip
+# Options that many commands have through one table: what each changes, and that it is
+# refused where it would change nothing.
+SHARED_BY_MANY: dict[str, tuple[str, ...]] = {
+    "--storage-options": (
+        "cli/test_shared_options.py::test_it_holds_for_the_command_only",
+        "cli/test_shared_options.py::test_where_it_would_change_nothing_it_is_refused",
+    ),
+    "--catalog": ("catalog/test_names.py::test_the_option_says_which_catalog",),
+}
 FIELDS = {
     "actstore harvest": OF_HARVEST,
     "actstore plan": OF_HARVEST,
@@ -193,17 +208,23 @@ def test_every_option_is_in_a_table() -> None:
             for name in FIELDS.get(command, ())
         }
         known |= set(ELSEWHERE.get(command, ()))
+        known |= set(SHARED_BY_MANY)
         for (of, _), changes in CHANGES.items():
             known |= set(changes) if of == command else set()
         assert set(options) <= known, (
             f"{command}: no table says what {sorted(set(options) - known)} change"
         )
+    assert set(SHARED_BY_MANY) == {shared.name for shared in SHARED}
     assert set(OF_HARVEST) == set(HARVEST_VALUES)
     assert set(OF_TRAINING) == {*TRAIN_VALUES, *OF_OTHER_KINDS}
 
 
 @pytest.mark.parametrize(
-    "where", sorted({one for of in ELSEWHERE.values() for one in of.values()})
+    "where",
+    sorted(
+        {one for of in ELSEWHERE.values() for one in of.values()}
+        | {one for of in SHARED_BY_MANY.values() for one in of}
+    ),
 )
 def test_what_is_tested_elsewhere_is_there(where: str) -> None:
     file, _, name = where.partition("::")

@@ -31,11 +31,13 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def server(store: str = "memstore") -> Iterator[dict[str, str]]:
+def server(
+    store: str = "memstore", bucket: str = "test-bucket"
+) -> Iterator[dict[str, str]]:
     """Run a server; yield the environment that its clients need.
 
     store: `memstore` (in memory) or `bluestore` (a sparse file; for benchmarks, since
-    memstore gives deleted space back only after a minute).
+    memstore gives deleted space back only after a minute). bucket: one that is there.
     """
     # Not in pytest's folder: Ceph's sockets want short paths.
     with tempfile.TemporaryDirectory(prefix="s3-") as folder:
@@ -44,6 +46,7 @@ def server(store: str = "memstore") -> Iterator[dict[str, str]]:
             "S3_SERVER_DIR": f"{folder}/ceph",
             "S3_SERVER_PORT": "auto",
             "S3_SERVER_STORE": store,
+            "S3_SERVER_BUCKET": bucket,
         }
         started = subprocess.run(
             ["bash", str(HERE / "start.sh")],
