@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.catalog.names import is_name
 from actstore.errors import CorruptError, ExistsError, ObjectError
 from actstore.format import object_keys, zarr_metadata
 from actstore.format.json_records import read_record
@@ -34,6 +35,7 @@ from actstore.sharing.copy_run import check_no_part, copy_run, is_run
 from actstore.sharing.hub_storage import GIT_ATTRIBUTES, HubStorage, place
 from actstore.sharing.subset import SubsetObjects, subset_plan
 from actstore.sharing.whole_copy import whole_objects
+from actstore.store.open_store import published_url
 from actstore.store.store import Store
 from schemas.harvest import Plan
 from schemas.manifest import CopyRecord, StoreManifest
@@ -94,7 +96,8 @@ def copy(
     goes on with a copy that was interrupted. What is there already is not copied again.
 
     Args:
-        src: A finished store, or a run: a folder, or any fsspec URL.
+        src: A finished store, or a run: a folder, any fsspec URL, or a store's name in
+            a catalog.
         dst: Where the copy shall lie: a place with nothing in it, or with the same
             store, or with a part of its copy.
         sites: Names or patterns of the sites to copy; None: all.
@@ -132,6 +135,8 @@ def copy(
         >>> actstore.open("part").sites
         ('blocks.0.hook_mlp_out',)
     """
+    if is_name(str(src)):
+        src = published_url(str(src), dict(src_options or {}))
     source = place(str(src), src_options)
     target = place(str(dst), dst_options)
     report = progress or _silent
