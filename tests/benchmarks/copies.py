@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -97,10 +97,12 @@ def one_round(store: actstore.Store, bucket: str, number: int) -> Round:
     return Round(push, puts, pull, gets)
 
 
-def in_threads(function: Callable[..., object], calls: object) -> None:
+def in_threads(
+    function: Callable[..., object], calls: Iterable[tuple[object, ...]]
+) -> None:
     """Make all calls, as many at a time as a copy does."""
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda one: function(*one), calls))  # type: ignore[call-overload]
+        list(pool.map(lambda one: function(*one), calls))
 
 
 def timed(work: Callable[[], object]) -> float:
