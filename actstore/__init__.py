@@ -6,8 +6,9 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`). What `info` and
-`norms` show, an open store has: `store.manifest`, `store.norms`.
+`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`), `copy` (`cp`,
+`push`, `pull`). What `info` and `norms` show, an open store has: `store.manifest`,
+`store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from actstore.model.site_list import sites
     from actstore.publishing.publish import publish
     from actstore.recomputing.verify_deep import verify_deep
+    from actstore.sharing.copy_store import copy
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -44,6 +46,7 @@ __all__ = [
     "Store",
     "StreamSpec",
     "__version__",
+    "copy",
     "diff",
     "estimate",
     "examine",
@@ -63,6 +66,7 @@ _MODULES = {
     "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "copy": "actstore.sharing.copy_store",
     "diff": "actstore.inspect.diff_stores",
     "estimate": "actstore.harvesting.estimate",
     "examine": "actstore.inspect.doctor",

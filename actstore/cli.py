@@ -1,4 +1,4 @@
-"""The command line `actstore`: harvest or import a store, look at it, check it.
+"""The command line `actstore`: harvest or import a store, look at it, check it, copy.
 
 Importing this loads nothing heavy, so that `--help` comes at once; the commands import
 what they need when they run.
@@ -29,6 +29,7 @@ from actstore.inspect.inspect_commands import (
 )
 from actstore.publishing.publish_command import publish_command
 from actstore.recomputing.verify_command import verify_command
+from actstore.sharing.copy_command import cp_command, pull_command, push_command
 
 app = typer.Typer(
     name="actstore",
@@ -62,6 +63,9 @@ app.command("diff", cls=Command)(diff_command)
 app.command("ls", cls=Command)(ls_command)
 app.command("publish", cls=Command)(publish_command)
 app.command("doctor", cls=Command)(doctor_command)
+app.command("cp", cls=Command)(cp_command)
+app.command("push", cls=Command)(push_command)
+app.command("pull", cls=Command)(pull_command)
 
 
 def main() -> None:

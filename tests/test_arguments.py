@@ -45,6 +45,7 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Any, ...]] = {
     actstore.sites: ("builtin:tiny",),
     actstore.stores: ("no folder",),
     actstore.verify: ("no store",),
+    actstore.copy: ("no store", "out"),
     actstore.publish: ("no store", "name"),
     actstore.verify_deep: ("no store",),
     actstore.diff: ("no store", "no store"),
