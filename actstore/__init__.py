@@ -6,10 +6,10 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`); `publish`,
-`unpublish`, `published` (`ls`, `runs`), `remove` (`rm`), `usage` (`du`), `leftovers`
-(`gc`). What `info` and `norms` show, an open store has: `store.manifest`,
-`store.norms`.
+`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`), `copy` (`cp`,
+`push`, `pull`); `publish`, `unpublish`, `published` (`ls`, `runs`), `remove` (`rm`),
+`usage` (`du`), `leftovers` (`gc`). What `info` and `norms` show, an open store has:
+`store.manifest`, `store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from actstore.publishing.unpublish import unpublish
     from actstore.publishing.usage import usage
     from actstore.recomputing.verify_deep import verify_deep
+    from actstore.sharing.copy_store import copy
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -51,6 +52,7 @@ __all__ = [
     "Store",
     "StreamSpec",
     "__version__",
+    "copy",
     "diff",
     "estimate",
     "examine",
@@ -75,6 +77,7 @@ _MODULES = {
     "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "copy": "actstore.sharing.copy_store",
     "diff": "actstore.inspect.diff_stores",
     "estimate": "actstore.harvesting.estimate",
     "examine": "actstore.inspect.doctor",

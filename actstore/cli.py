@@ -1,4 +1,4 @@
-"""The command line `actstore`: harvest or import a store, look at it, check it.
+"""The command line `actstore`: harvest or import a store, look at it, check it, copy.
 
 Importing this loads nothing heavy, so that `--help` comes at once; the commands import
 what they need when they run.
@@ -35,6 +35,7 @@ from actstore.publishing.space_commands import (
     unpublish_command,
 )
 from actstore.recomputing.verify_command import verify_command
+from actstore.sharing.copy_command import cp_command, pull_command, push_command
 
 app = typer.Typer(
     name="actstore",
@@ -73,6 +74,9 @@ app.command("rm", cls=Command)(rm_command)
 app.command("du", cls=Command)(du_command)
 app.command("gc", cls=Command)(gc_command)
 app.command("doctor", cls=Command)(doctor_command)
+app.command("cp", cls=Command)(cp_command)
+app.command("push", cls=Command)(push_command)
+app.command("pull", cls=Command)(pull_command)
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Any, ...]] = {
     actstore.sites: ("builtin:tiny",),
     actstore.stores: ("no folder",),
     actstore.verify: ("no store",),
+    actstore.copy: ("no store", "out"),
     actstore.publish: ("no store", "name"),
     actstore.unpublish: ("name",),
     actstore.published: (),

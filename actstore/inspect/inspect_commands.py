@@ -73,8 +73,8 @@ def norms_command(
     ] = None,
 ) -> None:
     """Show the norms of every site: mean, quantiles, outliers and non-finite rows."""
-    from actstore.inspect.norms_of_sites import write_norms
     from actstore.inspect.store_info import norm_table
+    from actstore.store.norms_of_sites import write_norms
     from actstore.store.open_store import open as open_store
 
     store = open_store(url)

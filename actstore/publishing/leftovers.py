@@ -20,7 +20,6 @@ from actstore.format.local_writes import TEMPORARY
 from actstore.format.storage import ListedObject, Storage
 from actstore.publishing.remove_objects import remove_objects
 from actstore.publishing.store_keys import (
-    COPY,
     REMOVAL,
     CopyKeys,
     StoreKeys,
@@ -170,7 +169,7 @@ def _unfinished(
     if object_keys.MANIFEST in there:
         return None
     what = "harvest"
-    for mark, word in ((COPY, "copy"), (REMOVAL, "removal")):
+    for mark, word in ((object_keys.COPY, "copy"), (REMOVAL, "removal")):
         if mark in there and is_mark(storage, mark):
             what = word
     if what == "harvest" and object_keys.plan_key() not in there:

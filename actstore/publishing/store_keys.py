@@ -24,8 +24,6 @@ REMOVAL = "removing.json"
 
 It is written before the first object goes, and goes last.
 """
-COPY = "copy.json"
-"""Is there only while a store is being copied; the folder was empty before."""
 # In the order in which they are removed. A manifest makes a store whole and a unit's
 # record makes its objects count; so whatever is left at any instant is an unfinished
 # harvest, and never a store with holes.
@@ -54,9 +52,11 @@ class StoreKeys:
         self.n_units = 0
         self._files = {
             object_keys.MANIFEST,
-            "README.md",
+            object_keys.README,
+            object_keys.NORMS_FIGURE,
+            object_keys.CROISSANT,
+            object_keys.COPY,
             REMOVAL,
-            COPY,
             true_features.RECORD,
             true_features.TENSORS,
         }
@@ -109,7 +109,7 @@ class CopyKeys:
         r"|(units|columns|norms|plan)(-\d+)?(/\d{5,10}\.(json|stats)|\.stats|\.json)"
         r"|columns(-\d+)?/(zarr\.json|[a-z]+/(zarr\.json|c(/\d{1,12})+))"
         r"|blocks/\d{5,10}\.json|(acts|norm|scale|step)/zarr\.json"
-        r"|zarr\.json|README\.md|copy\.json|removing\.json|features\.(json|safetensors)"
+        r"|zarr\.json|README\.md|norms\.svg|croissant\.json|copy\.json|removing\.json|features\.(json|safetensors)"
     )
 
     def __contains__(self, key: str) -> bool:

@@ -12,7 +12,7 @@ from actstore.errors import NotAStoreError
 from actstore.format import object_keys
 from actstore.format.storage import ListedObject, Storage
 from actstore.publishing.list_published import list_published
-from actstore.publishing.store_keys import COPY, REMOVAL
+from actstore.publishing.store_keys import REMOVAL
 from schemas.catalog import PublishedStore
 
 OF_SITES = ("acts", "norm", "scale", "step")
@@ -86,7 +86,7 @@ def usage(
 
 def store_roots(found: list[ListedObject]) -> set[str]:
     """Return the folders that stores lie in, finished or not; "" is the URL itself."""
-    marks = {object_keys.MANIFEST, object_keys.plan_key(), COPY, REMOVAL}
+    marks = {object_keys.MANIFEST, object_keys.plan_key(), object_keys.COPY, REMOVAL}
     roots = set()
     for one in found:
         folder, _, name = one.key.rpartition("/")

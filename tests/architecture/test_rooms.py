@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.model": STORED,
     "actstore.harvesting": HARVESTED,
     "actstore.importing": HARVESTED,
+    "actstore.sharing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
     "actstore.publishing": STORED | {"actstore", "actstore.inspect"},

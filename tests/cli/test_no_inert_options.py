@@ -26,7 +26,7 @@ from actstore.harvesting import estimate
 from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
-from actstore.inspect.norms_of_sites import compute_norms
+from actstore.store.norms_of_sites import compute_norms
 from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
@@ -92,6 +92,8 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore rm", "s --yes"): {"--json": "--json"},
     ("actstore du", "s"): {"--json": "--json"},
     ("actstore gc", "."): {"--json": "--json", "--older-than": "--older-than 0.5"},
+    ("actstore cp", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
+    ("actstore pull", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
     ("trainer train", "--store s --out o --sae topk --k 3 --expansion 2 --batch 128 --rows 256"): {
         "--out": "--out p", "--spec": "--spec spec.yaml", "--aligned": "--aligned", "--device": "--device nosuch",
         "--on-corrupt": "--on-corrupt nosuch", "--shard-dictionary": "--shard-dictionary",
@@ -159,6 +161,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--kind": "catalog/test_remove.py::test_a_store_and_a_run_may_have_one_name",
         "--json": "catalog/test_remove.py::test_names_are_taken_out_one_by_one",
     },
+    **{command: {"--threads": "sharing/test_commands.py::test_threads", "--verify": "sharing/test_commands.py::test_verify_of_a_copy"}
+       for command in ("actstore cp", "actstore pull")},
+    "actstore push": {"--threads": "sharing/test_commands.py::test_threads",
+                      **{f"--{name}": "sharing/test_commands.py::test_options_of_push" for name in ("sites", "units", "verify", "json")}},
     "actstore publish": {  # what it writes has the time in it
         "--by": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
         "--anonymous": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",

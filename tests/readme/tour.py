@@ -25,6 +25,7 @@ DOCUMENTS = (
     GUIDES / "sweeps.md",
     GUIDES / "several-gpus.md",
     GUIDES / "import-and-export.md",
+    GUIDES / "sharing.md",
     GUIDES / "python.md",
     GUIDES / "other-tools.md",
 )
