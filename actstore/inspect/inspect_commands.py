@@ -1,4 +1,4 @@
-"""The commands `actstore info`, `norms`, `ls` and `doctor`.
+"""The commands `actstore info`, `norms` and `doctor`.
 
 Importing this loads typer only, so that help comes at once.
 """
@@ -100,22 +100,6 @@ def print_table(table: Table) -> None:
         # a pipe or a file has no width of its own, and 80 columns cut numbers off
         console.width = WIDTH
     console.print(table)
-
-
-def ls_command(url: Url, as_json: AsJson = False) -> None:
-    """List the stores at a URL and directly below it, one line each."""
-    from actstore.inspect.list_stores import stores
-
-    entries = stores(url)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps([entry._asdict() for entry in entries], indent=1))
-        return
-    for entry in entries:
-        typer.echo(f"{entry.url}  {entry.text}")
-    if not entries:
-        typer.echo(f"no stores at {url} or directly below it", err=True)
 
 
 def doctor_command(

@@ -35,7 +35,7 @@ from actstore.sharing.copy_run import check_no_part, copy_run, is_run
 from actstore.sharing.hub_storage import GIT_ATTRIBUTES, HubStorage, place
 from actstore.sharing.subset import SubsetObjects, subset_plan
 from actstore.sharing.whole_copy import whole_objects
-from actstore.store.open_store import published_url
+from actstore.store.open_store import store_url
 from actstore.store.store import Store
 from schemas.harvest import Plan
 from schemas.manifest import CopyRecord, StoreManifest
@@ -136,7 +136,7 @@ def copy(
         ('blocks.0.hook_mlp_out',)
     """
     if is_name(str(src)):
-        src = published_url(str(src), dict(src_options or {}))
+        src = store_url(str(src), dict(src_options or {}))
     source = place(str(src), src_options)
     target = place(str(dst), dst_options)
     report = progress or _silent

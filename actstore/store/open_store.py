@@ -107,28 +107,34 @@ def open(  # noqa: A001
         >>> batch.x.shape
         torch.Size([256, 16])
     """
-    if is_name(str(url)):
-        url = published_url(str(url), options)
+    url = store_url(str(url), options)
     if follow:
         # A finished store needs none of the modules that this one loads.
         from actstore.store.followed import open_followed
 
         return open_followed(url, options)
-    storage = Storage(str(url), options)
+    storage = Storage(url, options)
     # What is written last is read first: with a manifest, everything else is there.
     store = Store(storage, read_manifest(storage))
     store.check()
     return store
 
 
-def published_url(name: str, options: dict[str, Any] | None = None) -> str:
-    """Return where the store of a catalog's name lies, if it is the one published.
+def store_url(url: str, options: dict[str, Any] | None = None) -> str:
+    """Return where a store lies, which may be given by its name in a catalog.
+
+    Args:
+        url: A folder, a URL or a name.
+        options: For the file system, such as credentials.
 
     Raises:
-        CatalogError: The name leads to nothing, or to another store.
+        CatalogError: The name leads to nothing, or to another store than the one that
+            was published.
     """
+    if not is_name(url):
+        return url
     # Only a name needs the catalog's modules.
     from actstore.catalog.catalog import Catalog
     from actstore.catalog.published_store import checked_url
 
-    return checked_url(name, Catalog(None, options), options)
+    return checked_url(url, Catalog(None, options), options)

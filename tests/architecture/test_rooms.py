@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.sharing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
-    "actstore.publishing": STORED | {"actstore"},
+    "actstore.publishing": STORED | {"actstore", "actstore.inspect"},
     "actstore.recomputing": HARVESTED | {"actstore.stream", "actstore.inspect"},
     "trainer.errors": GROUND,
     "trainer.kernels": BELOW_KERNELS,

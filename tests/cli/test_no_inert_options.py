@@ -89,6 +89,9 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore verify", "s"): {"--json": "--json"},
     ("actstore diff", "s s"): {"--json": "--json"},
     ("actstore ls", "."): {"--json": "--json"},
+    ("actstore rm", "s --yes"): {"--json": "--json"},
+    ("actstore du", "s"): {"--json": "--json"},
+    ("actstore gc", "."): {"--json": "--json", "--older-than": "--older-than 0.5"},
     ("actstore cp", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
     ("actstore pull", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
     ("trainer train", "--store s --out o --sae topk --k 3 --expansion 2 --batch 128 --rows 256"): {
@@ -144,6 +147,19 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--deep": "cli/test_verify_deep.py::test_the_command",
         **{f"--{name}": "cli/test_verify_deep.py::test_each_option_changes_what_is_looked_at"
            for name in ("rows", "all", "seed", "model", "device", "trust-remote-code")},
+    },
+    "actstore ls": {
+        f"--{name}": "catalog/test_listing.py::test_stores_are_filtered" for name in ("name", "model", "corpus", "site")
+    },
+    "actstore runs": {
+        f"--{name}": "catalog/test_listing.py::test_runs_are_filtered_and_sorted"
+        for name in ("name", "model", "site", "sae", "sort", "json")
+    },
+    "actstore rm": {"--yes": "catalog/test_remove.py::test_a_store_that_runs_need_is_not_removed"},
+    "actstore gc": {"--delete": "catalog/test_leftovers.py::test_an_abandoned_harvest_goes_and_others_stay"},
+    "actstore unpublish": {
+        "--kind": "catalog/test_remove.py::test_a_store_and_a_run_may_have_one_name",
+        "--json": "catalog/test_remove.py::test_names_are_taken_out_one_by_one",
     },
     **{command: {"--threads": "sharing/test_commands.py::test_threads", "--verify": "sharing/test_commands.py::test_verify_of_a_copy"}
        for command in ("actstore cp", "actstore pull")},
