@@ -6,8 +6,9 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
-`store.manifest`, `store.norms`.
+`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`), `copy` (`cp`,
+`push`, `pull`). What `info` and `norms` show, an open store has: `store.manifest`,
+`store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
 used.
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from actstore.harvesting.extend import extend
     from actstore.harvesting.harvest import harvest
     from actstore.importing.import_activations import import_activations
+    from actstore.inspect.diff_stores import diff
     from actstore.inspect.doctor import examine
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
     from actstore.model.site_list import sites
     from actstore.publishing.publish import publish
+    from actstore.recomputing.verify_deep import verify_deep
+    from actstore.sharing.copy_store import copy
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -42,6 +46,8 @@ __all__ = [
     "Store",
     "StreamSpec",
     "__version__",
+    "copy",
+    "diff",
     "estimate",
     "examine",
     "extend",
@@ -52,6 +58,7 @@ __all__ = [
     "sites",
     "stores",
     "verify",
+    "verify_deep",
 ]
 
 _MODULES = {
@@ -59,6 +66,8 @@ _MODULES = {
     "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "copy": "actstore.sharing.copy_store",
+    "diff": "actstore.inspect.diff_stores",
     "estimate": "actstore.harvesting.estimate",
     "examine": "actstore.inspect.doctor",
     "extend": "actstore.harvesting.extend",
@@ -69,6 +78,7 @@ _MODULES = {
     "sites": "actstore.model.site_list",
     "stores": "actstore.inspect.list_stores",
     "verify": "actstore.inspect.verify",
+    "verify_deep": "actstore.recomputing.verify_deep",
 }
 
 

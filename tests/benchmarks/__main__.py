@@ -25,6 +25,7 @@ BENCHES = (
     "stitching",
     "cross_entropy",
     "explorer",
+    "copies",
 )
 PEERS = ("stream_peers", "training_peers")
 

@@ -26,7 +26,7 @@ from actstore.harvesting import estimate
 from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
-from actstore.inspect.norms_of_sites import compute_norms
+from actstore.store.norms_of_sites import compute_norms
 from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
@@ -87,7 +87,10 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore info", "s --shuffle"): {"--batch": "--batch 128", "--json": "--json"},
     ("actstore norms", "s"): {"--json": "--json", "--plot": "--plot p.html"},
     ("actstore verify", "s"): {"--json": "--json"},
+    ("actstore diff", "s s"): {"--json": "--json"},
     ("actstore ls", "."): {"--json": "--json"},
+    ("actstore cp", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
+    ("actstore pull", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
     ("trainer train", "--store s --out o --sae topk --k 3 --expansion 2 --batch 128 --rows 256"): {
         "--out": "--out p", "--spec": "--spec spec.yaml", "--aligned": "--aligned", "--device": "--device nosuch",
         "--on-corrupt": "--on-corrupt nosuch", "--shard-dictionary": "--shard-dictionary",
@@ -138,12 +141,20 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "actstore verify": {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",
         "--threads": "cli/test_no_inert_options.py::test_threads_of_verify",
+        "--deep": "cli/test_verify_deep.py::test_the_command",
+        **{f"--{name}": "cli/test_verify_deep.py::test_each_option_changes_what_is_looked_at"
+           for name in ("rows", "all", "seed", "model", "device", "trust-remote-code")},
     },
+    **{command: {"--threads": "sharing/test_commands.py::test_threads", "--verify": "sharing/test_commands.py::test_verify_of_a_copy"}
+       for command in ("actstore cp", "actstore pull")},
+    "actstore push": {"--threads": "sharing/test_commands.py::test_threads",
+                      **{f"--{name}": "sharing/test_commands.py::test_options_of_push" for name in ("sites", "units", "verify", "json")}},
     "actstore publish": {  # what it writes has the time in it
         "--by": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
         "--anonymous": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
         "--json": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
     },
+    "actstore diff": {"--rows": "cli/test_diff.py::test_the_command", "--seed": "cli/test_diff.py::test_the_command"},
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",

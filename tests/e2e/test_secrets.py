@@ -124,9 +124,7 @@ def test_the_whole_job_leaves_no_secret(
         assert_clean(key, key.encode() + storage.read(key))
 
 
-@pytest.mark.parametrize(
-    "fault", ["denied", "skew", "expired", "signature"]
-)
+@pytest.mark.parametrize("fault", ["denied", "skew", "expired", "signature"])
 def test_failures_repeat_no_secret(
     fault: str, s3_url: str, s3_server: str, tmp_path: Path
 ) -> None:
