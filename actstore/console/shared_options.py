@@ -35,6 +35,8 @@ PANEL = "Where stores lie"
 PLACES = {"URL", "RUN", "RUN...", "STORE", "FOLDER", "A", "B"}
 # What a run's folder, or a file of a spec, says of other places is not known yet.
 NAME_OTHERS = {"RUN", "RUN...", "A", "B", "FILE"}
+# How parameters are shown that are names in a catalog, or patterns of such.
+NAMES = {"NAME[:TAG]", "PATTERN"}
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 Given = Mapping[str, str]
@@ -70,6 +72,11 @@ class SharedOption(NamedTuple):
 def takes_places(params: Sequence[Any]) -> bool:
     """Return whether a command has a parameter for a store, a run or an output."""
     return any(param.metavar in PLACES for param in params)
+
+
+def reads_catalog(params: Sequence[Any]) -> bool:
+    """Return whether a command may have to do with a catalog."""
+    return takes_places(params) or any(param.metavar in NAMES for param in params)
 
 
 def _storage_options(text: str, _: Given) -> str:
@@ -119,7 +126,7 @@ SHARED: tuple[SharedOption, ...] = (
         metavar="JSON",
         help="Credentials and endpoint of an object store; or a JSON file with them.",
         default="the usual environment",
-        belongs=takes_places,
+        belongs=reads_catalog,
         value=_storage_options,
         for_remote=True,
     ),
@@ -129,7 +136,7 @@ SHARED: tuple[SharedOption, ...] = (
         metavar="URL",
         help="The catalog whose names `catalog:NAME` are.",
         default=f"${command_values.CATALOG}",
-        belongs=takes_places,
+        belongs=reads_catalog,
         value=_catalog,
         for_remote=False,
     ),
@@ -214,7 +221,7 @@ def in_force(params: Sequence[Any], values: dict[str, Any]) -> Iterator[None]:
             given[shared.name] = str(value)
     asked = [shared for shared in SHARED if shared.name in given]
     for shared in asked:
-        if shared.for_remote and _all_here(params, values):
+        if shared.for_remote and _all_here(params, values, given):
             raise SpecError(
                 f"{shared.name} does nothing for folders of this machine, and nothing"
                 " else is given; leave it out"
@@ -229,8 +236,11 @@ def in_force(params: Sequence[Any], values: dict[str, Any]) -> Iterator[None]:
                 typer.echo(f"note: {shared.name} changed nothing here", err=True)
 
 
-def _all_here(params: Sequence[Any], values: Mapping[str, Any]) -> bool:
+def _all_here(params: Sequence[Any], values: Mapping[str, Any], given: Given) -> bool:
     """Return whether a command line can lead nowhere but to this machine's folders."""
+    catalog = given.get("--catalog") or os.environ.get(command_values.CATALOG)
+    if catalog and not _is_here(catalog):
+        return False
     for param in params:
         value = values.get(str(param.name))
         if value is None or value in ((), []):

@@ -25,7 +25,7 @@ from actstore.format import object_keys
 from actstore.format.content_id import FOLLOWED
 from actstore.format.json_records import read_record
 from actstore.format.layout import held_out
-from actstore.format.manifest import read_plan
+from actstore.format.manifest import check_no_copy, read_plan
 from actstore.format.manifest_checks import MOST_UNITS, check_record, is_tokenizer_file
 from actstore.format.object_sizes import (
     OTHER_FILE,
@@ -69,9 +69,12 @@ def open_followed(
 
     Raises:
         NotAStoreError: No harvest has begun there.
+        UnfinishedError: What has begun is a copy, which cannot be followed.
         SpecError: More units are planned than can be followed.
     """
     storage = Storage(str(url), options)
+    if not storage.exists(object_keys.MANIFEST):
+        check_no_copy(storage)
     if not storage.exists(object_keys.plan_key()):
         raise NotAStoreError(
             f"{storage.url}: no harvest has begun there (no {object_keys.plan_key()});"
@@ -379,4 +382,5 @@ def _planned_manifest(plan: Plan, statistics: UnitStats) -> StoreManifest:
         norms=statistics.norms(),
         files={},
         imported=plan.imported,
+        subset=plan.subset,
     )

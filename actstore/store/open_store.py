@@ -129,8 +129,7 @@ def open(  # noqa: A001
         >>> batch.x.shape
         torch.Size([256, 16])
     """
-    if is_name(str(url)):
-        url = published_url(str(url), options)
+    url = store_url(str(url), options)
     size: Any = cache_size  # bytes, since the argument was checked
     if follow:
         # A finished store needs none of the modules that this one loads.
@@ -139,7 +138,7 @@ def open(  # noqa: A001
         followed = open_followed(url, options)
         _read_by_cache(followed.objects, path_or_none(cache), size)
         return followed
-    storage = Storage(str(url), options)
+    storage = Storage(url, options)
     # What is written last is read first: with a manifest, everything else is there.
     store = Store(storage, read_manifest(storage))
     _read_by_cache(store, path_or_none(cache), size)
@@ -162,14 +161,21 @@ def _read_by_cache(
         objects.shards = CachedShards(objects, cache)
 
 
-def published_url(name: str, options: dict[str, Any] | None = None) -> str:
-    """Return where the store of a catalog's name lies, if it is the one published.
+def store_url(url: str, options: dict[str, Any] | None = None) -> str:
+    """Return where a store lies, which may be given by its name in a catalog.
+
+    Args:
+        url: A folder, a URL or a name.
+        options: For the file system, such as credentials.
 
     Raises:
-        CatalogError: The name leads to nothing, or to another store.
+        CatalogError: The name leads to nothing, or to another store than the one that
+            was published.
     """
+    if not is_name(url):
+        return url
     # Only a name needs the catalog's modules.
     from actstore.catalog.catalog import Catalog
     from actstore.catalog.published_store import checked_url
 
-    return checked_url(name, Catalog(None, options), options)
+    return checked_url(url, Catalog(None, options), options)

@@ -24,7 +24,12 @@ from actstore.format.shard import ShardCodec, ShardIndex, decode_plain
 from actstore.format.storage import Storage
 from actstore.store.shard_bytes import ShardBytes, StoredShards
 from schemas.harvest import Layout
-from schemas.manifest import HELD_OUT_EVERY, StoreManifest, UnitRecord
+from schemas.manifest import (
+    HELD_OUT_EVERY,
+    ObjectRecord,
+    StoreManifest,
+    UnitRecord,
+)
 from schemas.source import Site
 
 # Shard indexes that a store keeps. An index takes 16 bytes for each chunk, so that with
@@ -145,7 +150,14 @@ class StoredObjects:
         Raises:
             CorruptError: Its bytes are not those recorded.
         """
-        record = self.manifest.files[key]
+        return self.recorded_bytes(key, self.manifest.files[key])
+
+    def recorded_bytes(self, key: str, record: ObjectRecord) -> bytes:
+        """Return an object whose size and digest are recorded.
+
+        Raises:
+            CorruptError: Its bytes are not those recorded.
+        """
         data = self.storage.read(key, record.bytes)
         same_size = len(data) == record.bytes
         if not same_size or blake3(data).hexdigest() != record.digest:
@@ -166,7 +178,7 @@ class StoredObjects:
 
         It has the unit's objects over all generations, with their sizes and digests.
         """
-        generations = self._generations_of(unit)
+        generations = self.generations_of(unit)
         records = [self._record(unit, generation) for generation in generations]
         # Each generation has recorded the objects of its own sites.
         objects = {}
@@ -179,10 +191,10 @@ class StoredObjects:
 
         There is one for each generation that has the unit.
         """
-        return [object_keys.unit_key(unit, i) for i in self._generations_of(unit)]
+        return [object_keys.unit_key(unit, i) for i in self.generations_of(unit)]
 
-    def _generations_of(self, unit: int) -> list[int]:
-        """Return the numbers of the generations that have a unit."""
+    def generations_of(self, unit: int) -> list[int]:
+        """Return the numbers of the generations that have a unit, in order."""
         having = []
         for i, generation in enumerate(self.manifest.generations):
             end = generation.first_unit + generation.n_units

@@ -26,6 +26,7 @@ BENCHES = (
     "stitching",
     "cross_entropy",
     "explorer",
+    "copies",
 )
 PEERS = ("stream_peers", "training_peers")
 
