@@ -39,6 +39,12 @@ def opened(store: object, function: str) -> Store:
     )
 
 
+def opened_without_cache(store: object, function: str) -> Store:
+    """Return a store as `opened` does, which reads what lies in the store itself."""
+    found = opened(store, function)
+    return Store(found.storage, found.manifest)
+
+
 @overload
 def open(  # noqa: A001
     url: str | os.PathLike[str],

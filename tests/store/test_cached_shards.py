@@ -234,3 +234,18 @@ def test_two_sizes_in_one_process(url: str, tmp_path: Path) -> None:
     cache = shared_caches.shared_cache(str(tmp_path / "cache"))
     assert cache is not None
     assert cache.status().size == 30_000_000
+
+
+def test_verifying_reads_the_store_itself(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(url)
+    monkeypatch.setenv("ACTSTORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACTSTORE_CACHE_SIZE", "64MB")
+    store = actstore.open(url)
+    store.read_norms(SITE)
+    key = f"norm/{SITE}/c/0"
+    good = store.storage.read(key)
+    store.storage.put(key, bytes([good[0] ^ 1]) + good[1:])
+    for given in (url, store):
+        assert any(key in problem for problem in actstore.verify(given).problems)
