@@ -115,10 +115,13 @@ def pull_command(
 
     As `actstore cp`, which takes other places too.
     """
+    from actstore.catalog.names import is_name, parsed_name
     from actstore.errors import SpecError
     from actstore.format.file_systems import local_path
 
-    if dst is None:
+    if dst is None and is_name(src):
+        dst = parsed_name(src).name
+    elif dst is None:
         dst = src.rstrip("/").rpartition("/")[2]
         if not dst or ":" in dst or dst in {".", ".."}:
             raise SpecError(f"{src}: it has no name of its own; give the folder too")
@@ -179,16 +182,14 @@ def _copy(
         typer.echo(json.dumps(copied._asdict(), indent=1))
         return
     if copied.was_there:
-        console.print(
-            f"{copied.url}: the copy is there already", highlight=False, markup=False
-        )
+        typer.echo(f"{copied.url}: the copy is there already", err=True)
         return
     seconds = time.monotonic() - began
     n_new = copied.bytes - copied.skipped_bytes
-    console.print(
+    # As one line, however long the URL is: a script may look for it.
+    typer.echo(
         f"{copied.url}: {copied.objects:,} objects, {copied.bytes / 1e6:,.1f} MB;"
         f" copied {n_new / 1e6:,.1f} MB in {seconds:,.1f} s"
         f" ({n_new / 1e6 / max(seconds, 1e-9):,.0f} MB/s)",
-        highlight=False,
-        markup=False,
+        err=True,
     )

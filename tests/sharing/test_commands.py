@@ -49,6 +49,11 @@ def test_push_sends_away_and_pull_fetches(
     monkeypatch.chdir(tmp_path)
     assert cli("actstore", "pull", f"{memory_url}/there")[0] == 0
     assert actstore.open(tmp_path / "there").manifest == store.manifest
+    # What has a name in the catalog comes by that name.
+    monkeypatch.setenv("ACTSTORE_CATALOG", f"{memory_url}/catalog")
+    assert cli("actstore", "publish", f"{memory_url}/there", "named")[0] == 0
+    assert cli("actstore", "pull", "catalog:named")[0] == 0
+    assert actstore.open(tmp_path / "named").manifest == store.manifest
     for words in (
         ["push", store.url, "folder"],
         ["push", store.url, "file:///folder"],
