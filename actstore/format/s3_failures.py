@@ -12,7 +12,16 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["again", "unreached", "expired", "missing", "exists", "no create", "no"]
+Kind = Literal[
+    "again",
+    "unreached",
+    "expired",
+    "not valid",
+    "missing",
+    "exists",
+    "no create",
+    "no",
+]
 
 _AGAIN_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 522, 524}
 # Codes that come with a status of an error for good, and pass nevertheless.
@@ -30,6 +39,13 @@ _AGAIN_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+# What servers say of credentials that were replaced, or are wrong.
+_NOT_VALID_CODES = {
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "InvalidTokenId",
+    "SignatureDoesNotMatch",
+}
 _OBSTORE_STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([\w.]{1,80})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})</Message>")
@@ -41,7 +57,8 @@ class Failure(NamedTuple):
 
     Attributes:
         kind: `again`: it may pass. `unreached`: nobody answers at that address.
-            `expired`: the credentials have. `missing`: there is no such object.
+            `expired`: the credentials have. `not valid`: nobody has these credentials,
+            or not any more. `missing`: there is no such object.
             `exists`: there is one already. `no create`: the server knows no conditional
             create. `no`: it will not pass.
         name: What a summary calls it: `SlowDown`, `timeouts`.
@@ -99,6 +116,8 @@ def answered(status: int | None, code: str, message: str) -> Failure:
     kind: Kind = "no"
     if code in EXPIRED_CODES:
         kind = "expired"
+    elif code in _NOT_VALID_CODES or status == 401:
+        kind = "not valid"
     elif code in _AGAIN_CODES or status in _AGAIN_STATUS:
         kind = "again"
     elif code == "PreconditionFailed" or status == 412:
@@ -119,6 +138,9 @@ def _of_obstore(text: str) -> Failure:
         return answered(
             int(status[1]), code[1] if code else "", message[1] if message else ""
         )
+    if "redirect" in told:
+        # what S3 answers to who asks in another region than the bucket's
+        return Failure("no", "redirects", 301, "PermanentRedirect")
     kinds = set(_OBSTORE_KIND.findall(details))
     if "certificate" in details.lower():
         return _BY_NAME["SSLError"]

@@ -234,7 +234,8 @@ class Storage:
                     keys = [path[skip:].lstrip("/") for path in self._there.find(path)]
             except FileNotFoundError:
                 return []
-            return sorted(key for key in keys if not is_temporary(key))
+            # An object that has the storage's own name is none in it.
+            return sorted(key for key in keys if key and not is_temporary(key))
 
     def objects(self, prefix: str = "") -> builtins.list[ListedObject]:
         """Return all objects under a folder with size and age, sorted by key.

@@ -280,6 +280,60 @@ def test_credentials_that_end_are_found_anew(
         expect_told(lambda: storage.read("k"), "expired", "log in again")
 
 
+@pytest.mark.parametrize("fault", ["no key", "signature"])
+def test_credentials_that_were_replaced_are_found_anew(
+    fault: str,
+    s3_url: str,
+    s3_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server does not say that keys have ended where someone has removed them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+
+    def write(key: str) -> None:
+        keys = f"aws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n"
+        file.write_text(f"[default]\n{keys}")
+
+    valid = "FIRST"
+
+    def rule(request: Request) -> str | None:
+        signed = f"Credential={valid}/" in request.headers.get("authorization", "")
+        return None if signed else fault
+
+    write("FIRST")
+    with faulty(s3_server, rule) as proxy:
+        storage = Storage(f"{s3_url}/x", {"endpoint_url": proxy.url})
+        storage.put("k", b"1")
+        valid = "SECOND"
+        write("SECOND")
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(storage.read, ["k"] * 8)) == {b"1"}
+        valid = "THIRD"
+        write("THIRD")
+        assert storage.list() == ["k"]
+        # Where there are no others it is told at once.
+        valid = "nobody's"
+        before = proxy.requests
+        expect_told(lambda: storage.read("k"), "check AWS_")
+        assert proxy.requests == before + 1
+
+
+@pytest.mark.parametrize("fault", ["reset", "500"])
+def test_who_never_answers_is_given_up_on_sooner(
+    fault: str, s3_url: str, s3_server: str
+) -> None:
+    with behind(s3_url, s3_server, lambda _: fault) as (storage, proxy):
+        with pytest.raises(StorageError, match="again and again"):
+            storage.read("k")
+        answers = fault == "500"
+        most = retries.TRIES if answers else retries.TRIES_UNANSWERED
+        assert proxy.requests == most
+
+
 @pytest.mark.parametrize("answer", ["no condition", "bad request", "condition ignored"])
 def test_servers_without_conditional_creates(
     answer: str, s3_url: str, s3_server: str
