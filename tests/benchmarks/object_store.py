@@ -1,0 +1,282 @@
+"""A store on a real S3 server against plain requests: `python -m
+tests.benchmarks.object_store [--rows N] [--distance]`.
+
+Server: Ceph's RADOS Gateway (tests/s3_server), on the same machine, so that it takes
+its share of the cores. Store: as in `stream.py`, smaller.
+
+Stream: one epoch of consumed batches in the steady state; floor: one ranged GET for
+every chunk of it, as many at a time, by the better of the clients in the round. The two
+alternate; the ratio is the median of the rounds' ratios. First batch: from the URL to
+the first batch, libraries loaded. Upload: units committed by the store writer; floor:
+PUTs of the same shards. Requests are counted in `Storage`.
+
+`--distance`: the same with 20 ms of latency and a bandwidth limit in between
+(`slow_line.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+
+import actstore
+from actstore.format.storage import Storage
+from actstore.harvesting.store_writer import StoreWriter
+from actstore.machine.glibc_malloc import keep_freed_memory
+from actstore.store.shard_bytes import shard_key
+from actstore.store.store import Store
+from actstore.stream import chunk_fetch
+from actstore.stream.stream import Stream
+from schemas.records import BenchRecord
+from schemas.stream import StreamSpec
+from tests.benchmarks.raw_requests import Get, Run, raw_gets, raw_puts
+from tests.benchmarks.stream import BATCH, benchmark_store
+from tests.benchmarks.writing import Work
+from tests.s3_server.server import missing, server
+
+READS = ("read", "read_ranges", "size", "exists", "list")
+WRITES = ("put", "create", "delete")
+
+
+class Requests:
+    """Counts requests, by the method of `Storage` that makes them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        for name in READS + WRITES:
+            self._wrap(name)
+
+    def _wrap(self, name: str) -> None:
+        plain: Callable[..., Any] = getattr(Storage, name)
+
+        def counted(storage: Storage, *args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                self.counts[name] += len(args[1]) if name == "read_ranges" else 1
+            return plain(storage, *args, **kwargs)
+
+        setattr(Storage, name, counted)
+
+    def taken(self, names: Sequence[str]) -> int:
+        """Requests since the last time."""
+        n = sum(self.counts[name] for name in names)
+        self.counts.clear()
+        return n
+
+
+def chunks_of(store: Store) -> list[Get]:
+    """Where every chunk of the training units lies."""
+    gets = []
+    for unit in store.units("train"):
+        n_chunks = -(-store.rows_in(unit) // store.layout.chunk_rows)
+        for site in store.sites:
+            index = store.index(site, unit)
+            gets += [
+                (shard_key(site, unit), int(index.offset[i]), int(index.length[i]))
+                for i in range(n_chunks)
+            ]
+    return gets
+
+
+def epoch(stream: Stream) -> float:
+    """Seconds for as many batches as an epoch has."""
+    began = time.perf_counter()
+    for _ in range(stream.batches_per_epoch):
+        next(stream)
+    return time.perf_counter() - began
+
+
+def best(runs: dict[str, Run]) -> float:
+    """Seconds of the fastest client."""
+    seconds = {name: run() for name, run in runs.items()}
+    note(", ".join(f"{name} {taken:.2f} s" for name, taken in seconds.items()))
+    return min(seconds.values())
+
+
+def measure_stream(
+    url: str, case: str, requests: Requests, options: argparse.Namespace
+) -> None:
+    spec = StreamSpec(batch=BATCH, dtype="bfloat16", epochs=None)
+    firsts = []
+    for _ in range(options.rounds):
+        began = time.perf_counter()
+        with actstore.open(url).stream(spec, threads=options.threads) as stream:
+            next(stream)
+            firsts.append(time.perf_counter() - began)
+    store = actstore.open(url)
+    gets = chunks_of(store)
+    gigabytes = sum(length for _, _, length in gets) / 1e9
+    in_flight = chunk_fetch.REQUESTS
+    raw = raw_gets(url, gets, in_flight)
+    floors, streams, counts = [], [], []
+    stream = store.stream(spec, threads=options.threads)
+    note(
+        f"{gigabytes:.2f} GB, {len(gets)} chunks, windows of {stream.window_chunks}"
+        f" chunks, first batch {statistics.median(firsts):.2f} s"
+    )
+    with stream:
+        epoch(stream)
+        for _ in range(options.rounds):
+            floors.append(best(raw))
+            # What it has loaded ahead meanwhile goes by before its clock starts.
+            epoch(stream)
+            requests.taken(READS)
+            streams.append(epoch(stream))
+            counts.append(requests.taken(READS))
+            note(f"stream {streams[-1]:.2f} s")
+    report(f"{case}_stream_{in_flight}_in_flight", gigabytes, floors, streams)
+    one_window = (
+        statistics.median(floors)
+        * stream.window_chunks
+        / (len(gets) / len(store.sites))
+    )
+    first = statistics.median(firsts)
+    line(f"{case}_first_batch", first, "s", one_window, first / one_window)
+    per_gb = statistics.median(counts) / gigabytes
+    line(
+        f"{case}_requests_read",
+        per_gb,
+        "requests/GB",
+        len(gets) / gigabytes,
+        per_gb * gigabytes / len(gets),
+    )
+
+
+def measure_upload(
+    url: str, case: str, requests: Requests, options: argparse.Namespace
+) -> None:
+    work = Work(options.units)
+    plan = work.plan
+    codec = StoreWriter(Storage(url), plan).codec(768)
+    objects = {
+        f"raw/{unit}/{site}": b"".join(codec.encode(values, work.order))
+        for site, values in work.values.items()
+        for unit in range(options.units)
+    }
+    gigabytes = sum(map(len, objects.values())) / 1e9
+    raw = raw_puts(url, objects, options.uploads)
+    floors, uploads = [], []
+    n = 0
+    for round_number in range(options.rounds + 1):
+        floors.append(best(raw))
+        requests.taken(WRITES)
+        uploads.append(commit(work, f"{url}/upload-{round_number}"))
+        n = requests.taken(WRITES)
+        note(f"upload {uploads[-1]:.2f} s")
+    report(f"{case}_upload", gigabytes, floors[1:], uploads[1:])
+    per_unit = n / options.units
+    line(
+        f"{case}_requests_written",
+        per_unit,
+        "requests/unit",
+        len(plan.sites),
+        per_unit / len(plan.sites),
+    )
+
+
+def commit(work: Work, url: str) -> float:
+    """Seconds to commit all units."""
+    writer = StoreWriter.create(Storage(url), work.plan)
+    began = time.perf_counter()
+    for unit, block in work.units(writer):
+        writer.commit_unit(unit, block)
+    seconds = time.perf_counter() - began
+    writer.close()
+    return seconds
+
+
+def report(
+    case: str, gigabytes: float, floors: list[float], values: list[float]
+) -> None:
+    ratio = statistics.median(f / v for f, v in zip(floors, values, strict=True))
+    line(
+        case,
+        gigabytes / statistics.median(values),
+        "GB/s",
+        gigabytes / statistics.median(floors),
+        ratio,
+    )
+
+
+def line(case: str, value: float, unit: str, floor: float, ratio: float) -> None:
+    record = BenchRecord(
+        bench="object_store",
+        case=case,
+        value=value,
+        unit=unit,
+        floor=floor,
+        ratio=ratio,
+    )
+    print(record.model_dump_json(), flush=True)
+
+
+def note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+@contextlib.contextmanager
+def slow_line(delay: float, rate: float) -> Iterator[None]:
+    """Put a slow line before the server that the environment names."""
+    port = os.environ["AWS_ENDPOINT_URL"].rstrip("/").rsplit(":", 1)[1]
+    words = [sys.executable, "-m", "tests.benchmarks.slow_line", port]
+    words += ["--delay", str(delay), "--rate", str(rate)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        entrance = running.stdout.readline().strip()
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{entrance}"
+        try:
+            yield
+        finally:
+            running.terminate()
+
+
+def main() -> None:
+    """Print JSON lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, default=32_768, help="rows per site (32,768 make 0.6 GB)"
+    )
+    parser.add_argument("--codec", default="lz4")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--units", type=int, default=3, help="units that are uploaded")
+    parser.add_argument("--uploads", type=int, default=16, help="PUTs at a time")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--distance", action="store_true")
+    parser.add_argument("--delay", type=float, default=0.01, help="seconds, each way")
+    parser.add_argument("--rate", type=float, default=2e9, help="bits per second")
+    parser.add_argument("--only", choices=["stream", "upload"])
+    options = parser.parse_args()
+    keep_freed_memory()
+    why = missing()
+    if why is not None:
+        sys.exit(why)
+    requests = Requests()
+    with server("bluestore") as names, contextlib.ExitStack() as stack:
+        os.environ.update(names)
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+        case = f"{options.codec}_loopback"
+        if options.distance:
+            stack.enter_context(slow_line(options.delay, options.rate))
+            case = f"{options.codec}_{2000 * options.delay:.0f}ms"
+        url = f"s3://{names['S3_BUCKET']}/bench"
+        if options.only != "upload":
+            benchmark_store(f"{url}/store", options.codec, options.rows, "bfloat16")
+            measure_stream(f"{url}/store", case, requests, options)
+        if options.only != "stream":
+            measure_upload(url, case, requests, options)
+
+
+if __name__ == "__main__":
+    main()
