@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from actstore.machine.byte_room import ByteRoom
 from actstore.store.chunk_reader import ChunkReader
 from actstore.store.shard_bytes import ByteRange, joined_ranges
 from actstore.stream.order import Chunk, Window
@@ -87,7 +88,7 @@ class ChunkFetch:
         self._reader = reader
         self._planes = planes
         self._plan = plan
-        self._room = _Room(most_bytes)
+        self._room = ByteRoom(most_bytes)
         self._windows: queue.SimpleQueue[FetchedWindow | BaseException | None] = (
             queue.SimpleQueue()
         )
@@ -181,48 +182,6 @@ class ChunkFetch:
     def _fetch(self, site: int, unit: int, ranges: list[ByteRange]) -> list[bytes]:
         store = self._reader.store
         return store.shards.read(self._reader.sites[site], unit, ranges)
-
-
-class _Room:
-    """Bytes that may be taken; who takes waits until there is room.
-
-    Attributes:
-        closed: Whether nothing is given any more.
-    """
-
-    def __init__(self, n_bytes: int) -> None:
-        self._most = n_bytes
-        self._taken = 0
-        self._changed = threading.Condition()
-        self.closed = False
-
-    def take(self, n_bytes: int) -> bool:
-        """Take bytes, and return True; False once it is closed.
-
-        More than there is room for at all is given when nothing else is taken.
-        """
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self.closed
-                    or not self._taken
-                    or self._taken + n_bytes <= self._most
-                )
-            )
-            if self.closed:
-                return False
-            self._taken += n_bytes
-            return True
-
-    def give_back(self, n_bytes: int) -> None:
-        with self._changed:
-            self._taken -= n_bytes
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
 
 
 def _failed(cells: list[Cell], error: Exception) -> Fetch:

@@ -26,8 +26,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
 
 import actstore
 from actstore.format.storage import Storage
@@ -185,11 +185,18 @@ def measure_upload(
 
 
 def commit(work: Work, url: str) -> float:
-    """Seconds to commit all units."""
+    """Seconds to commit all units, as a harvest does: the next one is encoded while
+    the one before it is written.
+    """
     writer = StoreWriter.create(Storage(url), work.plan)
     began = time.perf_counter()
-    for unit, block in work.units(writer):
-        writer.commit_unit(unit, block)
+    with ThreadPoolExecutor(1) as commits:
+        done = [
+            commits.submit(writer.commit, writer.begin(unit, block))
+            for unit, block in work.units(writer)
+        ]
+        for record in done:
+            record.result()
     seconds = time.perf_counter() - began
     writer.close()
     return seconds
