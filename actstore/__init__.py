@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
     from actstore.model.site_list import sites
+    from actstore.publishing.publish import publish
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -47,6 +48,7 @@ __all__ = [
     "harvest",
     "import_activations",
     "open",
+    "publish",
     "sites",
     "stores",
     "verify",
@@ -63,6 +65,7 @@ _MODULES = {
     "harvest": "actstore.harvesting.harvest",
     "import_activations": "actstore.importing.import_activations",
     "open": "actstore.store.open_store",
+    "publish": "actstore.publishing.publish",
     "sites": "actstore.model.site_list",
     "stores": "actstore.inspect.list_stores",
     "verify": "actstore.inspect.verify",

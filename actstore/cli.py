@@ -27,6 +27,7 @@ from actstore.inspect.inspect_commands import (
     norms_command,
     verify_command,
 )
+from actstore.publishing.publish_command import publish_command
 
 app = typer.Typer(
     name="actstore",
@@ -57,6 +58,7 @@ app.command("info", cls=Command)(info_command)
 app.command("norms", cls=Command)(norms_command)
 app.command("verify", cls=Command)(verify_command)
 app.command("ls", cls=Command)(ls_command)
+app.command("publish", cls=Command)(publish_command)
 app.command("doctor", cls=Command)(doctor_command)
 
 

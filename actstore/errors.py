@@ -16,6 +16,7 @@ Each says what was wanted, what came, where, and what to do.
         ├── UnfinishedError      the harvest has not ended
         │   └── OthersUnfinishedError  this worker's share of it has
         ├── ExistsError          the output is already there
+        ├── CatalogError         a name leads to nothing, or to something else
         ├── ObjectError          an object is missing
         │   └── CorruptError     an object's bytes are not those recorded
         └── StorageError         the medium refuses: no permission, no network
@@ -82,6 +83,10 @@ class OthersUnfinishedError(UnfinishedError):
 
 class ExistsError(StoreError):
     """The output is already there."""
+
+
+class CatalogError(StoreError):
+    """A name of a catalog leads to nothing, or not to what was published."""
 
 
 class ObjectError(StoreError):

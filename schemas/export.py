@@ -15,6 +15,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from schemas.base import Schema
+from schemas.catalog import PublishedRun, PublishedStore, TagRecord
 from schemas.explorer import ExplorerRecord
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
@@ -41,10 +42,14 @@ FILES: dict[str, type[Schema]] = {
     "machine": MachineRecord,
     "stitch": StitchRecord,
     "explorer": ExplorerRecord,
+    "catalog_store": PublishedStore,
+    "catalog_run": PublishedRun,
+    "catalog_tag": TagRecord,
 }
-"""The schemas by name; from `sae` on they are files in a run's folder.
+"""The schemas by name; from `sae` to `explorer` they are files in a run's folder.
 
-`explorer` is its `explorer/meta.json`.
+`explorer` is its `explorer/meta.json`; those that begin with `catalog_` are a catalog's
+records.
 """
 
 

@@ -17,7 +17,7 @@ from actstore.format.object_records import put
 from actstore.format.object_sizes import column_bytes
 from actstore.format.shard import encode_plain
 from actstore.format.statistics import UnitStats
-from actstore.format.storage import Storage
+from actstore.format.storage import Part, Storage
 from actstore.store.store import Store
 from schemas.stream import StreamSpec
 from tests.support import make_store
@@ -76,7 +76,10 @@ class OneShard(Storage):
     def read(self, key: str, limit: int | None = None) -> bytes:
         return self._plain.read(key, limit)
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def size(self, key: str) -> int:
+        return self._plain.size(key)
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[Part]:
         if not key.startswith("acts/"):
             return self._plain.read_ranges(key, ranges)
         self.units.add(int(key.rsplit("/", 2)[1]))

@@ -45,6 +45,7 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Any, ...]] = {
     actstore.sites: ("builtin:tiny",),
     actstore.stores: ("no folder",),
     actstore.verify: ("no store",),
+    actstore.publish: ("no store", "name"),
     actstore.examine: (),
     trainer.train: (TRAIN, "out"),
     trainer.sweep: (SWEEP, "out"),

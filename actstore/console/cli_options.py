@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from actstore.arguments import options_are_known
 from actstore.console import shared_options
+from actstore.console.told_retries import telling_retries
 
 Fields = Mapping[str, str]
 """The dotted path of an option's field, by the option's parameter."""
@@ -61,7 +62,11 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what it raises and warns of names options."""
-        with options_are_known(), shared_options.in_force(self.params, ctx.params):
+        with (
+            options_are_known(),
+            telling_retries(),
+            shared_options.in_force(self.params, ctx.params),
+        ):
             return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:

@@ -75,6 +75,17 @@ def _storage_options(text: str, _: Given) -> str:
     return json.dumps(parse_options(text, "--storage-options"))
 
 
+def _catalog(url: str, _: Given) -> str:
+    from schemas.catalog import has_secret
+
+    if not url.strip() or has_secret(url):
+        raise SpecError(
+            "--catalog: wanted a folder or URL without a password, key or token in it;"
+            " credentials come from the environment or --storage-options"
+        )
+    return url
+
+
 SHARED: tuple[SharedOption, ...] = (
     SharedOption(
         name="--storage-options",
@@ -85,6 +96,16 @@ SHARED: tuple[SharedOption, ...] = (
         belongs=takes_places,
         value=_storage_options,
         for_remote=True,
+    ),
+    SharedOption(
+        name="--catalog",
+        variable=command_values.CATALOG,
+        metavar="URL",
+        help="The catalog whose names `catalog:NAME` are.",
+        default=f"${command_values.CATALOG}",
+        belongs=takes_places,
+        value=_catalog,
+        for_remote=False,
     ),
 )
 

@@ -70,6 +70,16 @@ def windows_path(url: str) -> str | None:
     )
 
 
+def name_in_catalog(url: str) -> str | None:
+    """Return what to say of a catalog's name where a path or URL is wanted, or None."""
+    if not url.startswith("catalog:"):
+        return None
+    return (
+        "a name in a catalog opens what was published, and cannot be used here; give"
+        " the URL itself"
+    )
+
+
 def _is_here(path: Path) -> bool:
     """Return whether there is such a file or folder."""
     try:

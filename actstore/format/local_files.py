@@ -9,6 +9,7 @@ the `blobs` beside the `snapshots` of the Hugging Face cache.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import os
@@ -32,6 +33,21 @@ _OUTSIDE = re.compile(
     if os.sep == "/"
     else r"(^|/)(\.{0,2})(/|$)|[\x00-\x1f\\:]"
 )
+
+
+class ListedObject(NamedTuple):
+    """An object as a listing tells it.
+
+    Attributes:
+        key: Its key, relative to the storage.
+        bytes: Its size.
+        modified: When it was written, in seconds since 1970; None: the place does not
+            tell.
+    """
+
+    key: str
+    bytes: int
+    modified: float | None
 
 
 class OpenFile(NamedTuple):
@@ -166,6 +182,16 @@ class LocalFiles:
         for folder, _, names in os.walk(top):
             keys += [f"{folder.rstrip('/')}/{name}"[skip:] for name in names]
         return keys
+
+    def objects(self, prefix: str) -> builtins.list[ListedObject]:
+        """Return all files under a folder; of a link, the link's own size and age."""
+        found = []
+        for key in self.list(prefix):
+            # one that is deleted meanwhile was not there
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(f"{self._root}/{key}")
+                found.append(ListedObject(key, status.st_size, status.st_mtime))
+        return found
 
     def _target(self, path: str) -> str:
         """Return a path without links.

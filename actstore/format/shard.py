@@ -124,7 +124,9 @@ class ShardCodec:
             buffers += [chunk, checksum(chunk)]
         return [*buffers, with_checksum(index.tobytes())]
 
-    def read_index(self, raw: bytes, n_chunks: int | None = None) -> ShardIndex:
+    def read_index(
+        self, raw: bytes | memoryview, n_chunks: int | None = None
+    ) -> ShardIndex:
         """Return the index of a shard, checked.
 
         Args:
@@ -138,7 +140,7 @@ class ShardCodec:
             raise CorruptError(
                 f"the shard index has {len(raw)} bytes, wanted {self.index_bytes}"
             )
-        body = checked(raw, "the shard index")
+        body = checked(bytes(raw), "the shard index")
         pairs = np.frombuffer(body, dtype="<u8").reshape(self.unit_chunks, 2)
         offset = pairs[:, 0].copy()
         length = pairs[:, 1].copy()
@@ -188,7 +190,9 @@ class ShardCodec:
                 f" {self.chunk_bytes + CRC_BYTES} bytes"
             )
 
-    def check_chunk(self, raw: NDArray[np.uint8] | bytes) -> NDArray[np.uint8]:
+    def check_chunk(
+        self, raw: NDArray[np.uint8] | bytes | memoryview
+    ) -> NDArray[np.uint8]:
         """Return a chunk's bytes without their checksum, uint8 [n].
 
         They are whole and hold what a chunk holds; nothing is decoded.
@@ -196,7 +200,7 @@ class ShardCodec:
         Raises:
             CorruptError: They are not, or do not.
         """
-        data = np.frombuffer(raw, dtype=np.uint8) if isinstance(raw, bytes) else raw
+        data = raw if isinstance(raw, np.ndarray) else np.frombuffer(raw, np.uint8)
         body = data[:-CRC_BYTES]
         check_chunk_checksum(body, data[-CRC_BYTES:])
         if self.codec == "raw":
@@ -225,7 +229,7 @@ class ShardCodec:
 
     def decode_chunk(
         self,
-        raw: NDArray[np.uint8] | bytes,
+        raw: NDArray[np.uint8] | bytes | memoryview,
         out: NDArray[Any],
     ) -> None:
         """Check a chunk's bytes and decode them.

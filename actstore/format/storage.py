@@ -3,9 +3,9 @@
 A place is any fsspec URL, with its credentials.
 
 `put` replaces an object as a whole; `create` makes it only where none is, atomically
-(S3: `If-None-Match`; locally: a temporary file, fsync and `os.link`, since fsspec's
-local `mode="create"` checks first and opens later). A reader never sees half an object.
-Nothing else in the project knows what kind of place a store lies in.
+(S3: `If-None-Match`; locally: a temporary file, fsync and `os.link`). A reader never
+sees half an object. Nothing else in the project knows what kind of place a store lies
+in.
 
 What lies there may be someone else's: keys cannot lead out of the place, local files
 are opened as in `local_files.py`, and `limit` bounds what is read.
@@ -15,55 +15,45 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import errno
 import os
-import shutil
+import re
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from blake3 import blake3
 from fsspec.implementations.local import LocalFileSystem
 
-from actstore.errors import (
-    CorruptError,
-    FullError,
-    ObjectError,
-    StorageError,
-    StoreError,
+from actstore.errors import CorruptError, StorageError
+from actstore.format import local_writes
+from actstore.format.file_systems import (
+    file_system,
+    local_path,
+    name_in_catalog,
+    windows_path,
 )
-from actstore.format.file_systems import file_system, local_path, windows_path
-from actstore.format.local_files import LocalFiles, OpenFile, check_key
+from actstore.format.local_files import (
+    ListedObject,
+    LocalFiles,
+    OpenFile,
+    check_key,
+)
+from actstore.format.local_writes import TEMPORARY, Buffers, is_temporary
+from actstore.format.remote_objects import (
+    FsspecObjects,
+    Part,
+    RemoteObjects,
+    TooLarge,
+)
+from actstore.format.s3_places import is_s3, s3_place
+from actstore.format.storage_errors import typed
 from actstore.format.storage_options import options_for
 
-Buffers = bytes | Sequence[bytes | memoryview]
-"""An object's bytes: in one piece, or in several that lie one after the other."""
+__all__ = ["Buffers", "ListedObject", "Part", "Storage"]
 
-TEMPORARY = ".tmp-"
-
-_ADVICE = {
-    errno.EACCES: "check who may read and write there",
-    errno.EPERM: "check who may do that there",
-    errno.EROFS: "choose a place that can be written",
-    errno.EFBIG: "the file system or a limit forbids files of that size",
-}
-
-
-class ListedObject(NamedTuple):
-    """An object as a listing tells it.
-
-    Attributes:
-        key: Its key, relative to the storage.
-        bytes: Its size.
-        modified: When it was written, in seconds since 1970; None: the place does not
-            tell.
-    """
-
-    key: str
-    bytes: int
-    modified: float | None
+# A URL with a user's password, which would be written into logs and runs.
+_PASSWORD = re.compile(r"^[\w+.-]+://[^/@]*:[^/@]+@")
 
 
 class Storage:
@@ -94,13 +84,18 @@ class Storage:
         self.url = text if is_root else bare
         self.options = dict(options or {})
         self.local: Path | None = None
-        why = windows_path(self.url)
+        if _PASSWORD.match(self.url):
+            raise StorageError(
+                "a URL with a password in it would be written into logs and runs; give"
+                " the password as an option (--storage-options)"
+            )
+        why = windows_path(self.url) or name_in_catalog(self.url)
         if why is not None:
             raise StorageError(f"{self.url}: {why}")
         if local_path(self.url) is None:
             self.options = options_for(self.url, options)
         with self._guard(""):
-            self._fs, root = file_system(self.url, **self._filesystem_options())
+            root = self._opened_place()
         self._root = root.rstrip("/")
         if isinstance(self._fs, LocalFileSystem):
             if self.options:
@@ -110,6 +105,29 @@ class Storage:
                 )
             self.local = Path(self._root or "/")
         self._files = LocalFiles(self._root)
+
+    def _opened_place(self) -> str:
+        """Open the file system; return the path in it that is the storage's root."""
+        self._pid = os.getpid()
+        self._remote: RemoteObjects | None = None
+        if is_s3(self.url) and local_path(self.url) is None:
+            self._remote, root = s3_place(self.url, self.options)
+            self._fs: Any = None
+            return root
+        self._fs, root = file_system(self.url, **self.options)
+        if not isinstance(self._fs, LocalFileSystem):
+            self._remote = FsspecObjects(self._fs, self.options)
+        return root
+
+    @property
+    def _there(self) -> RemoteObjects:
+        """The objects of a place that is not local."""
+        # Connections and threads of the process that this one was forked from are not
+        # in this one.
+        if self._pid != os.getpid():
+            self._opened_place()
+        assert self._remote is not None
+        return self._remote
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -134,13 +152,13 @@ class Storage:
                         f"{self.url}/{key}: {file.size} bytes, wanted at most {limit}"
                     )
                 return file.read()
-        with self._guard(key):
-            data: bytes = self._cat(self._path(key), limit)
-        if limit is not None and len(data) > limit:
+        try:
+            with self._guard(key):
+                return self._there.read(self._path(key), limit)
+        except TooLarge:
             raise CorruptError(
                 f"{self.url}/{key}: more than {limit} bytes, wanted at most those"
-            )
-        return data
+            ) from None
 
     def digest(self, key: str, limit: int) -> tuple[int, str]:
         """Return size and blake3 digest of an object of at most `limit` bytes.
@@ -172,31 +190,26 @@ class Storage:
         self,
         key: str,
         ranges: Sequence[tuple[int, int]],
-    ) -> list[bytes]:
+    ) -> list[Part]:
         """Return several (offset, length) ranges of one object.
 
-        A negative offset counts from the object's end.
+        A negative offset counts from the object's end. Each range is one request; the
+        bytes that come are not copied, and may be memoryviews. What lies behind the
+        object's end is left out.
         """
         if self.local is not None:
             with self.opened(key) as file:
-                return file.ranges(ranges)
+                return [*file.ranges(ranges)]
         with self._guard(key):
-            paths = [self._path(key)] * len(ranges)
-            starts = [offset for offset, _ in ranges]
-            # The last 100 bytes are from -100 to None: an end of 0 would mean nothing.
-            ends = [
-                None if offset < 0 and offset + n == 0 else offset + n
-                for offset, n in ranges
-            ]
-            parts: list[bytes] = self._fs.cat_ranges(
-                paths, starts, ends, on_error="raise"
-            )
-            return parts
+            return self._there.ranges(self._path(key), ranges)
 
     def size(self, key: str) -> int:
         """Return the bytes of an object."""
         with self._guard(key):
-            return int(self._fs.size(self._path(key)))
+            path = self._path(key)
+            if self.local is not None:
+                return int(self._fs.size(path))
+            return self._there.size(path)
 
     def exists(self, key: str) -> bool:
         """Return whether there is such an object."""
@@ -204,7 +217,7 @@ class Storage:
             path = self._path(key)
             if self.local is not None:
                 return self._files.exists(key)
-            return bool(self._fs.isfile(path))
+            return self._there.exists(path)
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the keys of all objects under a folder, sorted.
@@ -218,10 +231,10 @@ class Storage:
                     keys = self._files.list(prefix)
                 else:
                     skip = len(self._root)
-                    keys = [path[skip:].lstrip("/") for path in self._fs.find(path)]
+                    keys = [path[skip:].lstrip("/") for path in self._there.find(path)]
             except FileNotFoundError:
                 return []
-            return sorted(key for key in keys if not _is_temporary(key))
+            return sorted(key for key in keys if not is_temporary(key))
 
     def objects(self, prefix: str = "") -> builtins.list[ListedObject]:
         """Return all objects under a folder with size and age, sorted by key.
@@ -230,28 +243,28 @@ class Storage:
         """
         with self._guard(prefix):
             path = self._path(prefix)
+            if self.local is not None:
+                return sorted(self._files.objects(prefix))
             skip = len(self._root)
             try:
-                found = self._fs.find(path, detail=True)
+                found = self._there.find(path)
             except FileNotFoundError:
                 return []
-            objects = []
-            for path_there, info in found.items():
-                key = path_there[skip:].lstrip("/")
-                size = int(info.get("size") or 0)
-                objects.append(ListedObject(key, size, _modified(info)))
-            return sorted(objects)
+            return sorted(
+                listed._replace(key=listed.key[skip:].lstrip("/"))
+                for listed in found.values()
+            )
 
     def folders(self) -> tuple[str, ...]:
         """Return the names of the folders directly below, sorted."""
         with self._guard(""):
+            objects = self._there if self.local is None else FsspecObjects(self._fs, {})
             try:
-                entries = self._fs.ls(self._root, detail=True)
+                paths = objects.folders(self._root)
             except FileNotFoundError:
                 return ()
-            folders = [entry for entry in entries if entry["type"] == "directory"]
-            paths = [folder["name"].rstrip("/") for folder in folders]
-            return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
+            names = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
+            return tuple(sorted(names))
 
     def is_folder(self) -> bool:
         """Return whether there is a folder at the URL.
@@ -261,12 +274,13 @@ class Storage:
         with self._guard(""):
             if self.local is not None:
                 return self.local.is_dir()
-            return bool(self._fs.isdir(self._root))
+            return self._there.is_folder(self._root)
 
     def is_empty(self) -> bool:
         """Return whether nothing lies under the URL."""
         if self.local is None:
-            return not self.list()
+            with self._guard(""):
+                return self._there.is_empty(self._root)
         if not self.local.exists():
             return True
         return self.local.is_dir() and not any(self.local.iterdir())
@@ -277,11 +291,10 @@ class Storage:
             path = self._path(key)
             if self.local is None:
                 # An object store shows an object when all of it has come.
-                self._fs.pipe_file(path, _joined(data))
+                self._there.put(path, _joined(data))
                 return
             self._files.check_folder(key)
-            with _temporary(self.local / key, data) as temporary:
-                temporary.replace(self.local / key)
+            local_writes.replace(self.local / key, data)
 
     def append(
         self,
@@ -313,24 +326,33 @@ class Storage:
         with self._guard(key, writing=True):
             path = self._path(key)
             if self.local is None:
-                return self._create_remote(path, _joined(data))
+                return self._there.create(path, _joined(data))
             self._files.check_folder(key)
-            with _temporary(self.local / key, data) as temporary:
-                try:
-                    # Unlike a rename, it fails where there is a file by that name.
-                    os.link(temporary, self.local / key)
-                except FileExistsError:
-                    return False
-            _sync_folder((self.local / key).parent)
-            return True
+            return local_writes.create(self.local / key, data)
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
         with self._guard(key), contextlib.suppress(FileNotFoundError):
             path = self._path(key)
-            if self.local is not None:
-                self._files.check_folder(key)
+            if self.local is None:
+                self._there.delete(path)
+                return
+            self._files.check_folder(key)
             self._fs.rm_file(path)
+
+    def is_exclusive(self) -> bool:
+        """Try whether `create` lets one of several writers win; leave nothing there.
+
+        Some object stores do not know conditional creates, or ignore the condition.
+        """
+        if self.local is not None:
+            return True
+        key = f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            won = [self.create(key, b"1"), self.create(key, b"2")]
+        finally:
+            self.delete(key)
+        return won == [True, False] and self._there.creates
 
     def zarr_store(self) -> Any:
         """Return a zarr-python store over the same place, for what need not be fast."""
@@ -340,49 +362,16 @@ class Storage:
 
         if self.local is not None:
             return zarr.storage.LocalStore(self.local)
+        # Other processes write to a store, so what was listed once may not be all.
+        fresh = {"use_listings_cache": False} if is_s3(self.url) else {}
         return zarr.storage.FsspecStore.from_url(
-            self.url, storage_options=self._filesystem_options()
+            self.url, storage_options={**fresh, **self.options}
         )
-
-    def _create_remote(self, path: str, data: bytes) -> bool:
-        """Create an object of an object store; return whether there was none."""
-        try:
-            self._fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if _is_precondition(error):
-                return False
-            raise
-        return True
-
-    def _cat(self, path: str, limit: int | None) -> bytes:
-        """Return an object's bytes, or the first `limit` + 1 of them."""
-        if limit is None:
-            whole: bytes = self._fs.cat_file(path)
-            return whole
-        try:
-            data: bytes = self._fs.cat_file(path, start=0, end=limit + 1)
-        except FileNotFoundError:
-            raise
-        except Exception:
-            # a range of nothing is an error in some places
-            if self._fs.size(path) == 0:
-                return b""
-            raise
-        return data
 
     def _path(self, key: str) -> str:
         """Return the path of an object in the file system."""
         check_key(key, self.url)
         return f"{self._root}/{key}".rstrip("/") if key else self._root
-
-    def _filesystem_options(self) -> dict[str, Any]:
-        """Return the options with what must hold for stores."""
-        # Other processes write to a store, so what was listed once may not be all.
-        if self.url.startswith(("s3://", "s3a://")):
-            return {"use_listings_cache": False, **self.options}
-        return self.options
 
     @contextlib.contextmanager
     def _guard(
@@ -394,151 +383,22 @@ class Storage:
         """Raise what the file system raises as an error of ours that names the key."""
         try:
             yield
+        except TooLarge:
+            raise
         except Exception as error:
             where = f"{self.url}/{key}".rstrip("/")
-            typed = _typed(error, where, self.local, writing=writing)
-            if typed is None:
+            # absent while the place is being opened
+            remote = getattr(self, "_remote", None)
+            if remote is None:
+                told = typed(error, where, self.local, writing=writing)
+            else:
+                told = remote.told(error, where, writing=writing)
+            if told is None:
                 raise
-            raise typed from error
-
-
-def _typed(
-    error: Exception, where: str, local: Path | None, *, writing: bool
-) -> StoreError | None:
-    """Return the error that the user is told.
-
-    None: it is not the fault of the place or the URL.
-    """
-    if isinstance(error, OSError):
-        return _of_system(error, where, local, writing=writing)
-    # what fsspec's read-only places (http, zip) raise on a write
-    if isinstance(error, NotImplementedError):
-        return StorageError(
-            f"{where}: places of this kind can be read only; choose another one"
-        )
-    # fsspec says "Protocol not known" of a URL, and ImportError where a package lacks
-    unknown_protocol = isinstance(error, ValueError) and "rotocol" in str(error)
-    if unknown_protocol or isinstance(error, ImportError):
-        return StorageError(f"{where}: not a URL that can be opened: {error}")
-    if is_of_a_service(error):
-        return StorageError(f"{where}: {error}; check the endpoint and the credentials")
-    return None
-
-
-def is_of_a_service(error: Exception) -> bool:
-    """Return whether an error comes from an object store or the way to it.
-
-    Other errors come from the program.
-    """
-    services = ("botocore", "aiobotocore", "aiohttp", "fsspec")
-    return type(error).__module__.startswith(services)
-
-
-def _of_system(
-    error: OSError, where: str, local: Path | None, *, writing: bool
-) -> StoreError:
-    """Return the error that the user is told of an error of the operating system."""
-    if isinstance(error, IsADirectoryError):
-        return ObjectError(f"{where}: it is a folder, wanted a file; check the path")
-    if writing and isinstance(error, (FileExistsError, NotADirectoryError)):
-        return StorageError(
-            f"{where}: {_in_the_way(error)} is a file, wanted a folder; check the path"
-        )
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return ObjectError(f"{where}: there is no such object")
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return FullError(
-            f"{where}: {error.strerror}; {_full(local)}: free some space there"
-        )
-    otherwise = "check the path, the network and the credentials"
-    advice = _ADVICE.get(error.errno or 0, otherwise)
-    return StorageError(f"{where}: {error.strerror or error}; {advice}")
-
-
-def _in_the_way(error: OSError) -> str:
-    """Return the first part of a path that is there and not a folder."""
-    if error.filename is not None:
-        path = Path(os.fsdecode(error.filename))
-        for part in (*reversed(path.parents), path):
-            if part.exists() and not part.is_dir():
-                return str(part)
-    return "what is there"
-
-
-def _full(path: Path | None) -> str:
-    """Return which disk is full, or used up to a quota, and how large it is."""
-    if path is None:
-        return "the place is full"
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    # Upwards as long as it is the same disk: its mount point.
-    mount = path.resolve()
-    while mount != mount.parent and mount.parent.stat().st_dev == mount.stat().st_dev:
-        mount = mount.parent
-    usage = shutil.disk_usage(mount)
-    return (
-        f"the disk is full (that at {mount}, {usage.free / 1e6:,.1f} of"
-        f" {usage.total / 1e6:,.1f} MB left)"
-    )
-
-
-@contextlib.contextmanager
-def _temporary(path: Path, data: Buffers) -> Iterator[Path]:
-    """Write a synced file beside `path`; it is gone afterwards, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            for part in [data] if isinstance(data, bytes) else data:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _modified(info: dict[str, Any]) -> float | None:
-    """Return when an object was written, in seconds since 1970, by what fsspec says."""
-    for name in ("LastModified", "mtime", "last_modified", "created"):
-        value = info.get(name)
-        if isinstance(value, datetime):
-            return value.timestamp()
-        if isinstance(value, (int, float)):
-            return float(value)
-    return None
-
-
-def _is_temporary(key: str) -> bool:
-    """Return whether a key is that of a temporary file."""
-    return key.rsplit("/", 1)[-1].startswith(TEMPORARY)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's entries: a new name then outlives a crash."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+            # Not `from` what a service's client says: it may repeat a signed request.
+            raise told from (error if remote is None else None)
 
 
 def _joined(data: Buffers) -> bytes:
     """Return an object's bytes in one piece."""
     return data if isinstance(data, bytes) else b"".join(data)
-
-
-def _is_precondition(error: BaseException) -> bool:
-    """Return whether an error is a lost conditional PUT.
-
-    s3fs reports it as OSError(EINVAL) around the service's answer.
-    """
-    lost = {"PreconditionFailed", "ConditionalRequestConflict"}
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        answer = response if isinstance(response, dict) else {}
-        if answer.get("Error", {}).get("Code") in lost:
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False

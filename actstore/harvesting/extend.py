@@ -23,7 +23,7 @@ from actstore.harvesting.progress import Progress, Report, silent
 from actstore.harvesting.run_plan import checked_tap, run_plan
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.token_blocks import first_block
-from actstore.harvesting.worker_share import parse_worker
+from actstore.harvesting.worker_share import check_shared, parse_worker
 from actstore.model.checkpoint_files import confirm_code
 from actstore.model.load_model import LoadedModel, load_or_wrap
 from actstore.model.model_folder import name_with_path
@@ -115,6 +115,7 @@ def extend(
     storage = Storage(out, dict(options or {}))
     share = parse_worker(worker)
     parent = _extendable(storage)
+    check_shared(storage, share)
     spec = _extended_spec(parent, sites, tokens)
     # A module in memory has been loaded by the user, with whatever code it has.
     if model is None or trust_remote_code:

@@ -9,6 +9,8 @@ figures are those of one harvest of everything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from blake3 import blake3
 
@@ -35,7 +37,10 @@ from schemas.source import Site
 
 
 def finish_generation(
-    storage: Storage, plan: Plan, parent: StoreManifest | None = None
+    storage: Storage,
+    plan: Plan,
+    parent: StoreManifest | None = None,
+    tokenizer_keys: Sequence[str] = (),
 ) -> StoreManifest:
     """Write columns, statistics and the manifest of a generation that is complete.
 
@@ -43,6 +48,8 @@ def finish_generation(
         storage: Where the store is.
         plan: The generation's.
         parent: The manifest of the store that it adds to; None: it is the first.
+        tokenizer_keys: Keys of tokenizer files that were written: a listing of an
+            object store may not show them yet.
 
     Raises:
         UnfinishedError: A unit is missing.
@@ -68,11 +75,12 @@ def finish_generation(
         all_sites = _parent_statistics(storage, parent)
         all_sites.sites.update(merged.sites)
         merged = all_sites
-    files = _write_files(storage, plan, parent, columns, merged)
+    files = _write_files(storage, plan, parent, columns, merged, tokenizer_keys)
     manifest = _manifest(plan, parent, sites, committed, columns, merged, files)
     # A store that could not be opened must not be finished.
     check_manifest(manifest, storage.url)
-    for key in storage.list("claims"):
+    halved = [unit.record.unit for unit in committed if unit.record.batch is not None]
+    for key in {*storage.list("claims"), *map(object_keys.claim_key, halved)}:
         storage.delete(key)
     for key, data in zarr_metadata.group_files(manifest).items():
         storage.put(key, data)
@@ -122,6 +130,7 @@ def _write_files(
     parent: StoreManifest | None,
     columns: UnitColumns,
     merged: UnitStats,
+    tokenizer_keys: Iterable[str],
 ) -> dict[str, ObjectRecord]:
     """Write columns and merged statistics; return the manifest's records of files.
 
@@ -132,7 +141,7 @@ def _write_files(
     stats_key = object_keys.merged_stats_key(plan.generation)
     files[stats_key] = put(storage, stats_key, merged.to_bytes())
     already_there = [
-        *filter(is_tokenizer_file, storage.list("tokenizer")),
+        *filter(is_tokenizer_file, {*storage.list("tokenizer"), *tokenizer_keys}),
         "README.md",
         object_keys.plan_key(plan.generation),
     ]

@@ -22,7 +22,7 @@ from actstore.harvesting.progress import Progress, Report, silent
 from actstore.harvesting.run_plan import checked_tap, run_plan
 from actstore.harvesting.store_writer import StoreWriter, check_unfinished
 from actstore.harvesting.token_blocks import first_block
-from actstore.harvesting.worker_share import parse_worker
+from actstore.harvesting.worker_share import check_shared, parse_worker
 from actstore.model.load_model import load_or_wrap
 from actstore.model.model_info import tokenizer_files
 from actstore.store.store import Store
@@ -112,6 +112,7 @@ def harvest(
     storage = Storage(out, dict(options or {}))
     # Before the model is loaded, which may take minutes.
     check_unfinished(storage)
+    check_shared(storage, share)
     report(Progress("loading the model"))
     loaded = load_or_wrap(harvest_spec.model, model, tokenizer, device)
     loaded.check_context(harvest_spec.context)

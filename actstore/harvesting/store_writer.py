@@ -93,6 +93,7 @@ class StoreWriter:
         self.storage = storage
         self.plan = plan
         self.parent = parent
+        self._tokenizer_keys: list[str] = []
         self._dtype = numpy_dtype(plan.spec.dtype)
         threads = threads or os.cpu_count() or 1
         # Writing several sites at once keeps both the encoder and the disk busy. A few
@@ -186,7 +187,8 @@ class StoreWriter:
         wanted = committed_units.wanted_units(self.storage, self.plan, self.parent)
         if wanted is None:
             return None
-        return len(set(wanted) - self.committed_units())
+        generation = self.plan.generation
+        return len(committed_units.missing_units(self.storage, generation, wanted))
 
     def claimed(self, unit: int) -> int | None:
         """Return the sequences per forward that were settled for a unit.
@@ -312,7 +314,9 @@ class StoreWriter:
         Raises:
             UnfinishedError: A unit is missing.
         """
-        return finish_generation(self.storage, self.plan, self.parent)
+        return finish_generation(
+            self.storage, self.plan, self.parent, self._tokenizer_keys
+        )
 
     def _record(self, begun: BegunUnit) -> UnitRecord:
         """Wait for a unit's objects; return the record that commits them."""
@@ -394,6 +398,8 @@ class StoreWriter:
         files = zarr_metadata.metadata_files(plan)
         for name, data in tokenizer_files.items():
             files[f"tokenizer/{name}"] = data
+        # At the end a listing may not show them yet.
+        self._tokenizer_keys = [f"tokenizer/{name}" for name in tokenizer_files]
         files["README.md"] = zarr_metadata.readme(plan)
         for key, data in files.items():
             self.storage.create(key, data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from actstore.errors import SpecError
+from actstore.errors import SpecError, StorageError
+from actstore.format.storage import Storage
 from schemas.harvest import Plan
 
 
@@ -53,3 +54,13 @@ def parse_worker(text: str | None) -> Share:
         f"worker {text!r}: wanted i/n with 1 <= i <= n, such as 3/8 for the third of"
         " eight"
     )
+
+
+def check_shared(storage: Storage, share: Share) -> None:
+    """Raise StorageError where several workers cannot share a store."""
+    if share.of > 1 and not storage.is_exclusive():
+        raise StorageError(
+            f"{storage.url}: this place has no conditional create, or ignores the"
+            " condition, so workers could overwrite each other's records; harvest there"
+            " without --worker, one process at a time"
+        )

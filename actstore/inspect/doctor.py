@@ -31,6 +31,7 @@ PACKAGES = (
     "numcodecs",
     "fsspec",
     "s3fs",
+    "obstore",
     "numpy",
     "pydantic",
 )
@@ -164,7 +165,7 @@ def _place_for_stores(url: str, options: dict[str, object] | None) -> Iterator[C
         ("write", lambda: _timed(lambda: storage.put(key, data))),
         ("read", lambda: _timed(lambda: _check_same(storage.read(key), data))),
         ("ranged read", lambda: _ranged(storage, key, data)),
-        ("conditional create", lambda: _conditional(storage, key)),
+        ("conditional create", lambda: _conditional(storage)),
         ("delete", lambda: _deleted(storage, key)),
     ]
     try:
@@ -225,12 +226,12 @@ def _ranged(storage: Storage, key: str, data: bytes) -> str:
     return "offsets and ends"
 
 
-def _conditional(storage: Storage, key: str) -> str:
-    """Try to create an object that is there, which must not replace it."""
-    if storage.create(key, b"twice"):
+def _conditional(storage: Storage) -> str:
+    """Try whether creating an object that is there keeps what is there."""
+    if not storage.is_exclusive():
         raise _NotSupportedError(
-            "an existing object was replaced: this place has no conditional create, so"
-            " let one worker write at a time"
+            "this place has no conditional create, or ignores the condition: let one"
+            " worker write at a time (harvests with --worker are refused here)"
         )
     return "an existing object is kept: several workers can share a store here"
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 STORAGE_OPTIONS = "ACTSTORE_STORAGE_OPTIONS"
+CATALOG = "ACTSTORE_CATALOG"  # the URL of the team's catalog
 
 # the variables that something asked for since a command began
 _used: set[str] = set()

@@ -26,6 +26,7 @@ from actstore.format.shard import (
     ShardCodec,
     check_chunk_checksum,
 )
+from actstore.format.storage import Part
 from actstore.format.stored_dtypes import Int8Rows, decode_int8
 from actstore.store.shard_bytes import ByteRange, shard_key
 
@@ -222,7 +223,7 @@ class ChunkReader:
 
     def _stored_bytes(
         self, site: int, unit: int, chunks: Sequence[int]
-    ) -> Iterator[NDArray[np.uint8] | bytes]:
+    ) -> Iterator[NDArray[np.uint8] | Part]:
         """Yield the bytes of some chunks of a unit.
 
         Those of a local chunk stay as they are until the next one is asked for.

@@ -6,6 +6,7 @@ The store may be finished or not.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from actstore.errors import CorruptError, UnfinishedError
@@ -51,8 +52,7 @@ def committed_records(
             f"{storage.url}: the corpus has not been read to its end; run the same"
             " harvest again"
         )
-    there = committed_units(storage, plan.generation)
-    missing = [unit for unit in wanted if unit not in there]
+    missing = missing_units(storage, plan.generation, wanted)
     # Records are read only once all are there: this is asked while workers still work.
     if missing:
         raise UnfinishedError(
@@ -89,26 +89,62 @@ def wanted_units(
 
 
 def committed_units(storage: Storage, generation: int) -> set[int]:
-    """Return the units whose record is there."""
+    """Return the units whose record a listing shows.
+
+    It may lag: see `missing_units`.
+    """
     return set(_record_keys(storage, object_keys.units_prefix(generation)))
+
+
+def missing_units(
+    storage: Storage, generation: int, wanted: Iterable[int]
+) -> list[int]:
+    """Return those of some units whose record is not there; empty: all are.
+
+    A listing of an object store may lag behind what was written, so what it does not
+    show is asked for by name, until one is found to be missing indeed.
+    """
+    listed = committed_units(storage, generation)
+    missing = [unit for unit in wanted if unit not in listed]
+    if storage.local is not None:
+        return missing
+    for position, unit in enumerate(missing):
+        if not storage.exists(object_keys.unit_key(unit, generation)):
+            return missing[position:]
+    return []
 
 
 def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
     """Return the records of the token blocks that are there, by unit.
 
+    They are committed in order. So where a listing lags, those that it does not show
+    are asked for by name, up to the first that is not there.
+
     Raises:
         CorruptError: A record is of another unit than its key says.
     """
-    blocks = {}
-    for unit, key in _record_keys(storage, "blocks").items():
-        block = read_record(storage, key, BlockRecord, SMALL_JSON)
-        if block.unit != unit:
-            raise CorruptError(
-                f"{storage.url}/{key}: it is of unit {block.unit}, not the record"
-                " that was committed"
-            )
-        blocks[unit] = block
+    keys = _record_keys(storage, "blocks")
+    blocks = {unit: _block(storage, unit, key) for unit, key in keys.items()}
+    unit = 0
+    while storage.local is None:
+        key = object_keys.block_key(unit)
+        if unit not in blocks:
+            if not storage.exists(key):
+                break
+            blocks[unit] = _block(storage, unit, key)
+        unit += 1
     return blocks
+
+
+def _block(storage: Storage, unit: int, key: str) -> BlockRecord:
+    """Read the record of a unit's token block."""
+    block = read_record(storage, key, BlockRecord, SMALL_JSON)
+    if block.unit != unit:
+        raise CorruptError(
+            f"{storage.url}/{key}: it is of unit {block.unit}, not the record"
+            " that was committed"
+        )
+    return block
 
 
 def _record_keys(storage: Storage, folder: str) -> dict[int, str]:

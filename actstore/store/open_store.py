@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.catalog.names import is_name
 from actstore.errors import SpecError
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
@@ -75,7 +76,8 @@ def open(  # noqa: A001
     """Open a finished store.
 
     Args:
-        url: A folder, or any URL that fsspec knows.
+        url: A folder, any URL that fsspec knows, or a name in a catalog
+            (`catalog:gpt2-tinystories`, see `docs/guides/sharing.md`).
         options: For the file system, such as credentials.
         follow: Open a store that is still being harvested. This waits until its first
             group of units is committed; it can then be streamed with
@@ -86,6 +88,8 @@ def open(  # noqa: A001
         UnfinishedError: The harvest has not ended.
         FormatVersionError: A newer actstore has written it.
         CorruptError: Its manifest, or what it counts, cannot be.
+        CatalogError: The name leads to nothing, or to another store than the one that
+            was published.
 
     Examples:
         >>> import actstore
@@ -103,6 +107,8 @@ def open(  # noqa: A001
         >>> batch.x.shape
         torch.Size([256, 16])
     """
+    if is_name(str(url)):
+        url = published_url(str(url), options)
     if follow:
         # A finished store needs none of the modules that this one loads.
         from actstore.store.followed import open_followed
@@ -113,3 +119,16 @@ def open(  # noqa: A001
     store = Store(storage, read_manifest(storage))
     store.check()
     return store
+
+
+def published_url(name: str, options: dict[str, Any] | None = None) -> str:
+    """Return where the store of a catalog's name lies, if it is the one published.
+
+    Raises:
+        CatalogError: The name leads to nothing, or to another store.
+    """
+    # Only a name needs the catalog's modules.
+    from actstore.catalog.catalog import Catalog
+    from actstore.catalog.published_store import checked_url
+
+    return checked_url(name, Catalog(None, options), options)

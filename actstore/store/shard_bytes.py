@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from actstore.format import object_keys
-from actstore.format.storage import Storage
+from actstore.format.storage import Part, Storage
 
 ByteRange = tuple[int, int]
 """Offset and length; a negative offset counts from the shard's end."""
@@ -30,7 +30,7 @@ REQUEST_BYTES = 8 << 20
 class ShardBytes(Protocol):
     """Gives byte ranges of shards; safe to use from several threads."""
 
-    def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[Part]:
         """Return some ranges of a site's shard of a unit, in the order asked for.
 
         Each is a whole chunk, or the index. Waits until all are there. A range that the
@@ -63,14 +63,14 @@ class StoredShards:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[bytes]:
+    def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[Part]:
         """Return some ranges of a shard, with as few requests as are worth it."""
         key = shard_key(site, unit)
         joined = joined_ranges(ranges)
         wholes = self._storage.read_ranges(
             key, [(one.offset, one.length) for one in joined]
         )
-        found: dict[int, bytes] = {}
+        found: dict[int, Part] = {}
         for one, whole in zip(joined, wholes, strict=True):
             for position in one.members:
                 offset, length = ranges[position]

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from actstore.errors import CorpusError
 from actstore.format.file_systems import file_system
-from actstore.format.storage import is_of_a_service
+from actstore.format.storage_errors import is_of_a_service
 
 # fsspec reads these with a further package only, and of several frames in one file only
 # the first. pyarrow, which is here anyway, reads them whole.

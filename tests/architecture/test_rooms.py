@@ -22,7 +22,8 @@ GROUND = {
     "actstore.machine",
     "actstore.console",
 }
-STORED = GROUND | {"actstore.format", "actstore.store", "actstore.figures"}
+BELOW_STORE = GROUND | {"actstore.format", "actstore.catalog"}
+STORED = BELOW_STORE | {"actstore.store", "actstore.figures"}
 HARVESTED = STORED | {
     "actstore.builtin",
     "actstore.text",
@@ -54,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.console": GROUND | {"actstore"},
     "actstore.figures": GROUND | {"actstore.format"},
     "actstore.format": GROUND,
+    "actstore.catalog": BELOW_STORE,
     "actstore.store": STORED,
     "actstore.builtin": {"actstore.builtin"},
     "actstore.text": STORED | {"actstore.builtin"},
@@ -62,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.importing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
+    "actstore.publishing": STORED | {"actstore"},
     "trainer.errors": GROUND,
     "trainer.kernels": BELOW_KERNELS,
     "trainer.saes": BELOW_SAES,

@@ -139,6 +139,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",
         "--threads": "cli/test_no_inert_options.py::test_threads_of_verify",
     },
+    "actstore publish": {  # what it writes has the time in it
+        "--by": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
+        "--anonymous": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
+        "--json": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
+    },
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
@@ -166,6 +171,7 @@ SHARED_BY_MANY: dict[str, tuple[str, ...]] = {
         "cli/test_shared_options.py::test_it_holds_for_the_command_only",
         "cli/test_shared_options.py::test_where_it_would_change_nothing_it_is_refused",
     ),
+    "--catalog": ("catalog/test_names.py::test_the_option_says_which_catalog",),
 }
 FIELDS = {
     "actstore harvest": OF_HARVEST,

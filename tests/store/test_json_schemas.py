@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 import actstore
 from actstore.harvesting.extend import extend
 from actstore.harvesting.harvest import harvest
+from schemas.catalog import PublishedRun, PublishedStore, RunMetrics, TagRecord
 from schemas.explorer import ExplorerRecord
 from schemas.export import FOLDER, export
 from schemas.records import (
@@ -67,7 +68,31 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
         for name, pattern in NAMES.items()
         for path in store.glob(pattern)
     ]
-    return [*found, ("claim", {"batch": 4}), *_of_runs()]
+    return [*found, ("claim", {"batch": 4}), *_of_runs(), *_of_catalogs()]
+
+
+def _of_catalogs() -> Iterator[tuple[str, Any]]:
+    published = {
+        "name": "a",
+        "url": "s3://team/a",
+        "content_id": "0" * 64,
+        "model": "m",
+        "sites": ("a",),
+        "when": "2026-01-01T00:00:00+00:00",
+        "actstore": "0.1.0",
+    }
+    store = PublishedStore(corpus=None, rows=0, bytes=0, dtype="int8", **published)
+    metrics = RunMetrics(
+        split="train", rows=0, fvu=math.nan, l0=1, ce_recovered=None, dead=0
+    )
+    run = PublishedRun(
+        sae="topk", n_latents=8, steps=1, rows=1, store="", store_content_id="",
+        metrics=metrics, **published,
+    )  # fmt: skip
+    tag = TagRecord(record=None, when=published["when"])
+    yield "catalog_store", json.loads(store.to_json())
+    yield "catalog_run", json.loads(run.to_json())
+    yield "catalog_tag", json.loads(tag.to_json())
 
 
 def _of_runs() -> Iterator[tuple[str, Any]]:

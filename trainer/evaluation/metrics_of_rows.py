@@ -13,13 +13,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from actstore.errors import NoRowsError, SpecError
+from actstore.format.absolute_url import absolute
 from actstore.format.storage import Storage
 from actstore.store.store import Store
 from actstore.stream.row_filter import kept_ids
 from schemas.records import EvalRecord, ModelMetrics
 from trainer.errors import RunError
 from trainer.evaluation.metric_definitions import LayerSums, layer_sums, pooled
-from trainer.runs.run_store import absolute, check_fits
+from trainer.runs.run_store import check_fits
 from trainer.runs.run_tensors import LATENTS
 from trainer.runs.trained_sae import TrainedSae
 

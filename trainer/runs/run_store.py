@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actstore.errors import NotAStoreError, StoreError
+from actstore.format.absolute_url import absolute
 from actstore.format.content_id import content_ids
 from actstore.format.storage import Storage
 from actstore.store.open_store import open as open_store
@@ -35,18 +36,6 @@ class RunStore(NamedTuple):
 
     store: Store
     note: str | None
-
-
-def absolute(url: str) -> str:
-    """Return a URL that means the same from every folder."""
-    local = Storage(url).local
-    if local is None:
-        return url
-    if local.name in {"", ".."}:
-        return str(local.resolve())
-    # Links above the store are followed. The store itself may be a link that is moved
-    # together with the run, so it keeps its own name.
-    return str(local.parent.resolve() / local.name)
 
 
 def origin_of(store: StreamedStore, run: str) -> StoreOrigin:

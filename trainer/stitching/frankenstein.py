@@ -17,11 +17,12 @@ from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Series
 from actstore.figures.table import Column, Table, Value
+from actstore.format.absolute_url import absolute
 from schemas.records import StitchedFrom, StitchRecord
 from trainer.analysis.cosines import max_cosine
 from trainer.errors import RunError
 from trainer.runs.notes import Tell, as_warning
-from trainer.runs.run_store import absolute, check_fits
+from trainer.runs.run_store import check_fits
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.dictionary import Dictionary

@@ -153,7 +153,8 @@ def _store_of_run(path: str) -> dict[str, str]:
     That is where the store lies now, which may be another place than the file says.
     Empty for any other file.
     """
-    from trainer.runs.run_store import absolute, find_store, read_origin
+    from actstore.format.absolute_url import absolute
+    from trainer.runs.run_store import find_store, read_origin
 
     storage, name = _storage_and_name(path)
     if name != "spec.json" or not storage.exists("spec.json"):

@@ -1,0 +1,1 @@
+"""A catalog: the names under which a team finds stores and runs."""

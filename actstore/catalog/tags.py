@@ -1,0 +1,85 @@
+"""The tags of a catalog: names for one of the records under a name.
+
+A tag moves by a new record, numbered and written only where there is none of that
+number; the largest number counts. So of two who move it at once both are written down,
+one after the other, and nothing is ever changed. A tag's records are never removed:
+one that leads to nothing says that the tag is gone.
+"""
+
+from __future__ import annotations
+
+from actstore.catalog import record_keys
+from actstore.catalog.catalog import Catalog, record_values
+from actstore.catalog.record_keys import TagKey
+from actstore.errors import CatalogError
+from actstore.format.json_records import shallow_record
+from actstore.format.object_sizes import SMALL_JSON
+from schemas.catalog import Kind, TagRecord
+
+MOST_TRIES = 10_000  # numbers that a publisher tries, each taken by another one
+
+
+def tags_of(catalog: Catalog, kind: Kind, name: str) -> dict[str, str]:
+    """Return the digests that the tags of a name lead to, by tag."""
+    prefix = f"{record_keys.TAGS}/{kind}/{name}"
+    keys = [record_keys.tag_key(key) for key in catalog.storage.list(prefix)]
+    tags = sorted({key.tag for key in keys if key is not None})
+    found = {tag: tagged(catalog, kind, name, tag) for tag in tags}
+    return {tag: digest for tag, digest in found.items() if digest is not None}
+
+
+def tagged(catalog: Catalog, kind: Kind, name: str, tag: str) -> str | None:
+    """Return the digest of the record that a tag leads to; None for no such tag."""
+    number = last_number(catalog, kind, name, tag)
+    if number == 0:
+        return None
+    return _read(catalog, TagKey(kind, name, tag, number)).record
+
+
+def move_tag(
+    catalog: Catalog, kind: Kind, name: str, tag: str, moved: TagRecord
+) -> None:
+    """Let a tag lead to a record, or to none; nothing is written where it does.
+
+    Raises:
+        CatalogError: Others move it all the time.
+    """
+    number = last_number(catalog, kind, name, tag)
+    there = None
+    if number:
+        there = _read(catalog, TagKey(kind, name, tag, number)).record
+    if there == moved.record:
+        return
+    data = moved.to_json().encode()
+    for free in range(number + 1, number + 1 + MOST_TRIES):
+        if catalog.storage.create(TagKey(kind, name, tag, free).key, data):
+            return
+    raise CatalogError(
+        f"{catalog.url}: the tag {name}:{tag} was moved by others {MOST_TRIES:,} times"
+        " meanwhile; try again"
+    )
+
+
+def history(catalog: Catalog, kind: Kind, name: str, tag: str) -> list[str | None]:
+    """Return the digests that a tag has led to, in order."""
+    last = last_number(catalog, kind, name, tag)
+    numbers = range(1, last + 1)
+    return [_read(catalog, TagKey(kind, name, tag, n)).record for n in numbers]
+
+
+def last_number(catalog: Catalog, kind: Kind, name: str, tag: str) -> int:
+    """Return the largest number of a tag's records; 0 where there are none."""
+    prefix = f"{record_keys.TAGS}/{kind}/{name}/{tag}"
+    keys = [record_keys.tag_key(key) for key in catalog.storage.list(prefix)]
+    number = max((key.number for key in keys if key is not None), default=0)
+    # A listing may lag, but what was written can be read.
+    while catalog.storage.exists(TagKey(kind, name, tag, number + 1).key):
+        number += 1
+    return number
+
+
+def _read(catalog: Catalog, key: TagKey) -> TagRecord:
+    where = f"{catalog.url}/{key.key}"
+    data = catalog.storage.read(key.key, SMALL_JSON)
+    record_values(data, where)
+    return shallow_record(TagRecord, data, where)

@@ -1,0 +1,1 @@
+"""Publishing stores and runs in a catalog, and removing what nobody needs."""
