@@ -38,7 +38,7 @@ KEPT_SCALE_BYTES = 64 << 20
 # Chunks that are asked for together from an object store, where each request waits.
 CHUNKS_PER_REQUEST = 16
 
-Fetched = Callable[[], bytes]
+Fetched = Callable[[], Part]
 """Gives the bytes of a chunk, once they have come."""
 
 

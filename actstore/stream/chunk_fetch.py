@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from actstore.format.storage import Part
 from actstore.machine.byte_room import ByteRoom
 from actstore.store.chunk_reader import ChunkReader
 from actstore.store.shard_bytes import ByteRange, joined_ranges
@@ -50,9 +51,9 @@ class Fetch:
 
     cells: tuple[Cell, ...]
     n_bytes: int
-    answer: Future[list[bytes]]
+    answer: Future[list[Part]]
 
-    def chunk(self, number: int) -> bytes:
+    def chunk(self, number: int) -> Part:
         """Return the bytes of a cell's chunk, once they have come."""
         return self.answer.result()[number]
 
@@ -179,13 +180,13 @@ class ChunkFetch:
                 shards.setdefault(shard, []).append(Cell(chunk, plane))
         return shards
 
-    def _fetch(self, site: int, unit: int, ranges: list[ByteRange]) -> list[bytes]:
+    def _fetch(self, site: int, unit: int, ranges: list[ByteRange]) -> list[Part]:
         store = self._reader.store
         return store.shards.read(self._reader.sites[site], unit, ranges)
 
 
 def _failed(cells: list[Cell], error: Exception) -> Fetch:
     """Return a request that cannot even begin."""
-    answer: Future[list[bytes]] = Future()
+    answer: Future[list[Part]] = Future()
     answer.set_exception(error)
     return Fetch(tuple(cells), 0, answer)

@@ -8,7 +8,9 @@ Stream: one epoch of consumed batches in the steady state; floor: one ranged GET
 every chunk of it, as many at a time, by the better of the clients in the round. The two
 alternate; the ratio is the median of the rounds' ratios. First batch: from the URL to
 the first batch, libraries loaded. Upload: units committed by the store writer; floor:
-PUTs of the same shards. Requests are counted in `Storage`.
+PUTs of the same objects. The server's work and encoding share the cores here, so a
+second floor is the seconds of both, one after the other. Requests are counted in
+`Storage`.
 
 `--distance`: the same with 20 ms of latency and a bandwidth limit in between
 (`slow_line.py`).
@@ -22,6 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -29,9 +32,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from numpy.typing import NDArray
+
 import actstore
+from actstore.format.object_records import object_record
 from actstore.format.storage import Storage
 from actstore.harvesting.store_writer import StoreWriter
+from actstore.harvesting.uploads import UPLOADS
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.store.shard_bytes import shard_key
 from actstore.store.store import Store
@@ -40,7 +47,7 @@ from actstore.stream.stream import Stream
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
 from tests.benchmarks.raw_requests import Get, Run, raw_gets, raw_puts
-from tests.benchmarks.stream import BATCH, benchmark_store
+from tests.benchmarks.stream import BATCH, D, benchmark_store
 from tests.benchmarks.writing import Work
 from tests.s3_server.server import missing, server
 
@@ -156,31 +163,30 @@ def measure_upload(
     url: str, case: str, requests: Requests, options: argparse.Namespace
 ) -> None:
     work = Work(options.units)
-    plan = work.plan
-    codec = StoreWriter(Storage(url), plan).codec(768)
-    objects = {
-        f"raw/{unit}/{site}": b"".join(codec.encode(values, work.order))
-        for site, values in work.values.items()
-        for unit in range(options.units)
-    }
+    commit(work, f"{url}/upload")
+    written = Storage(f"{url}/upload")
+    objects = {f"raw/{key}": written.read(key) for key in written.list()}
     gigabytes = sum(map(len, objects.values())) / 1e9
-    raw = raw_puts(url, objects, options.uploads)
-    floors, uploads = [], []
+    raw = raw_puts(url, objects, UPLOADS)
+    floors, encoded, uploads = [], [], []
     n = 0
-    for round_number in range(options.rounds + 1):
+    for round_number in range(options.rounds):
         floors.append(best(raw))
+        encoded.append(encode(work, options.threads))
         requests.taken(WRITES)
         uploads.append(commit(work, f"{url}/upload-{round_number}"))
         n = requests.taken(WRITES)
-        note(f"upload {uploads[-1]:.2f} s")
-    report(f"{case}_upload", gigabytes, floors[1:], uploads[1:])
+        note(f"encoding {encoded[-1]:.2f} s, upload {uploads[-1]:.2f} s")
+    report(f"{case}_upload", gigabytes, floors, uploads)
+    both = [put + encoding for put, encoding in zip(floors, encoded, strict=True)]
+    report(f"{case}_upload_against_puts_and_encoding", gigabytes, both, uploads)
     per_unit = n / options.units
     line(
         f"{case}_requests_written",
         per_unit,
         "requests/unit",
-        len(plan.sites),
-        per_unit / len(plan.sites),
+        len(objects) / options.units,
+        per_unit * options.units / len(objects),
     )
 
 
@@ -200,6 +206,22 @@ def commit(work: Work, url: str) -> float:
     seconds = time.perf_counter() - began
     writer.close()
     return seconds
+
+
+def encode(work: Work, threads: int) -> float:
+    """Seconds to encode all shards and digest them, and nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = StoreWriter(Storage(folder), work.plan)
+        codec = writer.codec(D)
+        writer.close()
+
+    def one(values: NDArray[Any]) -> None:
+        object_record(codec.encode(values, work.order))
+
+    with ThreadPoolExecutor(threads) as pool:
+        began = time.perf_counter()
+        list(pool.map(one, list(work.values.values()) * work.n_units))
+        return time.perf_counter() - began
 
 
 def report(
@@ -258,7 +280,6 @@ def main() -> None:
     parser.add_argument("--codec", default="lz4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--units", type=int, default=3, help="units that are uploaded")
-    parser.add_argument("--uploads", type=int, default=16, help="PUTs at a time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--distance", action="store_true")
     parser.add_argument("--delay", type=float, default=0.01, help="seconds, each way")
