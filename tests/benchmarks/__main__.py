@@ -25,8 +25,9 @@ BENCHES = (
     "stitching",
     "cross_entropy",
     "explorer",
+    "object_store",
 )
-PEERS = ("stream_peers", "training_peers")
+PEERS = ("stream_peers", "training_peers", "object_store_peers")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ second floor is the seconds of both, one after the other. Requests are counted i
 `Storage`.
 
 `--distance`: the same with 20 ms of latency and a bandwidth limit in between
-(`slow_line.py`).
+(`servers/slow_line.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from actstore.stream import chunk_fetch
 from actstore.stream.stream import Stream
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
-from tests.benchmarks.raw_requests import Get, Run, raw_gets, raw_puts
+from tests.benchmarks.servers.raw_requests import Get, Run, raw_gets, raw_puts
 from tests.benchmarks.stream import BATCH, D, benchmark_store
 from tests.benchmarks.writing import Work
 from tests.s3_server.server import missing, server
@@ -257,7 +257,7 @@ def note(text: str) -> None:
 def slow_line(delay: float, rate: float) -> Iterator[None]:
     """Put a slow line before the server that the environment names."""
     port = os.environ["AWS_ENDPOINT_URL"].rstrip("/").rsplit(":", 1)[1]
-    words = [sys.executable, "-m", "tests.benchmarks.slow_line", port]
+    words = [sys.executable, "-m", "tests.benchmarks.servers.slow_line", port]
     words += ["--delay", str(delay), "--rate", str(rate)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
@@ -289,7 +289,8 @@ def main() -> None:
     keep_freed_memory()
     why = missing()
     if why is not None:
-        sys.exit(why)
+        note(why)
+        return
     requests = Requests()
     with server("bluestore") as names, contextlib.ExitStack() as stack:
         os.environ.update(names)

@@ -1,10 +1,10 @@
 """A line with latency and a bandwidth limit, in front of a server on the loopback:
-`python -m tests.benchmarks.slow_line PORT [--delay 0.01] [--rate 2e9]`.
+`python -m tests.benchmarks.servers.slow_line PORT [--delay 0.01] [--rate 2e9]`.
 
 It stands for `tc netem`, which not every kernel has. Every byte comes `delay` seconds
 late in either direction (a new connection's first byte three times, as a handshake
-takes a round trip), and answers share a line of `rate` bits per second. TCP's slow
-start and losses are not modelled. The port that it listens on is printed.
+takes a round trip), and all connections share `rate` bits per second in each direction.
+TCP's slow start and losses are not modelled. The port that it listens on is printed.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Entrance(End):
 async def serve(port: int, delay: float, rate: float | None) -> None:
     """Listen until the process is ended."""
     loop = asyncio.get_running_loop()
-    up, down = Line(delay, None), Line(delay, rate)
+    up, down = Line(delay, rate), Line(delay, rate)
     server = await loop.create_server(
         lambda: Entrance(port, up, down), "127.0.0.1", 0, backlog=1024
     )
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int, help="the server's")
     parser.add_argument("--delay", type=float, default=0.01, help="seconds, each way")
-    parser.add_argument("--rate", type=float, help="bits per second of answers")
+    parser.add_argument("--rate", type=float, help="bits per second")
     options = parser.parse_args()
     asyncio.run(serve(options.port, options.delay, options.rate))
 

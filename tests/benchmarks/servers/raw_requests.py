@@ -17,7 +17,8 @@ Run = Callable[[], float]
 """Makes all requests, and returns the seconds that they took."""
 
 
-def _obstore(url: str) -> Any:
+def s3_store(url: str) -> Any:
+    """obstore's store of the objects under a URL."""
     from obstore.store import S3Store
 
     parts = urlsplit(url)
@@ -53,7 +54,7 @@ def raw_gets(url: str, gets: Sequence[Get], n: int) -> dict[str, Run]:
     import obstore
     import s3fs
 
-    store = _obstore(url)
+    store = s3_store(url)
 
     def by_threads() -> float:
         with ThreadPoolExecutor(n) as pool:
@@ -100,7 +101,7 @@ def raw_puts(url: str, objects: dict[str, bytes], n: int) -> dict[str, Run]:
     import obstore
     import s3fs
 
-    store = _obstore(url)
+    store = s3_store(url)
     fs = s3fs.S3FileSystem(config_kwargs={"max_pool_connections": n})
 
     def by_threads() -> float:
