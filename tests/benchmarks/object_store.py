@@ -22,13 +22,9 @@ import argparse
 import contextlib
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,39 +42,12 @@ from actstore.stream import chunk_fetch
 from actstore.stream.stream import Stream
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
+from tests.benchmarks.servers.counted_requests import READS, WRITES, Requests
 from tests.benchmarks.servers.raw_requests import Get, Run, raw_gets, raw_puts
+from tests.benchmarks.servers.slow_line import slow_line
 from tests.benchmarks.stream import BATCH, D, benchmark_store
 from tests.benchmarks.writing import Work
 from tests.s3_server.server import missing, server
-
-READS = ("read", "read_ranges", "size", "exists", "list")
-WRITES = ("put", "create", "delete")
-
-
-class Requests:
-    """Counts requests, by the method of `Storage` that makes them."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        for name in READS + WRITES:
-            self._wrap(name)
-
-    def _wrap(self, name: str) -> None:
-        plain: Callable[..., Any] = getattr(Storage, name)
-
-        def counted(storage: Storage, *args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                self.counts[name] += len(args[1]) if name == "read_ranges" else 1
-            return plain(storage, *args, **kwargs)
-
-        setattr(Storage, name, counted)
-
-    def taken(self, names: Sequence[str]) -> int:
-        """Requests since the last time."""
-        n = sum(self.counts[name] for name in names)
-        self.counts.clear()
-        return n
 
 
 def chunks_of(store: Store) -> list[Get]:
@@ -125,7 +94,7 @@ def measure_stream(
     gigabytes = sum(length for _, _, length in gets) / 1e9
     in_flight = chunk_fetch.REQUESTS
     raw = raw_gets(url, gets, in_flight)
-    floors, streams, counts = [], [], []
+    floors, streams = [], []
     stream = store.stream(spec, threads=options.threads)
     note(
         f"{gigabytes:.2f} GB, {len(gets)} chunks, windows of {stream.window_chunks}"
@@ -135,11 +104,11 @@ def measure_stream(
         epoch(stream)
         for _ in range(options.rounds):
             floors.append(best(raw))
-            # What it has loaded ahead meanwhile goes by before its clock starts.
+            # What it has loaded and fetched ahead meanwhile goes by before its clock
+            # starts.
             epoch(stream)
-            requests.taken(READS)
+            epoch(stream)
             streams.append(epoch(stream))
-            counts.append(requests.taken(READS))
             note(f"stream {streams[-1]:.2f} s")
     report(f"{case}_stream_{in_flight}_in_flight", gigabytes, floors, streams)
     one_window = (
@@ -149,7 +118,13 @@ def measure_stream(
     )
     first = statistics.median(firsts)
     line(f"{case}_first_batch", first, "s", one_window, first / one_window)
-    per_gb = statistics.median(counts) / gigabytes
+    requests.taken(READS)
+    once = StreamSpec(batch=BATCH, dtype="bfloat16", epochs=1)
+    with actstore.open(url).stream(once, threads=options.threads) as stream:
+        for _ in stream:
+            pass
+    # With opening the store, and the index of each shard.
+    per_gb = requests.taken(READS) / gigabytes
     line(
         f"{case}_requests_read",
         per_gb,
@@ -251,22 +226,6 @@ def line(case: str, value: float, unit: str, floor: float, ratio: float) -> None
 
 def note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
-
-
-@contextlib.contextmanager
-def slow_line(delay: float, rate: float) -> Iterator[None]:
-    """Put a slow line before the server that the environment names."""
-    port = os.environ["AWS_ENDPOINT_URL"].rstrip("/").rsplit(":", 1)[1]
-    words = [sys.executable, "-m", "tests.benchmarks.servers.slow_line", port]
-    words += ["--delay", str(delay), "--rate", str(rate)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        entrance = running.stdout.readline().strip()
-        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{entrance}"
-        try:
-            yield
-        finally:
-            running.terminate()
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ tests.benchmarks.object_store_peers [--rows N] [--distance]`.
 Server and store are those of `object_store.py`. Loaders take turns, each in its steady
 state: ours; tensorstore and zarr-python with our order and windows, as many requests at
 a time as ours (`peers/loaders.py`; from 3.4 on zarr-python has its fused pipeline); and
-insitubatch, which shuffles on its own: whole shards of all sites, blocks of 16. A
-line's `floor` is the peer's rows/s and its `ratio` ours over the peer's.
+insitubatch, which shuffles on its own: whole shards of all sites, in blocks of 4 units
+(with its default of 16, the whole store would stay in its memory). A line's `floor` is
+the peer's rows/s and its `ratio` ours over the peer's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import contextlib
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from importlib.metadata import version
 
@@ -28,12 +29,14 @@ from actstore.store.store import Store
 from actstore.stream.chunk_fetch import REQUESTS
 from schemas.records import BenchRecord
 from schemas.stream import StreamSpec
-from tests.benchmarks.object_store import note, slow_line
-from tests.benchmarks.peers.link import Rate
+from tests.benchmarks.peers.link import Rate, note
 from tests.benchmarks.servers.raw_requests import s3_store
+from tests.benchmarks.servers.slow_line import slow_line
 from tests.benchmarks.stream import BATCH, benchmark_store
 from tests.benchmarks.stream_peers import Take, loaders, rate
 from tests.s3_server.server import missing, server
+
+BLOCK = 4  # units that insitubatch shuffles together
 
 
 @contextlib.contextmanager
@@ -52,10 +55,11 @@ def insitubatch(store: Store) -> Iterator[Take]:
         manifest,
         geometries,
         batch_size=BATCH // len(store.sites),
+        block_chunks=BLOCK,
         max_inflight=REQUESTS,
     )
 
-    def batches() -> Iterator[torch.Tensor]:
+    def batches() -> Generator[torch.Tensor]:
         epoch = 0
         while True:
             data.set_epoch(epoch)

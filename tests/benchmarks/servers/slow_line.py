@@ -12,7 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from typing import cast
 
 HIGH_WATER = 4 << 20  # bytes on their way that a connection may have
@@ -102,6 +106,22 @@ class Entrance(End):
         server.other, self.other = self, server
         if self.transport is not None:
             self.transport.resume_reading()
+
+
+@contextlib.contextmanager
+def slow_line(delay: float, rate: float) -> Iterator[None]:
+    """Put a slow line before the server that the environment names."""
+    port = os.environ["AWS_ENDPOINT_URL"].rstrip("/").rsplit(":", 1)[1]
+    words = [sys.executable, "-m", "tests.benchmarks.servers.slow_line", port]
+    words += ["--delay", str(delay), "--rate", str(rate)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        entrance = running.stdout.readline().strip()
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{entrance}"
+        try:
+            yield
+        finally:
+            running.terminate()
 
 
 async def serve(port: int, delay: float, rate: float | None) -> None:
