@@ -7,13 +7,14 @@ bound.
 
 One thread goes through the plan and begins requests, a pool of threads waits for their
 answers. Chunks of one shard that lie near each other are one request. Where a shard's
-index is needed and not known, it is read first; those of a window are read together.
+index is needed and not known, it is read first, some shards ahead.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class ChunkFetch:
         self._planes = planes
         self._plan = plan
         self._room = ByteRoom(most_bytes)
+        self._requests = requests
         self._windows: queue.SimpleQueue[FetchedWindow | BaseException | None] = (
             queue.SimpleQueue()
         )
@@ -148,18 +150,14 @@ class ChunkFetch:
     ) -> None:
         """Begin the requests of a window's chunks."""
         shards = self._shards(chunks)
-        prepared = {
-            shard: self._pool.submit(self._reader.prepare, *shard)
-            for shard in shards
-            if not self._reader.is_prepared(*shard)
-        }
-        for (site, unit), cells in shards.items():
+        preparing = self._preparing(list(shards))
+        for shard, cells in shards.items():
             try:
-                if (site, unit) in prepared:
-                    prepared[site, unit].result()
-                ranges = self._reader.byte_ranges(
-                    site, unit, [cell.chunk.chunk for cell in cells]
-                )
+                prepared = next(preparing)
+                if prepared is not None:
+                    prepared.result()
+                numbers = [cell.chunk.chunk for cell in cells]
+                ranges = self._reader.byte_ranges(*shard, numbers)
             except Exception as error:  # noqa: BLE001 (raised again where it is decoded)
                 fetches.put(_failed(cells, error))
                 continue
@@ -168,8 +166,26 @@ class ChunkFetch:
                 wanted = [ranges[position] for position in one.members]
                 if not self._room.take(one.length):
                     return
-                answer = self._pool.submit(self._fetch, site, unit, wanted)
+                answer = self._pool.submit(self._fetch, *shard, wanted)
                 fetches.put(Fetch(members, one.length, answer))
+
+    def _preparing(
+        self, shards: list[tuple[int, int]]
+    ) -> Iterator[Future[None] | None]:
+        """Yield when what each shard's chunks need will be read; None: it has been.
+
+        That of some shards is read ahead, not of all: chunks of the first ones would
+        wait for it.
+        """
+        ahead: deque[Future[None] | None] = deque()
+        for shard in shards:
+            is_prepared = self._reader.is_prepared(*shard)
+            ahead.append(
+                None if is_prepared else self._pool.submit(self._reader.prepare, *shard)
+            )
+            if len(ahead) > self._requests:
+                yield ahead.popleft()
+        yield from ahead
 
     def _shards(self, chunks: list[Chunk]) -> dict[tuple[int, int], list[Cell]]:
         """Return cells by shard: by number of the site, and unit."""

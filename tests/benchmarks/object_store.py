@@ -5,11 +5,11 @@ Server: Ceph's RADOS Gateway (tests/s3_server), on the same machine, so that it 
 its share of the cores. Store: as in `stream.py`, smaller.
 
 Stream: one epoch of consumed batches in the steady state; floor: one ranged GET for
-every chunk of it, as many at a time, by the better of the clients in the round. The two
+every chunk of it, as many at a time, by the better of the clients in the round. They
 alternate; the ratio is the median of the rounds' ratios. First batch: from the URL to
 the first batch, libraries loaded. Upload: units committed by the store writer; floor:
-PUTs of the same objects. The server's work and encoding share the cores here, so a
-second floor is the seconds of both, one after the other. Requests are counted in
+PUTs of the same objects. The server takes the same cores as decoding and encoding do,
+so second floors are the seconds of requests and of these, one after the other. Requests are counted in
 `Storage`.
 
 `--distance`: the same with 20 ms of latency and a bandwidth limit in between
@@ -28,6 +28,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 import actstore
@@ -64,6 +65,26 @@ def chunks_of(store: Store) -> list[Get]:
     return gets
 
 
+def decoding(store: Store, gets: list[Get], threads: int) -> Run:
+    """Decodes as many chunks as those, one chunk's bytes over and over."""
+    key, offset, length = gets[0]
+    raw = store.storage.read_ranges(key, [(offset, length)])[0]
+    codec = store.codec(store.sites[0])
+
+    def some(n: int) -> None:
+        out = np.empty((codec.chunk_rows, codec.d), codec.dtype)
+        for _ in range(n):
+            codec.decode_chunk(raw, out)
+
+    def run() -> float:
+        with ThreadPoolExecutor(threads) as pool:
+            began = time.perf_counter()
+            list(pool.map(some, [len(gets) // threads] * threads))
+            return time.perf_counter() - began
+
+    return run
+
+
 def epoch(stream: Stream) -> float:
     """Seconds for as many batches as an epoch has."""
     began = time.perf_counter()
@@ -94,7 +115,8 @@ def measure_stream(
     gigabytes = sum(length for _, _, length in gets) / 1e9
     in_flight = chunk_fetch.REQUESTS
     raw = raw_gets(url, gets, in_flight)
-    floors, streams = [], []
+    floors, decoded, streams = [], [], []
+    decode = decoding(store, gets, options.threads)
     stream = store.stream(spec, threads=options.threads)
     note(
         f"{gigabytes:.2f} GB, {len(gets)} chunks, windows of {stream.window_chunks}"
@@ -104,13 +126,16 @@ def measure_stream(
         epoch(stream)
         for _ in range(options.rounds):
             floors.append(best(raw))
+            decoded.append(decode())
             # What it has loaded and fetched ahead meanwhile goes by before its clock
             # starts.
             epoch(stream)
             epoch(stream)
             streams.append(epoch(stream))
-            note(f"stream {streams[-1]:.2f} s")
+            note(f"decoding {decoded[-1]:.2f} s, stream {streams[-1]:.2f} s")
     report(f"{case}_stream_{in_flight}_in_flight", gigabytes, floors, streams)
+    both = [get + decoding for get, decoding in zip(floors, decoded, strict=True)]
+    report(f"{case}_stream_against_gets_and_decoding", gigabytes, both, streams)
     one_window = (
         statistics.median(floors)
         * stream.window_chunks
