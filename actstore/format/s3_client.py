@@ -126,7 +126,8 @@ class S3Client:
             before = self._credentials(self.fs.s3)
             self.fs.connect(refresh=True)
             self._stores.clear()
-            return self._credentials(self.fs.s3) != before
+            others: bool = self._credentials(self.fs.s3) != before
+            return others
 
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)

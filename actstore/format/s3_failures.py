@@ -138,14 +138,10 @@ def _of_obstore(text: str) -> Failure:
         return answered(
             int(status[1]), code[1] if code else "", message[1] if message else ""
         )
-    if "redirect" in told:
-        # what S3 answers to who asks in another region than the bucket's
-        return Failure("no", "redirects", 301, "PermanentRedirect")
     kinds = set(_OBSTORE_KIND.findall(details))
-    if "certificate" in details.lower():
-        return _BY_NAME["SSLError"]
-    if "dns error" in details:
-        return _NO_NAME
+    for words, meaning in _BY_WORDS:
+        if words in text.lower():
+            return meaning
     if "Connect" in kinds:
         return _REFUSED if "ConnectionRefused" in kinds else _NOBODY
     for signs, meaning in _BY_KIND:
@@ -161,6 +157,17 @@ _REFUSED = Failure("unreached", "refused connections", message="connection refus
 _LATE = Failure("again", "timeouts", message="it took too long")
 _TRUNCATED = Failure("again", "truncated answers", message="the answer broke off")
 _BROKEN = Failure("again", "broken connections", message="the connection broke")
+_CERTIFICATE = Failure("no", "SSLError", code="SSLError", message="no certificate")
+# What S3 answers to who asks in another region than the bucket's.
+_REDIRECT = Failure("no", "redirects", 301, "PermanentRedirect")
+# Words in the text of an error of obstore, and what they mean. No key has them.
+_BY_WORDS = (
+    ("received redirect without", _REDIRECT),
+    ("error following redirect", _REDIRECT),
+    ("invalid peer certificate", _CERTIFICATE),
+    ("invalidcertificate(", _CERTIFICATE),
+    ("dns error", _NO_NAME),
+)
 # Kinds of errors that obstore's text names, and what they mean; the first that fits.
 _BY_KIND = (
     ({"Timeout"}, _LATE),
@@ -184,9 +191,11 @@ _BY_NAME: dict[str, Failure] = {
     "IncompleteRead": _TRUNCATED,
     "IncompleteReadError": _TRUNCATED,
     "ReadTimeoutError": _LATE,
+    # botocore asks for a bucket's region, and is sent away again, without end
+    "RecursionError": _REDIRECT,
     "ResponseParserError": _TRUNCATED,
     "ResponseStreamingError": _TRUNCATED,
-    "SSLError": Failure("no", "SSLError", code="SSLError", message="no certificate"),
+    "SSLError": _CERTIFICATE,
     "ServerDisconnectedError": _BROKEN,
     "ServerTimeoutError": _LATE,
     "TimeoutError": _LATE,

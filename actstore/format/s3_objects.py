@@ -42,6 +42,12 @@ class S3Objects(FsspecObjects):
         self._bucket_is_there = False
 
     @property
+    def server(self) -> str:
+        endpoint = self.client.endpoint
+        # Buckets of Amazon's have one name in all regions.
+        return "" if endpoint.endswith(".amazonaws.com") else endpoint
+
+    @property
     def _by_obstore(self) -> bool:
         return self._moves_bulk and not forked()
 

@@ -132,6 +132,15 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
+    @property
+    def origin(self) -> str:
+        """The URL with the server that answers there.
+
+        Two servers may have buckets of one name.
+        """
+        server = "" if self.local is not None else self._there.server
+        return f"{server} {self.url}".lstrip()
+
     def child(self, key: str) -> Storage:
         """Return the storage one folder down."""
         if self.url.endswith("://"):

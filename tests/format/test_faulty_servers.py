@@ -118,7 +118,7 @@ def test_tries_are_bounded(s3_url: str, s3_server: str) -> None:
 
 def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "LONGEST_WAIT", 15.0)
-    one = retries.Retries(lambda _: None, lambda: None)
+    one = retries.Retries(lambda _: None, lambda: False)
     for tries in (1, 3, 6):
         waits = {one._wait(tries) for _ in range(50)}
         longest = retries.FIRST_WAIT * 2 ** (tries - 1)
@@ -167,6 +167,8 @@ def expect_told(call: Callable[[], Any], *words: str) -> None:
         ("denied", ("AccessDenied", "may not do that there")),
         ("skew", ("RequestTimeTooSkewed", "clock", "timedatectl")),
         ("expired", ("ExpiredToken", "log in again")),
+        ("other region", ("another region", "AWS_REGION")),
+        ("redirect", ("another region", "AWS_REGION")),
     ],
 )
 def test_what_will_not_pass_is_told_at_once(
@@ -185,7 +187,9 @@ def test_what_will_not_pass_is_told_at_once(
         ):
             proxy.requests = 0
             expect_told(call, *words)
-            assert proxy.requests <= 3 * retries.TRIES_EXPIRED
+            # botocore follows a bucket that is never where it is said to be
+            most = 200 if fault == "redirect" else 3 * retries.TRIES_EXPIRED
+            assert proxy.requests <= most
 
 
 def test_no_bucket_no_server_no_name_no_profile(s3_server: str) -> None:
