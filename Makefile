@@ -5,9 +5,9 @@ BIN = $(VENV)/bin
 
 # The newest zarr wants a newer Python than the oldest that actstore runs on.
 NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
-NEWEST = blake3 fsspec google-crc32c hypothesis ml_dtypes numcodecs numpy pydantic pytest pytest-timeout tensorstore xarray zarr zarrs
+NEWEST = blake3 dask filelock fsspec google-crc32c hypothesis ml_dtypes numcodecs numpy pydantic pytest pytest-timeout tensorstore xarray zarr zarrs
 
-.PHONY: demo test test-s3 s3-server s3-server-stop test-slow test-kernels test-newest fuzz readme examples docs wheel coverage mutants lint bench recipes evidence clean
+.PHONY: demo test test-s3 s3-server s3-server-stop test-slow test-kernels test-newest fuzz readme examples docs wheel deploy-check coverage mutants lint bench recipes evidence clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -60,6 +60,10 @@ wheel: $(VENV)/.dev
 	rm -rf build dist
 	$(BIN)/python -m build --outdir dist
 	PYTHON=$(PYTHON) bash .ci/wheel dist
+
+# Dockerfile, compose file and shell scripts, without a container engine; what the image runs, in a fresh environment.
+deploy-check: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/deploy
 
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile

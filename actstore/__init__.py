@@ -6,7 +6,9 @@
 
 What the commands of `actstore` do, these functions do: `harvest`, `extend`,
 `import_activations`; `estimate` (the command `plan`), `sites`, `stores` (`ls`),
-`verify`, `examine` (`doctor`). What `info` and `norms` show, an open store has:
+`verify`, `verify_deep` (`verify --deep`), `diff`, `examine` (`doctor`), `copy` (`cp`,
+`push`, `pull`); `publish`, `unpublish`, `published` (`ls`, `runs`), `remove` (`rm`),
+`usage` (`du`), `leftovers` (`gc`). What `info` and `norms` show, an open store has:
 `store.manifest`, `store.norms`.
 
 Importing this package loads nothing heavy: what it offers is imported when it is first
@@ -25,11 +27,19 @@ if TYPE_CHECKING:
     from actstore.harvesting.extend import extend
     from actstore.harvesting.harvest import harvest
     from actstore.importing.import_activations import import_activations
+    from actstore.inspect.diff_stores import diff
     from actstore.inspect.doctor import examine
     from actstore.inspect.list_stores import stores
     from actstore.inspect.verify import verify
     from actstore.model.site_list import sites
+    from actstore.publishing.leftovers import leftovers
+    from actstore.publishing.list_published import published
     from actstore.publishing.publish import publish
+    from actstore.publishing.remove import remove
+    from actstore.publishing.unpublish import unpublish
+    from actstore.publishing.usage import usage
+    from actstore.recomputing.verify_deep import verify_deep
+    from actstore.sharing.copy_store import copy
     from actstore.store.open_store import open  # noqa: A004
     from actstore.store.store import Store
     from schemas.harvest import HarvestSpec
@@ -42,16 +52,24 @@ __all__ = [
     "Store",
     "StreamSpec",
     "__version__",
+    "copy",
+    "diff",
     "estimate",
     "examine",
     "extend",
     "harvest",
     "import_activations",
+    "leftovers",
     "open",
     "publish",
+    "published",
+    "remove",
     "sites",
     "stores",
+    "unpublish",
+    "usage",
     "verify",
+    "verify_deep",
 ]
 
 _MODULES = {
@@ -59,16 +77,24 @@ _MODULES = {
     "Prices": "actstore.harvesting.estimate",
     "Store": "actstore.store.store",
     "StreamSpec": "schemas.stream",
+    "copy": "actstore.sharing.copy_store",
+    "diff": "actstore.inspect.diff_stores",
     "estimate": "actstore.harvesting.estimate",
     "examine": "actstore.inspect.doctor",
     "extend": "actstore.harvesting.extend",
     "harvest": "actstore.harvesting.harvest",
     "import_activations": "actstore.importing.import_activations",
+    "leftovers": "actstore.publishing.leftovers",
     "open": "actstore.store.open_store",
     "publish": "actstore.publishing.publish",
+    "published": "actstore.publishing.list_published",
+    "remove": "actstore.publishing.remove",
     "sites": "actstore.model.site_list",
     "stores": "actstore.inspect.list_stores",
+    "unpublish": "actstore.publishing.unpublish",
+    "usage": "actstore.publishing.usage",
     "verify": "actstore.inspect.verify",
+    "verify_deep": "actstore.recomputing.verify_deep",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -43,26 +43,43 @@ class Schema(BaseModel):
         return self.model_dump_json(indent=1) + "\n"
 
 
+class FieldDifference(NamedTuple):
+    """A field in which two records differ.
+
+    Attributes:
+        path: Its dotted path, such as `spec.dtype`.
+        a: Its value in the first record, as JSON has it; None where it is absent.
+        b: Its value in the second record.
+    """
+
+    path: str
+    a: Any
+    b: Any
+
+
+def field_differences(a: Any, b: Any, path: str = "") -> list[FieldDifference]:
+    """Return the fields in which two JSON values differ, sorted by their paths.
+
+    Objects are compared key by key, down to the values; lists as wholes.
+    """
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [FieldDifference(path, a, b)]
+    found = []
+    for key in sorted({*a, *b}):
+        inner_path = f"{path}.{key}" if path else key
+        found += field_differences(a.get(key), b.get(key), inner_path)
+    return found
+
+
 def differences(wanted: Schema, found: Schema) -> list[str]:
     """Return the fields in which two values of a schema differ, a line for each.
 
     A line is `a.b: wanted x, there is y`.
     """
-
-    def differences_at(path: str, wanted: Any, found: Any) -> list[str]:
-        if not (isinstance(wanted, dict) and isinstance(found, dict)):
-            if wanted == found:
-                return []
-            return [f"{path}: wanted {wanted!r}, there is {found!r}"]
-        lines: list[str] = []
-        for key in sorted({*wanted, *found}):
-            inner_path = f"{path}.{key}" if path else key
-            lines += differences_at(inner_path, wanted.get(key), found.get(key))
-        return lines
-
-    return differences_at(
-        "", wanted.model_dump(mode="json"), found.model_dump(mode="json")
+    every = field_differences(
+        wanted.model_dump(mode="json"), found.model_dump(mode="json")
     )
+    return [f"{path}: wanted {a!r}, there is {b!r}" for path, a, b in every]
 
 
 def parse_count(text: str) -> int:

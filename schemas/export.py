@@ -18,7 +18,13 @@ from schemas.base import Schema
 from schemas.catalog import PublishedRun, PublishedStore, TagRecord
 from schemas.explorer import ExplorerRecord
 from schemas.harvest import Plan
-from schemas.manifest import BlockRecord, Claim, StoreManifest, UnitRecord
+from schemas.manifest import (
+    BlockRecord,
+    Claim,
+    CopyRecord,
+    StoreManifest,
+    UnitRecord,
+)
 from schemas.records import (
     EvalRecord,
     MachineRecord,
@@ -35,6 +41,7 @@ FILES: dict[str, type[Schema]] = {
     "unit": UnitRecord,
     "block": BlockRecord,
     "claim": Claim,
+    "copy": CopyRecord,
     "stream_state": StreamState,
     "sae": RunRecord,
     "eval": EvalRecord,

@@ -204,6 +204,23 @@ class Numerics(Schema):
     threads: int = Field(description="threads of torch on a CPU")
 
 
+class Subset(Schema):
+    """The store that a part of it was copied from, and the units that came along.
+
+    A unit that was left out is there without rows, so that every other one keeps its
+    number: a row id and a sequence number mean the same in both stores.
+    """
+
+    parent: Digest = Field(description="content id of the store that it is a part of")
+    units: tuple[tuple[int, int], ...] = Field(
+        min_length=1,
+        description=(
+            "the units that were copied, as ranges in ascending order: first, and the"
+            " one behind the last"
+        ),
+    )
+
+
 def as_before(values: Any) -> Any:
     """Return a plan or manifest of format 1.0 as it was meant.
 
@@ -269,6 +286,11 @@ class Plan(Schema):
         default=None,
         exclude_if=lambda value: value is None,
         description="origin of imported activations; absent in a harvest",
+    )
+    subset: Subset | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="the store that is copied in part; absent in a harvest",
     )
 
     _before = model_validator(mode="before")(as_before)

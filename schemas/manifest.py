@@ -11,11 +11,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from schemas.base import Digest, Schema
-from schemas.harvest import HarvestSpec, Layout, Minor, ModelInfo, Numerics, as_before
+from schemas.harvest import (
+    HarvestSpec,
+    Layout,
+    Minor,
+    ModelInfo,
+    Numerics,
+    Subset,
+    as_before,
+)
 from schemas.source import Imported, Site
 
 FORMAT_VERSION = 1
-FORMAT_MINOR = 1
+FORMAT_MINOR = 2
 # Of so many units, one is held out: 5 % of the rows suffice for evaluation, and a store
 # of 20 units has some. Stores rely on it, so it never changes.
 HELD_OUT_EVERY = 20
@@ -68,6 +76,24 @@ class Claim(Schema):
     """
 
     batch: int = Field(gt=0, description="sequences per forward pass")
+
+
+class CopyRecord(Schema):
+    """`copy.json`: there only while a store is being copied to a place.
+
+    It says of which store, so that no two are mixed: what lies there by the size that
+    this store recorded was written by a copy of it, which had checked the bytes.
+    """
+
+    format: Literal["actstore"] = "actstore"
+    content_id: Digest = Field(description="content id of the store that is copied")
+    sites: tuple[str, ...] | None = Field(
+        default=None, description="the sites that are copied; null: all"
+    )
+    units: tuple[tuple[int, int], ...] | None = Field(
+        default=None,
+        description="the units that are copied, as ranges: first, end; null: all",
+    )
 
 
 class UnitRecord(Schema):
@@ -194,12 +220,17 @@ class StoreManifest(Schema):
     n_bytes: int = Field(description="bytes that all units' objects take")
     norms: tuple[NormStats, ...] = Field(description="norm statistics of each site")
     files: dict[str, ObjectRecord] = Field(
-        description="every other object, by key: columns, statistics, tokenizer"
+        description="every other object, by key: columns, statistics, tokenizer, card"
     )
     imported: Imported | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
         description="origin of imported activations; absent in a harvested store",
+    )
+    subset: Subset | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="the store that this is a part of; absent in a whole store",
     )
 
     _before = model_validator(mode="before")(as_before)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from schemas.catalog import DIGEST, NAME
+from schemas.catalog import DIGEST, NAME, Kind
 
 RECORDS = "records"
 TAGS = "tags"
@@ -28,7 +28,7 @@ class RecordKey(NamedTuple):
         digest: The digest of its values.
     """
 
-    kind: str
+    kind: Kind
     name: str
     digest: str
 
@@ -48,7 +48,7 @@ class TagKey(NamedTuple):
         number: Its number; the largest counts.
     """
 
-    kind: str
+    kind: Kind
     name: str
     tag: str
     number: int
@@ -62,7 +62,10 @@ class TagKey(NamedTuple):
 def record_key(key: str) -> RecordKey | None:
     """Return what the key of a record says; None for another object's key."""
     match = _RECORD.fullmatch(key)
-    return None if match is None else RecordKey(*match.groups())
+    if match is None:
+        return None
+    kind, name, digest = match.groups()
+    return RecordKey(_kind(kind), name, digest)
 
 
 def tag_key(key: str) -> TagKey | None:
@@ -71,7 +74,11 @@ def tag_key(key: str) -> TagKey | None:
     if match is None:
         return None
     kind, name, tag, number = match.groups()
-    return TagKey(kind, name, tag, int(number))
+    return TagKey(_kind(kind), name, tag, int(number))
+
+
+def _kind(text: str) -> Kind:
+    return "run" if text == "run" else "store"
 
 
 def record_digest(values: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def _entry(catalog: Catalog, kind: Kind, name: CatalogName) -> Entry:
         keys = catalog.keys(kind, name.name)
         if len(keys) == 1:
             return _read(catalog, keys[0], name)
-    raise _nothing(catalog, kind, name)
+    raise nothing_of(catalog, kind, name)
 
 
 def _of_content(
@@ -93,7 +93,7 @@ def _of_content(
     ]
     ids = sorted({one.record.content_id for one in found})
     if not ids:
-        raise _nothing(catalog, kind, name)
+        raise nothing_of(catalog, kind, name)
     if len(ids) > 1:
         raise CatalogError(
             f"{name.text}: that may be any of {', '.join(ids)}; give more characters"
@@ -114,7 +114,7 @@ def _read(catalog: Catalog, key: RecordKey, name: CatalogName) -> Entry:
         ) from None
 
 
-def _nothing(catalog: Catalog, kind: Kind, name: CatalogName) -> CatalogError:
+def nothing_of(catalog: Catalog, kind: Kind, name: CatalogName) -> CatalogError:
     """Return what to say where a name leads to nothing."""
     keys = catalog.keys(kind)
     of_name = [key for key in keys if key.name == name.name]

@@ -8,10 +8,12 @@ one that leads to nothing says that the tag is gone.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from actstore.catalog import record_keys
-from actstore.catalog.catalog import Catalog, record_values
+from actstore.catalog.catalog import READERS, Catalog, record_values
 from actstore.catalog.record_keys import TagKey
-from actstore.errors import CatalogError
+from actstore.errors import CatalogError, ObjectError
 from actstore.format.json_records import shallow_record
 from actstore.format.object_sizes import SMALL_JSON
 from schemas.catalog import Kind, TagRecord
@@ -21,11 +23,35 @@ MOST_TRIES = 10_000  # numbers that a publisher tries, each taken by another one
 
 def tags_of(catalog: Catalog, kind: Kind, name: str) -> dict[str, str]:
     """Return the digests that the tags of a name lead to, by tag."""
-    prefix = f"{record_keys.TAGS}/{kind}/{name}"
-    keys = [record_keys.tag_key(key) for key in catalog.storage.list(prefix)]
-    tags = sorted({key.tag for key in keys if key is not None})
-    found = {tag: tagged(catalog, kind, name, tag) for tag in tags}
-    return {tag: digest for tag, digest in found.items() if digest is not None}
+    return {key.tag: digest for key, digest in all_tags(catalog, kind, name)}
+
+
+def all_tags(
+    catalog: Catalog, kind: Kind, name: str | None = None
+) -> list[tuple[TagKey, str]]:
+    """Return the tags of a kind, or of one name, and the digests they lead to.
+
+    A record of a tag that cannot be read is left out: whoever opens it is told.
+    """
+    prefix = f"{record_keys.TAGS}/{kind}"
+    keys = catalog.storage.list(prefix if name is None else f"{prefix}/{name}")
+    # In sorted order the largest number of a tag comes last, and stays.
+    last = {
+        (key.name, key.tag): key
+        for key in map(record_keys.tag_key, keys)
+        if key is not None
+    }
+
+    def leads_to(key: TagKey) -> str | None:
+        try:
+            return _read(catalog, key).record
+        except (ObjectError, CatalogError):
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        digests = list(pool.map(leads_to, last.values()))
+    pairs = zip(last.values(), digests, strict=True)
+    return [(key, digest) for key, digest in pairs if digest is not None]
 
 
 def tagged(catalog: Catalog, kind: Kind, name: str, tag: str) -> str | None:

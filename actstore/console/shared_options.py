@@ -16,8 +16,10 @@ import copy
 import functools
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -33,6 +35,8 @@ PANEL = "Where stores lie"
 PLACES = {"URL", "RUN", "RUN...", "STORE", "FOLDER", "A", "B"}
 # What a run's folder, or a file of a spec, says of other places is not known yet.
 NAME_OTHERS = {"RUN", "RUN...", "A", "B", "FILE"}
+# How parameters are shown that are names in a catalog, or patterns of such.
+NAMES = {"NAME[:TAG]", "PATTERN"}
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 Given = Mapping[str, str]
@@ -70,6 +74,11 @@ def takes_places(params: Sequence[Any]) -> bool:
     return any(param.metavar in PLACES for param in params)
 
 
+def reads_catalog(params: Sequence[Any]) -> bool:
+    """Return whether a command may have to do with a catalog."""
+    return takes_places(params) or any(param.metavar in NAMES for param in params)
+
+
 def _storage_options(text: str, _: Given) -> str:
     """Return options as JSON: workers may be where a file's path leads nowhere."""
     return json.dumps(parse_options(text, "--storage-options"))
@@ -86,6 +95,30 @@ def _catalog(url: str, _: Given) -> str:
     return url
 
 
+def reads_rows(params: Sequence[Any]) -> bool:
+    """Return whether a command may read the rows of a store, by its `--store`."""
+    return any(param.name == "store" and param.metavar == "URL" for param in params)
+
+
+def _cache(folder: str, _: Given) -> str:
+    """Return a cache's folder as a path that means the same in every process."""
+    if not folder.strip() or _PROTOCOL.match(folder):
+        raise SpecError(f"--cache: wanted a folder of this machine, got {folder!r}")
+    return str(Path(folder).absolute())
+
+
+def _cache_size(text: str, given: Given) -> str:
+    """Return a cache's size in bytes, as text."""
+    from schemas.base import parse_size
+
+    if "--cache" not in given and not os.environ.get(command_values.CACHE):
+        raise SpecError("--cache-size: there is no cache; give its folder (--cache)")
+    try:
+        return str(parse_size(text))
+    except ValueError as error:
+        raise SpecError(f"--cache-size: {error}") from None
+
+
 SHARED: tuple[SharedOption, ...] = (
     SharedOption(
         name="--storage-options",
@@ -93,7 +126,7 @@ SHARED: tuple[SharedOption, ...] = (
         metavar="JSON",
         help="Credentials and endpoint of an object store; or a JSON file with them.",
         default="the usual environment",
-        belongs=takes_places,
+        belongs=reads_catalog,
         value=_storage_options,
         for_remote=True,
     ),
@@ -103,9 +136,29 @@ SHARED: tuple[SharedOption, ...] = (
         metavar="URL",
         help="The catalog whose names `catalog:NAME` are.",
         default=f"${command_values.CATALOG}",
-        belongs=takes_places,
+        belongs=reads_catalog,
         value=_catalog,
         for_remote=False,
+    ),
+    SharedOption(
+        name="--cache",
+        variable=command_values.CACHE,
+        metavar="DIR",
+        help="A folder of this machine that keeps what is read of a store elsewhere.",
+        default="none",
+        belongs=reads_rows,
+        value=_cache,
+        for_remote=True,
+    ),
+    SharedOption(
+        name="--cache-size",
+        variable=command_values.CACHE_SIZE,
+        metavar="SIZE",
+        help="What the cache may take of the disk.",
+        default="as before; a new cache: half of what is free",
+        belongs=reads_rows,
+        value=_cache_size,
+        for_remote=True,
     ),
 )
 
@@ -168,7 +221,7 @@ def in_force(params: Sequence[Any], values: dict[str, Any]) -> Iterator[None]:
             given[shared.name] = str(value)
     asked = [shared for shared in SHARED if shared.name in given]
     for shared in asked:
-        if shared.for_remote and _all_here(params, values):
+        if shared.for_remote and _all_here(params, values, given):
             raise SpecError(
                 f"{shared.name} does nothing for folders of this machine, and nothing"
                 " else is given; leave it out"
@@ -183,8 +236,11 @@ def in_force(params: Sequence[Any], values: dict[str, Any]) -> Iterator[None]:
                 typer.echo(f"note: {shared.name} changed nothing here", err=True)
 
 
-def _all_here(params: Sequence[Any], values: Mapping[str, Any]) -> bool:
+def _all_here(params: Sequence[Any], values: Mapping[str, Any], given: Given) -> bool:
     """Return whether a command line can lead nowhere but to this machine's folders."""
+    catalog = given.get("--catalog") or os.environ.get(command_values.CATALOG)
+    if catalog and not _is_here(catalog):
+        return False
     for param in params:
         value = values.get(str(param.name))
         if value is None or value in ((), []):

@@ -25,7 +25,7 @@ def read_manifest(storage: Storage) -> StoreManifest:
     """Return the manifest, checked as a whole.
 
     Raises:
-        UnfinishedError: There is a plan, but no manifest yet.
+        UnfinishedError: There is a plan or a copy's record, but no manifest yet.
         NotAStoreError: There is neither a plan nor a manifest, or the manifest is not
             one of actstore's.
         FormatVersionError: A newer actstore has written the manifest.
@@ -37,6 +37,7 @@ def read_manifest(storage: Storage) -> StoreManifest:
     except CorruptError:
         raise
     except ObjectError:
+        check_no_copy(storage)
         if storage.exists(object_keys.plan_key()):
             raise UnfinishedError(
                 f"{storage.url}: this harvest (or import) has not ended; run the same"
@@ -47,6 +48,15 @@ def read_manifest(storage: Storage) -> StoreManifest:
             " check the URL (`actstore ls` lists stores)"
         ) from None
     return parse_manifest(data, storage.url)
+
+
+def check_no_copy(storage: Storage) -> None:
+    """Raise UnfinishedError where a store without a manifest is being copied."""
+    if storage.exists(object_keys.COPY):
+        raise UnfinishedError(
+            f"{storage.url}: a copy of a store that has not ended; run the same"
+            " `actstore cp` (or push, pull) again to go on with it"
+        )
 
 
 def parse_manifest(data: bytes, url: str) -> StoreManifest:

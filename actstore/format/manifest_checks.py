@@ -22,7 +22,7 @@ from actstore.format import object_keys, object_sizes
 from actstore.format.content_id import content_id
 from actstore.format.layout import n_chunks
 from actstore.format.norm_checks import norm_faults
-from schemas.harvest import HarvestSpec, Layout, Plan
+from schemas.harvest import HarvestSpec, Layout, Plan, Subset
 from schemas.manifest import Generation, StoreManifest, UnitRecord
 from schemas.source import Site
 
@@ -33,6 +33,8 @@ MOST_D = 1 << 24
 MOST_CHUNK = 1 << 30  # bytes of a decoded chunk
 SITE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
 _FILE = re.compile(r"tokenizer/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
+# Files for people and for search engines, since format 1.2.
+CARD_FILES = ("norms.svg", "croissant.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CHANGED = "it was changed or badly written: copy the store again"
@@ -140,6 +142,10 @@ def _manifest_faults(m: StoreManifest) -> Faults:
         parent = content_id(m.generations[:-1])
     if m.parent != parent:
         yield f"parent {m.parent}: its generations make {parent}"
+    if m.subset is not None:
+        yield from _subset_faults(m.subset, m.n_units)
+        if len(m.generations) > 1:
+            yield "subset: a part of a store has one generation"
 
 
 def _plan_faults(plan: Plan) -> Faults:
@@ -148,6 +154,24 @@ def _plan_faults(plan: Plan) -> Faults:
     yield from layout_faults(plan.layout, plan.sites, plan.spec)
     if plan.first_unit > min(plan.layout.n_units, MOST_UNITS):
         yield f"first_unit {_shown(plan.first_unit)} of {plan.layout.n_units} units"
+    if plan.subset is not None:
+        yield from _subset_faults(plan.subset, plan.layout.n_units)
+        if plan.generation:
+            yield "subset: a part of a store has one generation"
+
+
+def _subset_faults(subset: Subset, n_units: int) -> Faults:
+    """Yield what is wrong with the ranges of units of a subset of `n_units` units."""
+    if not _DIGEST.fullmatch(subset.parent):
+        yield "subset.parent is no digest"
+    end = 0
+    for first, behind in subset.units:
+        if not end <= first < behind:
+            yield f"subset.units: {_shown(first)} to {_shown(behind)} after {end}"
+        end = behind
+    # What is left out behind the last one that was copied is not there at all.
+    if end != n_units:
+        yield f"subset.units end at {_shown(end)}, of {n_units} units"
 
 
 def _name_faults(spec: HarvestSpec, sites: Sequence[Site]) -> Faults:
@@ -308,7 +332,7 @@ def _wanted_files(m: StoreManifest) -> _WantedFiles:
 def _file_faults(m: StoreManifest) -> Faults:
     """Yield where `files` are not those that follow from the generations.
 
-    A tokenizer's files may be there or not.
+    A tokenizer's files may be there or not, and so may figure and description.
     """
     for i, g in enumerate(m.generations):
         plan = m.files.get(object_keys.plan_key(i))
@@ -318,7 +342,7 @@ def _file_faults(m: StoreManifest) -> Faults:
     for key in {*exact, *at_most} - {*m.files}:
         yield f"files: {key} is missing"
     for key, recorded in m.files.items():
-        if is_tokenizer_file(key):
+        if is_tokenizer_file(key) or (m.format_minor > 1 and key in CARD_FILES):
             most: int | None = object_sizes.OTHER_FILE
         else:
             most = exact.get(key, at_most.get(key))

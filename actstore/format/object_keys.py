@@ -4,6 +4,10 @@ from __future__ import annotations
 
 PLAN = "plan.json"  # the first object that a harvest writes
 MANIFEST = "manifest.json"  # the last one
+COPY = "copy.json"  # there only while a store is being copied
+README = "README.md"
+NORMS_FIGURE = "norms.svg"
+CROISSANT = "croissant.json"
 
 
 def acts_key(site: str) -> str:

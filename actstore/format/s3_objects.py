@@ -176,7 +176,14 @@ class S3Objects(FsspecObjects):
 
     def find(self, path: str) -> dict[str, ListedObject]:
         plain = super().find
-        return self._again(lambda: plain(path))
+        try:
+            return self._again(lambda: plain(path))
+        except FileNotFoundError as error:
+            failure = failure_of(error)
+            # A folder may be missing, and is empty then; not so the bucket.
+            if failure is not None and failure.kind == "no":
+                raise PermissionError(str(error)) from error
+            raise
 
     def folders(self, path: str) -> list[str]:
         plain = super().folders
@@ -241,7 +248,8 @@ class S3Objects(FsspecObjects):
             failure = failure_of(error)
             if failure is None:
                 raise
-            if failure.kind == "no create":
+            # some servers call a condition that they do not know a bad request
+            if failure.kind == "no create" or failure.status == 400:
                 self.creates = False
                 return self._create_alone(path, data)
             if failure.kind != "exists":

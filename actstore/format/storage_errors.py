@@ -148,7 +148,15 @@ def is_of_a_service(error: Exception) -> bool:
 
     Other errors come from the program.
     """
-    services = ("botocore", "aiobotocore", "aiohttp", "fsspec", "obstore")
+    services = (
+        "botocore",
+        "aiobotocore",
+        "aiohttp",
+        "fsspec",
+        "obstore",
+        "httpx",
+        "httpcore",
+    )
     return type(error).__module__.startswith(services)
 
 

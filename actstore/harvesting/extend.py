@@ -87,7 +87,7 @@ def extend(
 
     Raises:
         SpecError: Neither or both of sites and tokens are given, or the store was
-            imported.
+            imported, or is a part of another.
         SiteError: The store has a site already, or the model does not have it.
         ModelError: The model is not the one that was harvested: its weights differ.
         CorpusError: The corpus is another, or nothing is left in it.
@@ -180,7 +180,7 @@ def _extendable(storage: Storage) -> StoreManifest:
     before hours are spent.
 
     Raises:
-        SpecError: The store was imported.
+        SpecError: The store was imported, or is a part of another.
         CorruptError: Columns or statistics are not what was recorded.
     """
     manifest = read_manifest(storage)
@@ -188,6 +188,11 @@ def _extendable(storage: Storage) -> StoreManifest:
         raise SpecError(
             f"{storage.url}: this store was imported, so there is no model and no"
             " corpus to go on with; import all of it into a new store"
+        )
+    if manifest.subset is not None:
+        raise SpecError(
+            f"{storage.url}: this store is a part of another one (content id"
+            f" {manifest.subset.parent[:12]}); extend that, and copy again"
         )
     objects = StoredObjects(storage, manifest)
     for name in COLUMNS:

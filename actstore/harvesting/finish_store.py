@@ -22,6 +22,7 @@ from actstore.format.object_records import object_record, put
 from actstore.format.object_sizes import OTHER_FILE, stats_bytes
 from actstore.format.statistics import UnitStats
 from actstore.format.storage import Storage
+from actstore.harvesting.card import card_files
 from actstore.harvesting.unit_columns import (
     UnitColumns,
     check_finite,
@@ -34,6 +35,8 @@ from actstore.store.stored_objects import StoredObjects
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import Generation, ObjectRecord, StoreManifest
 from schemas.source import Site
+
+CARD_MINOR = 2  # the first minor version of the format that has a card
 
 
 def finish_generation(
@@ -77,6 +80,7 @@ def finish_generation(
         merged = all_sites
     files = _write_files(storage, plan, parent, columns, merged, tokenizer_keys)
     manifest = _manifest(plan, parent, sites, committed, columns, merged, files)
+    manifest = _with_card(storage, manifest)
     # A store that could not be opened must not be finished.
     check_manifest(manifest, storage.url)
     halved = [unit.record.unit for unit in committed if unit.record.batch is not None]
@@ -87,6 +91,19 @@ def finish_generation(
     # Last of all: its presence says that the store is finished.
     storage.put(object_keys.MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def _with_card(storage: Storage, manifest: StoreManifest) -> StoreManifest:
+    """Write the store's card; return the manifest with the records of its files.
+
+    A store of an older format keeps the page that was written with its plan.
+    """
+    if manifest.format_minor < CARD_MINOR:
+        return manifest
+    files = dict(manifest.files)
+    for key, data in card_files(storage, manifest).items():
+        files[key] = put(storage, key, data)
+    return manifest.model_copy(update={"files": dict(sorted(files.items()))})
 
 
 def _sites_of_store(plan: Plan, parent: StoreManifest | None) -> tuple[Site, ...]:
@@ -142,9 +159,10 @@ def _write_files(
     files[stats_key] = put(storage, stats_key, merged.to_bytes())
     already_there = [
         *filter(is_tokenizer_file, {*storage.list("tokenizer"), *tokenizer_keys}),
-        "README.md",
         object_keys.plan_key(plan.generation),
     ]
+    if plan.format_minor < CARD_MINOR:
+        already_there.append(object_keys.README)
     for key in already_there:
         files[key] = object_record(storage.read(key, OTHER_FILE))
     return dict(sorted(files.items()))
@@ -201,6 +219,7 @@ def _manifest(
         norms=merged.norms(),
         files=files,
         imported=first.imported,
+        subset=first.subset,
     )
 
 

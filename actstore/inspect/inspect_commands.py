@@ -1,4 +1,4 @@
-"""The commands `actstore info`, `norms`, `verify`, `ls` and `doctor`.
+"""The commands `actstore info`, `norms` and `doctor`.
 
 Importing this loads typer only, so that help comes at once.
 """
@@ -73,8 +73,8 @@ def norms_command(
     ] = None,
 ) -> None:
     """Show the norms of every site: mean, quantiles, outliers and non-finite rows."""
-    from actstore.inspect.norms_of_sites import write_norms
     from actstore.inspect.store_info import norm_table
+    from actstore.store.norms_of_sites import write_norms
     from actstore.store.open_store import open as open_store
 
     store = open_store(url)
@@ -100,77 +100,6 @@ def print_table(table: Table) -> None:
         # a pipe or a file has no width of its own, and 80 columns cut numbers off
         console.width = WIDTH
     console.print(table)
-
-
-def verify_command(
-    url: Url,
-    as_json: AsJson = False,
-    threads: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Objects read at a time.")
-    ] = 4,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair", help="Write bad zarr.json files anew, from the manifest."
-        ),
-    ] = False,
-) -> None:
-    """Read every object of a store and name each bad one.
-
-    An object is compared with its digest, or with what it follows from.
-
-    Exit code 1 if there is any (that is not repaired).
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from actstore.inspect.verify import verify
-    from actstore.store.open_store import open as open_store
-
-    store = open_store(url)
-    # On standard error, so that standard output is what a script may read.
-    console = Console(stderr=True)
-    # Where there is no terminal, a bar would leave an empty line.
-    with Progress(
-        console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("verifying", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        result = verify(store, threads, show, repair=repair)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(result._asdict()))
-    else:
-        for problem in result.problems:
-            typer.echo(problem)
-        for key in result.repaired:
-            typer.echo(f"repaired {store.url}/{key}")
-        typer.echo(
-            f"{result.objects} objects, {result.bytes:,} bytes:"
-            f" {len(result.problems)} bad"
-        )
-    if result.problems:
-        raise typer.Exit(1)
-
-
-def ls_command(url: Url, as_json: AsJson = False) -> None:
-    """List the stores at a URL and directly below it, one line each."""
-    from actstore.inspect.list_stores import stores
-
-    entries = stores(url)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps([entry._asdict() for entry in entries], indent=1))
-        return
-    for entry in entries:
-        typer.echo(f"{entry.url}  {entry.text}")
-    if not entries:
-        typer.echo(f"no stores at {url} or directly below it", err=True)
 
 
 def doctor_command(

@@ -74,8 +74,10 @@ def stores(
 
 def _entry(storage: Storage) -> Entry | None:
     """Return the store that lies there, or None."""
-    # A harvest writes its plan first and its manifest last.
+    # A harvest writes its plan first and its manifest last, a copy its record first.
     if not storage.exists(object_keys.MANIFEST):
+        if storage.exists(object_keys.COPY):
+            return Entry(storage.url, False, "unfinished copy")
         if not storage.exists(object_keys.plan_key()):
             return None
         return Entry(storage.url, False, "unfinished")

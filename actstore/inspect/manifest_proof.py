@@ -8,6 +8,7 @@ statistics; what differs is named.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ def manifest_problems(store: Store, records: Records) -> list[str]:
     wanted = manifest.model_copy(update=made_anew)
     lines = differences(wanted, manifest)
     lines += _tokenizer_differences(store, plans[0])
+    lines += _left_out_differences(plans[0], records)
     if not lines:
         return []
     shown = first_few(lines, _SHOWN, ";")
@@ -196,6 +198,20 @@ def _tokenizer_differences(store: Store, plan: Plan) -> list[str]:
     return [f"files: the tokenizer's digest is {digest}, the plan says {planned}"]
 
 
+def _left_out_differences(plan: Plan, records: Records) -> list[str]:
+    """Return a line where a subset has rows in a unit that it says it left out."""
+    if plan.subset is None:
+        return []
+    firsts = [first for first, _ in plan.subset.units]
+    lines = []
+    for committed in records[0]:
+        record = committed.record
+        nearest = plan.subset.units[max(0, bisect_right(firsts, record.unit) - 1)]
+        if record.n_rows and not nearest[0] <= record.unit < nearest[1]:
+            lines.append(f"subset: unit {record.unit} was left out, and has rows")
+    return lines
+
+
 def _extended_layout(before: Plan, plan: Plan) -> Layout:
     """Return the layout that an extension has.
 
@@ -221,7 +237,11 @@ def _wanted_fields(
         sites = tuple(site.name for site in manifest.sites)
         tokens = sum(plan.spec.tokens for plan in plans if not plan.adds_sites)
         spec = spec.model_copy(update={"sites": sites, "tokens": tokens})
-    elif manifest.imported is not None and manifest.n_sequences < layout.n_sequences:
+    elif (
+        manifest.imported is not None
+        and first_plan.subset is None
+        and manifest.n_sequences < layout.n_sequences
+    ):
         # Imported from an iterator, which does not say beforehand how much will come.
         came = {"n_sequences": manifest.n_sequences, "n_units": manifest.n_units}
         layout = layout.model_copy(update=came)
@@ -249,6 +269,7 @@ def _wanted_fields(
         "model": plans[-1].model,
         "numerics": first_plan.numerics,
         "imported": first_plan.imported,
+        "subset": first_plan.subset,
         "generations": tuple(generations),
         "n_rows": sum(rows_of_unit.values()),
         "n_train_rows": sum(training_rows),

@@ -24,7 +24,12 @@ from actstore.format.shard import ShardCodec, ShardIndex, decode_plain
 from actstore.format.storage import Storage
 from actstore.store.shard_bytes import ShardBytes, StoredShards
 from schemas.harvest import Layout
-from schemas.manifest import HELD_OUT_EVERY, StoreManifest, UnitRecord
+from schemas.manifest import (
+    HELD_OUT_EVERY,
+    ObjectRecord,
+    StoreManifest,
+    UnitRecord,
+)
 from schemas.source import Site
 
 # Shard indexes that a store keeps. An index takes 16 bytes for each chunk, so that with
@@ -145,7 +150,14 @@ class StoredObjects:
         Raises:
             CorruptError: Its bytes are not those recorded.
         """
-        record = self.manifest.files[key]
+        return self.recorded_bytes(key, self.manifest.files[key])
+
+    def recorded_bytes(self, key: str, record: ObjectRecord) -> bytes:
+        """Return an object whose size and digest are recorded.
+
+        Raises:
+            CorruptError: Its bytes are not those recorded.
+        """
         data = self.storage.read(key, record.bytes)
         same_size = len(data) == record.bytes
         if not same_size or blake3(data).hexdigest() != record.digest:
@@ -166,7 +178,7 @@ class StoredObjects:
 
         It has the unit's objects over all generations, with their sizes and digests.
         """
-        generations = self._generations_of(unit)
+        generations = self.generations_of(unit)
         records = [self._record(unit, generation) for generation in generations]
         # Each generation has recorded the objects of its own sites.
         objects = {}
@@ -179,10 +191,10 @@ class StoredObjects:
 
         There is one for each generation that has the unit.
         """
-        return [object_keys.unit_key(unit, i) for i in self._generations_of(unit)]
+        return [object_keys.unit_key(unit, i) for i in self.generations_of(unit)]
 
-    def _generations_of(self, unit: int) -> list[int]:
-        """Return the numbers of the generations that have a unit."""
+    def generations_of(self, unit: int) -> list[int]:
+        """Return the numbers of the generations that have a unit, in order."""
         having = []
         for i, generation in enumerate(self.manifest.generations):
             end = generation.first_unit + generation.n_units
@@ -196,6 +208,17 @@ class StoredObjects:
         record = read_record(self.storage, key, UnitRecord)
         check_record(self.manifest, generation, unit, record, f"{self.url}/{key}")
         return record
+
+    @cached_property
+    def _unit_digests(self) -> NDArray[np.uint8]:
+        """The digests of every unit's records, uint8 [n_units, 32]."""
+        digests: NDArray[np.uint8] = self.column("digests")
+        return digests
+
+    def unit_digest(self, unit: int) -> bytes:
+        """Return the digest of a unit's records, 32 bytes."""
+        digest: bytes = self._unit_digests[unit].tobytes()
+        return digest
 
     @property
     def _newest(self) -> int:
@@ -242,11 +265,11 @@ class StoredObjects:
             float32 [2, d].
         """
         scale_key = object_keys.chunk_key(object_keys.scale_key(site), unit)
-        scale = self.plain(scale_key, (self.layout.capacity,), np.float16)
+        scale = self.plain(scale_key, unit, (self.layout.capacity,), np.float16)
         # The array is [unit, 2, d], in chunks of one unit.
         step_key = object_keys.chunk_key(object_keys.step_key(site), unit, 0, 0)
         d = self.site(site).d
-        step = self.plain(step_key, (1, 2, d), np.float32)
+        step = self.plain(step_key, unit, (1, 2, d), np.float32)
         return scale, step[0]
 
     def block(
@@ -266,7 +289,7 @@ class StoredObjects:
         shape = (self.layout.unit_sequences, self.layout.context)
         key = object_keys.chunk_key("tokens", unit, 0)
         vocabulary = self.manifest.model.vocabulary
-        tokens = self.plain(key, shape, np.int32, data)
+        tokens = self.plain(key, unit, shape, np.int32, data)
         # 0: the size of the vocabulary is not known
         if tokens.min() < -1 or (vocabulary and tokens.max() >= vocabulary):
             raise CorruptError(
@@ -294,7 +317,7 @@ class StoredObjects:
         key = object_keys.chunk_key("rows", unit, 0)
         unit_sequences = self.layout.unit_sequences
         # Slots after the last valid row hold nothing that means anything.
-        of_slots = self.plain(key, (self.layout.capacity, 2), np.int32, data)
+        of_slots = self.plain(key, unit, (self.layout.capacity, 2), np.int32, data)
         pairs = of_slots[: self.rows_in(unit)]
         # Sequences are counted over the whole store, positions in their sequence.
         inside_unit = pairs - np.array([unit * unit_sequences, 0])
@@ -309,6 +332,7 @@ class StoredObjects:
     def plain(
         self,
         key: str,
+        unit: int,
         shape: tuple[int, ...],
         dtype: Any,
         data: bytes | None = None,
@@ -317,6 +341,7 @@ class StoredObjects:
 
         Args:
             key: The key of the chunk.
+            unit: The unit that it is of.
             shape: The shape of the chunk.
             dtype: The dtype of the values.
             data: The object's bytes, if they have been read already.
@@ -326,5 +351,5 @@ class StoredObjects:
         """
         if data is None:
             wanted = object_sizes.plain(shape, np.dtype(dtype).itemsize)
-            data = self.storage.read(key, wanted)
+            data = self.shards.whole(unit, key, wanted)
         return decode_plain(data, shape, dtype, f"{self.url}/{key}")

@@ -23,7 +23,7 @@ GROUND = {
     "actstore.console",
 }
 BELOW_STORE = GROUND | {"actstore.format", "actstore.catalog"}
-STORED = BELOW_STORE | {"actstore.store", "actstore.figures"}
+STORED = BELOW_STORE | {"actstore.cache", "actstore.store", "actstore.figures"}
 HARVESTED = STORED | {
     "actstore.builtin",
     "actstore.text",
@@ -56,15 +56,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.figures": GROUND | {"actstore.format"},
     "actstore.format": GROUND,
     "actstore.catalog": BELOW_STORE,
+    "actstore.cache": GROUND | {"actstore.format"},
     "actstore.store": STORED,
     "actstore.builtin": {"actstore.builtin"},
     "actstore.text": STORED | {"actstore.builtin"},
     "actstore.model": STORED,
     "actstore.harvesting": HARVESTED,
     "actstore.importing": HARVESTED,
+    "actstore.sharing": HARVESTED,
     "actstore.stream": STORED,
     "actstore.inspect": STORED | {"actstore.stream"},
-    "actstore.publishing": STORED | {"actstore"},
+    "actstore.publishing": STORED | {"actstore", "actstore.inspect"},
+    "actstore.recomputing": HARVESTED | {"actstore.stream", "actstore.inspect"},
     "trainer.errors": GROUND,
     "trainer.kernels": BELOW_KERNELS,
     "trainer.saes": BELOW_SAES,

@@ -20,11 +20,13 @@ BENCHES = (
     "writing",
     "opening",
     "stream",
+    "cache",
     "training",
     "sweep",
     "stitching",
     "cross_entropy",
     "explorer",
+    "copies",
     "object_store",
 )
 PEERS = ("stream_peers", "training_peers", "object_store_peers")

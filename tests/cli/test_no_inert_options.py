@@ -26,7 +26,7 @@ from actstore.harvesting import estimate
 from actstore.harvesting.harvest_options import FIELDS as OF_HARVEST
 from actstore.harvesting.harvest_options import spec_options
 from actstore.inspect import verify
-from actstore.inspect.norms_of_sites import compute_norms
+from actstore.store.norms_of_sites import compute_norms
 from schemas.train import TrainSpec
 from tests.cli.conftest import Cli, command_group
 from tests.support import make_store
@@ -87,7 +87,13 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore info", "s --shuffle"): {"--batch": "--batch 128", "--json": "--json"},
     ("actstore norms", "s"): {"--json": "--json", "--plot": "--plot p.html"},
     ("actstore verify", "s"): {"--json": "--json"},
+    ("actstore diff", "s s"): {"--json": "--json"},
     ("actstore ls", "."): {"--json": "--json"},
+    ("actstore rm", "s --yes"): {"--json": "--json"},
+    ("actstore du", "s"): {"--json": "--json"},
+    ("actstore gc", "."): {"--json": "--json", "--older-than": "--older-than 0.5"},
+    ("actstore cp", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
+    ("actstore pull", "s c"): {"--sites": f"--sites {OTHER}", "--units": "--units 0:2", "--json": "--json"},
     ("trainer train", "--store s --out o --sae topk --k 3 --expansion 2 --batch 128 --rows 256"): {
         "--out": "--out p", "--spec": "--spec spec.yaml", "--aligned": "--aligned", "--device": "--device nosuch",
         "--on-corrupt": "--on-corrupt nosuch", "--shard-dictionary": "--shard-dictionary",
@@ -138,12 +144,33 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "actstore verify": {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",
         "--threads": "cli/test_no_inert_options.py::test_threads_of_verify",
+        "--deep": "cli/test_verify_deep.py::test_the_command",
+        **{f"--{name}": "cli/test_verify_deep.py::test_each_option_changes_what_is_looked_at"
+           for name in ("rows", "all", "seed", "model", "device", "trust-remote-code")},
     },
+    "actstore ls": {
+        f"--{name}": "catalog/test_listing.py::test_stores_are_filtered" for name in ("name", "model", "corpus", "site")
+    },
+    "actstore runs": {
+        f"--{name}": "catalog/test_listing.py::test_runs_are_filtered_and_sorted"
+        for name in ("name", "model", "site", "sae", "sort", "json")
+    },
+    "actstore rm": {"--yes": "catalog/test_remove.py::test_a_store_that_runs_need_is_not_removed"},
+    "actstore gc": {"--delete": "catalog/test_leftovers.py::test_an_abandoned_harvest_goes_and_others_stay"},
+    "actstore unpublish": {
+        "--kind": "catalog/test_remove.py::test_a_store_and_a_run_may_have_one_name",
+        "--json": "catalog/test_remove.py::test_names_are_taken_out_one_by_one",
+    },
+    **{command: {"--threads": "sharing/test_commands.py::test_threads", "--verify": "sharing/test_commands.py::test_verify_of_a_copy"}
+       for command in ("actstore cp", "actstore pull")},
+    "actstore push": {"--threads": "sharing/test_commands.py::test_threads",
+                      **{f"--{name}": "sharing/test_commands.py::test_options_of_push" for name in ("sites", "units", "verify", "json")}},
     "actstore publish": {  # what it writes has the time in it
         "--by": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
         "--anonymous": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
         "--json": "catalog/test_publish.py::test_who_published_it_is_recorded_or_left_out",
     },
+    "actstore diff": {"--rows": "cli/test_diff.py::test_the_command", "--seed": "cli/test_diff.py::test_the_command"},
     "actstore doctor": {"--json": "cli/test_doctor.py::test_a_round_trip_in_a_folder_leaves_nothing"},
     "trainer train": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
@@ -171,6 +198,8 @@ SHARED_BY_MANY: dict[str, tuple[str, ...]] = {
         "cli/test_shared_options.py::test_it_holds_for_the_command_only",
         "cli/test_shared_options.py::test_where_it_would_change_nothing_it_is_refused",
     ),
+    "--cache": ("cli/test_cache_options.py::test_training_fills_a_cache",),
+    "--cache-size": ("cli/test_cache_options.py::test_training_fills_a_cache",),
     "--catalog": ("catalog/test_names.py::test_the_option_says_which_catalog",),
 }
 FIELDS = {

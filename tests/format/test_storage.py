@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from actstore.errors import ObjectError, StorageError
+from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format.storage import Storage
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(
+    params=[
+        "local",
+        "memory",
+        "s3",
+        pytest.param("real_s3", marks=pytest.mark.real_s3),
+    ]
+)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
         return Storage(str(tmp_path / "place"))
@@ -72,6 +79,50 @@ def test_ranges(storage: Storage) -> None:
         bytes(range(96, 100)),
         bytes(range(3)),
     ]
+
+
+def test_ranges_behind_the_end_are_cut_off(storage: Storage) -> None:
+    if storage.url.startswith("memory:"):
+        pytest.skip("fsspec's memory file system takes no ranges behind the end")
+    storage.put("k", bytes(range(10)))
+    ranges = [(8, 5), (10, 1), (50, 3), (2, 2), (-3, 3)]
+    parts = [bytes(part) for part in storage.read_ranges("k", ranges)]
+    assert parts == [b"\x08\x09", b"", b"", b"\x02\x03", b"\x07\x08\x09"]
+
+
+def test_a_limit_bounds_what_is_read(storage: Storage) -> None:
+    storage.put("k", b"12345")
+    storage.put("empty", b"")
+    assert storage.read("k", 5) == b"12345"
+    assert storage.read("empty", 0) == b""
+    with pytest.raises(CorruptError, match="at most"):
+        storage.read("k", 4)
+    assert storage.digest("k", 5)[0] == 5
+
+
+def test_keys_of_all_kinds(storage: Storage) -> None:
+    keys = ["a b/ü%20+", "blocks.0.hook/c/0/0", "#?&=", "x'y\"z"]
+    for key in keys:
+        storage.put(key, key.encode())
+        assert not storage.create(key, b"other")
+    assert storage.list() == sorted(keys)
+    for key in keys:
+        assert storage.read(key) == key.encode()
+        assert [bytes(part) for part in storage.read_ranges(key, [(0, 2)])] == [
+            key.encode()[:2]
+        ]
+        assert storage.exists(key)
+        storage.delete(key)
+    assert storage.list() == []
+
+
+def test_a_child_and_its_parent_see_the_same(storage: Storage) -> None:
+    storage.child("a").put("b", b"x")
+    assert storage.read("a/b") == b"x"
+    assert storage.child("a").is_folder()
+    assert not storage.child("b").is_folder()
+    assert not storage.child("a").is_empty()
+    assert storage.child("b").is_empty()
 
 
 def test_missing_objects(storage: Storage) -> None:

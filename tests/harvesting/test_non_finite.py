@@ -21,10 +21,10 @@ from actstore.errors import HarvestWarning, NoRowsError, NumericsError, SpecErro
 from actstore.harvesting.estimate import Prices, estimate
 from actstore.harvesting.extend import extend
 from actstore.harvesting.plan_command import lines
-from actstore.inspect.norms_of_sites import compute_norms
 from actstore.inspect.verify import verify
 from actstore.store.description import describe
 from actstore.store.non_finite import non_finite
+from actstore.store.norms_of_sites import compute_norms
 from actstore.stream.rescale import rescaling
 from schemas.manifest import StoreManifest, StratumNorms
 from tests.cli.conftest import Cli, cli

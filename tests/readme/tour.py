@@ -25,7 +25,9 @@ DOCUMENTS = (
     GUIDES / "sweeps.md",
     GUIDES / "several-gpus.md",
     GUIDES / "import-and-export.md",
+    GUIDES / "sharing.md",
     GUIDES / "python.md",
+    GUIDES / "other-tools.md",
 )
 LEFT_OUT = {
     "torchrun": "several GPUs",

@@ -30,6 +30,7 @@ ANSWERS = {
     "skew": (403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
     "denied": (403, "AccessDenied", "Access Denied"),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
+    "bad request": (400, "InvalidArgument", "Header is not supported."),
     "no condition": (501, "NotImplemented", "A header you provided implies functionality that is not implemented."),
 }  # fmt: skip
 # Those that a client gets over by asking again.
@@ -52,8 +53,8 @@ class Request(NamedTuple):
     headers: dict[str, str]
 
     @property
-    def is_listing(self) -> bool:
-        return self.method == "GET" and "list-type=2" in self.path
+    def is_create(self) -> bool:
+        return "if-none-match" in self.headers
 
 
 Rule = Callable[[Request], str | None]
@@ -174,6 +175,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         headers = {name.lower(): value for name, value in self.headers.items()}
         fault = self.proxy.fault(self.command, self.path, headers)
+        if fault == "signature":
+            # So AWS answers: with all that was signed, a token among it.
+            signed = "\n".join(f"{name}:{value}" for name, value in headers.items())
+            message = "The request signature we calculated does not match."
+            text = ERROR.format("SignatureDoesNotMatch", message)
+            request = f"<CanonicalRequest>{signed}</CanonicalRequest></Error>"
+            self._answer(403, [], text.replace("</Error>", request).encode())
+            return
         if fault in ANSWERS:
             status, code, message = ANSWERS[fault]
             text = ERROR.format(code, message) if code else ""
@@ -186,6 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self._reset()
             return
+        if fault == "condition ignored":
+            headers.pop("if-none-match", None)
         status, answer_headers, answer = self._forward(headers, body)
         if fault == "reset after":
             self._reset()

@@ -83,6 +83,8 @@ def test_names_of_generations_are_those_on_the_page(store: Path) -> None:
         "blocks",
         "tokenizer",
         "README.md",
+        "norms.svg",
+        "croissant.json",
         "manifest.json",
     }
     assert there == wanted | fixed
@@ -174,7 +176,7 @@ def test_what_is_under_which_digest(store: Path) -> None:
     }
     left = keys - records - objects - set(m["files"]) - {"manifest.json"}
     assert all(key.endswith("zarr.json") or key.startswith("blocks/") for key in left)
-    wanted = ("columns", "norms", "plan", "tokenizer/", "README.md")
+    wanted = ("columns", "norms", "plan", "tokenizer/", "README.md", "croissant")
     assert all(key.startswith(wanted) for key in m["files"])
     for key, one in m["files"].items():
         data = (store / key).read_bytes()

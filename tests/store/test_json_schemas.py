@@ -20,6 +20,7 @@ from actstore.harvesting.harvest import harvest
 from schemas.catalog import PublishedRun, PublishedStore, RunMetrics, TagRecord
 from schemas.explorer import ExplorerRecord
 from schemas.export import FOLDER, export
+from schemas.manifest import CopyRecord
 from schemas.records import (
     EvalRecord,
     LayerMetrics,
@@ -31,7 +32,7 @@ from schemas.records import (
 from schemas.sae import FlatSpec, SaeSpec
 from schemas.stream import StreamState
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
-from tests.store.test_old_stores import ARCHIVE
+from tests.store.test_old_stores import FIXTURES
 from trainer.runs.machine_record import this_machine
 
 NAMES = {
@@ -50,12 +51,13 @@ def schema(name: str) -> jsonschema.Draft202012Validator:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
-    """(schema, value) of every JSON file of stores of today and of 1.0, harvested,
+    """(schema, value) of every JSON file of stores of today and before, harvested,
     extended and imported.
     """
     root = tmp_path_factory.mktemp("stores")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(root / "old")
+    for minor in (0, 1):
+        with zipfile.ZipFile(FIXTURES / f"store_1_{minor}.zip") as archive:
+            archive.extractall(root / f"old_{minor}")
     harvest(SPEC, str(root / "grown"), model=Tiny(), tokens=TOKENS)
     extend(str(root / "grown"), tokens=3 * 4, model=Tiny(), source=TOKENS)
     extend(str(root / "grown"), sites="second", model=Tiny())
@@ -64,10 +66,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
     )
     found = [
         (name, json.loads(path.read_text()))
-        for store in (*root.glob("old/*"), root / "grown", root / "imported")
+        for store in (*root.glob("old_*/*"), root / "grown", root / "imported")
         for name, pattern in NAMES.items()
         for path in store.glob(pattern)
     ]
+    copied = CopyRecord(content_id="0" * 64, sites=("first",), units=((0, 2), (3, 4)))
+    found.append(("copy", json.loads(copied.to_json())))
     return [*found, ("claim", {"batch": 4}), *_of_runs(), *_of_catalogs()]
 
 
@@ -259,8 +263,8 @@ def test_every_key_that_is_always_there_is_required(
     for name, value in files:
         seen[name] = seen.get(name, set(value)) & value.keys()
     optional = {
-        "plan": {"format_minor", "imported", "separator_token"},
-        "manifest": {"format_minor", "imported"},
+        "plan": {"format_minor", "imported", "separator_token", "subset"},
+        "manifest": {"format_minor", "imported", "subset"},
     }
     for name, keys in seen.items():
         one = schema(name).schema

@@ -1,5 +1,5 @@
-"""Stores of format 1.0, written by the last actstore that wrote them, are read,
-verified, streamed, extended, resumed.
+"""Stores of formats 1.0 and 1.1, written by the last actstore that wrote them, are
+read, verified, streamed, extended, resumed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from actstore.harvesting.harvest import harvest
 from actstore.inspect.verify import verify
 from tests.fixtures.old_stores import IMPORTED, SPEC, TOKENS, Tiny
 
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "store_1_0.zip"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 DEFAULTS = (("split", "train"), ("text_column", "text"))
 
 
+@pytest.fixture(params=[0, 1], ids=["1.0", "1.1"])
+def minor(request: pytest.FixtureRequest) -> int:
+    """The minor version of the old stores."""
+    return int(request.param)
+
+
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
+def old(tmp_path: Path, minor: int) -> Path:
     """A folder of three stores: `harvested`, `extended` (by tokens, then by a site) and
     `imported` (int8).
     """
-    with zipfile.ZipFile(ARCHIVE) as archive:
+    with zipfile.ZipFile(FIXTURES / f"store_1_{minor}.zip") as archive:
         archive.extractall(tmp_path)
     return tmp_path
 
@@ -55,9 +61,9 @@ def outputs(sequence: np.ndarray, position: np.ndarray) -> dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize("name", ["harvested", "extended"])
-def test_rows_are_read_verified_and_streamed(old: Path, name: str) -> None:
+def test_rows_are_read_verified_and_streamed(old: Path, minor: int, name: str) -> None:
     store = actstore.open(old / name)
-    assert store.manifest.format_minor == 0
+    assert store.manifest.format_minor == minor
     assert verify(store).problems == []
     found = store.provenance(store.rows())
     assert len(found.sequence) == (20 if name == "harvested" else 32)
@@ -102,8 +108,8 @@ def test_zarr_opens_them(old: Path) -> None:
 
 
 def test_extended_it_has_what_the_old_actstore_wrote(old: Path) -> None:
-    """The same metadata, records and values, and no key that 1.0 does not know; so
-    whoever reads 1.0 reads it still.
+    """The same metadata, records and values, and no key that the older one does not
+    know; so whoever reads that reads it still.
     """
     store = more(old / "harvested")
     assert verify(store).problems == []
@@ -118,7 +124,7 @@ def test_extended_it_has_what_the_old_actstore_wrote(old: Path) -> None:
                 stated(json.loads(one.read_text())) for one in (path, wanted[key])
             )
             assert new == before, (
-                f"{key}: of a store of 1.0 it must be what 1.0 wrote; give new fields an `exclude_if`"
+                f"{key}: it must be what the older one wrote; give new fields an `exclude_if`"
             )
         elif not str(key).startswith("columns"):
             # these have digests of what has the version of torch
@@ -145,11 +151,11 @@ def test_extended_in_between_it_is_what_the_new_actstore_reads(old: Path) -> Non
 
 
 def test_one_that_was_not_finished_is_resumed_in_its_own_format(
-    old: Path, tmp_path: Path
+    old: Path, minor: int, tmp_path: Path
 ) -> None:
     finished, begun = old / "harvested", old / "begun"
     now = harvest(SPEC, str(tmp_path / "now"), model=Tiny(), tokens=TOKENS)
-    assert now.manifest.format_minor == 1
+    assert now.manifest.format_minor == 2
     plan = json.loads((finished / "plan.json").read_text())
     shutil.copytree(
         finished,
@@ -161,7 +167,7 @@ def test_one_that_was_not_finished_is_resumed_in_its_own_format(
     plan["numerics"] = now.manifest.numerics.model_dump()
     (begun / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
     store = harvest(SPEC, str(begun), model=Tiny(), tokens=TOKENS)
-    assert store.manifest.format_minor == 0
+    assert store.manifest.format_minor == minor
     assert verify(store).problems == []
     assert np.array_equal(store.read("first"), now.read("first"))
     for key in (
@@ -174,16 +180,13 @@ def test_one_that_was_not_finished_is_resumed_in_its_own_format(
         assert (begun / key).read_bytes() == (finished / key).read_bytes()
 
 
-def test_a_newer_minor_is_refused_with_what_is_known(old: Path) -> None:
+def test_a_newer_minor_is_refused_with_what_is_known(old: Path, minor: int) -> None:
     there = old / "harvested"
     for key in ("manifest.json", "plan.json"):
-        text = (there / key).read_text()
-        (there / key).write_text(
-            text.replace(
-                '"format_version": 1', '"format_version": 1, "format_minor": 2, "x": 0'
-            )
-        )
-    refusal = r"version 1\.2, this actstore reads 1\.0 to 1\.1; upgrade"
+        values = json.loads((there / key).read_text())
+        assert values.get("format_minor", 0) == minor
+        (there / key).write_text(json.dumps({**values, "format_minor": 3, "x": 0}))
+    refusal = r"version 1\.3, this actstore reads 1\.0 to 1\.2; upgrade"
     with pytest.raises(FormatVersionError, match=refusal):
         actstore.open(there)
     (there / "manifest.json").unlink()

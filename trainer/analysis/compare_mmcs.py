@@ -24,6 +24,7 @@ from trainer.analysis.random_directions import random_floor
 from trainer.analysis.seed_groups import group_runs, sparsity_setting
 from trainer.analysis.statistics_of_seeds import mean_interval, shown_interval
 from trainer.errors import RunError
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import TrainedSae, load
 
@@ -48,7 +49,7 @@ class Comparison(NamedTuple):
 
 
 @checked(
-    runs=arguments.folders,
+    runs=run_folders,
     truth=optional(arguments.folder),
     seed=arguments.count_from_0,
 )

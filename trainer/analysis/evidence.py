@@ -19,7 +19,7 @@ from trainer.errors import RunError
 # From the name of a table to the function that draws it. Pages show tables in this
 # order.
 PLOTS: dict[str, str] = {
-    "norms": "actstore.inspect.norms_of_sites:plot_norms",
+    "norms": "actstore.store.norms_of_sites:plot_norms",
     "fronts": "trainer.analysis.fronts:plot_fronts",
     "by_layer": "trainer.analysis.by_layer:plot_by_layer",
     "matched": "trainer.analysis.matched:plot_matched",

@@ -28,6 +28,7 @@ from trainer.analysis.cosines import mutual_max_cosine
 from trainer.analysis.decoder_directions import decoder_of
 from trainer.analysis.random_directions import random_directions, random_floor
 from trainer.errors import RunError
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.trained_sae import TrainedSae, load
 
 THRESHOLD = 0.7
@@ -70,7 +71,7 @@ class LayerMatches(NamedTuple):
     floors: tuple[float, ...]
 
 
-@checked(runs=arguments.folders, seed=arguments.count_from_0)
+@checked(runs=run_folders, seed=arguments.count_from_0)
 def match_layers(
     runs: Sequence[str | os.PathLike[str]],
     *,

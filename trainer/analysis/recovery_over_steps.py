@@ -30,6 +30,7 @@ from trainer.analysis.seed_groups import group_runs
 from trainer.analysis.statistics_of_seeds import mean_interval, means_at, shown_interval
 from trainer.errors import RunError
 from trainer.runs.kept_weights import kept_steps, load_kept
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_data import name_of
 from trainer.runs.run_files import read_json
 from trainer.runs.trained_sae import TrainedSae, load
@@ -49,7 +50,7 @@ class _Point(NamedTuple):
 
 
 @checked(
-    runs=arguments.folders,
+    runs=run_folders,
     truth=optional(arguments.folder),
     seed=arguments.count_from_0,
 )

@@ -38,7 +38,7 @@ def norms_command(
     as_json: AsJson = False,
 ) -> None:
     """Mean L2 norm of each layer's rows, with the 5 to 95 % band."""
-    from actstore.inspect.norms_of_sites import compute_norms
+    from actstore.store.norms_of_sites import compute_norms
     from actstore.store.open_store import open as open_store
 
     show(compute_norms(open_store(store)), out, as_json)

@@ -15,13 +15,14 @@ from actstore.figures.table import Column, Table, Value
 from actstore.format.storage import Storage
 from schemas.records import ModelMetrics
 from trainer.errors import RunError
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_data import RunData, read_run
 
 NAME = "sae_table"
 SORTS = ("trained", "stitched")
 
 
-@checked(runs=arguments.folders)
+@checked(runs=run_folders)
 def compute_sae_table(
     runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
 ) -> Table:

@@ -21,6 +21,7 @@ from actstore.figures.table import Column, Table, Value
 from trainer.analysis.compare_mmcs import compare, floor_of
 from trainer.analysis.seed_groups import Sparsity, sparsity_setting
 from trainer.errors import RunError
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_data import RunData, read_run
 from trainer.runs.trained_sae import load
 
@@ -56,8 +57,8 @@ class _Row(NamedTuple):
 
 
 @checked(
-    toy=arguments.folders,
-    model=arguments.folders,
+    toy=run_folders,
+    model=run_folders,
     truth=optional(arguments.folder),
     seed=arguments.count_from_0,
 )

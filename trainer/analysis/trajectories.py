@@ -25,6 +25,7 @@ from actstore.store.store import Store
 from trainer.analysis.spread_of_latents import widest
 from trainer.errors import RunError
 from trainer.evaluation.metrics_of_rows import blocks, holds_out, row_ids
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.run_data import read_run
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import TrainedSae, load
@@ -52,7 +53,7 @@ class _Trajectory(NamedTuple):
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     n_latents=arguments.count_up_to(MOST_LATENTS),
     store=optional(arguments.folder),
     rows=arguments.count,

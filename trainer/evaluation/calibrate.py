@@ -10,12 +10,13 @@ from actstore.arguments import checked, optional
 from trainer.errors import RunError
 from trainer.evaluation.move_thresholds import move_thresholds, write_thresholds
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     l0=optional(arguments.positive),
     store=optional(arguments.folder),
     all_rows=arguments.flag,

@@ -14,6 +14,7 @@ from trainer.evaluation import metrics_of_rows
 from trainer.evaluation.calibrate import no_filter
 from trainer.evaluation.move_thresholds import asked_l0, off_target
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load
 
@@ -25,7 +26,7 @@ Progress = Callable[[Phase, int, int], None]
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     store=optional(arguments.folder),
     split=arguments.choice(*SPLITS),
     rows=optional(arguments.count),

@@ -15,12 +15,13 @@ from trainer.evaluation.metrics_of_rows import evaluate_rows, with_model
 from trainer.runs import checkpoint_evals
 from trainer.runs.kept_weights import kept_steps, load_kept
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import load
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     store=optional(arguments.folder),
     split=arguments.choice("held_out", "train"),
     rows=optional(arguments.count),

@@ -22,6 +22,7 @@ from trainer.explorer.read_explorer import Explorer
 from trainer.explorer.token_effects import Unembedding, unembedding_of
 from trainer.explorer.write_explorer import record_of, weights_of, write_explorer
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder, run_folders
 from trainer.runs.run_store import store_of
 from trainer.runs.trained_sae import TrainedSae, load
 
@@ -30,10 +31,10 @@ Progress = Callable[[str, int, int], None]
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     page=optional(arguments.folder),
     out=optional(arguments.folder),
-    beside=arguments.folders,
+    beside=run_folders,
     store=optional(arguments.folder),
     split=arguments.choice("held_out", "train"),
     rows=optional(arguments.count),

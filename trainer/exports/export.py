@@ -13,13 +13,14 @@ from trainer.exports import hub
 from trainer.exports.export_origin import read_origin
 from trainer.exports.own_format import safetensors_files
 from trainer.exports.saelens_format import saelens_files
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.trained_sae import load
 
 FORMATS = ("saelens", "safetensors")
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     out=arguments.folder,
     to=arguments.choice(*FORMATS),
     store=optional(arguments.folder),

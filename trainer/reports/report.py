@@ -27,6 +27,7 @@ from trainer.reports.sections import sections_of
 from trainer.reports.tables import other_stores
 from trainer.runs import published_names
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_data import RunData, read_run
 from trainer.runs.run_store import RunStore, store_of
 from trainer.runs.trained_sae import load
@@ -37,7 +38,7 @@ MOST_POINTS = 2_400  # of the curves of all runs together
 
 
 @checked(
-    runs=arguments.folders,
+    runs=run_folders,
     out=arguments.folder,
     store=optional(arguments.folder),
     latents=arguments.count_from_0,

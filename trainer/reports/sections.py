@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from actstore.figures.page import Section
 from actstore.figures.table import Table
-from actstore.inspect.norms_of_sites import compute_norms, plot_norms
+from actstore.store.norms_of_sites import compute_norms, plot_norms
 from actstore.store.store import Store
 from trainer.analysis.by_layer import compute_by_layer
 from trainer.analysis.curves import compute_curves

@@ -21,6 +21,7 @@ from schemas.records import (
 from schemas.train import TrainSpec
 from trainer.errors import RunError
 from trainer.runs import checkpoint_evals, journal
+from trainer.runs.run_arguments import run_url
 from trainer.runs.run_files import read_json
 from trainer.runs.run_tensors import (
     LATENTS,
@@ -74,12 +75,14 @@ def name_of(url: str, record: RunRecord) -> str:
 
 
 def read_run(url: str) -> RunData:
-    """Read an evaluated run.
+    """Read an evaluated run, whose folder, URL or name in a catalog is given.
 
     Raises:
+        CatalogError: The name leads to nothing, or to another run than was published.
         RunError: It is no finished run, it has not been evaluated, or its files do not
             fit each other.
     """
+    url = run_url(url)
     storage = Storage(url)
     try:
         record = read_json(storage, "sae.json", RunRecord)

@@ -23,6 +23,7 @@ from actstore.format.storage import Storage
 from schemas.records import RunRecord
 from trainer.errors import RunError, SaeError
 from trainer.kernels.devices import usable
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.run_files import read_json
 from trainer.runs.run_tensors import (
     check_shapes,
@@ -425,7 +426,7 @@ def _check_shape(call: str, what: str, x: Any, last: tuple[int, ...]) -> None:
 
 
 @checked(
-    run=arguments.folder,
+    run=run_folder,
     options=optional(arguments.mapping),
     device=arguments.device,
 )

@@ -23,6 +23,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import Matches, max_cosine
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.compare import MOST_POINTS, classes
 from trainer.stitching.dictionary import Dictionary
@@ -108,8 +109,8 @@ def _squared(rows: Tensor) -> Tensor:
 
 
 @checked(
-    a=arguments.folder,
-    b=arguments.folder,
+    a=run_folder,
+    b=run_folder,
     site=optional(arguments.text),
     threshold=cosine,
     store=optional(arguments.folder),

@@ -15,6 +15,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Mark, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import Matches, mutual_max_cosine
 from trainer.analysis.random_directions import random_floor
+from trainer.runs.run_arguments import run_folder
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.decoders import Decoder, read_decoders
 
@@ -33,8 +34,8 @@ class _Part(NamedTuple):
 
 
 @checked(
-    a=arguments.folder,
-    b=arguments.folder,
+    a=run_folder,
+    b=run_folder,
     site=optional(arguments.text),
     threshold=cosine,
     seed=arguments.count_from_0,

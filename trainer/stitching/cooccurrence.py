@@ -24,6 +24,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.checks import THRESHOLD, cosine
@@ -86,8 +87,8 @@ def expected_together(pairs: NDArray[np.int64], counts: Counts) -> float:
 
 
 @checked(
-    a=arguments.folder,
-    b=arguments.folder,
+    a=run_folder,
+    b=run_folder,
     site=optional(arguments.text),
     threshold=cosine,
     seed=arguments.count_from_0,

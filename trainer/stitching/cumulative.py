@@ -12,6 +12,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table
 from trainer.analysis.cosines import max_cosine
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.stitching.add import CLASSES, MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.pair import choice_of, distinct_names, open_sides
@@ -22,8 +23,8 @@ POINTS = 30
 
 
 @checked(
-    a=arguments.folder,
-    b=arguments.folder,
+    a=run_folder,
+    b=run_folder,
     site=optional(arguments.text),
     threshold=cosine,
     points=arguments.count,

@@ -22,6 +22,7 @@ from schemas.records import StitchedFrom, StitchRecord
 from trainer.analysis.cosines import max_cosine
 from trainer.errors import RunError
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_store import check_fits
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
@@ -71,7 +72,7 @@ def stitched(dictionaries: Sequence[Dictionary], threshold: float) -> Stitched:
 
 
 @checked(
-    runs=arguments.folders,
+    runs=run_folders,
     out=arguments.folder,
     site=optional(arguments.text),
     threshold=cosine,

@@ -15,6 +15,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import max_cosine, pairs_above
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.components import Swap, swaps_of
@@ -28,8 +29,8 @@ PHASES = ("start", "novel added", "swapped")
 
 
 @checked(
-    a=arguments.folder,
-    b=arguments.folder,
+    a=run_folder,
+    b=run_folder,
     site=optional(arguments.text),
     threshold=cosine,
     order=arguments.choice("max", "mean"),

@@ -20,6 +20,7 @@ from actstore.arguments import checked, optional
 from actstore.figures.figure import Axis, Drawing, Figure, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folders
 from trainer.runs.run_data import name_of
 from trainer.runs.trained_sae import FoldedSae, load
 from trainer.stitching.add import MSE_UNIT
@@ -91,7 +92,7 @@ def _rows_at_once(sae: FoldedSae) -> int:
 
 
 @checked(
-    runs=arguments.folders,
+    runs=run_folders,
     site=optional(arguments.text),
     store=optional(arguments.folder),
     split=arguments.choice("held_out", "train"),

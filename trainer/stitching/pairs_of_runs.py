@@ -15,6 +15,7 @@ from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import max_cosine
 from trainer.analysis.random_directions import random_floor
 from trainer.errors import RunError
+from trainer.runs.run_arguments import run_folders
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.decoders import Decoder, read_decoders
 
@@ -23,7 +24,7 @@ ORDERS = ("larger in smaller", "same size", "smaller in larger")
 
 
 @checked(
-    runs=arguments.folders,
+    runs=run_folders,
     site=optional(arguments.text),
     threshold=cosine,
     seed=arguments.count_from_0,

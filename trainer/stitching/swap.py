@@ -21,6 +21,7 @@ from actstore.figures.figure import Axis, Drawing, Figure, Rule, Series
 from actstore.figures.table import Column, Table, Value
 from trainer.analysis.cosines import pairs_above
 from trainer.runs.notes import Tell, as_warning
+from trainer.runs.run_arguments import run_folder
 from trainer.stitching.add import MSE_UNIT
 from trainer.stitching.checks import THRESHOLD, cosine
 from trainer.stitching.compare import MOST_POINTS
@@ -157,8 +158,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 @checked(
-    a=arguments.folder,
-    b=arguments.folder,
+    a=run_folder,
+    b=run_folder,
     site=optional(arguments.text),
     threshold=cosine,
     store=optional(arguments.folder),

@@ -17,6 +17,7 @@ from actstore.errors import SpecError
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.machine.stop_signals import Stop, signals
 from actstore.store.open_store import open as open_store
+from actstore.store.open_store import store_url
 from schemas.train import SweepSpec, TrainSpec
 from trainer.distributed.launch import under_torchrun
 from trainer.distributed.world_of_one import OneWorld
@@ -285,25 +286,45 @@ def _train_groups(
     specs = [spec for group in groups for spec in group.values()]
     urls = [url for group in groups for url in group]
     say_if_slow(console, specs, settings.device)
+    places = _places(specs, world)
     summaries: list[Ended] = []
     with signals() as stop:
         sinks = None
         if world.lead:
             sinks = sinks_for(urls, settings.tensorboard, settings.wandb)
         for group in groups:
-            summaries += _train_group(group, console, stop, settings, sinks, world)
+            place = places[next(iter(group.values())).store]
+            summaries += _train_group(
+                group, place, console, stop, settings, sinks, world
+            )
     show(console, summaries, sweep_folder)
+
+
+def _places(specs: Sequence[TrainSpec], world: World | OneWorld) -> dict[str, str]:
+    """Return where each store lies, by what the specs call it, for all processes.
+
+    A name in a catalog is looked up once: its tag may move while runs are trained.
+    """
+    places = {}
+    if world.lead:
+        places = {url: store_url(url) for url in {spec.store for spec in specs}}
+    shared: dict[str, str] = world.shared(places)
+    return shared
 
 
 def _train_group(
     group: Group,
+    place: str,
     console: Console,
     stop: Stop,
     settings: Settings,
     sinks: Sinks | None,
     world: World | OneWorld,
 ) -> list[Ended]:
-    """Train one group; where that is shown, look at what came of it."""
+    """Train one group; where that is shown, look at what came of it.
+
+    place: where its store lies.
+    """
     first = next(iter(group.values()))
     began = time.monotonic()
     last_progress: dict[str, Progress] = {}
@@ -319,7 +340,7 @@ def _train_group(
             display(now)
 
         train_group(
-            open_store(first.store, follow=first.stream.follow),
+            open_store(place, follow=first.stream.follow),
             group,
             device=settings.device,
             on_corrupt=checked_on_corrupt(settings.on_corrupt),
@@ -342,13 +363,13 @@ def _train_group(
         return [
             ended(
                 url,
-                spec.store,
+                place,
                 device,
                 last_progress.get(url),
                 seconds,
                 fits_one_device,
             )
-            for url, spec in group.items()
+            for url in group
         ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from safetensors.torch import save as save_tensors
 
+from actstore.catalog.names import is_name
 from actstore.format.storage import Storage
 from actstore.machine.stop_signals import Stop
 from actstore.store.streamed_store import StreamedStore
@@ -185,7 +186,10 @@ def _say_what_it_is(run: Run, store: StreamedStore, device: str) -> None:
     """Write the run's spec and where its store lies into its folder."""
     origin = origin_of(store, run.storage.url)
     run.storage.put(ORIGIN, origin.to_json().encode())
-    spec = run.spec.model_copy(update={"store": origin.store})
+    spec = run.spec
+    # A name is kept as it was asked for; `store.json` says where it has led to.
+    if not is_name(spec.store):
+        spec = spec.model_copy(update={"store": origin.store})
     run.storage.put("spec.json", spec.to_json().encode())
     # Of where it began: a run that goes on elsewhere keeps it.
     if not run.storage.exists(machine_record.KEY):

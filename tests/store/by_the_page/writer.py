@@ -232,7 +232,7 @@ class PageWriter:
 
     def groups(self, arrays: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """With lists of what is below them."""
-        about = {"format": "actstore", "format_version": 1, "format_minor": 1}
+        about = {"format": "actstore", "format_version": 1, "format_minor": 2}
         names = {key.split("/")[0] for key in arrays if "/" in key}
         listed = {
             **{name: group({"description": GROUPS[name]}, {}) for name in names},
@@ -293,7 +293,7 @@ class PageWriter:
 
     def plan(self) -> dict[str, Any]:
         return {
-            "format": "actstore", "format_version": 1, "format_minor": 1, **self.about(), "corpus_digest": None,
+            "format": "actstore", "format_version": 1, "format_minor": 2, **self.about(), "corpus_digest": None,
             "generation": 0, "parent": None, "first_unit": 0,
         }  # fmt: skip
 
@@ -358,7 +358,7 @@ class PageWriter:
         ]  # fmt: skip
         train = sum(n for k, n in enumerate(self.rows) if k % 20 != 19)
         return {
-            "format": "actstore", "format_version": 1, "format_minor": 1, "content_id": content, "parent": None,
+            "format": "actstore", "format_version": 1, "format_minor": 2, "content_id": content, "parent": None,
             **self.about(), "generations": [generation], **counts, "n_train_rows": train, "n_bytes": sum(self.bytes),
             "norms": norms, "files": files,
         }  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstore.inspect.norms_of_sites import compute_norms, plot_norms
+from actstore.store.norms_of_sites import compute_norms, plot_norms
 from tests.support import make_store
 from tests.trainer.analysis.conftest import Trained
 from trainer.analysis.cosines import known_directions

@@ -1,0 +1,109 @@
+"""Copies a run of `trainer`: its folder, whose record comes last.
+
+A run's files have no recorded digests, so each is read again once it is written. A
+folder without `sae.json` is no run: what was interrupted is not taken for one.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+from blake3 import blake3
+
+from actstore.errors import ExistsError, ObjectError, SpecError, StorageError
+from actstore.format import object_keys
+from actstore.format.storage import Storage
+from actstore.sharing.copied_objects import CopyProgress, Report, mapped_ahead
+
+RECORD = "sae.json"
+
+
+def is_run(source: Storage) -> bool:
+    """Return whether a run lies at a place, and no store."""
+    return source.exists(RECORD) and not source.exists(object_keys.MANIFEST)
+
+
+def check_no_part(
+    source: Storage,
+    sites: object,
+    units: object,
+    *,
+    verify: bool,
+) -> None:
+    """Raise SpecError for what only a store's copy can be asked."""
+    given = {"--sites": sites is not None, "--units": units is not None}
+    named = [name for name, is_given in given.items() if is_given]
+    if named:
+        raise SpecError(
+            f"{source.url}: it is a run, which is copied as a whole; leave out"
+            f" {', '.join(named)}"
+        )
+    if verify:
+        raise SpecError(
+            f"{source.url}: it is a run, whose files are always read again; leave out"
+            " --verify"
+        )
+
+
+def copy_run(
+    source: Storage, target: Storage, threads: int, report: Report
+) -> CopyProgress:
+    """Copy a run's files.
+
+    Raises:
+        ExistsError: Another run, or something else, lies at the destination.
+        StorageError: A file is not what was written.
+    """
+    sizes = {found.key: found.bytes for found in source.objects()}
+    keys = [key for key in source.list() if key != RECORD]
+    _check_target(source, target, {*keys, RECORD})
+    done = CopyProgress(n_bytes=sum(sizes[key] for key in (*keys, RECORD)))
+
+    def copied(key: str) -> tuple[int, bool]:
+        return _copied(source, target, key)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="copy") as pool:
+        # The record is copied once all else is there.
+        files = mapped_ahead(pool, copied, keys, threads)
+        for n_bytes, was_there in chain(files, map(copied, [RECORD])):
+            done = CopyProgress(
+                done.bytes + n_bytes,
+                max(done.n_bytes, done.bytes + n_bytes),
+                done.objects + 1,
+                done.skipped_objects + was_there,
+                done.skipped_bytes + n_bytes * was_there,
+            )
+            report(done)
+    return done
+
+
+def _copied(source: Storage, target: Storage, key: str) -> tuple[int, bool]:
+    """Copy a file; return its bytes, and whether it was there."""
+    data = source.read(key)
+    if _has(target, key, data):
+        return len(data), True
+    target.put(key, data)
+    if not _has(target, key, data):
+        raise StorageError(f"{target.url}/{key}: not what was written; copy again")
+    return len(data), False
+
+
+def _check_target(source: Storage, target: Storage, wanted: set[str]) -> None:
+    """Raise ExistsError where something lies that is not of this run."""
+    others = [key for key in target.list() if key not in wanted]
+    if others:
+        raise ExistsError(
+            f"{target.url}: it is not empty ({others[0]} is no file of the run); choose"
+            " another place"
+        )
+    if target.exists(RECORD) and target.read(RECORD) != source.read(RECORD):
+        raise ExistsError(f"{target.url}: another run is there; choose another place")
+
+
+def _has(target: Storage, key: str, data: bytes) -> bool:
+    """Return whether an object is there with these bytes."""
+    try:
+        return target.digest(key, len(data)) == (len(data), blake3(data).hexdigest())
+    except ObjectError:
+        return False

@@ -1,0 +1,1 @@
+"""Checks of what `deploy/` has, without a container engine: `make deploy-check`."""

@@ -1,0 +1,216 @@
+"""The Dockerfile, the compose file and the shell scripts, as far as a machine without
+a container engine can check them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import actstore.cli
+import trainer.cli
+from tests.cli.conftest import command_group
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = DEPLOY / "Dockerfile"
+COMPOSE = DEPLOY / "compose.yaml"
+APPS = {"actstore": actstore.cli.app, "trainer": trainer.cli.app}
+
+
+def tool(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A program of the virtual environment, run to its end; skips without it."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        pytest.skip(f"{name} is not installed; pip install '.[dev]' brings it")
+    return subprocess.run(
+        [path, *words], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, with lines that go on joined."""
+    lines = [
+        line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")
+    ]
+    text = "\n".join(lines).replace("\\\n", " ")
+    pairs = [line.partition(" ") for line in text.splitlines() if line.strip()]
+    return [(name, rest.strip()) for name, _, rest in pairs]
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return loaded
+
+
+def scripts() -> list[Path]:
+    """The shell scripts that git knows, by their names or their first lines."""
+    listed = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    paths = [ROOT / name for name in listed.stdout.splitlines()]
+    return [
+        path
+        for path in paths
+        if path.suffix == ".sh"
+        or (not path.suffix and path.is_file() and is_shell(path))
+    ]
+
+
+def is_shell(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(64)
+    return first.startswith(b"#!") and first.rstrip().endswith((b"bash", b"sh"))
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = tool("hadolint", str(DOCKERFILE))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_would_find_something(tmp_path: Path) -> None:
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM python\nRUN cd /tmp && pip install x\n")
+    assert tool("hadolint", str(bad)).returncode != 0
+
+
+def test_shellcheck_finds_nothing() -> None:
+    found = scripts()
+    if not found:
+        pytest.skip("not a checkout of git")
+    assert {"run", "wheel", "start.sh"} <= {path.name for path in found}
+    done = tool("shellcheck", "--severity=warning", *map(str, found))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_compose_is_of_its_schema() -> None:
+    schema = "vendor.compose-spec"
+    done = tool("check-jsonschema", "--builtin-schema", schema, str(COMPOSE))
+    assert done.returncode == 0, done.stdout
+
+
+def test_compose_names_what_there_is() -> None:
+    whole = compose()
+    services = whole["services"]
+    for name, service in services.items():
+        for other, told in service.get("depends_on", {}).items():
+            assert other in services, name
+            wanted = "service_healthy" if "healthcheck" in services[other] else None
+            wanted = wanted or "service_completed_successfully"
+            assert told["condition"] == wanted
+        for volume in service.get("volumes", ()):
+            assert volume.partition(":")[0] in whole["volumes"]
+        for config in service.get("configs", ()):
+            assert config["source"] in whole["configs"]
+        if "build" in service:
+            context = (DEPLOY / service["build"]["context"]).resolve()
+            assert (context, (context / service["build"]["dockerfile"])) == (
+                ROOT,
+                DOCKERFILE,
+            )
+    # Volumes that jobs write to are folders of the image, with the user as their owner.
+    made = " ".join(rest for name, rest in instructions() if name == "RUN")
+    for service in services.values():
+        if service.get("image") == "actstore":
+            for volume in service.get("volumes", ()):
+                assert f" {volume.partition(':')[2]}" in made
+
+
+def test_variables_are_in_the_example_or_have_defaults() -> None:
+    example = dict(
+        line.split("=", 1)
+        for line in (DEPLOY / "env.example").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    used = re.findall(r"\$\{(\w+)(:[-?])?", COMPOSE.read_text())
+    assert used
+    for name, kind in used:
+        assert name in example or kind == ":-", name
+    # With them the server's configuration is JSON.
+    text = compose()["configs"]["s3-identities"]["content"]
+    for name, value in example.items():
+        text = text.replace(f"${{{name}:?}}", value)
+    assert json.loads(text)["identities"][0]["credentials"][0]["secretKey"]
+    assert ".env" in (ROOT / ".gitignore").read_text()
+
+
+def test_no_line_of_a_service_is_unexplained() -> None:
+    text = COMPOSE.read_text()
+    for name in compose()["services"]:
+        assert re.search(rf"^  {name}: # \w", text, re.MULTILINE), name
+
+
+def command_lines() -> list[list[str]]:
+    """The command lines of ours in the compose file, those in scripts of a shell too."""
+    found = []
+    for service in compose()["services"].values():
+        words = service["command"]
+        if words[0] == "sh":
+            found += [shlex.split(line) for line in words[-1].splitlines()]
+        elif words[0] in APPS:
+            found.append(words)
+    return [words for words in found if words[0] in APPS]
+
+
+@pytest.mark.parametrize(
+    "words", command_lines(), ids=lambda words: " ".join(words[:2])
+)
+def test_each_command_and_option_exists(words: list[str]) -> None:
+    program, command, *rest = words
+    commands = command_group(APPS[program]).commands
+    assert command in commands, words
+    known = {name for param in commands[command].params for name in param.opts}
+    given = {word.partition("=")[0] for word in rest if word.startswith("--")}
+    assert given <= known, words
+
+
+def test_what_is_copied_is_there() -> None:
+    copied = [rest.split()[:-1] for name, rest in instructions() if name == "COPY"]
+    for source in [one for sources in copied for one in sources]:
+        assert (ROOT / source).exists(), source
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_the_image_runs_works_in_a_fresh_environment(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    for name, rest in instructions():
+        if name != "COPY":
+            continue
+        for source in rest.split()[:-1]:
+            if (ROOT / source).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / source, app / source, ignore=ignored)
+            else:
+                shutil.copy(ROOT / source, app)
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    programs = environment / "bin"
+    (run,) = (rest for name, rest in instructions() if name == "RUN")
+    # Users and folders are of the container.
+    steps = [shlex.split(step) for step in run.split("&&")]
+    installs = [step for step in steps if step[0] == "pip"]
+    assert [step[0] for step in steps] == ["pip", "useradd", "install"]
+    for step in installs:
+        words = [word for word in step if word != "--no-cache-dir"]
+        subprocess.run([programs / words[0], *words[1:]], cwd=app, check=True)
+    (command,) = (json.loads(rest) for name, rest in instructions() if name == "CMD")
+    for words in (command, ["trainer", "--version"], ["actstore", "doctor"]):
+        done = subprocess.run(
+            [programs / words[0], *words[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr

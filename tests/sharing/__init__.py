@@ -1,0 +1,1 @@
+"""Tests of copies, cards and the hub."""
