@@ -13,9 +13,9 @@ from schemas.harvest import Codec, HarvestSpec, Layout
 from schemas.source import Site
 
 # Objects that every store has, whatever its units and sites: one of the root, two of
-# metadata (tokens, rows), nine of columns, and plan, manifest, README, merged
-# statistics.
-FIXED_OBJECTS = 16
+# metadata (tokens, rows), nine of columns, and plan, manifest, merged statistics and
+# the three files of the card.
+FIXED_OBJECTS = 18
 # Objects that every unit has, whatever its sites: its tokens, rows and statistics, the
 # record of its token block, and its own record.
 _OBJECTS_PER_UNIT = 5
@@ -25,7 +25,7 @@ def n_objects(spec: HarvestSpec, sites: Sequence[Site], layout: Layout) -> int:
     """Return how many objects a finished store has, without the tokenizer's files.
 
     In numbers: 2 sites in float16, 10 units. Each unit has 2 * 2 + 5 = 9 objects; with
-    6 of metadata and 16 fixed ones the store has 10 * 9 + 6 + 16 = 112.
+    6 of metadata and 18 fixed ones the store has 10 * 9 + 6 + 18 = 114.
     """
     # Every array has a `zarr.json`. So has each of the groups that hold all arrays of
     # one sort, such as the norms of all sites.
