@@ -116,6 +116,105 @@ def test_rounding_moves_less_than_is_allowed(dtype: str, tmp_path: Path) -> None
     assert "other weights" in found.problems[0]
 
 
+class Cancelling(torch.nn.Module):
+    """A model whose second layer keeps little more than what rounding left.
+
+    Another `order` of its sums stands for another processor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(40, 16)
+        self.inner = torch.nn.Linear(16, 16)
+        self.last = torch.nn.Identity()
+        self.order = 1
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.inner(self.embed(input_ids))
+        parts = [x, 300 * x.roll(1, -1), -300 * x.roll(1, -1), x.roll(2, -1)]
+        total = torch.zeros_like(x)
+        for part in parts[:: self.order]:
+            total = total + part
+        return self.last(total)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_magnifies_its_own_rounding(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = Cancelling().to(dtype)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    tokens = torch.randint(0, 40, (24, 10), generator=torch.manual_seed(1))
+    # In float32 the same takes larger numbers to cancel.
+    spec = {"sites": ["inner", "last"], "dtype": "float32", "unit_sequences": 4}
+    store = actstore.harvest(spec, tmp_path / "s", model=model, tokens=tokens)
+    model.order = -1
+    found = actstore.verify_deep(store, model=model, **EVERY)
+    assert found.problems == []
+    magnified = [note for note in found.notes if "magnifies its own" in note]
+    assert len(magnified) == (dtype == torch.bfloat16)
+    assert all(note.endswith("allowed, at last") for note in magnified)
+    # The model is as it was, to the bit.
+    for name, x in model.state_dict().items():
+        assert x.dtype == dtype
+        assert torch.equal(x, before[name])
+    # What is wrong at the other site is still found, by what is usual there.
+    forger = Forger(store)
+    unit = store.manifest.n_units - 1
+    forger.values("inner", unit, lambda x: np.roll(x, 1, axis=0))
+    found = actstore.verify_deep(forger.write(tmp_path / "f"), model=model, **EVERY)
+    assert found.problems
+    assert all("acts/inner/" in x or "site inner" in x for x in found.problems)
+
+
+def test_what_is_wrong_is_told_where_rounding_cannot_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Cancelling().bfloat16()
+    tokens = torch.randint(0, 40, (8, 10), generator=torch.manual_seed(1))
+    spec = {"sites": ["last"], "dtype": "float32"}
+    store = actstore.harvest(spec, tmp_path / "s", model=model, tokens=tokens)
+    model.order = -1
+    only_bfloat16 = model.inner.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.bfloat16:
+            raise RuntimeError("not implemented for 'Float'\nand more")
+        return only_bfloat16(x)
+
+    monkeypatch.setattr(model.inner, "forward", forward)
+    found = actstore.verify_deep(store, model=model, **EVERY)
+    assert found.problems
+    assert any("could not be measured" in note for note in found.notes)
+    assert all(x.dtype == torch.bfloat16 for x in model.state_dict().values())
+
+
+@pytest.mark.parametrize("units", ["1:3,5", "3"])
+def test_a_part_of_a_store(store: Store, units: str, tmp_path: Path) -> None:
+    actstore.copy(store.url, tmp_path / "part", sites=SECOND, units=units)
+    n = {"1:3,5": 3, "3": 1}[units]
+    for options in ({}, {"rows": 1}, EVERY, {"rows": 10**6, "seed": 7}):
+        found = actstore.verify_deep(tmp_path / "part", **options)
+        assert found.problems == []
+        assert list(found.worst) == [SECOND]
+        # Units that were left out have nothing but fill, which only `all_units` reads.
+        assert found.units == n or options == EVERY
+    forger = Forger(actstore.open(tmp_path / "part"))
+    forger.values(SECOND, UNIT if n == 1 else 5, lambda x: x * 2)
+    found = actstore.verify_deep(forger.write(tmp_path / "f"), rows=10**6)
+    assert any("rows are not what the model gives" in line for line in found.problems)
+
+
+def test_a_record_that_is_lost_is_told(store: Store, tmp_path: Path) -> None:
+    Forger(store).write(tmp_path / "s")
+    key = object_keys.unit_key(UNIT)
+    (tmp_path / "s" / key).unlink()
+    found = actstore.verify_deep(tmp_path / "s", rows=10**6)
+    assert any(key in line for line in found.problems)
+    assert 0 < found.model_rows < store.manifest.n_rows
+
+
 def test_a_value_whose_norm_was_left_is_named(forger: Forger, tmp_path: Path) -> None:
     def change(x: Any) -> Any:
         x[7, 2] += 1

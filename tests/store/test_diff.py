@@ -197,6 +197,48 @@ def test_an_import_without_tokens(tmp_path: Path) -> None:
     assert found.values[0].equal_rows == found.values[0].rows > 0
 
 
+@pytest.mark.parametrize("by", ["units", "sites", "both"])
+def test_a_part_and_its_whole(by: str, tmp_path: Path) -> None:
+    whole = make_store(tmp_path / "s", n_units=6, padded=True)
+    part = {
+        "units": {"units": "1:3,5"},
+        "sites": {"sites": "blocks.1.*"},
+        "both": {"units": "1:3,5", "sites": "blocks.1.*"},
+    }[by]
+    actstore.copy(whole.url, tmp_path / "part", **part)
+    found = actstore.diff(whole, tmp_path / "part")
+    assert not found.same
+    assert found.parents == (None, whole.manifest.content_id)
+    # Which sites and how many tokens there are is told, and is no setting.
+    assert found.fields == []
+    kept = [1, 2, 5] if "units" in part else whole.units()
+    n = int(whole.unit_rows[kept].sum())
+    assert found.rows == Shared(n, whole.manifest.n_rows - n, 0)
+    n = sum(whole.record(unit).n_sequences for unit in kept)
+    assert found.sequences == Shared(n, whole.manifest.n_sequences - n, 0)
+    for one in found.values:
+        assert (one.units, one.same_units, one.rows) == (len(kept), len(kept), 0)
+    back = actstore.diff(tmp_path / "part", whole)
+    assert back.parents == (whole.manifest.content_id, None)
+    assert (back.rows.both, back.rows.only_a) == (found.rows.both, 0)
+    assert back.sites.only_b == found.sites.only_a
+    shutil.copytree(tmp_path / "part", tmp_path / "same")
+    assert actstore.diff(tmp_path / "part", tmp_path / "same").same
+
+
+def test_a_value_that_differs_in_a_part_is_found(tmp_path: Path) -> None:
+    for name, add in (("a", 0), ("b", 0.25)):
+        values, tokens = arrays(24)
+        values["a"][13, 3, 1] += add
+        actstore.import_activations(
+            values, tmp_path / name, tokens=tokens, dtype="float32", unit_sequences=4
+        )
+    actstore.copy(tmp_path / "b", tmp_path / "part", units="3")
+    found = actstore.diff(tmp_path / "a", tmp_path / "part", rows=10**6)
+    assert found.values[0].largest == 0.25
+    assert (found.values[0].rows, found.values[0].equal_rows) == (40, 39)
+
+
 def test_remote_stores(memory_url: str, s3_url: str, tmp_path: Path) -> None:
     for url in (f"{memory_url}/a", f"{s3_url}/b"):
         storage = Storage(url)
