@@ -119,3 +119,10 @@ class HarvestWarning(UserWarning):
 
     Such as a corpus that ends early, or documents and files that are left out.
     """
+
+
+class CacheWarning(UserWarning):
+    """A local cache of what lies far away does not work as it should.
+
+    What is read is right all the same.
+    """

@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -94,6 +95,30 @@ def _catalog(url: str, _: Given) -> str:
     return url
 
 
+def reads_rows(params: Sequence[Any]) -> bool:
+    """Return whether a command may read the rows of a store, by its `--store`."""
+    return any(param.name == "store" and param.metavar == "URL" for param in params)
+
+
+def _cache(folder: str, _: Given) -> str:
+    """Return a cache's folder as a path that means the same in every process."""
+    if not folder.strip() or _PROTOCOL.match(folder):
+        raise SpecError(f"--cache: wanted a folder of this machine, got {folder!r}")
+    return str(Path(folder).absolute())
+
+
+def _cache_size(text: str, given: Given) -> str:
+    """Return a cache's size in bytes, as text."""
+    from schemas.base import parse_size
+
+    if "--cache" not in given and not os.environ.get(command_values.CACHE):
+        raise SpecError("--cache-size: there is no cache; give its folder (--cache)")
+    try:
+        return str(parse_size(text))
+    except ValueError as error:
+        raise SpecError(f"--cache-size: {error}") from None
+
+
 SHARED: tuple[SharedOption, ...] = (
     SharedOption(
         name="--storage-options",
@@ -114,6 +139,26 @@ SHARED: tuple[SharedOption, ...] = (
         belongs=reads_catalog,
         value=_catalog,
         for_remote=False,
+    ),
+    SharedOption(
+        name="--cache",
+        variable=command_values.CACHE,
+        metavar="DIR",
+        help="A folder of this machine that keeps what is read of a store elsewhere.",
+        default="none",
+        belongs=reads_rows,
+        value=_cache,
+        for_remote=True,
+    ),
+    SharedOption(
+        name="--cache-size",
+        variable=command_values.CACHE_SIZE,
+        metavar="SIZE",
+        help="What the cache may take of the disk.",
+        default="as before; a new cache: half of what is free",
+        belongs=reads_rows,
+        value=_cache_size,
+        for_remote=True,
     ),
 )
 

@@ -31,7 +31,7 @@ from actstore.inspect.manifest_proof import (
     statistics_problems,
 )
 from actstore.inspect.remade_objects import CheckedObject, Finding, derived_objects
-from actstore.store.open_store import opened
+from actstore.store.open_store import opened_without_cache
 from actstore.store.store import Store
 from schemas.manifest import Generation, ObjectRecord, UnitRecord
 
@@ -100,7 +100,7 @@ def verify(
         >>> actstore.verify(store).problems
         []
     """
-    store = opened(store, "verify")
+    store = opened_without_cache(store, "verify")
     # Records come first: they say which objects there are, and with which digests.
     recorded = dict(store.manifest.files)
     with_tokens: dict[int, UnitRecord] = {}

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 
 STORAGE_OPTIONS = "ACTSTORE_STORAGE_OPTIONS"
+CACHE = "ACTSTORE_CACHE"
+CACHE_SIZE = "ACTSTORE_CACHE_SIZE"
 CATALOG = "ACTSTORE_CATALOG"  # the URL of the team's catalog
 
 # the variables that something asked for since a command began

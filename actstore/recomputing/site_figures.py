@@ -30,7 +30,7 @@ def figure_problems(store: Store, rows: UnitRows, site: str) -> Iterator[str]:
     """
     unit = rows.unit
     norm_key = object_keys.chunk_key(object_keys.norm_key(site), unit)
-    slots = store.plain(norm_key, (store.layout.capacity,), np.float32)
+    slots = store.plain(norm_key, unit, (store.layout.capacity,), np.float32)
     norms = slots[: len(rows.pairs)]
     if slots[len(norms) :].any():
         yield _fill(store, norm_key, unit)

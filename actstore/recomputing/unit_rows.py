@@ -129,7 +129,7 @@ def _fill_problems(store: Store, rows: UnitRows) -> Iterator[str]:
             f" and tokens behind them; wanted {_FILL} there"
         )
     key = object_keys.chunk_key("rows", unit, 0)
-    slots = store.plain(key, (store.layout.capacity, 2), np.int32)
+    slots = store.plain(key, unit, (store.layout.capacity, 2), np.int32)
     if (slots[len(rows.pairs) :] != _FILL).any():
         yield (
             f"wrong    {store.url}/{key}: unit {unit} has {len(rows.pairs):,} rows, and"

@@ -31,7 +31,7 @@ from actstore.recomputing.model_rows import ModelRows
 from actstore.recomputing.sampled_sequences import sampled_runs
 from actstore.recomputing.site_figures import figure_problems
 from actstore.recomputing.unit_rows import read_unit_rows, row_problems
-from actstore.store.open_store import opened
+from actstore.store.open_store import opened_without_cache
 from actstore.store.store import Store
 
 # Units that are read where not all are: so many, of so many bytes as they are stored.
@@ -121,7 +121,7 @@ def verify_deep(
         >>> found.model_rows, found.problems
         (1024, [])
     """
-    store = opened(store, "verify_deep")
+    store = opened_without_cache(store, "verify_deep")
     _check_model(store, model)
     units = _sampled_units(store, seed, all_units=all_units)
     imported = store.manifest.imported is not None

@@ -27,7 +27,12 @@ from actstore.format.json_records import read_record
 from actstore.format.layout import held_out
 from actstore.format.manifest import check_no_copy, read_plan
 from actstore.format.manifest_checks import MOST_UNITS, check_record, is_tokenizer_file
-from actstore.format.object_sizes import OTHER_FILE, SMALL_JSON, stats_bytes
+from actstore.format.object_sizes import (
+    OTHER_FILE,
+    RECORD_JSON,
+    SMALL_JSON,
+    stats_bytes,
+)
 from actstore.format.statistics import UnitStats
 from actstore.format.storage import Storage
 from actstore.store.store import Store
@@ -110,11 +115,19 @@ class GrowingObjects(StoredObjects):
     ) -> None:
         super().__init__(storage, manifest)
         self._committed_rows = unit_rows
+        self._digests: dict[int, bytes] = {}
 
     @cached_property
     def unit_rows(self) -> NDArray[np.int32]:
         """Valid rows of each unit so far, int32 [n_units]."""
         return self._committed_rows
+
+    def unit_digest(self, unit: int) -> bytes:
+        """Return the digest of a committed unit's record, 32 bytes."""
+        if unit not in self._digests:
+            data = self.storage.read(object_keys.unit_key(unit), RECORD_JSON)
+            self._digests[unit] = blake3(data).digest()
+        return self._digests[unit]
 
 
 class FollowedStore:

@@ -6,15 +6,17 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from actstore import arguments
-from actstore.arguments import checked, optional
+from actstore.arguments import checked, optional, path_or_none
 from actstore.catalog.names import is_name
 from actstore.errors import SpecError
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
+from actstore.machine import command_values
 from actstore.store.store import Store
 
 if TYPE_CHECKING:
     from actstore.store.followed import FollowedStore
+    from actstore.store.stored_objects import StoredObjects
 
 
 def opened(store: object, function: str) -> Store:
@@ -37,12 +39,20 @@ def opened(store: object, function: str) -> Store:
     )
 
 
+def opened_without_cache(store: object, function: str) -> Store:
+    """Return a store as `opened` does, which reads what lies in the store itself."""
+    found = opened(store, function)
+    return Store(found.storage, found.manifest)
+
+
 @overload
 def open(  # noqa: A001
     url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: Literal[False] = False,
+    cache: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
 ) -> Store: ...
 
 
@@ -52,6 +62,8 @@ def open(  # noqa: A001
     options: dict[str, Any] | None = None,
     *,
     follow: Literal[True],
+    cache: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
 ) -> FollowedStore: ...
 
 
@@ -61,17 +73,25 @@ def open(  # noqa: A001
     options: dict[str, Any] | None = None,
     *,
     follow: bool,
+    cache: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
 ) -> Store | FollowedStore: ...
 
 
 @checked(
-    url=arguments.folder, options=optional(arguments.mapping), follow=arguments.flag
+    url=arguments.folder,
+    options=optional(arguments.mapping),
+    follow=arguments.flag,
+    cache=optional(arguments.folder),
+    cache_size=optional(arguments.size),
 )
 def open(  # noqa: A001
     url: str | os.PathLike[str],
     options: dict[str, Any] | None = None,
     *,
     follow: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
 ) -> Store | FollowedStore:
     """Open a finished store.
 
@@ -82,8 +102,16 @@ def open(  # noqa: A001
         follow: Open a store that is still being harvested. This waits until its first
             group of units is committed; it can then be streamed with
             `StreamSpec(follow=True)` (see `store/followed.py`).
+        cache: A folder of this machine that keeps what is read of a store that lies
+            elsewhere, such as in an object store; None: the folder that the environment
+            variable ACTSTORE_CACHE names, if it is set.
+        cache_size: The bytes that the folder may take, such as "200GB"; the size given
+            last counts for all who use it. None: ACTSTORE_CACHE_SIZE; or as before, and
+            half of what is free on the disk for a new cache.
 
     Raises:
+        SpecError: The store lies on this machine, so that a cache would do nothing; or
+            the folder holds something else.
         NotAStoreError: There is no store.
         UnfinishedError: The harvest has not ended.
         FormatVersionError: A newer actstore has written it.
@@ -108,16 +136,35 @@ def open(  # noqa: A001
         torch.Size([256, 16])
     """
     url = store_url(str(url), options)
+    size: Any = cache_size  # bytes, since the argument was checked
     if follow:
         # A finished store needs none of the modules that this one loads.
         from actstore.store.followed import open_followed
 
-        return open_followed(url, options)
+        followed = open_followed(url, options)
+        _read_by_cache(followed.objects, path_or_none(cache), size)
+        return followed
     storage = Storage(url, options)
     # What is written last is read first: with a manifest, everything else is there.
     store = Store(storage, read_manifest(storage))
+    _read_by_cache(store, path_or_none(cache), size)
     store.check()
     return store
+
+
+def _read_by_cache(
+    objects: StoredObjects, folder: str | None, size: int | None
+) -> None:
+    """Let a store's bytes come by way of a cache, where there is to be one."""
+    is_wanted = folder or size or os.environ.get(command_values.CACHE)
+    if not is_wanted:
+        return
+    # Opening a local store need not load SQLite.
+    from actstore.store.cached_shards import CachedShards, cache_for
+
+    cache = cache_for(objects.storage, folder, size)
+    if cache is not None:
+        objects.shards = CachedShards(objects, cache)
 
 
 def store_url(url: str, options: dict[str, Any] | None = None) -> str:

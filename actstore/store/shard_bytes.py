@@ -42,6 +42,24 @@ class ShardBytes(Protocol):
         """
         ...
 
+    def whole(self, unit: int, key: str, size: int) -> bytes:
+        """Return a whole object of a unit that ends with its checksum, as chunks do.
+
+        Args:
+            unit: The unit.
+            key: The object's key.
+            size: The bytes that it must have; of a longer one no more are read.
+
+        Raises:
+            ObjectError: There is none, or it is longer.
+            StorageError: It cannot be reached.
+        """
+        ...
+
+    def check_windows(self, window_bytes: int) -> None:
+        """Raise SpecError where two windows of a stream are more than can be kept."""
+        ...
+
 
 class JoinedRange(NamedTuple):
     """A range that one request reads, and the ranges that are cut out of it.
@@ -78,6 +96,13 @@ class StoredShards:
                 is_whole = len(one.members) == 1
                 found[position] = whole if is_whole else whole[first : first + length]
         return [found[position] for position in range(len(ranges))]
+
+    def whole(self, unit: int, key: str, size: int) -> bytes:  # noqa: ARG002 (others ask by it)
+        """Return a whole object, as `ShardBytes` says."""
+        return self._storage.read(key, size)
+
+    def check_windows(self, window_bytes: int) -> None:
+        """Do nothing: what is read is not kept here."""
 
 
 def shard_key(site: str, unit: int) -> str:

@@ -225,7 +225,7 @@ class Store(StoredObjects):
         out = np.empty(len(ids), np.float32)
         for unit, of_unit in self._by_unit(ids):
             key = object_keys.chunk_key(object_keys.norm_key(site), unit)
-            norms = self.plain(key, (capacity,), np.float32)
+            norms = self.plain(key, unit, (capacity,), np.float32)
             out[of_unit] = norms[ids[of_unit] % capacity]
         return out
 

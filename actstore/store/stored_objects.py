@@ -209,6 +209,17 @@ class StoredObjects:
         check_record(self.manifest, generation, unit, record, f"{self.url}/{key}")
         return record
 
+    @cached_property
+    def _unit_digests(self) -> NDArray[np.uint8]:
+        """The digests of every unit's records, uint8 [n_units, 32]."""
+        digests: NDArray[np.uint8] = self.column("digests")
+        return digests
+
+    def unit_digest(self, unit: int) -> bytes:
+        """Return the digest of a unit's records, 32 bytes."""
+        digest: bytes = self._unit_digests[unit].tobytes()
+        return digest
+
     @property
     def _newest(self) -> int:
         """The number of the newest generation."""
@@ -250,11 +261,11 @@ class StoredObjects:
             float32 [2, d].
         """
         scale_key = object_keys.chunk_key(object_keys.scale_key(site), unit)
-        scale = self.plain(scale_key, (self.layout.capacity,), np.float16)
+        scale = self.plain(scale_key, unit, (self.layout.capacity,), np.float16)
         # The array is [unit, 2, d], in chunks of one unit.
         step_key = object_keys.chunk_key(object_keys.step_key(site), unit, 0, 0)
         d = self.site(site).d
-        step = self.plain(step_key, (1, 2, d), np.float32)
+        step = self.plain(step_key, unit, (1, 2, d), np.float32)
         return scale, step[0]
 
     def block(
@@ -274,7 +285,7 @@ class StoredObjects:
         shape = (self.layout.unit_sequences, self.layout.context)
         key = object_keys.chunk_key("tokens", unit, 0)
         vocabulary = self.manifest.model.vocabulary
-        tokens = self.plain(key, shape, np.int32, data)
+        tokens = self.plain(key, unit, shape, np.int32, data)
         # 0: the size of the vocabulary is not known
         if tokens.min() < -1 or (vocabulary and tokens.max() >= vocabulary):
             raise CorruptError(
@@ -302,7 +313,7 @@ class StoredObjects:
         key = object_keys.chunk_key("rows", unit, 0)
         unit_sequences = self.layout.unit_sequences
         # Slots after the last valid row hold nothing that means anything.
-        of_slots = self.plain(key, (self.layout.capacity, 2), np.int32, data)
+        of_slots = self.plain(key, unit, (self.layout.capacity, 2), np.int32, data)
         pairs = of_slots[: self.rows_in(unit)]
         # Sequences are counted over the whole store, positions in their sequence.
         inside_unit = pairs - np.array([unit * unit_sequences, 0])
@@ -317,6 +328,7 @@ class StoredObjects:
     def plain(
         self,
         key: str,
+        unit: int,
         shape: tuple[int, ...],
         dtype: Any,
         data: bytes | None = None,
@@ -325,6 +337,7 @@ class StoredObjects:
 
         Args:
             key: The key of the chunk.
+            unit: The unit that it is of.
             shape: The shape of the chunk.
             dtype: The dtype of the values.
             data: The object's bytes, if they have been read already.
@@ -334,5 +347,5 @@ class StoredObjects:
         """
         if data is None:
             wanted = object_sizes.plain(shape, np.dtype(dtype).itemsize)
-            data = self.storage.read(key, wanted)
+            data = self.shards.whole(unit, key, wanted)
         return decode_plain(data, shape, dtype, f"{self.url}/{key}")

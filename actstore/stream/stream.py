@@ -158,6 +158,12 @@ class Stream(IterableDataset[Batch]):
         )
         planes = self.columns.planes
         sites_by_plane = [[names.index(name) for name in plane] for plane in planes]
+        chunk_bytes = sum(
+            reader.codecs[site].chunk_bytes
+            for plane in sites_by_plane
+            for site in plane
+        )
+        store.objects.shards.check_windows(self.window_chunks * chunk_bytes)
         self._gatherer = WindowGatherer(
             reader,
             sites_by_plane,

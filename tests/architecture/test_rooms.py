@@ -23,7 +23,7 @@ GROUND = {
     "actstore.console",
 }
 BELOW_STORE = GROUND | {"actstore.format", "actstore.catalog"}
-STORED = BELOW_STORE | {"actstore.store", "actstore.figures"}
+STORED = BELOW_STORE | {"actstore.cache", "actstore.store", "actstore.figures"}
 HARVESTED = STORED | {
     "actstore.builtin",
     "actstore.text",
@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.figures": GROUND | {"actstore.format"},
     "actstore.format": GROUND,
     "actstore.catalog": BELOW_STORE,
+    "actstore.cache": GROUND | {"actstore.format"},
     "actstore.store": STORED,
     "actstore.builtin": {"actstore.builtin"},
     "actstore.text": STORED | {"actstore.builtin"},

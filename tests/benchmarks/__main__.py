@@ -20,6 +20,7 @@ BENCHES = (
     "writing",
     "opening",
     "stream",
+    "cache",
     "training",
     "sweep",
     "stitching",

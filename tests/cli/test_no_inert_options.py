@@ -198,6 +198,8 @@ SHARED_BY_MANY: dict[str, tuple[str, ...]] = {
         "cli/test_shared_options.py::test_it_holds_for_the_command_only",
         "cli/test_shared_options.py::test_where_it_would_change_nothing_it_is_refused",
     ),
+    "--cache": ("cli/test_cache_options.py::test_training_fills_a_cache",),
+    "--cache-size": ("cli/test_cache_options.py::test_training_fills_a_cache",),
     "--catalog": ("catalog/test_names.py::test_the_option_says_which_catalog",),
 }
 FIELDS = {
