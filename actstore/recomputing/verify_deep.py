@@ -28,7 +28,7 @@ from actstore.model.load_model import LoadedModel, load_or_wrap
 from actstore.model.tap import Tap
 from actstore.recomputing.forward_rows import ForwardRows
 from actstore.recomputing.model_rows import ModelRows
-from actstore.recomputing.sampled_sequences import sampled_runs
+from actstore.recomputing.sampled_sequences import Sample, sampled_runs
 from actstore.recomputing.site_figures import figure_problems
 from actstore.recomputing.unit_rows import read_unit_rows, row_problems
 from actstore.store.open_store import opened_without_cache
@@ -125,9 +125,10 @@ def verify_deep(
     _check_model(store, model)
     units = _sampled_units(store, seed, all_units=all_units)
     imported = store.manifest.imported is not None
-    runs, problems = [], []
+    sample = Sample([], [])
     if rows and not imported:
-        runs, problems = sampled_runs(store, rows, seed)
+        sample = sampled_runs(store, rows, seed)
+    runs, problems = sample
     steps = _Steps(len(units) * len(store.sites) + len(runs), progress)
     for unit in units:
         problems += _unit_problems(store, unit, steps)
@@ -154,6 +155,8 @@ def verify_deep(
         worst = {site: found.worst for site, found in model_rows.sites.items()}
         n_model_rows = max(found.rows for found in model_rows.sites.values())
     n_rows = int(store.unit_rows[units].sum(dtype=np.int64))
+    # An object that several sites share is read for each of them.
+    problems = list(dict.fromkeys(problems))
     return DeepVerified(len(units), n_rows, n_model_rows, worst, notes, problems)
 
 

@@ -359,6 +359,71 @@ def test_statistics_that_the_values_do_not_make(forger: Forger, tmp_path: Path) 
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["non_finite", "histogram", "sum_norm", "sum_sq_norm", "max_norm"]
+)
+def test_figures_that_the_norms_do_not_make(
+    name: str, forger: Forger, tmp_path: Path
+) -> None:
+    key = object_keys.unit_stats_key(UNIT)
+    stats = UnitStats.from_bytes(forger.store.manifest.sites, forger.objects[key])
+    figures = getattr(stats.sites[SECOND], name)
+    if name == "histogram":  # the counts still add up
+        most = int(figures[1].argmax())
+        figures[1, most] -= 1
+        figures[1, most - 1] += 1
+    else:
+        figures[1] += 1
+    forger.objects[key] = stats.to_bytes()
+    problems = actstore.verify_deep(
+        forger.write(tmp_path / "s"), rows=0, all_units=True
+    ).problems
+    assert any(
+        f"site {SECOND}: the rows make other statistics: " in line and name in line
+        for line in problems
+    )
+
+
+def test_values_behind_the_last_row(tmp_path: Path) -> None:
+    spec = {**SPEC, "dtype": "int8", "sites": [FIRST]}
+    store = actstore.harvest(spec, tmp_path / "s")
+    n = store.rows_in(UNIT)
+    assert n < store.layout.capacity
+    forger = Forger(store)
+    scale, _ = store.int8_parts(FIRST, UNIT)
+    key = object_keys.chunk_key(object_keys.scale_key(FIRST), UNIT)
+    forger.plain(key, np.append(scale[:n], np.float16(1)), 0)
+    found = actstore.verify_deep(forger.write(tmp_path / "a"), rows=0, all_units=True)
+    assert len(found.problems) == 1
+    assert f"{key}: unit {UNIT} has {n} rows, and values behind them" in str(found)
+
+    def longer(x: Any) -> Any:
+        return np.concatenate([x, x[:1]])
+
+    store = actstore.harvest({**spec, "dtype": "float16"}, tmp_path / "h")
+    forger = Forger(store)
+    forger.only_values(FIRST, UNIT, longer)
+    found = actstore.verify_deep(forger.write(tmp_path / "b"), rows=0, all_units=True)
+    assert len(found.problems) == 1
+    assert f"acts/{FIRST}/c/{UNIT}/0: unit {UNIT} has {n} rows" in found.problems[0]
+
+
+def test_a_filter_that_was_not_used(forger: Forger, tmp_path: Path) -> None:
+    for key in ("manifest.json", "plan.json"):
+        told = json.loads(forger.objects[key])
+        told["spec"]["skip_first"] = 3
+        forger.objects[key] = json.dumps(told).encode()
+    store = forger.write(tmp_path / "s")
+    found = actstore.verify_deep(store, rows=0, all_units=True)
+    told_of = [line for line in found.problems if "of its tokens" in line]
+    assert len(told_of) == store.manifest.n_units
+    n = store.rows_in(UNIT)
+    kept = 4 * (SPEC["context"] - 3)
+    assert f"unit {UNIT} has {n} rows, and of its tokens {kept} are kept" in str(
+        told_of
+    )
+
+
 def test_tokens_behind_the_last_sequence(tmp_path: Path) -> None:
     store = actstore.harvest({**SPEC, "tokens": 32 * 22}, tmp_path / "s")
     forger = Forger(store)
@@ -400,6 +465,10 @@ def test_a_bad_object_is_told_and_the_rest_looked_at(
     assert len(found.problems) == 1
     assert found.problems[0].startswith("corrupt  ")
     assert found.model_rows == forger.store.manifest.n_rows
+    (tmp_path / "s" / object_keys.unit_stats_key(UNIT)).unlink()
+    found = actstore.verify_deep(tmp_path / "s", rows=0, all_units=True)
+    # Once, though both sites have figures there.
+    assert [line.count(f"{UNIT:05d}.stats") for line in found.problems] == [0, 1]
 
 
 def test_imports_have_no_model(tmp_path: Path) -> None:
