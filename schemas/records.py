@@ -390,7 +390,16 @@ class HarvestEstimate(Schema):
     )
     storage_per_month: float = Field(description="money that storage takes a month")
     put_cost: float = Field(description="money that writing the objects takes")
-    get_cost: float = Field(description="money that one pass over the store takes")
+    get_cost: float = Field(
+        description="money that the requests of one pass over the store take"
+    )
+    egress_cost: float = Field(
+        description="money that one pass takes from outside of the storage's region"
+    )
+    gets_per_gb: float = Field(
+        description="GET requests per GB that is read from an object store, at most"
+    )
+    puts_per_unit: int = Field(description="PUT requests per unit that is written")
     break_even_runs: int | None = Field(
         description="SAE runs from which storing takes less time; null: never"
     )

@@ -37,7 +37,13 @@ from actstore.harvesting.harvest_spec import resolve_spec
 from actstore.harvesting.inert_fields import check_acts
 from actstore.harvesting.process_memory import resident
 from actstore.harvesting.run_plan import checked_tap
-from actstore.harvesting.store_size import n_objects, raw_bytes, stored_bytes
+from actstore.harvesting.store_size import (
+    n_gets,
+    n_objects,
+    objects_per_unit,
+    raw_bytes,
+    stored_bytes,
+)
 from actstore.harvesting.trial_batches import Calibration, calibrate
 from actstore.model.load_model import load_or_wrap
 from actstore.model.model_info import tokenizer_files
@@ -55,8 +61,6 @@ from schemas.source import Site
 
 CODECS: tuple[Codec, ...] = ("lz4", "zstd", "raw")
 GB = 1e9
-# A reader fetches runs of chunks; so many are in one GET request, about.
-_CHUNKS_PER_GET = 16
 
 
 # Rows of all of them are in memory together.
@@ -66,10 +70,14 @@ MOST_BATCHES = 1000
 class Prices(NamedTuple):
     """The prices of storage and of the device, in any currency.
 
+    Those of storage are the list prices of Amazon S3 Standard in US East (N. Virginia)
+    for the first 50 TB, in US dollars (aws.amazon.com/s3/pricing, as of November 2026).
+
     Attributes:
         storage: The price of 1 GB for a month.
         put: The price of 1,000 PUT requests.
         get: The price of 1,000 GET requests.
+        egress: The price of 1 GB that is read from outside of the storage's region.
         device: The price of the device for an hour.
         months: How long the store is kept.
     """
@@ -77,6 +85,7 @@ class Prices(NamedTuple):
     storage: float = 0.023
     put: float = 0.005
     get: float = 0.0004
+    egress: float = 0.09
     device: float = 2.0
     months: float = 1.0
 
@@ -215,9 +224,7 @@ def _estimate(
     times = _times(layout, calibration, chosen, bandwidth)
     storage_per_month = chosen.bytes / GB * prices.storage
     put_cost = objects / 1000 * prices.put
-    # Of each shard its index, then its chunks.
-    gets_per_shard = 1 + layout.unit_chunks / _CHUNKS_PER_GET
-    gets = layout.n_units * len(sites) * gets_per_shard
+    gets = n_gets(spec, sites, layout, calibration.kept)
     get_cost = gets / 1000 * prices.get
     device_second = prices.device / 3600
     store_cost = (
@@ -243,6 +250,9 @@ def _estimate(
         storage_per_month=storage_per_month,
         put_cost=put_cost,
         get_cost=get_cost,
+        egress_cost=chosen.bytes / GB * prices.egress,
+        gets_per_gb=gets / max(chosen.bytes / GB, 1e-9),
+        puts_per_unit=objects_per_unit(spec, sites),
         break_even_runs=_break_even_runs(times.harvest, times.forward - times.read),
         break_even_runs_cost=_break_even_runs(
             store_cost, times.forward * device_second - get_cost

@@ -45,6 +45,10 @@ def plan_command(
     get_price: Annotated[
         float, typer.Option(metavar="NUMBER", help="Per 1,000 GET requests.")
     ] = 0.0004,
+    egress_price: Annotated[
+        float,
+        typer.Option(metavar="NUMBER", help="Per GB read from another region."),
+    ] = 0.09,
     device_price: Annotated[
         float, typer.Option(metavar="NUMBER", help="Of the device, per hour.")
     ] = 2.0,
@@ -71,6 +75,7 @@ def plan_command(
         storage=storage_price,
         put=put_price,
         get=get_price,
+        egress=egress_price,
         device=device_price,
         months=months,
     )
@@ -153,12 +158,18 @@ def _time_lines(estimated: HarvestEstimate, prices: Prices) -> list[tuple[str, s
     device_cost = estimated.harvest_s / 3600 * prices.device
     cost = (
         f"harvest {device_cost:,.2f}, PUT {estimated.put_cost:,.2f},"
-        f" GET {estimated.get_cost:,.2f} a reading"
+        f" GET {estimated.get_cost:,.2f} a reading, or"
+        f" {estimated.get_cost + estimated.egress_cost:,.2f} from another region"
+    )
+    requests = (
+        f"{estimated.puts_per_unit:,} PUT a unit, {estimated.gets_per_gb:,.0f} GET a GB"
+        " read, on an object store"
     )
     return [
         ("model alone", f"{forward_speed}, {duration(estimated.forward_s)}"),
         ("harvest", f"{harvest_speed}, {duration(estimated.harvest_s)}"),
         ("one reading", duration(estimated.read_s)),
+        ("requests", requests),
         ("cost", cost),
         ("storage", f"{estimated.storage_per_month:,.2f} a month"),
         ("break-even", _break_even(estimated)),

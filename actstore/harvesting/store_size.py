@@ -13,9 +13,9 @@ from schemas.harvest import Codec, HarvestSpec, Layout
 from schemas.source import Site
 
 # Objects that every store has, whatever its units and sites: one of the root, two of
-# metadata (tokens, rows), nine of columns, and plan, manifest, README, merged
-# statistics.
-FIXED_OBJECTS = 16
+# metadata (tokens, rows), nine of columns, and plan, manifest, merged statistics and
+# the three files of the card.
+FIXED_OBJECTS = 18
 # Objects that every unit has, whatever its sites: its tokens, rows and statistics, the
 # record of its token block, and its own record.
 _OBJECTS_PER_UNIT = 5
@@ -25,16 +25,39 @@ def n_objects(spec: HarvestSpec, sites: Sequence[Site], layout: Layout) -> int:
     """Return how many objects a finished store has, without the tokenizer's files.
 
     In numbers: 2 sites in float16, 10 units. Each unit has 2 * 2 + 5 = 9 objects; with
-    6 of metadata and 16 fixed ones the store has 10 * 9 + 6 + 16 = 112.
+    6 of metadata and 18 fixed ones the store has 10 * 9 + 6 + 18 = 114.
     """
-    # A site has an array of values and one of norms. In int8 it also has the scales of
-    # rows and the steps of channels.
-    arrays_per_site = 4 if spec.dtype == "int8" else 2
-    per_unit = arrays_per_site * len(sites) + _OBJECTS_PER_UNIT
     # Every array has a `zarr.json`. So has each of the groups that hold all arrays of
     # one sort, such as the norms of all sites.
-    metadata = arrays_per_site * (len(sites) + 1)
-    return layout.n_units * per_unit + metadata + FIXED_OBJECTS
+    metadata = _arrays_per_site(spec) * (len(sites) + 1)
+    of_units = layout.n_units * objects_per_unit(spec, sites)
+    return of_units + metadata + FIXED_OBJECTS
+
+
+def objects_per_unit(spec: HarvestSpec, sites: Sequence[Site]) -> int:
+    """Return how many objects each unit has: so many requests write it."""
+    return _arrays_per_site(spec) * len(sites) + _OBJECTS_PER_UNIT
+
+
+def n_gets(
+    spec: HarvestSpec, sites: Sequence[Site], layout: Layout, kept: float
+) -> int:
+    """Return how many requests read all rows once from an object store, at most.
+
+    One for each chunk (fewer, where chunks lie near each other), and for each shard one
+    for its index, except with the `raw` codec, and two for the scales of int8.
+    """
+    per_shard = (spec.codec != "raw") + 2 * (spec.dtype == "int8")
+    per_site = _n_chunks(layout, kept) + layout.n_units * per_shard
+    return len(sites) * per_site
+
+
+def _arrays_per_site(spec: HarvestSpec) -> int:
+    """Return how many arrays a site has: its values and their norms.
+
+    In int8 it also has the scales of rows and the steps of channels.
+    """
+    return 4 if spec.dtype == "int8" else 2
 
 
 def raw_bytes(

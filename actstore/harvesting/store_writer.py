@@ -13,8 +13,8 @@ again.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from actstore.format.storage import Storage
 from actstore.format.stored_dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.harvesting.finish_store import finish_generation
 from actstore.harvesting.sealed_unit import SealedUnit
+from actstore.harvesting.uploads import Uploads
 from actstore.store import committed_units
 from schemas.base import differences
 from schemas.harvest import Plan
@@ -50,6 +51,20 @@ def check_unfinished(storage: Storage) -> None:
             " remove it, or add to it with `actstore extend` (to one that was"
             " harvested)"
         )
+
+
+class BegunUnit(NamedTuple):
+    """A unit whose objects are encoded and on their way to the storage.
+
+    Attributes:
+        unit: The unit.
+        block: The record of its token block.
+        objects: Its objects, by key, each there when its record comes.
+    """
+
+    unit: SealedUnit
+    block: BlockRecord
+    objects: dict[str, Future[ObjectRecord]]
 
 
 class StoreWriter:
@@ -84,6 +99,7 @@ class StoreWriter:
         # Writing several sites at once keeps both the encoder and the disk busy. A few
         # sites alone leave cores idle, so their shards are split into chunks as well.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._uploads = Uploads(storage)
         self._chunk_pool = None
         if len(plan.sites) < threads:
             self._chunk_pool = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
@@ -138,6 +154,7 @@ class StoreWriter:
         self._pool.shutdown()
         if self._chunk_pool is not None:
             self._chunk_pool.shutdown()
+        self._uploads.close()
 
     def codec(self, d: int) -> ShardCodec:
         """Return how the shards of a site of width d are encoded."""
@@ -247,19 +264,47 @@ class StoreWriter:
         return decode_plain(data, shape, np.int32, key)[: record.n_sequences]
 
     def commit_unit(self, unit: SealedUnit, block: BlockRecord) -> UnitRecord:
-        """Write a unit's objects, then its record.
+        """Write a unit's objects, then its record."""
+        return self.commit(self.begin(unit, block))
+
+    def begin(self, unit: SealedUnit, block: BlockRecord) -> BegunUnit:
+        """Encode a unit's objects and begin to write them.
+
+        The unit's arrays must stay as they are until it is committed.
+        """
+        n_rows = len(unit.rows)
+        order = permutation.unit_permutation(self.plan.spec.seed, unit.unit, n_rows)
+        objects: dict[str, Future[ObjectRecord]] = {}
+        # `map` gives them in the order of the sites, whichever is done first.
+        for site_objects in self._pool.map(
+            lambda site: self._write_site(site.name, unit, order), self.plan.sites
+        ):
+            objects.update(site_objects)
+        # More sites are on tokens and rows that an earlier generation has recorded.
+        if not self.plan.adds_sites:
+            rows_key = object_keys.chunk_key("rows", unit.unit, 0)
+            rows = unit.rows[order].astype(np.int32)
+            rows_data = encode_plain(rows, (self.plan.layout.capacity, 2), -1)
+            objects[rows_key] = self._uploads.put(rows_key, rows_data)
+        stats_key = object_keys.unit_stats_key(unit.unit, self.plan.generation)
+        objects[stats_key] = self._uploads.put(stats_key, unit.stats.to_bytes())
+        return BegunUnit(unit, block, objects)
+
+    def commit(self, begun: BegunUnit) -> UnitRecord:
+        """Wait for a unit's objects, then write its record.
 
         Another worker may have committed the unit meanwhile. Its bytes are the same,
         unless the machines compute differently. Then its record is withdrawn, because
         the objects have become these.
         """
-        record = self._write_unit(unit, block)
+        unit, block, _ = begun
+        record = self._record(begun)
         key = object_keys.unit_key(unit.unit, self.plan.generation)
         data = record.to_json().encode()
         is_first = self.storage.create(key, data)
         if not is_first and self.storage.read(key) != data:
             self.storage.delete(key)
-            self._write_unit(unit, block)
+            self._record(self.begin(unit, block))
             self.storage.create(key, data)
         return record
 
@@ -273,44 +318,32 @@ class StoreWriter:
             self.storage, self.plan, self.parent, self._tokenizer_keys
         )
 
-    def _write_unit(self, unit: SealedUnit, block: BlockRecord) -> UnitRecord:
-        """Write a unit's objects; return the record that commits them."""
-        n_rows = len(unit.rows)
-        order = permutation.unit_permutation(self.plan.spec.seed, unit.unit, n_rows)
+    def _record(self, begun: BegunUnit) -> UnitRecord:
+        """Wait for a unit's objects; return the record that commits them."""
+        unit = begun.unit
         objects: dict[str, ObjectRecord] = {}
-        # More sites are on tokens and rows that an earlier generation has recorded.
         if not self.plan.adds_sites:
-            objects[object_keys.chunk_key("tokens", unit.unit, 0)] = block.tokens
-        # `map` gives them in the order of the sites, whichever is done first.
-        for site_objects in self._pool.map(
-            lambda site: self._write_site(site.name, unit, order), self.plan.sites
-        ):
-            objects.update(site_objects)
-        if not self.plan.adds_sites:
-            rows_key = object_keys.chunk_key("rows", unit.unit, 0)
-            rows = unit.rows[order].astype(np.int32)
-            rows_data = encode_plain(rows, (self.plan.layout.capacity, 2), -1)
-            objects[rows_key] = object_records.put(self.storage, rows_key, rows_data)
-        stats_key = object_keys.unit_stats_key(unit.unit, self.plan.generation)
-        stats_data = unit.stats.to_bytes()
-        objects[stats_key] = object_records.put(self.storage, stats_key, stats_data)
+            tokens_key = object_keys.chunk_key("tokens", unit.unit, 0)
+            objects[tokens_key] = begun.block.tokens
+        for key, written in begun.objects.items():
+            objects[key] = written.result()
         return UnitRecord(
             unit=unit.unit,
             n_sequences=unit.n_sequences,
-            n_rows=n_rows,
+            n_rows=len(unit.rows),
             objects=objects,
             batch=unit.batch,
         )
 
     def _write_site(
         self, site: str, unit: SealedUnit, order: NDArray[np.int64]
-    ) -> dict[str, ObjectRecord]:
-        """Write the objects of one site of a unit; return their records, by key.
+    ) -> dict[str, Future[ObjectRecord]]:
+        """Begin to write the objects of one site of a unit; return them by key.
 
         order: int64 [n], which of the unit's rows goes to each slot.
         """
         values = unit.values[site]
-        objects: dict[str, ObjectRecord] = {}
+        objects: dict[str, Future[ObjectRecord]] = {}
         # Values that a GPU has permuted are in the order of the slots already.
         value_order = np.arange(len(order)) if unit.permuted else order
         if self.plan.spec.dtype == "int8":
@@ -328,17 +361,17 @@ class StoreWriter:
         values_key = object_keys.chunk_key(object_keys.acts_key(site), unit.unit, 0)
         codec = self.codec(values.shape[1])
         shard = codec.encode(values, value_order, self._chunk_pool)
-        objects[values_key] = object_records.put(self.storage, values_key, shard)
+        objects[values_key] = self._uploads.put(values_key, shard)
         norms_key = object_keys.chunk_key(object_keys.norm_key(site), unit.unit)
         norms = unit.norms[site][order].astype(np.float32)
         norms_data = encode_plain(norms, (self.plan.layout.capacity,), 0)
-        objects[norms_key] = object_records.put(self.storage, norms_key, norms_data)
+        objects[norms_key] = self._uploads.put(norms_key, norms_data)
         return objects
 
     def _write_quantisation(
         self, site: str, unit: int, scale: NDArray[Any], step: NDArray[Any]
-    ) -> dict[str, ObjectRecord]:
-        """Write what turns a unit's int8 values back into numbers.
+    ) -> dict[str, Future[ObjectRecord]]:
+        """Begin to write what turns a unit's int8 values back into numbers.
 
         scale: of each row, in the order of the slots [n]; step: of each channel [d].
         """
@@ -347,8 +380,8 @@ class StoreWriter:
         step_key = object_keys.chunk_key(object_keys.step_key(site), unit, 0, 0)
         step_data = encode_plain(step[None], (1, *step.shape), 0)
         return {
-            scale_key: object_records.put(self.storage, scale_key, scale_data),
-            step_key: object_records.put(self.storage, step_key, step_data),
+            scale_key: self._uploads.put(scale_key, scale_data),
+            step_key: self._uploads.put(step_key, step_data),
         }
 
     def _write_metadata(self, tokenizer_files: dict[str, bytes]) -> None:

@@ -1,6 +1,7 @@
-"""The thread that writes units while the model's thread fills the next ones.
+"""The threads that write units while the model's thread fills the next ones.
 
-Unit buffers go back and forth between the two.
+One encodes a unit while the other waits for the objects of the unit before it and
+commits that. Unit buffers go back and forth between them and the model's thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from actstore.harvesting.filled_unit import FilledUnit
 from actstore.harvesting.harvest_plan import UNITS_IN_FLIGHT
 from actstore.harvesting.sealed_unit import seal
-from actstore.harvesting.store_writer import StoreWriter
+from actstore.harvesting.store_writer import BegunUnit, StoreWriter
 from actstore.harvesting.unit_buffer import UnitBuffer
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, UnitRecord
@@ -38,13 +39,14 @@ class WriterThread:
     """
 
     def __init__(self, plan: Plan, writer: StoreWriter, device: torch.device) -> None:
-        """Start a thread for `writer`; `device` is where the model runs."""
+        """Start the threads for `writer`; `device` is where the model runs."""
         self._plan = plan
         self._writer = writer
         self._device = device
-        # One thread, so that units are committed in their order: who follows a growing
-        # store reads it from the front. The encoders have threads of their own.
+        # One thread each, so that units are committed in their order: who follows a
+        # growing store reads it from the front. The encoders have threads of their own.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._in_flight: deque[_UnitInFlight] = deque()
         self._free: list[UnitBuffer] = []
         self._buffers_made = 0
@@ -85,7 +87,8 @@ class WriterThread:
 
     def submit(self, filled: FilledUnit, block: BlockRecord) -> None:
         """Seal and write a unit in the background; its buffer is free afterwards."""
-        record = self._pool.submit(self._write, filled, block)
+        begun = self._pool.submit(self._begin, filled, block)
+        record = self._commits.submit(self._commit, begun)
         self._in_flight.append(_UnitInFlight(record, filled.buffer))
 
     def drain(self) -> None:
@@ -94,15 +97,18 @@ class WriterThread:
             self._collect()
 
     def close(self) -> None:
-        """End the thread.
+        """End the threads.
 
-        The unit that is being written is finished, those that wait are dropped.
+        Units that are being written are finished, those that wait are dropped.
         """
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._commits.shutdown(wait=True)
 
-    def _write(self, filled: FilledUnit, block: BlockRecord) -> UnitRecord:
-        sealed = seal(filled)
-        return self._writer.commit_unit(sealed, block)
+    def _begin(self, filled: FilledUnit, block: BlockRecord) -> BegunUnit:
+        return self._writer.begin(seal(filled), block)
+
+    def _commit(self, begun: Future[BegunUnit]) -> UnitRecord:
+        return self._writer.commit(begun.result())
 
     def _collect(self) -> None:
         """Wait for the oldest unit, count it, and take its buffer back."""

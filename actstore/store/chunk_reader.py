@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from actstore.format.shard import (
 )
 from actstore.format.storage import Part
 from actstore.format.stored_dtypes import Int8Rows, decode_int8
-from actstore.store.shard_bytes import shard_key
+from actstore.store.shard_bytes import ByteRange, shard_key
 
 if TYPE_CHECKING:
     from actstore.store.stored_objects import StoredObjects
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 KEPT_SCALE_BYTES = 64 << 20
 # Chunks that are asked for together from an object store, where each request waits.
 CHUNKS_PER_REQUEST = 16
+
+Fetched = Callable[[], Part]
+"""Gives the bytes of a chunk, once they have come."""
 
 
 class ChunkReader:
@@ -69,6 +72,7 @@ class ChunkReader:
         unit: int,
         chunk: int,
         out: NDArray[Any],
+        fetched: Fetched | None = None,
     ) -> None:
         """Read one chunk into `out`, contiguous [chunk_rows, d].
 
@@ -78,6 +82,8 @@ class ChunkReader:
             chunk: Number of the chunk in the unit's shard.
             out: Memory for the chunk, in the dtype that is stored; or float32 for an
                 int8 store, whose rows are then decoded.
+            fetched: Gives the chunk's bytes, where they are on their way already; what
+                it raises is raised as what reading raises.
 
         Raises:
             CorruptError: Names unit, site and chunk.
@@ -86,11 +92,11 @@ class ChunkReader:
         codec = self.codecs[site]
         # Also int8 into int8: a GPU decodes these itself.
         if codec.dtype == out.dtype:
-            self._read_stored(site, unit, chunk, out)
+            self._read_stored(site, unit, chunk, out, fetched)
             return
         buffer = self._buffer("stored", codec.chunk_bytes)
         stored = buffer.view(codec.dtype).reshape(out.shape)
-        self._read_stored(site, unit, chunk, stored)
+        self._read_stored(site, unit, chunk, stored, fetched)
         scale, step = self.int8_parts(site, unit, chunk)
         out[:] = decode_int8(Int8Rows(stored, scale, step))
 
@@ -122,6 +128,45 @@ class ChunkReader:
             out[in_chunk] = decoded[slots[in_chunk] % codec.chunk_rows]
         return out
 
+    def byte_ranges(
+        self, site: int, unit: int, chunks: Sequence[int]
+    ) -> list[ByteRange]:
+        """Return where some chunks of a unit lie in their shard.
+
+        Raises:
+            CorruptError: They do not; without the name of the shard.
+            ObjectError: The shard cannot be read.
+        """
+        codec = self.codecs[site]
+        if not self._needs_index(site):
+            # All have the same length: with chunks of 1,000 bytes and checksums of 4,
+            # chunk 3 begins at byte 3,012.
+            length = codec.chunk_bytes + CRC_BYTES
+            return [(chunk * length, length) for chunk in chunks]
+        index = self.store.index(self.sites[site], unit)
+        if any(index.offset[chunk] == ABSENT for chunk in chunks):
+            raise CorruptError("the chunk is absent, but rows of it are valid")
+        return [(int(index.offset[i]), int(index.length[i])) for i in chunks]
+
+    def is_prepared(self, site: int, unit: int) -> bool:
+        """Return whether all that decoding a unit's chunks needs has been read."""
+        lacks_index = self._needs_index(site) and not self.store.has_index(
+            self.sites[site], unit
+        )
+        is_int8 = self.codecs[site].dtype == np.int8
+        return not lacks_index and (not is_int8 or (site, unit) in self._int8_parts)
+
+    def prepare(self, site: int, unit: int) -> None:
+        """Read what decoding a unit's chunks needs, its index and int8 parts.
+
+        They are kept. What cannot be read is told of where it is needed.
+        """
+        with contextlib.suppress(CorruptError, ObjectError):
+            if self._needs_index(site):
+                self.store.index(self.sites[site], unit)
+            if self.codecs[site].dtype == np.int8:
+                self.int8_parts(site, unit, 0)
+
     def int8_parts(
         self, site: int, unit: int, chunk: int
     ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
@@ -151,11 +196,14 @@ class ChunkReader:
         unit: int,
         chunk: int,
         out: NDArray[Any],
+        fetched: Fetched | None,
     ) -> None:
         """Read one chunk into `out`, of the dtype that is stored."""
         codec = self.codecs[site]
         with self._errors_named(site, unit, chunk):
-            if codec.codec == "raw" and self.store.storage.local is not None:
+            if fetched is not None:
+                codec.decode_chunk(fetched(), out)
+            elif codec.codec == "raw" and self.store.storage.local is not None:
                 self._read_raw(codec, self._key(site, unit), chunk, out)
             else:
                 stored = next(self._stored_bytes(site, unit, [chunk]))
@@ -164,11 +212,7 @@ class ChunkReader:
     def _read_raw(
         self, codec: ShardCodec, key: str, chunk: int, out: NDArray[Any]
     ) -> None:
-        """Read a chunk of a local `raw` shard straight into `out`.
-
-        Its chunks have all the same length, so that no index is needed: with chunks of
-        1,000 bytes and checksums of 4, chunk 3 begins at byte 3,012.
-        """
+        """Read a chunk of a local `raw` shard straight into `out`."""
         values = out.reshape(-1).view(np.uint8)
         checksum = self._buffer("checksum", CRC_BYTES)
         offset = chunk * (codec.chunk_bytes + CRC_BYTES)
@@ -185,14 +229,7 @@ class ChunkReader:
         Those of a local chunk stay as they are until the next one is asked for.
         """
         key = self._key(site, unit)
-        index = self.store.index(self.sites[site], unit)
-        byte_ranges = []
-        for chunk in chunks:
-            if index.offset[chunk] == ABSENT:
-                raise CorruptError("the chunk is absent, but rows of it are valid")
-            offset = int(index.offset[chunk])
-            length = int(index.length[chunk])
-            byte_ranges.append((offset, length))
+        byte_ranges = self.byte_ranges(site, unit, chunks)
         if self.store.storage.local is None:
             for first in range(0, len(byte_ranges), CHUNKS_PER_REQUEST):
                 together = byte_ranges[first : first + CHUNKS_PER_REQUEST]
@@ -202,6 +239,15 @@ class ChunkReader:
             buffer = self._buffer("encoded", length)
             n_read = self._preadv(key, [buffer], offset)
             yield buffer[:n_read]
+
+    def _needs_index(self, site: int) -> bool:
+        """Return whether the index tells where a site's chunks lie.
+
+        With the `raw` codec it is arithmetic. (Where memory is taken before bytes have
+        come, the index is read all the same: it proves how long a chunk is.)
+        """
+        is_local = self.store.storage.local is not None
+        return is_local or self.codecs[site].codec != "raw"
 
     def _preadv(
         self,

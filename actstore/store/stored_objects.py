@@ -243,6 +243,10 @@ class StoredObjects:
             self._indexes[site, unit] = index
         return index
 
+    def has_index(self, site: str, unit: int) -> bool:
+        """Return whether the index of a shard has been read and is kept."""
+        return (site, unit) in self._indexes
+
     def _read_index(self, site: str, unit: int) -> ShardIndex:
         codec = self.codec(site)
         # The index has the same size in every shard, so one read from the end gets it.

@@ -22,8 +22,8 @@ from actstore.stream.window_feed import (
     LoadedWindow,
     WindowBuffer,
     WindowFeed,
-    WindowPlan,
 )
+from actstore.stream.window_plan import WindowPlan
 
 
 class GatheredRows(NamedTuple):

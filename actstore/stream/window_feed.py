@@ -1,6 +1,7 @@
 """Loads windows before they are used.
 
-One thread plans, some read and decode, and there are two buffers.
+One thread plans, some read and decode, and there are two buffers. Chunks that lie in an
+object store are fetched apart from that (`chunk_fetch.py`), and only decoded here.
 
 A buffer goes back when its window is used up (`release`); then the next window loads
 into it. A reader's error ends the feed and is raised where the window is asked for. If
@@ -12,27 +13,26 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import CorruptError, ObjectError, StoreError
-from actstore.store.chunk_reader import ChunkReader
+from actstore.store.chunk_reader import ChunkReader, Fetched
+from actstore.store.shard_bytes import REQUEST_BYTES
+from actstore.stream.chunk_fetch import (
+    FETCHED_BYTES,
+    Cell,
+    ChunkFetch,
+    Fetch,
+    FetchedWindow,
+)
 from actstore.stream.order import Chunk, Window
-
-
-class WindowLoad(NamedTuple):
-    """A window, and the chunks of it that a process reads."""
-
-    window: Window
-    chunks: list[Chunk]
-
-
-WindowPlan = Callable[[Callable[[], bool]], Iterator[WindowLoad]]
-"""Yields the windows to load, given a function that tells whether to stop."""
+from actstore.stream.window_plan import WindowLoad, WindowPlan
 
 
 class WindowBuffer(NamedTuple):
@@ -96,6 +96,9 @@ class WindowFeed:
         self._free: queue.Queue[WindowBuffer | None] = queue.Queue()
         self._stop = threading.Event()
         self._plan = plan(self._stop.is_set)
+        self._fetch: ChunkFetch | None = None
+        if reader.store.storage.local is None:
+            self._fetch = ChunkFetch(reader, planes, self._plan, _room(buffers))
         for buffer in buffers:
             self._free.put(buffer)
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="stream-read")
@@ -130,6 +133,8 @@ class WindowFeed:
         """
         self._stop.set()
         self._free.put(None)
+        if self._fetch is not None:
+            self._fetch.close()
         self._thread.join()
         self._readers.shutdown(cancel_futures=True)
         self._ready.put(
@@ -141,59 +146,96 @@ class WindowFeed:
     def _run(self) -> None:
         """Load one window after the other: what the feeding thread does."""
         try:
-            load = next(self._plan, None)
+            load = self._next()
             while load is not None:
                 buffer = self._free.get()
                 if buffer is None or self._stop.is_set():
                     return
                 window = load.window
                 skipped: dict[Chunk, StoreError] = {}
-                futures = self._submit(load.chunks, buffer, skipped)
+                futures = self._submit(load, buffer, skipped)
                 try:
                     # The next window's order is worked out while this one loads.
-                    load = next(self._plan, None)
+                    load = self._next()
                 finally:
                     self._finish(futures)
                 if self._stop.is_set():
                     # Chunks were left out: this window is not whole.
                     return
                 self._ready.put(LoadedWindow(window, buffer, skipped))
-            self._ready.put(None)
+            if not self._stop.is_set():
+                self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 (raised again where it is asked for)
-            self._ready.put(error)
+            if self._fetch is not None:
+                self._fetch.stop()
+            if not self._stop.is_set():
+                # Otherwise it may be of what was cancelled.
+                self._ready.put(error)
+
+    def _next(self) -> WindowLoad | FetchedWindow | None:
+        """Return the next window of the plan, from an object store on its way."""
+        if self._fetch is not None:
+            return self._fetch.next()
+        return next(self._plan, None)
 
     def _submit(
         self,
-        chunks: list[Chunk],
+        load: WindowLoad | FetchedWindow,
         buffer: WindowBuffer,
         skipped: dict[Chunk, StoreError],
     ) -> list[Future[None]]:
         """Begin to load chunks, at every plane; those that cannot be read are noted."""
+        futures = []
+        if isinstance(load, WindowLoad):
+            for chunk in load.chunks:
+                for plane in range(len(self._planes)):
+                    cell = Cell(chunk, plane)
+                    futures.append(
+                        self._readers.submit(self._load, cell, buffer, skipped)
+                    )
+            return futures
+        while (fetch := load.fetches.get()) is not None:
+            futures.append(self._readers.submit(self._decode, fetch, buffer, skipped))
+        return futures
 
-        def load(chunk: Chunk, plane: int) -> None:
-            if self._stop.is_set():
-                return
-            try:
-                self._load(chunk, plane, buffer)
-            except (CorruptError, ObjectError) as error:
-                if not self._skip_corrupt:
-                    raise
-                skipped[chunk] = error
+    def _decode(
+        self, fetch: Fetch, buffer: WindowBuffer, skipped: dict[Chunk, StoreError]
+    ) -> None:
+        """Wait for a request's answer and decode its chunks into their cells."""
+        assert self._fetch is not None
+        try:
+            for number, cell in enumerate(fetch.cells):
+                fetched = partial(fetch.chunk, number)
+                self._load(cell, buffer, skipped, fetched)
+        finally:
+            self._fetch.done(fetch)
 
-        return [
-            self._readers.submit(load, chunk, plane)
-            for chunk in chunks
-            for plane in range(len(self._planes))
-        ]
+    def _load(
+        self,
+        cell: Cell,
+        buffer: WindowBuffer,
+        skipped: dict[Chunk, StoreError],
+        fetched: Fetched | None = None,
+    ) -> None:
+        """Read one chunk into its cell, unless the feed is stopped."""
+        if self._stop.is_set():
+            return
+        try:
+            self._read(cell, buffer, fetched)
+        except (CorruptError, ObjectError) as error:
+            if not self._skip_corrupt:
+                raise
+            skipped[cell.chunk] = error
 
-    def _load(self, chunk: Chunk, plane: int, buffer: WindowBuffer) -> None:
+    def _read(self, cell: Cell, buffer: WindowBuffer, fetched: Fetched | None) -> None:
         """Read one chunk into its cell."""
+        chunk, plane = cell
         site = self._planes[plane][chunk.column]
         chunk_rows = self._reader.codecs[0].chunk_rows
         first_row = chunk.cell * chunk_rows
         rows = slice(first_row, first_row + chunk_rows)
         values = buffer.values[plane][chunk.column, rows]
-        self._reader.read(site, chunk.unit, chunk.chunk, values)
+        self._reader.read(site, chunk.unit, chunk.chunk, values, fetched)
         if buffer.scale:
             scale, step = self._reader.int8_parts(site, chunk.unit, chunk.chunk)
             buffer.scale[plane][chunk.column, rows] = scale
@@ -209,3 +251,12 @@ class WindowFeed:
                 future.cancel()
             wait(futures)
             raise
+
+
+def _room(buffers: Sequence[WindowBuffer]) -> int:
+    """Return how many bytes may have been fetched and not be decoded.
+
+    They come on top of the windows' memory, so there are not more than of a window.
+    """
+    window_bytes = sum(values.nbytes for values in buffers[0].values)
+    return min(FETCHED_BYTES, max(window_bytes, REQUEST_BYTES))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from actstore.stream.order import Order, Rank, Window
+from actstore.stream.order import Chunk, Order, Rank, Window
 from actstore.stream.unit_source import Stopped, UnitSource, never
-from actstore.stream.window_feed import WindowLoad
+
+
+class WindowLoad(NamedTuple):
+    """A window, and the chunks of it that a process reads."""
+
+    window: Window
+    chunks: list[Chunk]
+
+
+WindowPlan = Callable[[Stopped], Iterator[WindowLoad]]
+"""Yields the windows to load, given a function that tells whether to stop."""
 
 
 def elements_of_epoch(order: Order, units: UnitSource, epoch: int) -> int:

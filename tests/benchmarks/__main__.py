@@ -27,8 +27,9 @@ BENCHES = (
     "cross_entropy",
     "explorer",
     "copies",
+    "object_store",
 )
-PEERS = ("stream_peers", "training_peers")
+PEERS = ("stream_peers", "training_peers", "object_store_peers")
 
 
 def main() -> None:

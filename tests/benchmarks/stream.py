@@ -41,7 +41,11 @@ POOL = 1 << 13
 
 
 def benchmark_store(
-    folder: Path, codec: str, rows: int, dtype: str, chunk_rows: int | None = None
+    folder: Path | str,
+    codec: str,
+    rows: int,
+    dtype: str,
+    chunk_rows: int | None = None,
 ) -> Store:
     """Gaussian rows whose norm differs by site: bit-shuffled they shrink about as much
     as real activations do.

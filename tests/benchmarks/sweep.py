@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.machine.glibc_malloc import keep_freed_memory
-from actstore.store.chunk_reader import ChunkReader
+from actstore.store.chunk_reader import ChunkReader, Fetched
 from actstore.store.store import Store
 from actstore.stream.stream import Batch
 from schemas.records import BenchRecord
@@ -126,10 +126,15 @@ class Counted:
         plain = ChunkReader.read
 
         def read(
-            self: ChunkReader, site: int, unit: int, chunk: int, out: NDArray[Any]
+            self: ChunkReader,
+            site: int,
+            unit: int,
+            chunk: int,
+            out: NDArray[Any],
+            fetched: Fetched | None = None,
         ) -> None:
             chunks.setdefault((site, unit, chunk), []).append(1)
-            plain(self, site, unit, chunk, out)
+            plain(self, site, unit, chunk, out, fetched)
 
         self.chunks = chunks
 

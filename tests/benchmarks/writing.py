@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from actstore.format.storage import Storage
 from actstore.harvesting.sealed_unit import SealedUnit
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.machine.glibc_malloc import keep_freed_memory
+from schemas.manifest import BlockRecord
 from schemas.records import BenchRecord
 from tests.support import make_plan
 
@@ -73,23 +74,23 @@ class Work:
         """Bytes per second of whole commits."""
         shutil.rmtree(folder, ignore_errors=True)
         writer = StoreWriter.create(Storage(str(folder)), self.plan)
-        norms = {site: np.ones(ROWS, np.float32) for site in self.values}
-        tokens, seconds = np.ones((SEQUENCES, CONTEXT), np.int32), []
-        n = self.n_units
-        for unit in range(n):
-            block = writer.commit_block(unit, tokens, {}, unit == n - 1)
-            rows = self.rows.astype(np.int32)
-            one = SealedUnit(
-                unit,
-                SEQUENCES,
-                rows,
-                dict(self.values),
-                norms,
-                UnitStats(self.plan.sites),
-            )
-            seconds.append(_seconds(partial(writer.commit_unit, one, block)))
+        seconds = [
+            _seconds(partial(writer.commit_unit, *unit)) for unit in self.units(writer)
+        ]
         writer.close()
         return self.bytes / statistics.median(seconds)
+
+    def units(self, writer: StoreWriter) -> Iterator[tuple[SealedUnit, BlockRecord]]:
+        """The units, each with its token block, which is written before."""
+        norms = {site: np.ones(ROWS, np.float32) for site in self.values}
+        tokens = np.ones((SEQUENCES, CONTEXT), np.int32)
+        for unit in range(self.n_units):
+            last = unit == self.n_units - 1
+            block = writer.commit_block(unit, tokens, {}, last)
+            rows = self.rows.astype(np.int32)
+            stats = UnitStats(self.plan.sites)
+            values = dict(self.values)
+            yield SealedUnit(unit, SEQUENCES, rows, values, norms, stats), block
 
     def alone(
         self, folder: Path, pool: ThreadPoolExecutor

@@ -139,7 +139,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--batches": "cli/test_no_inert_options.py::test_batches_of_a_plan",
         "--bandwidth": "cli/test_plan.py::test_slow_storage_bounds_the_reading_and_may_never_pay",
         **{f"--{name}": "cli/test_plan.py::test_prices_change_the_money_as_arithmetic_says"
-           for name in ("storage-price", "put-price", "get-price", "device-price", "months")},
+           for name in ("storage-price", "put-price", "get-price", "egress-price", "device-price", "months")},
     },
     "actstore verify": {
         "--repair": "store/test_verify.py::test_zarr_json_is_repaired_and_nothing_else_is",

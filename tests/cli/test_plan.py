@@ -98,6 +98,8 @@ def test_prices_change_the_money_as_arithmetic_says(cli: Cli) -> None:
         "3",
         "--get-price",
         "0.0001",
+        "--egress-price",
+        "7",
         "--device-price",
         "36",
     ]
@@ -106,10 +108,14 @@ def test_prices_change_the_money_as_arithmetic_says(cli: Cli) -> None:
     month = found["codecs"]["lz4"]["bytes"] / 1e9 * 500
     assert found["storage_per_month"] == pytest.approx(month)
     assert found["put_cost"] == pytest.approx(found["objects"] * 3 / 1000)
-    chunks = layout["capacity"] / layout["chunk_rows"]
-    assert found["get_cost"] == pytest.approx(
-        layout["n_units"] * 2 * (1 + chunks / 16) * 0.0001 / 1000
-    )
+    gigabytes = found["codecs"]["lz4"]["bytes"] / 1e9
+    assert found["egress_cost"] == pytest.approx(gigabytes * 7)
+    # Two sites: every chunk of theirs, and an index for each shard.
+    chunks = -(-found["rows"] // layout["chunk_rows"])
+    gets = 2 * (chunks + layout["n_units"])
+    assert found["get_cost"] == pytest.approx(gets * 0.0001 / 1000, rel=0.1)
+    assert found["gets_per_gb"] * gigabytes == pytest.approx(gets, rel=0.1)
+    assert found["puts_per_unit"] == 2 * 2 + 5
     saved = found["forward_s"] * 36 / 3600 - found["get_cost"]
     once = found["harvest_s"] * 36 / 3600 + 4 * month + found["put_cost"]
     assert saved > 0
@@ -165,6 +171,7 @@ def test_people_get_lines_and_nothing_is_written(
             "model alone",
             "harvest",
             "one reading",
+            "requests",
             "cost",
         ),
         *("storage", "break-even"),

@@ -131,7 +131,7 @@ def test_an_interrupted_extension_leaves_the_store_and_resumes(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = actstore.open(url).manifest
-    commit, calls = StoreWriter.commit_unit, []
+    commit, calls = StoreWriter.commit, []
 
     def failing(self: StoreWriter, *arguments: Any) -> Any:
         calls.append(1)
@@ -140,7 +140,7 @@ def test_an_interrupted_extension_leaves_the_store_and_resumes(
         return commit(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "commit_unit", failing)
+        patch.setattr(StoreWriter, "commit", failing)
         with pytest.raises(StoppedError):
             extend(url, sites=MORE)
     assert actstore.open(url).manifest == before

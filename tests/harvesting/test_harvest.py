@@ -289,7 +289,7 @@ def test_another_spec_at_an_unfinished_harvest_is_refused(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
-            StoreWriter, "commit_unit", lambda *_: (_ for _ in ()).throw(KilledError)
+            StoreWriter, "commit", lambda *_: (_ for _ in ()).throw(KilledError)
         )
         with pytest.raises(KilledError):
             actstore.harvest(SPEC, str(tmp_path))
@@ -429,7 +429,7 @@ def test_a_full_disk_is_one_clear_error(
     def full(*_: Any) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(StoreWriter, "commit_unit", full)
+    monkeypatch.setattr(StoreWriter, "commit", full)
     with pytest.raises(StorageError, match="disk is full"):
         actstore.harvest(SPEC, str(tmp_path / "out"))
 

@@ -11,8 +11,8 @@ import pytest
 from actstore.stream.group_cells import UnitGroup
 from actstore.stream.order import Rank
 from actstore.stream.unit_source import Stopped, never
-from actstore.stream.window_feed import WindowLoad
 from actstore.stream.window_plan import (
+    WindowLoad,
     planned_elements,
     planned_loads,
     windows_of_epoch,

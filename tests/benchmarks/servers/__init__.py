@@ -1,0 +1,1 @@
+"""What benchmarks of object stores need: a slow line, and plain requests."""
