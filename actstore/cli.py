@@ -20,7 +20,7 @@ from actstore.harvesting.harvest_command import extend_command, harvest_command
 from actstore.harvesting.plan_command import plan_command
 from actstore.importing import toy_command
 from actstore.importing.import_command import import_command
-from actstore.inspect.diff_command import diff_command
+from actstore.inspect.diff_command import DiffCommand, diff_command
 from actstore.inspect.inspect_commands import (
     doctor_command,
     info_command,
@@ -65,7 +65,7 @@ app.command("toy", cls=ToyCommand)(toy_command.toy_command)
 app.command("info", cls=Command)(info_command)
 app.command("norms", cls=Command)(norms_command)
 app.command("verify", cls=Command)(verify_command)
-app.command("diff", cls=Command)(diff_command)
+app.command("diff", cls=DiffCommand)(diff_command)
 app.command("ls", cls=Command)(ls_command)
 app.command("runs", cls=Command)(runs_command)
 app.command("publish", cls=Command)(publish_command)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from schemas.base import Schema
 from schemas.records import Ratio
+from schemas.unprintable import UNPRINTABLE
 
 CATALOG_VERSION = 1  # as `format_version` of the records says
 Kind = Literal["store", "run"]
@@ -24,6 +25,9 @@ _WORDS_OF_SECRETS = (
 _USER = re.compile(r"[A-Za-z][\w+.-]*://[^/?#\s]*@")
 _QUERY = re.compile(rf"[?&;#]{_WORDS_OF_SECRETS}=", re.IGNORECASE)
 
+_UNPRINTABLE = re.compile(UNPRINTABLE)
+MOST = 1 << 62  # of anything that is counted
+
 
 def has_secret(text: str) -> bool:
     """Return whether a text looks like a URL with a password, a key or a token."""
@@ -34,12 +38,13 @@ def _without_secret(text: str) -> str:
     if has_secret(text):
         # The text itself is not repeated: errors are logged.
         raise ValueError("a URL with a password, key or token in it is not recorded")
-    if any(ord(character) < ord(" ") or character == "\x7f" for character in text):
+    if _UNPRINTABLE.search(text):
         raise ValueError("it has control characters")
     return text
 
 
 _PARTS = re.compile(r"(^|/)\.{0,2}(/|$)")
+_UPWARDS = re.compile(r"/\.\.?(/|$)")
 
 
 def _place(url: str) -> str:
@@ -50,6 +55,8 @@ def _place(url: str) -> str:
         raise ValueError("it is no URL of a store or run")
     if is_path and _PARTS.search(url):
         raise ValueError("it leads out of the catalog")
+    if _UPWARDS.search(url):
+        raise ValueError("it has `.` or `..` as a part")
     return url
 
 
@@ -88,8 +95,8 @@ class PublishedStore(Published):
 
     kind: Literal["store"] = "store"
     corpus: Plain | None = Field(description="name of the corpus; null: not known")
-    rows: int = Field(ge=0, description="rows of each site")
-    bytes: int = Field(ge=0, description="bytes that all units' objects take")
+    rows: int = Field(ge=0, le=MOST, description="rows of each site")
+    bytes: int = Field(ge=0, le=MOST, description="bytes that all units' objects take")
     dtype: Plain = Field(description="dtype that values are stored in")
 
 
@@ -97,14 +104,14 @@ class RunMetrics(Schema):
     """The figures of a run's `eval.json` by which runs are compared."""
 
     split: Literal["train", "held_out"] = Field(description="rows it was evaluated on")
-    rows: int = Field(ge=0, description="how many rows")
+    rows: int = Field(ge=0, le=MOST, description="how many rows")
     fvu: Ratio = Field(description="fraction of variance unexplained")
     l0: Ratio = Field(description="latents that fire in a row")
     ce_recovered: Ratio | None = Field(
         description="share of the loss against zeros that is recovered; null: not"
         " measured"
     )
-    dead: int = Field(ge=0, description="latents that never fired")
+    dead: int = Field(ge=0, le=MOST, description="latents that never fired")
 
 
 class PublishedRun(Published):
@@ -112,9 +119,9 @@ class PublishedRun(Published):
 
     kind: Literal["run"] = "run"
     sae: Plain = Field(description="kind of its SAE")
-    n_latents: int = Field(gt=0, description="dictionary size")
-    steps: int = Field(ge=0, description="steps of training")
-    rows: int = Field(ge=0, description="rows trained on")
+    n_latents: int = Field(gt=0, le=MOST, description="dictionary size")
+    steps: int = Field(ge=0, le=MOST, description="steps of training")
+    rows: int = Field(ge=0, le=MOST, description="rows trained on")
     store: Plain = Field(description="absolute URL of its store; empty: it has none")
     store_content_id: str = Field(
         pattern=f"^({DIGEST})?$", description="content id of that store; empty: none"

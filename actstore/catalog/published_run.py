@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from blake3 import blake3
 
 from actstore.catalog.catalog import Catalog
@@ -30,15 +32,22 @@ def run_content_id(storage: Storage) -> str:
     return blake3("".join(digests).encode()).hexdigest()
 
 
-def checked_run_url(name: str, catalog: Catalog) -> str:
+def checked_run_url(
+    name: str, catalog: Catalog, options: dict[str, Any] | None = None
+) -> str:
     """Return the URL that a run's name leads to.
+
+    Args:
+        name: The name, such as `catalog:gpt2-topk`.
+        catalog: The catalog.
+        options: For the run's file system.
 
     Raises:
         CatalogError: The name leads to nothing, or the run was removed or changed.
     """
     found = resolved(name, "run", catalog)
     try:
-        content_id = run_content_id(Storage(found.url))
+        content_id = run_content_id(Storage(found.url, options))
     except CorruptError:
         raise
     except ObjectError as error:

@@ -20,6 +20,7 @@ from typing import Any
 import typer
 
 from actstore.console.cli_output import flushed, reader_left, survive_any_encoding
+from actstore.console.printable import printable
 from actstore.errors import ActstoreError
 from actstore.machine.stop_signals import Stopped, signals
 from actstore.machine.torch_threads import wait_briefly
@@ -76,7 +77,7 @@ def _run(app: Callable[[], Any]) -> None:
     except ActstoreError as error:
         if os.environ.get(DEBUG):
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
         sys.exit(1)
     except ValueError as error:
         # pydantic's, loaded only if it was used
@@ -84,7 +85,8 @@ def _run(app: Callable[[], Any]) -> None:
             raise
         from actstore.validation import sentences
 
-        typer.echo(f"error: {sentences(error)}", err=True)  # type: ignore[arg-type]
+        message = sentences(error)  # type: ignore[arg-type]
+        typer.echo(printable(f"error: {message}"), err=True)
         sys.exit(1)
     except OSError as error:
         _end_with(error)
@@ -106,7 +108,7 @@ def _end_with(error: OSError) -> None:
         sys.exit(1)
     if os.environ.get(DEBUG) or not is_users(error):
         raise error
-    typer.echo(f"error: {told(error)}", err=True)
+    typer.echo(printable(f"error: {told(error)}"), err=True)
     sys.exit(1)
 
 

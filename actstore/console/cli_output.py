@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import math
 import os
 import sys
 from typing import Any
@@ -104,3 +105,12 @@ def _plain_character(character: str) -> str:
         low = 0xDC00 + (offset & 0x3FF)
         return f"\\u{high:04x}\\u{low:04x}"
     return f"\\u{code:04x}"
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as JSON can hold it: infinities and NaN become their names."""
+    if math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"

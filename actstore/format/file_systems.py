@@ -33,7 +33,11 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
 
     path = local_path(url)
     if path is None:
-        remote, path_there = url_to_fs(url, **options)
+        try:
+            remote, path_there = url_to_fs(url, **options)
+        except (AttributeError, KeyError, TypeError) as error:
+            # `reference://` and others are opened by more than a URL
+            raise ValueError(f"this protocol cannot be opened so: {error}") from error
         return remote, str(path_there)
     why = windows_path(url)
     if why is not None:

@@ -8,6 +8,7 @@ COPY = "copy.json"  # there only while a store is being copied
 README = "README.md"
 NORMS_FIGURE = "norms.svg"
 CROISSANT = "croissant.json"
+CARD = (README, NORMS_FIGURE, CROISSANT)  # made from the manifest
 
 
 def acts_key(site: str) -> str:

@@ -141,6 +141,9 @@ def typed(
     unknown_protocol = isinstance(error, ValueError) and "rotocol" in str(error)
     if unknown_protocol or isinstance(error, ImportError):
         return StorageError(f"{where}: not a URL that can be opened: {error}")
+    # obstore's word for `..` and the like
+    if isinstance(error, ValueError) and "parse path" in str(error):
+        return StorageError(f"{where}: no key of an object can be so; check the URL")
     if is_of_a_service(error):
         return StorageError(f"{where}: {error}; check the endpoint and the credentials")
     return None

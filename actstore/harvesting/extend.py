@@ -27,6 +27,7 @@ from actstore.harvesting.worker_share import check_shared, parse_worker
 from actstore.model.checkpoint_files import confirm_code
 from actstore.model.load_model import LoadedModel, load_or_wrap
 from actstore.model.model_folder import name_with_path
+from actstore.store.open_store import store_url
 from actstore.store.store import Store
 from actstore.store.stored_objects import StoredObjects
 from actstore.text.corpora import Corpus
@@ -69,7 +70,7 @@ def extend(
     names the earlier content id as its parent. The same call resumes.
 
     Args:
-        out: The store: a folder, or any fsspec URL.
+        out: The store: a folder, any fsspec URL, or its name in the catalog.
         sites: Names or patterns of the sites to add.
         tokens: How many tokens to add.
         model: The module that was harvested from memory, if it was.
@@ -112,7 +113,8 @@ def extend(
     """
     _check_asked(sites, tokens, source)
     report = progress or silent
-    storage = Storage(out, dict(options or {}))
+    given = dict(options or {})
+    storage = Storage(store_url(os.fspath(out), given), given)
     share = parse_worker(worker)
     parent = _extendable(storage)
     check_shared(storage, share)

@@ -60,7 +60,9 @@ def harvest_command(
 
 
 def extend_command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A finished store.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="A finished store, or its name.")
+    ],
     sites: Annotated[
         list[str] | None,
         typer.Option(

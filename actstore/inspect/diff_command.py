@@ -5,16 +5,29 @@ Importing this loads typer only, so that help comes at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actstore.console.cli_options import AsJson
+from actstore.console.cli_options import AsJson, Command
+from actstore.errors import ActstoreError
 
 if TYPE_CHECKING:
     from actstore.inspect.diff_stores import Shared, SiteValues, StoreDiff
 
 _TROUBLE = 2  # as of the command `diff`
+
+
+class DiffCommand(Command):
+    """A command whose exit code 1 is a result, so that errors have another one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ActstoreError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(_TROUBLE) from error
 
 
 def diff_command(
@@ -37,14 +50,9 @@ def diff_command(
 
     Exit code 0 if nothing differs, 1 if something does, 2 if a store cannot be read.
     """
-    from actstore.errors import ActstoreError
     from actstore.inspect.diff_stores import diff
 
-    try:
-        found = diff(a, b, rows=rows, seed=seed)
-    except ActstoreError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(_TROUBLE) from error
+    found = diff(a, b, rows=rows, seed=seed)
     if as_json:
         typer.echo(_json(found))
     else:
@@ -57,15 +65,13 @@ def diff_command(
 def _json(found: StoreDiff) -> str:
     """Return a diff as JSON."""
     import json
-    import math
 
-    values = []
-    for site in found.values:
-        fields = site._asdict()
-        # JSON has no infinity.
-        if math.isinf(site.largest):
-            fields["largest"] = "Infinity"
-        values.append(fields)
+    from actstore.console.cli_output import json_number
+
+    values = [
+        {**site._asdict(), "largest": json_number(site.largest)}
+        for site in found.values
+    ]
     every = {
         "same": found.same,
         **found._asdict(),
@@ -75,16 +81,17 @@ def _json(found: StoreDiff) -> str:
         "rows": found.rows._asdict(),
         "values": values,
     }
-    return json.dumps(every, indent=1)
+    return json.dumps(every, indent=1, allow_nan=False)
 
 
 def _lines(found: StoreDiff) -> list[str]:
     """Return a diff as lines for people."""
     from actstore.console.short_lists import first_and_last
 
+    part_of_a, part_of_b = _part_of(found)
     lines = [
-        f"A            {found.a}  {found.content_ids[0][:16]}",
-        f"B            {found.b}  {found.content_ids[1][:16]}",
+        f"A            {found.a}  {found.content_ids[0][:16]}{part_of_a}",
+        f"B            {found.b}  {found.content_ids[1][:16]}{part_of_b}",
     ]
     sites = f"{len(found.sites.both)} in both"
     for name, alone in (("A", found.sites.only_a), ("B", found.sites.only_b)):
@@ -100,6 +107,17 @@ def _lines(found: StoreDiff) -> list[str]:
         _head(lines, 5 + len(found.fields), "values")
     lines.append("no difference" if found.same else "they differ")
     return lines
+
+
+def _part_of(found: StoreDiff) -> tuple[str, str]:
+    """Return words that say which store each is a part of, if it is one."""
+    words = []
+    for parent, other, name in zip(
+        found.parents, reversed(found.content_ids), ("B", "A"), strict=True
+    ):
+        whole = name if parent == other else f"{parent}"[:16]
+        words.append("" if parent is None else f", a part of {whole}")
+    return words[0], words[1]
 
 
 def _head(lines: list[str], i: int, name: str) -> None:

@@ -23,8 +23,8 @@ from schemas.base import FieldDifference, field_differences
 
 # Units that a site's sample comes from.
 _SAMPLED_UNITS = 8
-# What is told elsewhere: which sites there are, and how many sequences.
-_COUNTED = {"sites", "n_sequences", "n_units"}
+# What is told elsewhere: which sites there are, and how many tokens and sequences.
+_COUNTED = {"sites", "tokens", "n_sequences", "n_units"}
 
 
 class Shared(NamedTuple):
@@ -80,6 +80,8 @@ class StoreDiff(NamedTuple):
         a: The first store's URL.
         b: The second store's URL.
         content_ids: Content ids of both.
+        parents: For each, the content id of the store that it is a part of; None: it is
+            no part.
         fields: Settings that differ: of the model, corpus, layout, numerics and so on.
         sites: Which sites are in both.
         sequences: How many sequences have the same tokens.
@@ -90,6 +92,7 @@ class StoreDiff(NamedTuple):
     a: str
     b: str
     content_ids: tuple[str, str]
+    parents: tuple[str | None, str | None]
     fields: list[FieldDifference]
     sites: SharedSites
     sequences: Shared
@@ -158,6 +161,7 @@ def diff(
         a=first.url,
         b=second.url,
         content_ids=(first.manifest.content_id, second.manifest.content_id),
+        parents=(_parent(first), _parent(second)),
         fields=field_differences(_settings(first), _settings(second)),
         sites=sites,
         sequences=_shared(
@@ -166,6 +170,12 @@ def diff(
         rows=_shared(n_both, first.manifest.n_rows, second.manifest.n_rows),
         values=[_values(matched, site, rows, seed) for site in sites.both],
     )
+
+
+def _parent(store: Store) -> str | None:
+    """Return the content id of the store that one is a part of; None: of none."""
+    subset = store.manifest.subset
+    return None if subset is None else subset.parent
 
 
 def _shared(n_both: int, n_a: int, n_b: int) -> Shared:

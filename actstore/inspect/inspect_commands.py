@@ -92,10 +92,13 @@ def norms_command(
 
 
 def print_table(table: Table) -> None:
-    """Print a table on the terminal."""
+    """Print a table on the terminal.
+
+    What stands in it may be others': `[red]` and `:smile:` are no markup.
+    """
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         # a pipe or a file has no width of its own, and 80 columns cut numbers off
         console.width = WIDTH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from actstore import arguments
@@ -11,6 +12,8 @@ from actstore.errors import ActstoreError, NotAStoreError
 from actstore.format import object_keys
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
+
+READERS = 16  # folders that are looked at at a time
 
 
 class Entry(NamedTuple):
@@ -56,13 +59,11 @@ def stores(
         [('stores/small', True)]
     """
     root = Storage(url, options)
-    entries = []
-    # Not deeper: on an object store every folder is a request.
+    # Not deeper: on an object store every folder is a few requests.
     children = [root.child(name) for name in root.folders()]
-    for storage in (root, *children):
-        entry = _entry(storage)
-        if entry is not None:
-            entries.append(entry)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(_entry, (root, *children)))
+    entries = [entry for entry in found if entry is not None]
     # A folder without stores is no error; a path with a slip in it is one.
     if not entries and not root.is_folder():
         raise NotAStoreError(

@@ -27,6 +27,7 @@ from actstore.publishing.store_keys import (
     keys_of,
 )
 from actstore.publishing.usage import root_of, store_roots
+from actstore.store.open_store import store_url
 
 DAY_S = 86_400.0
 LEAST_DAYS = 1.0
@@ -83,7 +84,8 @@ def leftovers(
     files. A harvest that was stopped can be gone on with until then.
 
     Args:
-        url: A store, or a folder with stores anywhere below it.
+        url: A store or its name in the catalog, or a folder with stores anywhere below
+            it.
         older_than: Days since anything was written there; at least 1.
         delete: Remove what is old enough.
         options: For the file system, such as credentials.
@@ -110,7 +112,7 @@ def leftovers(
             f"--older-than {older_than:g}: wanted at least {LEAST_DAYS:g} day; what is"
             " younger may be going on"
         )
-    storage = Storage(url, options)
+    storage = Storage(store_url(str(url), options), options)
     found = storage.objects()
     if not found:
         raise NotAStoreError(f"{url}: there is nothing; check the URL")

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.console.cli_options import AsJson, one_of
+from actstore.console.printable import printable, shortened
 
 if TYPE_CHECKING:
-    from actstore.publishing.list_published import Published
+    from actstore.publishing.list_published import CatalogContents
     from schemas.catalog import Kind
+
+WIDEST_CELL = 60  # characters of a cell of a table that are shown
 
 NamePattern = Annotated[
     str | None,
@@ -84,13 +87,12 @@ def _ls_folder(url: str, *, as_json: bool) -> None:
         typer.echo(json.dumps([entry._asdict() for entry in entries], indent=1))
         return
     for entry in entries:
-        typer.echo(f"{entry.url}  {entry.text}")
+        typer.echo(printable(f"{entry.url}  {entry.text}"))
     if not entries:
         typer.echo(f"no stores at {url} or directly below it", err=True)
 
 
 def runs_command(
-    # Without this, nothing would tell that the command reads a place.
     name: NamePattern = None,
     model: ModelPattern = None,
     site: SitePattern = None,
@@ -125,17 +127,17 @@ def runs_command(
     _show(found, as_json=as_json, what="runs", columns=_run_columns)
 
 
-def _found(kind: Kind, patterns: dict[str, str | None]) -> Published:
+def _found(kind: Kind, patterns: dict[str, str | None]) -> CatalogContents:
     from actstore.catalog.catalog import Catalog
     from actstore.publishing.list_published import list_published
 
     return list_published(Catalog(), kind, patterns)
 
 
-def _show(found: Published, *, as_json: bool, what: str, columns: Any) -> None:
+def _show(found: CatalogContents, *, as_json: bool, what: str, columns: Any) -> None:
     """Print publications as a table, or as JSON; problems go to standard error."""
     for problem in found.problems:
-        typer.echo(f"note: {problem}", err=True)
+        typer.echo(printable(f"note: {problem}"), err=True)
     if as_json:
         import json
 
@@ -144,7 +146,7 @@ def _show(found: Published, *, as_json: bool, what: str, columns: Any) -> None:
         typer.echo(json.dumps(values(found.publications), indent=1))
         return
     if not found.publications:
-        typer.echo(f"no such {what} are published", err=True)
+        typer.echo(f"no such {what} are published in {found.catalog}", err=True)
         return
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -157,7 +159,7 @@ def _show(found: Published, *, as_json: bool, what: str, columns: Any) -> None:
         is_number = value.replace(",", "").replace(".", "").isdigit()
         table.add_column(title, justify="right" if is_number else "left")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(shortened(text, WIDEST_CELL) for text in row.values()))
     print_table(table)
 
 

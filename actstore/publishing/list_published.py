@@ -36,14 +36,16 @@ class Publication(NamedTuple):
     record: Record
 
 
-class Published(NamedTuple):
+class CatalogContents(NamedTuple):
     """What a catalog lists, and what in it cannot be read.
 
     Attributes:
+        catalog: The catalog's URL.
         publications: Sorted by name, then by time.
         problems: A line for each object that is no record, or cannot be read.
     """
 
+    catalog: str
     publications: list[Publication]
     problems: list[str]
 
@@ -105,7 +107,7 @@ def published(
 
 def list_published(
     catalog: Catalog, kind: Kind, patterns: dict[str, str | None]
-) -> Published:
+) -> CatalogContents:
     """Return what is published, as far as it has the patterns.
 
     Args:
@@ -127,7 +129,7 @@ def list_published(
         if _has_patterns(entry.record, patterns):
             of_entry = tags.get((entry.key.name, entry.key.digest), [])
             publications.append(_publication(catalog, entry, tuple(of_entry)))
-    return Published(publications, listing.problems)
+    return CatalogContents(catalog.url, publications, listing.problems)
 
 
 def _check_there(catalog: Catalog) -> None:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.catalog.catalog import Catalog, Record
+from actstore.catalog.name_hint import hinting
 from actstore.catalog.names import LATEST, PREFIX, is_name, parsed_name
+from actstore.catalog.published_place import resolved_place
 from actstore.catalog.published_run import RUN
 from actstore.catalog.published_url import check_no_secret, recorded_url
-from actstore.catalog.resolve import resolved
 from actstore.catalog.tags import move_tag
 from actstore.errors import CatalogError, SpecError
 from actstore.format.storage import Storage
@@ -116,7 +117,8 @@ def publish(
     if source.exists(RUN):
         record = run_record(source, values)
     else:
-        record = store_record(source, values)
+        with hinting(str(url)):
+            record = store_record(source, values)
     key, is_new = place.add(record)
     moved = TagRecord(record=key.digest, by=publisher.by, when=publisher.when)
     move_tag(place, record.kind, wanted.name, tag, moved)
@@ -155,13 +157,7 @@ def _source(url: str, catalog: Catalog, options: dict[str, Any] | None) -> Stora
     """Return where that lies which is to be published."""
     check_no_secret(url, "the URL to publish")
     if is_name(url):
-        try:
-            url = resolved(url, "store", catalog).url
-        except CatalogError as error:
-            try:
-                url = resolved(url, "run", catalog).url
-            except CatalogError:
-                raise error from None
+        url = resolved_place(url, catalog).url
     return Storage(url, options)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from actstore import arguments
 from actstore.arguments import checked, optional
 from actstore.catalog.catalog import Catalog, Entry
+from actstore.catalog.name_hint import hinting
 from actstore.catalog.names import PREFIX, is_name
 from actstore.catalog.published_store import check_content
 from actstore.catalog.published_url import opened_url
@@ -139,7 +140,8 @@ def plan_removal(
         keys = None
         manifest = None
     if manifest is None and not storage.exists(REMOVAL):
-        raise _no_store(storage, is_unfinished=keys is not None)
+        with hinting(store):
+            raise _no_store(storage, is_unfinished=keys is not None)
     if found_by_name is not None and manifest is not None:
         check_content(found_by_name, manifest)
     entries = []

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from actstore.console.cli_options import AsJson, one_of
+from actstore.console.printable import printable
 
 
 def du_command(
@@ -17,7 +18,7 @@ def du_command(
         str | None,
         typer.Argument(
             metavar="URL",
-            help="A store, or a folder with stores.",
+            help="A store, its name, or a folder with stores.",
             show_default="what is published",
         ),
     ] = None,
@@ -34,12 +35,15 @@ def du_command(
         return
     total = sum(one.bytes for one in used)
     for name, n_bytes in [*((one.name, one.bytes) for one in used), ("total", total)]:
-        typer.echo(f"{n_bytes / 1e6:14,.1f} MB  {name}")
+        typer.echo(printable(f"{n_bytes / 1e6:14,.1f} MB  {name}"))
 
 
 def gc_command(
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="A store, or a folder with stores.")
+        str,
+        typer.Argument(
+            metavar="URL", help="A store, its name, or a folder with stores."
+        ),
     ],
     older_than: Annotated[
         float,
@@ -69,9 +73,8 @@ def gc_command(
         verb = done if one.removable else "stays"
         age = "age not known" if one.days is None else f"{one.days:.1f} days"
         note = f"; {one.note}" if one.note else ""
-        typer.echo(
-            f"{verb:<9} {one.url}  {one.what}, {one.bytes / 1e6:,.1f} MB, {age}{note}"
-        )
+        line = f"{one.url}  {one.what}, {one.bytes / 1e6:,.1f} MB, {age}{note}"
+        typer.echo(printable(f"{verb:<9} {line}"))
     n_old = sum(one.removable for one in found)
     if not n_old:
         typer.echo("nothing is old enough" if found else "nothing was left", err=True)
@@ -99,7 +102,7 @@ def rm_command(
     planned = plan_removal(store, None)
     removal = planned.removal
     names = f", published as {', '.join(removal.names)}" if removal.names else ""
-    what = (
+    what = printable(
         f"{removal.url}: {removal.objects:,} objects, {removal.bytes / 1e6:,.1f}"
         f" MB{names}"
     )

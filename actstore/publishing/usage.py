@@ -13,6 +13,7 @@ from actstore.format import object_keys
 from actstore.format.storage import ListedObject, Storage
 from actstore.publishing.list_published import list_published
 from actstore.publishing.store_keys import REMOVAL
+from actstore.store.open_store import store_url
 from schemas.catalog import PublishedStore
 
 OF_SITES = ("acts", "norm", "scale", "step")
@@ -44,7 +45,8 @@ def usage(
     The sizes are those of the place's own listing, the largest first.
 
     Args:
-        url: A store, or a folder with stores anywhere below it.
+        url: A store or its name in the catalog, or a folder with stores anywhere below
+            it.
         options: For the file system, such as credentials.
 
     Raises:
@@ -65,7 +67,7 @@ def usage(
         >>> [used.name for used in actstore.usage("stores/small")][-1]
         'tokens and rows'
     """
-    storage = Storage(url, options)
+    storage = Storage(store_url(str(url), options), options)
     found = storage.objects()
     if not found:
         raise NotAStoreError(f"{url}: there is nothing; check the URL")

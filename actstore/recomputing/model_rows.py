@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from actstore.errors import ModelError
+from actstore.errors import ActstoreError, first_line
 from actstore.format import object_keys
-from actstore.harvesting.model_inputs import autocast, model_inputs
-from actstore.model.forward import out_of_memory
-from actstore.model.load_model import LoadedModel
-from actstore.model.tap import Tap
 from actstore.recomputing import allowances
 from actstore.recomputing.allowances import Floats, coarsest
+from actstore.recomputing.forward_rows import ForwardRows, Places
+from actstore.recomputing.own_rounding import widening
 from actstore.recomputing.sampled_sequences import SequenceRun
 from actstore.recomputing.site_values import as_quantised
 from actstore.recomputing.unit_rows import UnitRows, place, read_unit_rows
@@ -35,6 +32,8 @@ class SiteRows:
         rows: How many were compared.
         wrong: How many are not what the model gives.
         worst: The largest distance of a value, as a share of what is allowed.
+        times: At most so many times what is usual was allowed, since the model's own
+            rounding moves its values so far.
         lines: A line for each of the first wrong ones.
     """
 
@@ -42,7 +41,22 @@ class SiteRows:
     rows: int = 0
     wrong: int = 0
     worst: float = 0.0
+    times: float = 1.0
     lines: list[str] = field(default_factory=list)
+
+
+class ComputedRows(NamedTuple):
+    """Rows of a unit that were computed again.
+
+    Attributes:
+        rows: All rows of the unit.
+        slots: The slots of those that were computed, int64 [n].
+        values: Their values by site, float64 [n, d].
+    """
+
+    rows: UnitRows
+    slots: NDArray[np.int64]
+    values: dict[str, Floats]
 
 
 class ModelRows:
@@ -50,20 +64,17 @@ class ModelRows:
 
     Attributes:
         store: The store.
-        model: The model that is run.
-        tap: Its sites; the same as the store's, in any order.
-        device: Where the tokens go.
+        forward: Computes rows; its sites are the store's, in any order.
         sites: What has been found so far, by site.
+        unmeasured: Why the model's own rounding could not be measured where rows seemed
+            wrong; empty where it could.
     """
 
-    def __init__(
-        self, store: Store, model: LoadedModel, tap: Tap, device: torch.device
-    ) -> None:
+    def __init__(self, store: Store, forward: ForwardRows) -> None:
         self.store = store
-        self.model = model
-        self.tap = tap
-        self.device = device
+        self.forward = forward
         self.sites = {site: SiteRows(site) for site in store.sites}
+        self.unmeasured = ""
         spec = store.manifest.spec
         self._dtype = coarsest(store.manifest.numerics.dtype, spec.autocast)
 
@@ -80,13 +91,37 @@ class ModelRows:
         slots = np.flatnonzero((in_unit >= run.start) & (in_unit < run.stop))
         if not len(slots):
             return
-        sequence = torch.from_numpy(in_unit[slots].astype(np.int64)) - run.start
-        position = torch.from_numpy(rows.pairs[slots, 1].astype(np.int64))
-        values = self._forward(
-            rows.tokens[run.start : run.stop], lambda x: x[sequence, position]
+        places = Places(
+            tokens=rows.tokens[run.start : run.stop],
+            sequence=in_unit[slots].astype(np.int64) - run.start,
+            position=rows.pairs[slots, 1].astype(np.int64),
         )
+        computed = ComputedRows(rows, slots, self.forward.rows(places))
+        times: dict[str, float] | None = None
         for site in self.store.sites:
-            self._compare(site, rows, slots, values)
+            stored = self._stored(site, computed)
+            worst = self._worst(site, computed, stored, 1)
+            if (worst > 1).any():
+                times = times or self._times(places, computed)
+                worst = self._worst(site, computed, stored, times[site])
+                self.sites[site].times = max(self.sites[site].times, times[site])
+            self._keep(site, computed, stored, worst)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what else there is to say."""
+        times = {site: found.times for site, found in self.sites.items()}
+        most = max(times, key=times.__getitem__)
+        if times[most] > 1:
+            yield (
+                "this model magnifies its own rounding, as a forward in a wider"
+                f" precision shows: up to {times[most]:.3g} times what is usual was"
+                f" allowed, at {most}"
+            )
+        if self.unmeasured:
+            yield (
+                "how far the model's own rounding goes could not be measured:"
+                f" {self.unmeasured}"
+            )
 
     def problems(self) -> Iterator[str]:
         """Yield lines for the rows that are not what the model gives."""
@@ -98,112 +133,84 @@ class ModelRows:
                     f" {found.rows:,} rows are not what the model gives"
                 )
 
-    def _forward(
-        self, tokens: NDArray[np.int32], chosen: Callable[[Tensor], Tensor]
-    ) -> dict[str, Floats]:
-        """Return some rows of each site for some sequences, float64 [n, d].
+    def _stored(self, site: str, computed: ComputedRows) -> Floats:
+        """Return the stored rows, float64 [n, d]."""
+        ids = computed.rows.unit * self.store.layout.capacity + computed.slots
+        stored: Floats = self.store.read(site, ids).astype(np.float64)
+        return stored
 
-        Args:
-            tokens: int32 [b, context], -1 where there is padding.
-            chosen: Picks the rows of values [b, context, d].
-        """
-        parts: dict[str, list[Tensor]] = {site.name: [] for site in self.tap.sites}
-
-        def keep(i: int, x: Tensor) -> None:
-            parts[self.tap.sites[i].name].append(x.detach().cpu())
-
-        size = len(tokens)
-        while True:
-            try:
-                for start in range(0, len(tokens), size):
-                    self._run(tokens[start : start + size], keep)
-                break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise ModelError(
-                        f"out of memory on {self.device} with one sequence of"
-                        f" {tokens.shape[1]}"
-                    ) from error
-                size //= 2
-                for kept in parts.values():
-                    kept.clear()
+    def _times(self, places: Places, computed: ComputedRows) -> dict[str, float]:
+        """Return how many times what is usual may be allowed, by site."""
+        try:
+            wide = self.forward.wider_rows(places)
+        except (ActstoreError, RuntimeError, TypeError, ValueError) as error:
+            self.unmeasured = first_line(error)
+            return dict.fromkeys(self.store.sites, 1.0)
         return {
-            name: chosen(torch.cat(kept)).double().numpy()
-            for name, kept in parts.items()
+            site: widening(computed.values[site], wide[site], self._dtype)
+            for site in self.store.sites
         }
 
-    def _run(
-        self, tokens: NDArray[np.int32], keep: Callable[[int, Tensor], None]
-    ) -> None:
-        """Run the model on some sequences, int32 [b, context]."""
-        ids, mask = model_inputs(tokens, self.model.pad, self.device)
-        with autocast(self.store.manifest.spec.autocast, self.device):
-            self.tap.run(ids, mask, keep)
-
-    def _compare(
-        self,
-        site: str,
-        rows: UnitRows,
-        slots: NDArray[np.int64],
-        values: dict[str, Floats],
-    ) -> None:
-        """Compare the rows in some slots, [n], with the values computed, [n, d]."""
-        computed = values[site]
-        ids = rows.unit * self.store.layout.capacity + slots
-        stored = self.store.read(site, ids).astype(np.float64)
+    def _worst(
+        self, site: str, computed: ComputedRows, stored: Floats, times: float
+    ) -> Floats:
+        """Return how far rows are off, as shares of what is allowed, float64 [n]."""
+        values = computed.values[site]
         with np.errstate(invalid="ignore", over="ignore"):
-            shares, row_shares = self._shares(site, rows.unit, slots, stored, computed)
+            shares, row_shares = self._shares(site, computed, stored, times)
         # A row that is not finite has no values to compare: both sides must be so.
-        neither = ~np.isfinite(computed).all(axis=1) & ~np.isfinite(stored).all(axis=1)
+        neither = ~np.isfinite(values).all(axis=1) & ~np.isfinite(stored).all(axis=1)
         worst = np.maximum(shares.max(axis=1), row_shares)
         worst = np.where(np.isnan(worst), np.inf, worst)
         worst[neither] = 0
+        return worst
+
+    def _keep(
+        self, site: str, computed: ComputedRows, stored: Floats, worst: Floats
+    ) -> None:
+        """Keep what was found of a site's rows, [n]."""
+        rows, slots = computed.rows, computed.slots
+        values = computed.values[site]
         found = self.sites[site]
         found.rows += len(slots)
         found.worst = max(found.worst, float(worst.max()))
         wrong = np.flatnonzero(worst > 1)
         found.wrong += len(wrong)
         for i in wrong[: _SHOWN - len(found.lines)].tolist():
-            channel = int(np.abs(stored[i] - computed[i]).argmax())
+            channel = int(np.abs(stored[i] - values[i]).argmax())
             found.lines.append(
                 f"wrong    {self._where(site, rows.unit)}:"
                 f" {place(self.store, rows, int(slots[i]))}: channel {channel}: wanted"
-                f" {computed[i, channel]:.6g}, found {stored[i, channel]:.6g}"
+                f" {values[i, channel]:.6g}, found {stored[i, channel]:.6g}"
                 f" (the row is off by {worst[i]:.3g} times what rounding allows)"
-                f"{self._guess(site, stored[i], i, rows, slots, values)}"
+                f"{_guess(site, stored[i], i, computed)}"
             )
 
     def _shares(
-        self,
-        site: str,
-        unit: int,
-        slots: NDArray[np.int64],
-        stored: Floats,
-        computed: Floats,
+        self, site: str, computed: ComputedRows, stored: Floats, times: float
     ) -> tuple[Floats, Floats]:
         """Return how far stored values are off, as shares of what rounding allows.
 
         Args:
             site: The site.
-            unit: The unit.
-            slots: Slots of the rows, int64 [n].
-            stored: The rows, float64 [n, d].
-            computed: The same rows computed again, float64 [n, d].
+            computed: Its rows computed again.
+            stored: The same rows as they are stored, float64 [n, d].
+            times: So many times what is usual of a forward is allowed.
 
         Returns:
             Of each value, float64 [n, d], and of each row as a whole, float64 [n].
         """
+        values = computed.values[site]
         dtype = self.store.manifest.spec.dtype
         quantised = None
         if dtype == "int8":
-            scale, step = self.store.int8_parts(site, unit)
-            quantised = as_quantised(scale[slots], step)
-        of_storing = allowances.of_stored_values(computed, dtype, quantised)
-        of_values = of_storing + allowances.of_forward(computed, self._dtype)
-        of_rows = allowances.of_rows(computed, self._dtype, of_storing)
-        distances = np.abs(stored - computed)
+            scale, step = self.store.int8_parts(site, computed.rows.unit)
+            quantised = as_quantised(scale[computed.slots], step)
+        of_storing = allowances.of_stored_values(values, dtype, quantised)
+        of_forward = allowances.of_forward(values, self._dtype, times)
+        of_rows = allowances.of_rows(values, self._dtype, of_storing, times)
+        distances = np.abs(stored - values)
+        of_values = of_storing + of_forward
         return distances / of_values, np.linalg.norm(distances, axis=1) / of_rows
 
     def _where(self, site: str, unit: int) -> str:
@@ -211,35 +218,27 @@ class ModelRows:
         key = object_keys.chunk_key(object_keys.acts_key(site), unit, 0)
         return f"{self.store.url}/{key}"
 
-    def _guess(
-        self,
-        site: str,
-        stored: Floats,
-        i: int,
-        rows: UnitRows,
-        slots: NDArray[np.int64],
-        values: dict[str, Floats],
-    ) -> str:
-        """Return words that say whose values a wrong row has, where that is plain.
 
-        Args:
-            site: The site of the row.
-            stored: The row, float64 [d].
-            i: Its place among the rows that were computed.
-            rows: The rows of its unit.
-            slots: Slots of the rows that were computed, int64 [n].
-            values: What was computed at each site, float64 [n, d].
-        """
-        nearest = _nearest(stored, values[site])
-        if nearest is not None and nearest != i:
-            sequence, position = rows.pairs[slots[nearest]].tolist()
-            return f"; it has the values of sequence {sequence}, position {position}"
-        for other, computed in values.items():
-            if other == site or computed.shape[1] != len(stored):
-                continue
-            if _nearest(stored, computed[i : i + 1]) is not None:
-                return f"; it has the values of site {other}"
-        return ""
+def _guess(site: str, stored: Floats, i: int, computed: ComputedRows) -> str:
+    """Return words that say whose values a wrong row has, where that is plain.
+
+    Args:
+        site: The site of the row.
+        stored: The row, float64 [d].
+        i: Its place among the rows that were computed.
+        computed: These.
+    """
+    nearest = _nearest(stored, computed.values[site])
+    if nearest is not None and nearest != i:
+        slot = computed.slots[nearest]
+        sequence, position = computed.rows.pairs[slot].tolist()
+        return f"; it has the values of sequence {sequence}, position {position}"
+    for other, values in computed.values.items():
+        if other == site or values.shape[1] != len(stored):
+            continue
+        if _nearest(stored, values[i : i + 1]) is not None:
+            return f"; it has the values of site {other}"
+    return ""
 
 
 def _nearest(row: Floats, others: Floats) -> int | None:

@@ -15,6 +15,7 @@ from actstore.console.cli_options import AsJson, TrustAgain, panel_option
 from actstore.inspect.inspect_commands import Url
 
 if TYPE_CHECKING:
+    from actstore.inspect.verify import Verified
     from actstore.recomputing.verify_deep import DeepVerified
 
 # The panel of the options that go with --deep.
@@ -110,20 +111,8 @@ def verify_command(
     store = open_store(url)
     with _progress("verifying") as show:
         result = verify(store, threads, show, repair=repair)
-    found = None
-    if deep:
-        from actstore.recomputing.verify_deep import verify_deep
-
-        with _progress("computing again") as show:
-            found = verify_deep(store, progress=show, **given)
-    if as_json:
-        import json
-
-        fields = result._asdict()
-        if found is not None:
-            fields["deep"] = found._asdict()
-        typer.echo(json.dumps(fields))
-    else:
+    if not as_json:
+        # Before the model is loaded, which may fail.
         for problem in result.problems:
             typer.echo(problem)
         for key in result.repaired:
@@ -132,10 +121,33 @@ def verify_command(
             f"{result.objects} objects, {result.bytes:,} bytes:"
             f" {len(result.problems)} bad"
         )
-        if found is not None:
+    found = None
+    if deep:
+        from actstore.recomputing.verify_deep import verify_deep
+
+        with _progress("computing again") as show:
+            found = verify_deep(store, progress=show, **given)
+        if not as_json:
             _print_deep(found)
+    if as_json:
+        typer.echo(_json(result, found))
     if result.problems or (found is not None and found.problems):
         raise typer.Exit(1)
+
+
+def _json(result: Verified, found: DeepVerified | None) -> str:
+    """Return what was found as JSON."""
+    import json
+
+    from actstore.console.cli_output import json_number
+
+    fields = result._asdict()
+    if found is not None:
+        fields["deep"] = found._asdict()
+        fields["deep"]["worst"] = {
+            site: json_number(share) for site, share in found.worst.items()
+        }
+    return json.dumps(fields, allow_nan=False)
 
 
 def _check_deep(deep: bool, given: dict[str, Any]) -> None:

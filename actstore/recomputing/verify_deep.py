@@ -26,8 +26,9 @@ from actstore.model.checkpoint_files import confirm_code
 from actstore.model.forward import device_of
 from actstore.model.load_model import LoadedModel, load_or_wrap
 from actstore.model.tap import Tap
+from actstore.recomputing.forward_rows import ForwardRows
 from actstore.recomputing.model_rows import ModelRows
-from actstore.recomputing.sampled_sequences import sampled_runs
+from actstore.recomputing.sampled_sequences import Sample, sampled_runs
 from actstore.recomputing.site_figures import figure_problems
 from actstore.recomputing.unit_rows import read_unit_rows, row_problems
 from actstore.store.open_store import opened_without_cache
@@ -124,9 +125,11 @@ def verify_deep(
     _check_model(store, model)
     units = _sampled_units(store, seed, all_units=all_units)
     imported = store.manifest.imported is not None
-    runs = [] if imported else sampled_runs(store, rows, seed)
+    sample = Sample([], [])
+    if rows and not imported:
+        sample = sampled_runs(store, rows, seed)
+    runs, problems = sample
     steps = _Steps(len(units) * len(store.sites) + len(runs), progress)
-    problems: list[str] = []
     for unit in units:
         problems += _unit_problems(store, unit, steps)
     notes = _notes(store, rows, units)
@@ -139,7 +142,8 @@ def verify_deep(
         with _tapped(store, loaded) as tap:
             _check_widths(store, tap)
             on = torch.device(device) if device != "auto" else device_of(loaded.module)
-            model_rows = ModelRows(store, loaded, tap, on)
+            autocast = store.manifest.spec.autocast
+            model_rows = ModelRows(store, ForwardRows(loaded, tap, on, autocast))
             for run in runs:
                 try:
                     model_rows.add(run)
@@ -147,9 +151,12 @@ def verify_deep(
                     problems.append(f"corrupt  {error}")
                 steps.done()
         problems += model_rows.problems()
+        notes += model_rows.notes()
         worst = {site: found.worst for site, found in model_rows.sites.items()}
         n_model_rows = max(found.rows for found in model_rows.sites.values())
     n_rows = int(store.unit_rows[units].sum(dtype=np.int64))
+    # An object that several sites share is read for each of them.
+    problems = list(dict.fromkeys(problems))
     return DeepVerified(len(units), n_rows, n_model_rows, worst, notes, problems)
 
 
@@ -186,9 +193,9 @@ def _check_model(store: Store, model: Any) -> None:
 
 def _sampled_units(store: Store, seed: int, *, all_units: bool) -> list[int]:
     """Return the units that are read as a whole, in order."""
-    units = store.units()
     if all_units:
-        return units
+        return store.units()
+    units = np.flatnonzero(store.unit_rows)
     item = numpy_dtype(store.manifest.spec.dtype).itemsize
     width = sum(site.d for site in store.manifest.sites)
     unit_bytes = store.layout.capacity * width * item
@@ -271,7 +278,7 @@ def _model_problems(store: Store, loaded: LoadedModel) -> list[str]:
 def _notes(store: Store, rows: int, units: list[int]) -> list[str]:
     """Return what is not looked at."""
     notes = []
-    n_units = store.manifest.n_units
+    n_units = int(np.count_nonzero(store.unit_rows))
     if len(units) < n_units:
         notes.append(
             f"norms and statistics of {len(units)} of {n_units} units; --all (Python:"

@@ -20,10 +20,12 @@ from typing import NamedTuple, TypeVar
 from blake3 import blake3
 
 from actstore.errors import CorruptError, ObjectError, StorageError
+from actstore.format import object_keys
 from actstore.format.storage import Storage
 
 # Bytes of objects that are in memory. One object that is larger is copied alone.
 MOST_IN_MEMORY = 1 << 30
+ZARR_JSON = "zarr.json"
 _AHEAD = 4  # objects that wait for a thread, for each thread
 
 Item = TypeVar("Item")
@@ -99,7 +101,7 @@ class ObjectCopier:
             report: Called after every object, by one thread at a time.
             verify: Read what is there already, and compare its digest. Without it the
                 size tells that an object is whole: it was written by a copy of the same
-                store, which had checked it.
+                store, which had checked it. What `extend` makes anew is always read.
         """
         self._source = source
         self._target = target
@@ -158,7 +160,7 @@ class ObjectCopier:
         """Return whether an object need not be written."""
         if self._there.get(one.key) != one.size:
             return False
-        if not self._verify:
+        if not self._verify and not _is_made_anew(one.key):
             return True
         try:
             return self._target.digest(one.key, one.size) == (one.size, one.digest)
@@ -187,6 +189,11 @@ class ObjectCopier:
                 " copy from another copy of the store"
             )
         return data
+
+
+def _is_made_anew(key: str) -> bool:
+    """Return whether `extend` writes other bytes to a key, maybe as many as before."""
+    return key in object_keys.CARD or key.endswith(ZARR_JSON)
 
 
 class _Room:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.catalog.catalog import Catalog
+from actstore.catalog.name_hint import hinting
 from actstore.catalog.names import is_name
-from actstore.errors import CorruptError, ExistsError, ObjectError
+from actstore.catalog.published_place import checked_place
 from actstore.format import object_keys, zarr_metadata
-from actstore.format.json_records import read_record
 from actstore.format.manifest import parse_manifest, read_manifest
 from actstore.format.object_sizes import MANIFEST_JSON
 from actstore.format.storage import Storage
@@ -31,14 +32,13 @@ from actstore.sharing.copied_objects import (
     Report,
     known,
 )
+from actstore.sharing.copy_claim import Claim
 from actstore.sharing.copy_run import check_no_part, copy_run, is_run
-from actstore.sharing.hub_storage import GIT_ATTRIBUTES, HubStorage, place
+from actstore.sharing.hub_storage import place
 from actstore.sharing.subset import SubsetObjects, subset_plan
 from actstore.sharing.whole_copy import whole_objects
-from actstore.store.open_store import store_url
 from actstore.store.store import Store
 from schemas.harvest import Plan
-from schemas.manifest import CopyRecord, StoreManifest
 
 THREADS = 16
 
@@ -96,10 +96,10 @@ def copy(
     goes on with a copy that was interrupted. What is there already is not copied again.
 
     Args:
-        src: A finished store, or a run: a folder, any fsspec URL, or a store's name in
-            a catalog.
-        dst: Where the copy shall lie: a place with nothing in it, or with the same
-            store, or with a part of its copy.
+        src: A finished store, or a run: a folder, any fsspec URL, or its name in a
+            catalog.
+        dst: Where the copy shall lie: a place with nothing in it, with the same store
+            (or what it was before `extend`), or with a part of its copy.
         sites: Names or patterns of the sites to copy; None: all.
         units: Units to copy, such as `0:100,150`; None: all. Units keep their numbers,
             and so do rows and sequences.
@@ -135,25 +135,27 @@ def copy(
         >>> actstore.open("part").sites
         ('blocks.0.hook_mlp_out',)
     """
+    options = dict(src_options or {})
     if is_name(str(src)):
-        src = store_url(str(src), dict(src_options or {}))
-    source = place(str(src), src_options)
+        src = checked_place(str(src), Catalog(None, options), options)
+    source = place(str(src), options)
     target = place(str(dst), dst_options)
     report = progress or _silent
     if is_run(source):
         check_no_part(source, sites, units, verify=verify)
         done = copy_run(source, target, threads, report)
         return _result(target, None, done, was_there=False)
-    store, data = _opened(source)
+    with hinting(str(src)):
+        store, data = _opened(source)
     patterns = (sites,) if isinstance(sites, str) else sites
     plan = subset_plan(store, None if patterns is None else tuple(patterns), units)
-    record = _record(store.manifest, plan)
-    is_finished = _begin(target, record, plan)
-    copier = _Copy(store, target, threads, report, verify=verify)
+    claim = Claim(target, store.manifest, plan)
+    is_finished = claim.begin()
+    copier = _Copy(store, claim, threads, report, verify=verify)
     to_copy = verify or not is_finished
     if to_copy:
         copier.copy(plan, data)
-    _end(target)
+    claim.end()
     return copier.result(was_there=not to_copy)
 
 
@@ -163,14 +165,15 @@ class _Copy:
     def __init__(
         self,
         store: Store,
-        target: Storage,
+        claim: Claim,
         threads: int,
         report: Report,
         *,
         verify: bool,
     ) -> None:
         self._store = store
-        self._target = target
+        self._claim = claim
+        self._target = claim.target
         self._threads = threads
         self._report = report
         self._verify = verify
@@ -193,6 +196,7 @@ class _Copy:
         n_files = sum(one.bytes for one in store.manifest.files.values())
         copier = self._copier(store.manifest.n_bytes + n_files)
         copier.copy(whole_objects(store, self._threads))
+        self._claim.check()
         self._target.put(object_keys.MANIFEST, manifest)
         self._progress = copier.progress
 
@@ -259,95 +263,3 @@ def _opened(source: Storage) -> tuple[Store, bytes]:
     store = Store(source, parse_manifest(data, source.url))
     store.check()
     return store, data
-
-
-def _record(manifest: StoreManifest, plan: Plan | None) -> CopyRecord:
-    """Return what tells a copy of this from one of anything else."""
-    if plan is None:
-        return CopyRecord(content_id=manifest.content_id)
-    assert plan.subset is not None
-    return CopyRecord(
-        content_id=manifest.content_id,
-        sites=tuple(site.name for site in plan.sites),
-        units=plan.subset.units,
-    )
-
-
-def _begin(target: Storage, record: CopyRecord, plan: Plan | None) -> bool:
-    """Claim a place for a copy; return whether the copy is there already, finished.
-
-    Raises:
-        ExistsError: Something else lies there.
-    """
-    data = _manifest_there(target)
-    if data is None:
-        if _claim(target, record):
-            return False
-        # Another copy may have come to its end since the first look.
-        data = _manifest_there(target)
-    if data is None:
-        raise ExistsError(
-            f"{target.url}: it is not empty, and no copy that was begun; choose another"
-            " place"
-        )
-    _check_same(parse_manifest(data, target.url), record, plan, target.url)
-    return True
-
-
-def _manifest_there(target: Storage) -> bytes | None:
-    """Return the bytes of the manifest at a place, None where there is none."""
-    if not target.exists(object_keys.MANIFEST):
-        return None
-    return target.read(object_keys.MANIFEST, MANIFEST_JSON)
-
-
-def _check_same(
-    there: StoreManifest, record: CopyRecord, plan: Plan | None, url: str
-) -> None:
-    """Raise ExistsError where a finished store is not the copy of this one."""
-    if plan is None:
-        is_same = there.content_id == record.content_id
-    else:
-        names = tuple(site.name for site in there.sites)
-        is_same = there.subset == plan.subset and names == record.sites
-    if not is_same:
-        raise ExistsError(
-            f"{url}: another store is there, of content id {there.content_id[:12]};"
-            f" what is copied has {record.content_id[:12]}. Choose another place, or"
-            " remove it"
-        )
-
-
-def _claim(target: Storage, record: CopyRecord) -> bool:
-    """Write what says which store is copied; or join a copy of the same.
-
-    Returns False where something else lies there, or a copy has just ended.
-
-    Raises:
-        ExistsError: A copy of another store was begun there.
-    """
-    there = set(target.list()) - {GIT_ATTRIBUTES}
-    if there and object_keys.COPY not in there:
-        return False
-    if target.create(object_keys.COPY, record.to_json().encode()):
-        return True
-    try:
-        begun = read_record(target, object_keys.COPY, CopyRecord)
-    except CorruptError:
-        raise
-    except ObjectError:
-        return False
-    if begun != record:
-        raise ExistsError(
-            f"{target.url}: a copy of another store (or of another part of it) was"
-            f" begun there, of content id {begun.content_id[:12]}; what is copied has"
-            f" {record.content_id[:12]}. Choose another place"
-        )
-    return True
-
-
-def _end(target: Storage) -> None:
-    """Take away what says that a copy has not ended."""
-    target.delete(object_keys.COPY)
-    if isinstance(target, HubStorage):
-        target.commit()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from actstore import arguments
 from actstore.arguments import checked, optional, path_or_none
 from actstore.catalog.names import is_name
-from actstore.errors import SpecError
+from actstore.errors import NotAStoreError, SpecError
 from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
 from actstore.machine import command_values
@@ -145,8 +145,16 @@ def open(  # noqa: A001
         _read_by_cache(followed.objects, path_or_none(cache), size)
         return followed
     storage = Storage(url, options)
-    # What is written last is read first: with a manifest, everything else is there.
-    store = Store(storage, read_manifest(storage))
+    try:
+        # What is written last is read first: with it, everything else is there.
+        manifest = read_manifest(storage)
+    except NotAStoreError:
+        # Only a name that lacks its `catalog:` needs the catalog's modules.
+        from actstore.catalog.name_hint import hinting
+
+        with hinting(url):
+            raise
+    store = Store(storage, manifest)
     _read_by_cache(store, path_or_none(cache), size)
     store.check()
     return store

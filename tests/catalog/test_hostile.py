@@ -38,6 +38,7 @@ def good() -> dict[str, object]:
     "url",
     [
         "../secret", "a/../../secret", "a//b", ".", "", "catalog:a", "simplecache::s3://b/s", "s3://b/../../x\n",
+        "s3://b/s/../../x", "s3://b/..", "/a/../b",
         "s3://key:secret@b/s", "a\\..\\b", "s3://b/s?token=1", "x" * 5000,
     ],
 )  # fmt: skip
@@ -60,6 +61,10 @@ def test_urls_that_lead_elsewhere(url: str, team: str) -> None:
         ({"rows": -1}, "rows"),
         ({"content_id": "0" * 63}, "content_id"),
         ({"model": "a\x1b[2J"}, "control characters"),
+        ({"model": "a\x9b31m"}, "control characters"),
+        ({"by": "a\u202eb"}, "control characters"),
+        ({"rows": 10**300}, "rows"),
+        ({"bytes": 1 << 63}, "bytes"),
         ({"kind": "run"}, "kind"),
         ({"sites": []}, "sites"),
     ],
@@ -96,6 +101,33 @@ def test_large_and_deep_records_are_not_parsed(team: str) -> None:
     os.mkfifo(path)
     with pytest.raises(CorruptError, match="no regular file"):
         resolved("catalog:a", "store", Catalog())
+
+
+def test_what_terminals_obey_is_not_printed(team: str, cli: Cli) -> None:
+    values = {**good(), "model": "[red]x[/]", "by": "[/bold]", "corpus": ":smile:"}
+    put(team, {**values, "sites": ["s" * 4000]})
+    folder = Path(team) / "records" / "store"
+    (folder / "\x1b[31m").mkdir()
+    (folder / "\x1b[31m" / "a\nb.json").write_text("{}")
+    code, out, err = cli("actstore", "ls")
+    assert code == 0
+    assert "[red]x[/]" in out
+    assert "[/bold]" in out
+    assert ":smile:" in out
+    assert max(map(len, out.splitlines())) < 400
+    assert "\x1b" not in out + err
+    assert "no record of a catalog" in err
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["reference://x", "dir://x", "nosuch://x", "zip://x.zip", "http://127.0.0.1:9/x"],
+)
+def test_places_that_cannot_be_opened(url: str, team: str, cli: Cli) -> None:
+    put(team, {**good(), "url": url})
+    code, _, err = cli("actstore", "info", "catalog:a")
+    assert code == 1
+    assert err.startswith("error: ")
 
 
 def test_other_files_are_told_and_are_no_records(team: str, cli: Cli) -> None:
@@ -145,13 +177,17 @@ def test_a_catalog_that_is_not_there(team: str, s3_url: str, cli: Cli) -> None:
     assert "wanted a catalog, but there is no such folder" in err
     Path(team).mkdir()
     code, out, err = cli("actstore", "ls")
-    assert (code, out, err) == (0, "", "no such stores are published\n")
+    assert (code, out, err) == (0, "", f"no such stores are published in {team}\n")
     code, out, err = cli("actstore", "runs", "--json")
     assert (code, json.loads(out)) == (0, [])
     with pytest.raises(CatalogError, match="no store of that name is published"):
         actstore.open("catalog:mini")
     code, out, err = cli("actstore", "ls", "--catalog", f"{s3_url}/nothing")
-    assert (code, out, err) == (0, "", "no such stores are published\n")
+    assert (code, out, err) == (
+        0,
+        "",
+        f"no such stores are published in {s3_url}/nothing\n",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

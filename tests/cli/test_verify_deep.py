@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 import actstore
 from tests.cli.conftest import Cli
@@ -47,3 +52,48 @@ def test_each_option_changes_what_is_looked_at(tmp_path: Path, cli: Cli) -> None
     assert other == {}  # its sites have other widths, or its tokens are others
     assert deep("--device", "nosuch") == (1, {})
     assert deep("--trust-remote-code") == (1, {})
+
+
+def test_json_holds_a_value_that_is_not_finite(tmp_path: Path, cli: Cli) -> None:
+    forger = Forger(actstore.harvest(SPEC, tmp_path / "good"))
+
+    def change(x: Any) -> Any:
+        x[3, 1] = np.inf
+        return x
+
+    forger.values(FIRST, UNIT, change)
+    url = forger.write(tmp_path / "s").url
+    code, out, _ = cli("actstore", "verify", url, "--deep", "--json", "--rows", "9999")
+
+    def no_number(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    told = json.loads(out, parse_constant=no_number)
+    assert code == 1
+    assert told["deep"]["worst"][FIRST] == "Infinity"
+
+
+def test_what_bytes_tell_is_told_before_a_model_fails(tmp_path: Path, cli: Cli) -> None:
+    url = actstore.harvest(SPEC, tmp_path / "s").url
+    key = f"norm/{FIRST}/c/{UNIT}"
+    (tmp_path / "s" / key).unlink()
+    words = ["--deep", "--model", str(tmp_path / "none")]
+    code, out, err = cli("actstore", "verify", url, *words)
+    assert code == 1
+    assert key in out
+    assert ": 1 bad\n" in out
+    assert err.startswith("error: ")
+
+
+def test_storage_options_hold(
+    tmp_path: Path, cli: Cli, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actstore.harvest(SPEC, f"{s3_url}/s")
+    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "key": "k"}
+    options["secret"] = "s"
+    # Nobody listens there: only the option can say where to go.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    words = ["--deep", "--rows", "64", "--storage-options", json.dumps(options)]
+    code, out, err = cli("actstore", "verify", f"{s3_url}/s", *words)
+    assert (code, err) == (0, "")
+    assert "64 rows with the model: 0 wrong" in out

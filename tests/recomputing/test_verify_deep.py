@@ -116,6 +116,111 @@ def test_rounding_moves_less_than_is_allowed(dtype: str, tmp_path: Path) -> None
     assert "other weights" in found.problems[0]
 
 
+class Cancelling(torch.nn.Module):
+    """A model whose second layer keeps little more than what rounding left.
+
+    Another `order` of its sums stands for another processor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(40, 16)
+        self.inner = torch.nn.Linear(16, 16)
+        self.last = torch.nn.Identity()
+        self.order = 1
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.inner(self.embed(input_ids))
+        # So large that what is left of x is of the size of its rounding.
+        large = x.roll(1, -1) * (2**20 if x.dtype == torch.float32 else 2**10)
+        parts = [x, large, -large, x.roll(2, -1)]
+        total = torch.zeros_like(x)
+        for part in parts[:: self.order]:
+            total = total + part
+        return self.last(total)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.float32, "bfloat16")],
+)
+def test_a_model_that_magnifies_its_own_rounding(
+    dtype: torch.dtype, autocast: str | None, tmp_path: Path
+) -> None:
+    model = Cancelling().to(dtype)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    tokens = torch.randint(0, 40, (24, 10), generator=torch.manual_seed(1))
+    spec = {"sites": ["inner", "last"], "dtype": "float32", "unit_sequences": 4}
+    if autocast:
+        spec["autocast"] = autocast
+    store = actstore.harvest(spec, tmp_path / "s", model=model, tokens=tokens)
+    model.order = -1
+    found = actstore.verify_deep(store, model=model, **EVERY)
+    assert found.problems == []
+    magnified = [note for note in found.notes if "magnifies its own" in note]
+    assert len(magnified) == 1
+    assert all(note.endswith("allowed, at last") for note in magnified)
+    # The model is as it was, to the bit.
+    for name, x in model.state_dict().items():
+        assert x.dtype == dtype
+        assert torch.equal(x, before[name])
+    # What is wrong at the other site is still found, by what is usual there.
+    forger = Forger(store)
+    unit = store.manifest.n_units - 1
+    forger.values("inner", unit, lambda x: x * 1.6)
+    found = actstore.verify_deep(forger.write(tmp_path / "f"), model=model, **EVERY)
+    assert any("the row is off by" in x for x in found.problems)
+    assert all("acts/inner/" in x or "site inner" in x for x in found.problems)
+
+
+def test_what_is_wrong_is_told_where_rounding_cannot_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Cancelling().bfloat16()
+    tokens = torch.randint(0, 40, (8, 10), generator=torch.manual_seed(1))
+    spec = {"sites": ["last"], "dtype": "float32"}
+    store = actstore.harvest(spec, tmp_path / "s", model=model, tokens=tokens)
+    model.order = -1
+    only_bfloat16 = model.inner.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.bfloat16:
+            raise RuntimeError("not implemented for 'Float'\nand more")
+        return only_bfloat16(x)
+
+    monkeypatch.setattr(model.inner, "forward", forward)
+    found = actstore.verify_deep(store, model=model, **EVERY)
+    assert found.problems
+    assert any("could not be measured" in note for note in found.notes)
+    assert all(x.dtype == torch.bfloat16 for x in model.state_dict().values())
+
+
+@pytest.mark.parametrize("units", ["1:3,5", "3"])
+def test_a_part_of_a_store(store: Store, units: str, tmp_path: Path) -> None:
+    actstore.copy(store.url, tmp_path / "part", sites=SECOND, units=units)
+    n = {"1:3,5": 3, "3": 1}[units]
+    for options in ({}, {"rows": 1}, EVERY, {"rows": 10**6, "seed": 7}):
+        found = actstore.verify_deep(tmp_path / "part", **options)
+        assert found.problems == []
+        assert list(found.worst) == [SECOND]
+        # Units that were left out have nothing but fill, which only `all_units` reads.
+        assert found.units == n or options == EVERY
+    forger = Forger(actstore.open(tmp_path / "part"))
+    forger.values(SECOND, UNIT if n == 1 else 5, lambda x: x * 2)
+    found = actstore.verify_deep(forger.write(tmp_path / "f"), rows=10**6)
+    assert any("rows are not what the model gives" in line for line in found.problems)
+
+
+def test_a_record_that_is_lost_is_told(store: Store, tmp_path: Path) -> None:
+    Forger(store).write(tmp_path / "s")
+    key = object_keys.unit_key(UNIT)
+    (tmp_path / "s" / key).unlink()
+    found = actstore.verify_deep(tmp_path / "s", rows=10**6)
+    assert any(key in line for line in found.problems)
+    assert 0 < found.model_rows < store.manifest.n_rows
+
+
 def test_a_value_whose_norm_was_left_is_named(forger: Forger, tmp_path: Path) -> None:
     def change(x: Any) -> Any:
         x[7, 2] += 1
@@ -260,6 +365,71 @@ def test_statistics_that_the_values_do_not_make(forger: Forger, tmp_path: Path) 
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["non_finite", "histogram", "sum_norm", "sum_sq_norm", "max_norm"]
+)
+def test_figures_that_the_norms_do_not_make(
+    name: str, forger: Forger, tmp_path: Path
+) -> None:
+    key = object_keys.unit_stats_key(UNIT)
+    stats = UnitStats.from_bytes(forger.store.manifest.sites, forger.objects[key])
+    figures = getattr(stats.sites[SECOND], name)
+    if name == "histogram":  # the counts still add up
+        most = int(figures[1].argmax())
+        figures[1, most] -= 1
+        figures[1, most - 1] += 1
+    else:
+        figures[1] += 1
+    forger.objects[key] = stats.to_bytes()
+    problems = actstore.verify_deep(
+        forger.write(tmp_path / "s"), rows=0, all_units=True
+    ).problems
+    assert any(
+        f"site {SECOND}: the rows make other statistics: " in line and name in line
+        for line in problems
+    )
+
+
+def test_values_behind_the_last_row(tmp_path: Path) -> None:
+    spec = {**SPEC, "dtype": "int8", "sites": [FIRST]}
+    store = actstore.harvest(spec, tmp_path / "s")
+    n = store.rows_in(UNIT)
+    assert n < store.layout.capacity
+    forger = Forger(store)
+    scale, _ = store.int8_parts(FIRST, UNIT)
+    key = object_keys.chunk_key(object_keys.scale_key(FIRST), UNIT)
+    forger.plain(key, np.append(scale[:n], np.float16(1)), 0)
+    found = actstore.verify_deep(forger.write(tmp_path / "a"), rows=0, all_units=True)
+    assert len(found.problems) == 1
+    assert f"{key}: unit {UNIT} has {n} rows, and values behind them" in str(found)
+
+    def longer(x: Any) -> Any:
+        return np.concatenate([x, x[:1]])
+
+    store = actstore.harvest({**spec, "dtype": "float16"}, tmp_path / "h")
+    forger = Forger(store)
+    forger.only_values(FIRST, UNIT, longer)
+    found = actstore.verify_deep(forger.write(tmp_path / "b"), rows=0, all_units=True)
+    assert len(found.problems) == 1
+    assert f"acts/{FIRST}/c/{UNIT}/0: unit {UNIT} has {n} rows" in found.problems[0]
+
+
+def test_a_filter_that_was_not_used(forger: Forger, tmp_path: Path) -> None:
+    for key in ("manifest.json", "plan.json"):
+        told = json.loads(forger.objects[key])
+        told["spec"]["skip_first"] = 3
+        forger.objects[key] = json.dumps(told).encode()
+    store = forger.write(tmp_path / "s")
+    found = actstore.verify_deep(store, rows=0, all_units=True)
+    told_of = [line for line in found.problems if "of its tokens" in line]
+    assert len(told_of) == store.manifest.n_units
+    n = store.rows_in(UNIT)
+    kept = 4 * (SPEC["context"] - 3)
+    assert f"unit {UNIT} has {n} rows, and of its tokens {kept} are kept" in str(
+        told_of
+    )
+
+
 def test_tokens_behind_the_last_sequence(tmp_path: Path) -> None:
     store = actstore.harvest({**SPEC, "tokens": 32 * 22}, tmp_path / "s")
     forger = Forger(store)
@@ -301,6 +471,10 @@ def test_a_bad_object_is_told_and_the_rest_looked_at(
     assert len(found.problems) == 1
     assert found.problems[0].startswith("corrupt  ")
     assert found.model_rows == forger.store.manifest.n_rows
+    (tmp_path / "s" / object_keys.unit_stats_key(UNIT)).unlink()
+    found = actstore.verify_deep(tmp_path / "s", rows=0, all_units=True)
+    # Once, though both sites have figures there.
+    assert [line.count(f"{UNIT:05d}.stats") for line in found.problems] == [0, 1]
 
 
 def test_imports_have_no_model(tmp_path: Path) -> None:

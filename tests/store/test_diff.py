@@ -4,7 +4,9 @@ they do not.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actstore
+from actstore.format import object_keys
+from actstore.format.shard import encode_plain
 from actstore.format.storage import Storage
 from actstore.inspect.diff_stores import Shared
 from actstore.inspect.matched_rows import MatchedRows
 from actstore.store.store import Store
+from tests.recomputing.forging import Forger
 from tests.support import make_store
 
 SITES = {"a": 8, "b": 4}
@@ -195,6 +200,130 @@ def test_an_import_without_tokens(tmp_path: Path) -> None:
     found = actstore.diff(tmp_path / "a", tmp_path / "b")
     assert found.rows == Shared(200, 100, 0)
     assert found.values[0].equal_rows == found.values[0].rows > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    a=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    b=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+)
+def test_as_many_are_matched_as_can_be(
+    tmp_path_factory: pytest.TempPathFactory, a: list[int], b: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("pair")
+    stores = []
+    for name, kinds in (("a", a), ("b", b)):
+        tokens = np.array(kinds)[:, None] * 10 + np.arange(10)
+        values = {"x": np.ones((len(kinds), 10, 4), np.float32)}
+        stores.append(
+            actstore.import_activations(
+                values, folder / name, tokens=tokens, unit_sequences=3
+            )
+        )
+    matched = MatchedRows(*stores).sequences
+    assert len(matched) == (Counter(a) & Counter(b)).total()
+    for i, j in matched.tolist():
+        assert a[i] == b[j]
+    for column in matched.T:
+        assert len(set(column.tolist())) == len(column)
+
+
+def test_other_steps_of_int8_are_other_values(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", n_units=3, dtype="int8")
+    site = store.sites[0]
+    scale, step = store.int8_parts(site, 1)
+    for name in ("scale", "step"):
+        forger = Forger(store)
+        if name == "scale":
+            key = object_keys.chunk_key(object_keys.scale_key(site), 1)
+            forger.plain(key, scale[: store.rows_in(1)] * np.float16(2), 0)
+        else:
+            key = object_keys.chunk_key(object_keys.step_key(site), 1, 0, 0)
+            shape = (1, *step.shape)
+            forger.objects[key] = encode_plain(step[None] * 2, shape, 0)
+        found = actstore.diff(store, forger.write(tmp_path / "f"))
+        assert found.values[0].same_units == 2
+        assert found.values[0].relative > 0.1
+        assert all(one.same_units == 3 for one in found.values[1:])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("numerics.threads", 97),
+        ("model.weights_digest", "0" * 64),
+        ("spec.seed", 97),
+        ("spec.model.revision", "main"),
+        ("corpus_digest", "0" * 64),
+        ("separator_token", 3),
+    ],
+)
+def test_each_setting_that_differs_is_named(
+    path: str, value: Any, store: Store, tmp_path: Path
+) -> None:
+    forger = Forger(store)
+    *folders, last = path.split(".")
+    for key in ("manifest.json", "plan.json"):
+        told = json.loads(forger.objects[key])
+        inner = told
+        for name in folders:
+            inner = inner[name]
+        if folders or key == "plan.json":
+            inner[last] = value
+        forger.objects[key] = json.dumps(told).encode()
+    other = actstore.open(forger.write(tmp_path / "f").url)
+    found = actstore.diff(store, other)
+    assert [(one.path, one.b) for one in found.fields] == [(path, value)]
+    assert not found.same
+
+
+def test_some_rows_are_compared_however_few_are_asked_for(
+    store: Store, tmp_path: Path
+) -> None:
+    other = make_store(tmp_path / "o", n_units=4, padded=True, codec="raw")
+    assert all(one.rows for one in actstore.diff(store, other, rows=1).values)
+
+
+@pytest.mark.parametrize("by", ["units", "sites", "both"])
+def test_a_part_and_its_whole(by: str, tmp_path: Path) -> None:
+    whole = make_store(tmp_path / "s", n_units=6, padded=True)
+    part: dict[str, Any] = {
+        "units": {"units": "1:3,5"},
+        "sites": {"sites": "blocks.1.*"},
+        "both": {"units": "1:3,5", "sites": "blocks.1.*"},
+    }[by]
+    actstore.copy(whole.url, tmp_path / "part", **part)
+    found = actstore.diff(whole, tmp_path / "part")
+    assert not found.same
+    assert found.parents == (None, whole.manifest.content_id)
+    # Which sites and how many tokens there are is told, and is no setting.
+    assert found.fields == []
+    kept = [1, 2, 5] if "units" in part else whole.units()
+    n = int(whole.unit_rows[kept].sum())
+    assert found.rows == Shared(n, whole.manifest.n_rows - n, 0)
+    n = sum(whole.record(unit).n_sequences for unit in kept)
+    assert found.sequences == Shared(n, whole.manifest.n_sequences - n, 0)
+    for one in found.values:
+        assert (one.units, one.same_units, one.rows) == (len(kept), len(kept), 0)
+    back = actstore.diff(tmp_path / "part", whole)
+    assert back.parents == (whole.manifest.content_id, None)
+    assert (back.rows.both, back.rows.only_a) == (found.rows.both, 0)
+    assert back.sites.only_b == found.sites.only_a
+    shutil.copytree(tmp_path / "part", tmp_path / "same")
+    assert actstore.diff(tmp_path / "part", tmp_path / "same").same
+
+
+def test_a_value_that_differs_in_a_part_is_found(tmp_path: Path) -> None:
+    for name, add in (("a", 0), ("b", 0.25)):
+        values, tokens = arrays(24)
+        values["a"][13, 3, 1] += add
+        actstore.import_activations(
+            values, tmp_path / name, tokens=tokens, dtype="float32", unit_sequences=4
+        )
+    actstore.copy(tmp_path / "b", tmp_path / "part", units="3")
+    found = actstore.diff(tmp_path / "a", tmp_path / "part", rows=10**6)
+    assert found.values[0].largest == 0.25
+    assert (found.values[0].rows, found.values[0].equal_rows) == (40, 39)
 
 
 def test_remote_stores(memory_url: str, s3_url: str, tmp_path: Path) -> None:

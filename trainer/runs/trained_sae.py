@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.catalog.name_hint import name_hint
 from actstore.console.notebook import table
 from actstore.errors import CorruptError, ObjectError
 from actstore.format.storage import Storage
@@ -466,8 +467,10 @@ def load(
         what = "there is none; check the path"
         if storage.exists("spec.json"):
             what = "this run has not ended; `trainer train --resume` goes on"
+        hint = name_hint(run)
         raise RunError(
             f"{run}: wanted a trained SAE (sae.json, sae.safetensors), but {what}"
+            + (f"; {hint}" if hint else "")
         ) from None
     where = f"{run}/sae.safetensors"
     return with_tensors(record, weights, where, run).to(device)
