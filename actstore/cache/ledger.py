@@ -34,6 +34,8 @@ from actstore.cache.process_locks import ProcessLock, is_alive, living
 
 # Of a cache's size, what the ledger itself may take beside a part of each entry.
 LEDGER_BYTES = 8 << 20
+# The ledger would fill a smaller one.
+SMALLEST_BYTES = 2 * LEDGER_BYTES
 # Room is made for more than is wanted now, so that it is not made each time.
 LOW_WATERMARK = 0.95
 EVICTED_TOGETHER = 64
@@ -188,7 +190,7 @@ class Ledger:
 
     def _fill(self, rows: sqlite3.Connection) -> None:
         """Write the rows of a new ledger."""
-        size = self._folder.read_size() or self.size
+        size = self._size_before(self.size)
         rows.execute("INSERT INTO cache VALUES (1, ?, 0)", (size,))
         self._compare(rows)
 
@@ -198,10 +200,16 @@ class Ledger:
         """Take over the size that was asked for, and what is left of who died."""
         if not others:
             self._compare(rows)
-        before, _ = totals(rows)
+        in_ledger, _ = totals(rows)
+        before = self._size_before(in_ledger)
         self._resize(rows, size or before)
         if others and self.size != before:
             self.size_of_others = before
+
+    def _size_before(self, otherwise: int) -> int:
+        """Return the size that was given last, where the folder says it."""
+        size = self._folder.read_size()
+        return size if size and size >= SMALLEST_BYTES else otherwise
 
     def _resize(self, rows: sqlite3.Connection, size: int) -> None:
         if self._folder.read_size() != size:
@@ -315,6 +323,9 @@ class Ledger:
 
     def _evict(self, rows: sqlite3.Connection, most: int) -> None:
         """Remove the files used longest ago, until at most some bytes are reckoned."""
+        # What a clock that ran ahead has written would else stay until it is that late.
+        now = time.time()
+        rows.execute("UPDATE files SET used = ? WHERE used > ?", (now, now))
         while totals(rows)[1] > most:
             oldest = rows.execute(
                 "SELECT key FROM files ORDER BY used LIMIT ?", (EVICTED_TOGETHER,)

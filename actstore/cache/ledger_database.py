@@ -16,8 +16,9 @@ from actstore.cache.cache_folder import CacheFolder
 
 Result = TypeVar("Result")
 
-# Seconds to wait for the folder's lock, which is held for milliseconds.
-LOCK_S = 20.0
+# Seconds to wait for the folder's lock, which is held for milliseconds. Who gets none
+# goes on without the cache for a while: a process that was stopped may hold it.
+LOCK_S = 5.0
 LOCK_POLL_S = 0.002
 VERSION = 1
 _TABLES = (
@@ -171,7 +172,7 @@ def totals(rows: sqlite3.Connection) -> tuple[int, int]:
     """Return the cache's size, and the bytes reckoned for files."""
     found = rows.execute("SELECT size, reckoned FROM cache").fetchone()
     whole = found is not None and all(isinstance(value, int) for value in found)
-    if not whole:
+    if not whole or min(found) < 0:
         raise sqlite3.DatabaseError("the ledger has no totals")
     size, reckoned = found
     return size, reckoned

@@ -16,10 +16,8 @@ from typing import Any
 from filelock import Timeout
 
 from actstore.cache.cache_folder import CacheFolder, Filling
-from actstore.cache.ledger import LEDGER_BYTES, CacheStatus, Claim, Ledger, Wanted
+from actstore.cache.ledger import SMALLEST_BYTES, CacheStatus, Claim, Ledger, Wanted
 
-# The ledger would fill a smaller one.
-SMALLEST_BYTES = 2 * LEDGER_BYTES
 # Of what is free on the disk, the share that a new cache takes by default.
 DEFAULT_SHARE = 0.5
 # Times of use are written with the next transaction, or after so many seconds or files.

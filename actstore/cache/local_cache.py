@@ -22,8 +22,8 @@ from typing import NamedTuple
 from filelock import Timeout
 
 from actstore.cache.cache_folder import CacheFolder, Filling
-from actstore.cache.ledger import CacheStatus, Claim, Wanted
-from actstore.cache.ledger_desk import SMALLEST_BYTES, TROUBLE, LedgerDesk
+from actstore.cache.ledger import SMALLEST_BYTES, CacheStatus, Claim, Wanted
+from actstore.cache.ledger_desk import TROUBLE, LedgerDesk
 from actstore.console.user_warnings import warn
 from actstore.errors import CacheWarning, SpecError, StorageError
 from actstore.format.storage import Part
@@ -33,8 +33,10 @@ Fetch = Callable[[list[int]], Sequence[Part]]
 Intact = Callable[[Part], bool]
 """Tells whether bytes are what they must be, by a checksum in them, say."""
 
-# Seconds to wait for a process that lives and does not deliver.
+# Seconds to wait for a process that lives and does not deliver; and for how long such
+# processes are waited for no more, since what one of them has begun is many files.
 PATIENCE_S = 30.0
+IMPATIENCE_S = 60.0
 # Between two looks for a file that another one makes, and between two questions to the
 # ledger whether it still does.
 POLL_S = (0.001, 0.02)
@@ -91,6 +93,7 @@ class LocalCache:
         self._checked: set[bytes] = set()
         self._counts = [0, 0, 0, 0]
         self._warned: set[str] = set()
+        self._impatient_until = 0.0
         try:
             self._desk = LedgerDesk(self._folder, size, self._tell_of_trouble)
         except TROUBLE as error:
@@ -212,7 +215,7 @@ class LocalCache:
         intact: Intact,
     ) -> None:
         """Get what is missing, or wait for those who get it, into `found`."""
-        patient_until = time.monotonic() + PATIENCE_S
+        patient_until = self._patient_until()
         while missing:
             claims = self._desk.claim([wanted[i] for i in missing])
             by_claim: dict[Claim, list[int]] = {claim: [] for claim in Claim}
@@ -222,6 +225,7 @@ class LocalCache:
             if others and time.monotonic() > patient_until:
                 by_claim[Claim.NO_ROOM] += others
                 others = []
+                self._impatient_until = time.monotonic() + IMPATIENCE_S
             for i in by_claim[Claim.THERE]:
                 found[i] = self._hit(wanted[i], intact)
                 if found[i] is None:
@@ -230,8 +234,13 @@ class LocalCache:
             to_fetch = sorted(mine + by_claim[Claim.NO_ROOM])
             if to_fetch:
                 self._fetch(wanted, to_fetch, set(mine), found, fetch, intact)
-                patient_until = time.monotonic() + PATIENCE_S
+                patient_until = self._patient_until()
             missing = self._wait(wanted, others, found, intact)
+
+    def _patient_until(self) -> float:
+        """Return until when others are waited for."""
+        now = time.monotonic()
+        return now + (ASK_S if now < self._impatient_until else PATIENCE_S)
 
     def _fetch(
         self,

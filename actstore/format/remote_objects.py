@@ -7,6 +7,7 @@ file system, with the bucket first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -17,6 +18,11 @@ from actstore.format.storage_errors import typed, without_secrets
 
 Part = bytes | memoryview
 """Bytes that were read; a memoryview is of bytes that no one changes."""
+
+
+# What file systems of fsspec call the option that names a server.
+_SERVER_OPTIONS = ("endpoint_url", "endpoint", "host", "base_url", "account_name")
+_USER = re.compile(r"[^/@\s]*@")
 
 
 class TooLarge(Exception):  # noqa: N818 (it never leaves `Storage`)
@@ -46,6 +52,11 @@ class RemoteObjects(Protocol):
         """Whether creating is exclusive, as far as it is known."""
         ...
 
+    @property
+    def server(self) -> str:
+        """The server that answers, without credentials; "" where there is but one."""
+        ...
+
 
 class FsspecObjects:
     """Objects in any file system of fsspec."""
@@ -55,6 +66,11 @@ class FsspecObjects:
         self.fs = fs
         self.options = dict(options)
         self.creates = True
+
+    @property
+    def server(self) -> str:
+        given = [str(self.options.get(name) or "") for name in _SERVER_OPTIONS]
+        return _USER.sub("", " ".join(given)).strip()
 
     def read(self, path: str, limit: int | None) -> bytes:
         """Return an object's bytes; raises TooLarge."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from actstore.format.s3_failures import Failure, Kind
+from actstore.format.s3_failures import Failure
 from actstore.machine import tried_again
 
 Result = TypeVar("Result")
@@ -23,6 +23,8 @@ LONGEST_WAIT = 15.0
 LONGEST = 120.0  # seconds from the first try, after which no other one begins
 # A place that nobody has reached before may be a wrong address: it is not waited for.
 TRIES_UNREACHED = 2
+TRIES_UNANSWERED = 5  # somebody is there, and breaks off or says nothing
+LONGEST_UNANSWERED = 20.0  # seconds
 TRIES_EXPIRED = 3
 
 
@@ -32,17 +34,20 @@ class Retries:
     def __init__(
         self,
         failure_of: Callable[[Exception], Failure | None],
-        renew: Callable[[], None],
+        renew: Callable[[], bool],
     ) -> None:
         """Make it.
 
         Args:
             failure_of: Tells what an error means; None: it is not of the place.
-            renew: Looks for new credentials; called where they have expired.
+            renew: Looks for new credentials, and returns whether there are others;
+                called where those that were used have expired or are not valid.
         """
         self._failure_of = failure_of
         self._renew = renew
         self._reached = threading.Event()
+        self._renewals = 0
+        self._renewing = threading.Lock()
         self._jitter = random.Random()
 
     def run(self, request: Callable[[], Result]) -> Result:
@@ -54,6 +59,7 @@ class Retries:
         began = time.monotonic()
         tries = 0
         while True:
+            renewals = self._renewals
             try:
                 result = request()
             except Exception as error:
@@ -63,22 +69,48 @@ class Retries:
                     raise
                 if failure.status is not None:
                     self._reached.set()
-                late = time.monotonic() - began > LONGEST
-                if tries >= self._most_tries(failure.kind) or late:
+                most, seconds = self._bounds(failure)
+                if tries >= most or time.monotonic() - began > seconds:
                     raise
-                if failure.kind == "expired":
-                    self._renew()
+                if failure.kind in {"expired", "not valid"}:
+                    others = self._find_others(renewals)
+                    if failure.kind == "not valid" and not others:
+                        raise
                 tried_again.count(failure.name)
             else:
                 self._reached.set()
                 return result
             time.sleep(self._wait(tries))
 
-    def _most_tries(self, kind: Kind) -> int:
-        """Return how often a request is tried that fails in such a way."""
-        if kind == "again" or (kind == "unreached" and self._reached.is_set()):
-            return TRIES
-        return {"unreached": TRIES_UNREACHED, "expired": TRIES_EXPIRED}.get(kind, 1)
+    @property
+    def reached(self) -> bool:
+        """Whether the place has ever answered."""
+        return self._reached.is_set()
+
+    def _bounds(self, failure: Failure) -> tuple[int, float]:
+        """Return how often a request is tried that fails so, and for how many seconds.
+
+        After so many seconds no other try begins.
+        """
+        if failure.kind in {"again", "unreached"}:
+            if self.reached:
+                return TRIES, LONGEST
+            if failure.kind == "unreached":
+                return TRIES_UNREACHED, LONGEST
+            return TRIES_UNANSWERED, LONGEST_UNANSWERED
+        most = TRIES_EXPIRED if failure.kind in {"expired", "not valid"} else 1
+        return most, LONGEST
+
+    def _find_others(self, renewals: int) -> bool:
+        """Look for other credentials; return whether there are any.
+
+        renewals: how many there had been when the request was sent. Of many threads
+        whose credentials have ended, one looks.
+        """
+        with self._renewing:
+            if self._renewals == renewals and self._renew():
+                self._renewals += 1
+            return self._renewals != renewals
 
     def _wait(self, tries: int) -> float:
         """Return seconds to wait after so many tries."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from actstore.format.s3_options import printable
+
 # Options of s3fs that obstore can be told as well. With any other one (encryption with
 # a key of one's own, say) s3fs moves the bulk bytes, too.
 _TOLD = {
@@ -67,8 +69,8 @@ def moves_bulk(bucket: str, options: Mapping[str, Any]) -> bool:
         set(options) <= _TOLD
         and set(options.get("client_kwargs") or {}) <= _TOLD_CLIENT
         and set(options.get("config_kwargs") or {}) <= _TOLD_CONFIG
-        # access points and directory buckets have addresses of their own
-        and not bucket.startswith("arn:")
+        # access points, buckets of tenants and directory buckets have other addresses
+        and ":" not in bucket
         and not bucket.endswith("--x-s3")
     )
 
@@ -118,11 +120,14 @@ class S3Client:
         """As `writer`; it sends a part of a multipart upload again by itself."""
         return self._store("part_writer")
 
-    def renew(self) -> None:
-        """Find credentials anew: what was found before has expired."""
+    def renew(self) -> bool:
+        """Find credentials anew; return whether they are others than before."""
         with self._lock:
+            before = self._credentials(self.fs.s3)
             self.fs.connect(refresh=True)
             self._stores.clear()
+            others: bool = self._credentials(self.fs.s3) != before
+            return others
 
     def _store(self, name: str) -> Any:
         store = self._stores.get(name)
@@ -190,7 +195,10 @@ class S3Client:
         }
         if name == "reader":
             options["read_timeout"] = _span(read)
-        verify = self.fs.client_kwargs.get("verify", os.environ.get("AWS_CA_BUNDLE"))
+        verify = self.fs.client_kwargs.get("verify")
+        if verify is None:
+            # from the environment or the profile
+            verify = self.fs.session.get_config_variable("ca_bundle")
         if verify is False:
             options["allow_invalid_certificates"] = True
         elif isinstance(verify, str) and verify:
@@ -202,25 +210,33 @@ class S3Client:
         if _is_anonymous(client):
             return None
         from botocore.exceptions import NoCredentialsError
-        from fsspec.asyn import sync
-
-        credentials = client._request_signer._credentials
-        if credentials is None:
-            raise NoCredentialsError
 
         def frozen() -> dict[str, Any]:
-            # botocore renews them here, where it can and they are about to end
-            found = sync(self.fs.loop, credentials.get_frozen_credentials)
+            found = self._credentials(client)
+            if found is None:
+                raise NoCredentialsError
             return {
-                "access_key_id": found.access_key,
+                "access_key_id": printable(found.access_key, "access key"),
                 "secret_access_key": found.secret_key,
-                "token": found.token,
+                "token": printable(found.token, "session token"),
                 "expires_at": datetime.now(UTC) + _KEPT,
             }
 
         # Here, where an error of it is told in botocore's words.
         frozen()
         return frozen
+
+    def _credentials(self, client: Any) -> Any:
+        """Return the credentials that a client of botocore signs with, or None.
+
+        botocore renews them here, where it can and they are about to end.
+        """
+        from fsspec.asyn import sync
+
+        found = client._request_signer._credentials
+        if found is None:
+            return None
+        return sync(self.fs.loop, found.get_frozen_credentials)
 
     def _region_of_bucket(self, client: Any) -> str | None:
         """Return the region that AWS says the bucket is in, if it says so."""

@@ -12,7 +12,16 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["again", "unreached", "expired", "missing", "exists", "no create", "no"]
+Kind = Literal[
+    "again",
+    "unreached",
+    "expired",
+    "not valid",
+    "missing",
+    "exists",
+    "no create",
+    "no",
+]
 
 _AGAIN_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 522, 524}
 # Codes that come with a status of an error for good, and pass nevertheless.
@@ -30,6 +39,13 @@ _AGAIN_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+# What servers say of credentials that were replaced, or are wrong.
+_NOT_VALID_CODES = {
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "InvalidTokenId",
+    "SignatureDoesNotMatch",
+}
 _OBSTORE_STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([\w.]{1,80})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,300})</Message>")
@@ -41,7 +57,8 @@ class Failure(NamedTuple):
 
     Attributes:
         kind: `again`: it may pass. `unreached`: nobody answers at that address.
-            `expired`: the credentials have. `missing`: there is no such object.
+            `expired`: the credentials have. `not valid`: nobody has these credentials,
+            or not any more. `missing`: there is no such object.
             `exists`: there is one already. `no create`: the server knows no conditional
             create. `no`: it will not pass.
         name: What a summary calls it: `SlowDown`, `timeouts`.
@@ -99,6 +116,8 @@ def answered(status: int | None, code: str, message: str) -> Failure:
     kind: Kind = "no"
     if code in EXPIRED_CODES:
         kind = "expired"
+    elif code in _NOT_VALID_CODES or status == 401:
+        kind = "not valid"
     elif code in _AGAIN_CODES or status in _AGAIN_STATUS:
         kind = "again"
     elif code == "PreconditionFailed" or status == 412:
@@ -120,10 +139,9 @@ def _of_obstore(text: str) -> Failure:
             int(status[1]), code[1] if code else "", message[1] if message else ""
         )
     kinds = set(_OBSTORE_KIND.findall(details))
-    if "certificate" in details.lower():
-        return _BY_NAME["SSLError"]
-    if "dns error" in details:
-        return _NO_NAME
+    for words, meaning in _BY_WORDS:
+        if words in text.lower():
+            return meaning
     if "Connect" in kinds:
         return _REFUSED if "ConnectionRefused" in kinds else _NOBODY
     for signs, meaning in _BY_KIND:
@@ -139,6 +157,17 @@ _REFUSED = Failure("unreached", "refused connections", message="connection refus
 _LATE = Failure("again", "timeouts", message="it took too long")
 _TRUNCATED = Failure("again", "truncated answers", message="the answer broke off")
 _BROKEN = Failure("again", "broken connections", message="the connection broke")
+_CERTIFICATE = Failure("no", "SSLError", code="SSLError", message="no certificate")
+# What S3 answers to who asks in another region than the bucket's.
+_REDIRECT = Failure("no", "redirects", 301, "PermanentRedirect")
+# Words in the text of an error of obstore, and what they mean. No key has them.
+_BY_WORDS = (
+    ("received redirect without", _REDIRECT),
+    ("error following redirect", _REDIRECT),
+    ("invalid peer certificate", _CERTIFICATE),
+    ("invalidcertificate(", _CERTIFICATE),
+    ("dns error", _NO_NAME),
+)
 # Kinds of errors that obstore's text names, and what they mean; the first that fits.
 _BY_KIND = (
     ({"Timeout"}, _LATE),
@@ -162,9 +191,11 @@ _BY_NAME: dict[str, Failure] = {
     "IncompleteRead": _TRUNCATED,
     "IncompleteReadError": _TRUNCATED,
     "ReadTimeoutError": _LATE,
+    # botocore asks for a bucket's region, and is sent away again, without end
+    "RecursionError": _REDIRECT,
     "ResponseParserError": _TRUNCATED,
     "ResponseStreamingError": _TRUNCATED,
-    "SSLError": Failure("no", "SSLError", code="SSLError", message="no certificate"),
+    "SSLError": _CERTIFICATE,
     "ServerDisconnectedError": _BROKEN,
     "ServerTimeoutError": _LATE,
     "TimeoutError": _LATE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from actstore.errors import StoreError
+from actstore.errors import StorageError, StoreError
 from actstore.format.local_files import ListedObject
 from actstore.format.remote_objects import FsspecObjects, Part, TooLarge
 from actstore.format.retries import Retries
@@ -40,6 +40,12 @@ class S3Objects(FsspecObjects):
         self._retries = Retries(failure_of, self.client.renew)
         self._moves_bulk = moves_bulk(bucket, options)
         self._bucket_is_there = False
+
+    @property
+    def server(self) -> str:
+        endpoint = self.client.endpoint
+        # Buckets of Amazon's have one name in all regions.
+        return "" if endpoint.endswith(".amazonaws.com") else endpoint
 
     @property
     def _by_obstore(self) -> bool:
@@ -282,6 +288,13 @@ class S3Objects(FsspecObjects):
         """Return the error that the user is told; None: the place is not to blame."""
         failure = failure_of(error)
         if failure is None:
+            if isinstance(error, (TypeError, ValueError)) and not self._retries.reached:
+                # Nothing was sent yet: the clients cannot be made.
+                why = without_secrets(str(error), self.options)
+                return StorageError(
+                    f"{where}: no client of S3 can be made ({why}); check the options"
+                    " (--storage-options), the environment and the profile"
+                )
             return super().told(error, where, writing=writing)
         message = without_secrets(failure.message, self.options)
         failure = failure._replace(message=message)

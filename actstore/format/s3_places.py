@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from actstore.format.s3_objects import S3Objects
+from actstore.format.s3_options import check_options, check_path
 
 _MOST_PLACES = 32  # buckets, each with its options, whose connections are kept
 _places: dict[tuple[int, str, str, str], S3Objects] = {}
@@ -27,8 +28,14 @@ def s3_place(url: str, options: dict[str, Any]) -> tuple[S3Objects, str]:
     """Return the objects of a URL's bucket, and the path that the URL is.
 
     Those of one bucket, options and environment are made once: each has connections.
+
+    Raises:
+        StorageError: The URL cannot be of S3.
+        SpecError: An option cannot be used.
     """
     path = str(_file_system_class()._strip_protocol(url))
+    check_path(path, url)
+    check_options(options, url)
     bucket = path.partition("/")[0]
     environment = sorted(
         (name, value) for name, value in os.environ.items() if name.startswith("AWS_")

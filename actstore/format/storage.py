@@ -132,6 +132,15 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
+    @property
+    def origin(self) -> str:
+        """The URL with the server that answers there.
+
+        Two servers may have buckets of one name.
+        """
+        server = "" if self.local is not None else self._there.server
+        return f"{server} {self.url}".lstrip()
+
     def child(self, key: str) -> Storage:
         """Return the storage one folder down."""
         if self.url.endswith("://"):
@@ -234,7 +243,8 @@ class Storage:
                     keys = [path[skip:].lstrip("/") for path in self._there.find(path)]
             except FileNotFoundError:
                 return []
-            return sorted(key for key in keys if not is_temporary(key))
+            # An object that has the storage's own name is none in it.
+            return sorted(key for key in keys if key and not is_temporary(key))
 
     def objects(self, prefix: str = "") -> builtins.list[ListedObject]:
         """Return all objects under a folder with size and age, sorted by key.

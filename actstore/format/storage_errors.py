@@ -63,6 +63,8 @@ _S3_ADVICE = {
         " `aws sso login`), or set new ones; the same command goes on",
     ),
 }
+# Who has a URL, and with which password.
+_USER_OF_URL = re.compile(r"://[^/@\s]*@")
 _QUOTA = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
 
 
@@ -88,6 +90,7 @@ def _flat(options: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def without_secrets(text: str, options: dict[str, Any]) -> str:
     """Return a text of a library with secrets, if it has any, left out."""
+    text = _USER_OF_URL.sub("://***@", text)
     for secret in secrets_of(options):
         text = text.replace(secret, "***")
     return text

@@ -3,12 +3,12 @@
 Kept are chunks, not whole shards: a window takes a few chunks of every shard of its
 units, so that with shards the first batch would wait for all of these units.
 
-The key of a range is a digest of the store's URL, the digest of the unit's record, the
-object's key and the range. The record has the object's own digest, so that other bytes
-have another key: a store that is harvested again at the same URL finds nothing of the
-one before. The digests of all records are one column, read once. The URL is in it since
-a chunk alone cannot be held against the digest of its shard: what a stranger's store
-says of itself counts for that store only.
+The key of a range is a digest of the store's URL and server, the digest of the unit's
+record, the object's key and the range. The record has the object's own digest, so that
+other bytes have another key: a store that is harvested again at the same URL finds
+nothing of the one before. The digests of all records are one column, read once. URL and
+server are in it since a chunk alone cannot be held against the digest of its shard:
+what a stranger's store says of itself counts for that store only.
 """
 
 from __future__ import annotations
@@ -35,14 +35,11 @@ class Cached(Protocol):
 
     Attributes:
         shards: What gives its bytes without the cache.
+        storage: Where it lies.
     """
 
     shards: ShardBytes
-
-    @property
-    def url(self) -> str:
-        """Its address."""
-        ...
+    storage: Storage
 
     def unit_digest(self, unit: int) -> bytes:
         """Return the digest of a unit's records, 32 bytes."""
@@ -60,7 +57,7 @@ class CachedShards:
         self.cache = cache
         self._far = store.shards
         self._digest_of = store.unit_digest
-        self._url = store.url
+        self._origin = store.storage.origin
 
     def read(self, site: str, unit: int, ranges: Sequence[ByteRange]) -> list[Part]:
         """Return some ranges of a shard, as `ShardBytes` says."""
@@ -107,7 +104,7 @@ class CachedShards:
         # What a command was told to cache does something from here on.
         command_values.use(command_values.CACHE)
         command_values.use(command_values.CACHE_SIZE)
-        start = blake3(f"{self._url}\0{key}\0".encode())
+        start = blake3(f"{self._origin}\0{key}\0".encode())
         start.update(self._digest_of(unit))
         return start
 

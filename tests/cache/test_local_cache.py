@@ -4,12 +4,14 @@ touched.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,7 @@ import pytest
 
 from actstore.cache import local_cache
 from actstore.cache.cache_folder import TAG, CacheFolder, cost
-from actstore.cache.ledger import LEDGER_BYTES
-from actstore.cache.ledger_desk import SMALLEST_BYTES
+from actstore.cache.ledger import LEDGER_BYTES, SMALLEST_BYTES
 from actstore.cache.local_cache import LocalCache
 from actstore.errors import CacheWarning, FormatVersionError, SpecError, StorageError
 from tests.cache.conftest import Open
@@ -448,3 +449,79 @@ def test_a_lock_that_is_held_for_ever_stops_nobody(
     monkeypatch.setattr(reader.cache._desk, "_rests_until", 0)
     assert reader.fetches([1, 2]) == [2]
     assert reader.fetches([1, 2]) == []
+
+
+def test_one_that_never_delivers_is_waited_for_once(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stopped process has begun may be many files."""
+    monkeypatch.setattr(local_cache, "PATIENCE_S", 1.0)
+    stopped, other = opened().cache, opened()
+    numbers = range(8)
+    begun, over = threading.Event(), threading.Event()
+
+    def fetch(_: list[int]) -> list[bytes]:
+        begun.set()
+        assert over.wait(60)
+        return [bytes_of(n) for n in numbers]
+
+    keys, sizes = [key_of(n) for n in numbers], [size_of(n) for n in numbers]
+    thread = threading.Thread(target=stopped.read, args=(keys, sizes, fetch))
+    thread.start()
+    assert begun.wait(60)
+    waited: list[float] = []
+    sleep = time.sleep
+
+    def counted(seconds: float) -> None:
+        waited.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", counted)
+    for n in numbers:
+        assert other.fetches([n]) == [n]
+    over.set()
+    thread.join()
+    assert sum(waited) < 2.5  # once with patience, then a tenth of a second for each
+
+
+def test_a_clock_that_ran_ahead_pins_nothing(
+    opened: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = opened()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1e9)
+    reader.read(range(10))
+    reader.cache.status()
+    monkeypatch.setattr(time, "time", now)
+    for first in range(10, 200, 5):
+        reader.read(range(first, first + 5))
+    left = [n for n in range(10) if (folder / "files" / key_of(n).hex()).exists()]
+    assert left == []
+
+
+@pytest.mark.parametrize("reckoned", [-(10**12), "NULL", "'many'"])
+def test_a_ledger_that_reckons_nonsense_is_made_again(
+    opened: Open, folder: Path, reckoned: object
+) -> None:
+    reader = opened()
+    reader.read(range(20))
+    with contextlib.closing(sqlite3.connect(ledger_of(folder))) as rows:
+        rows.execute("PRAGMA ignore_check_constraints = ON")
+        with contextlib.suppress(sqlite3.IntegrityError):
+            rows.execute(f"UPDATE cache SET reckoned = {reckoned}")
+        rows.execute("UPDATE cache SET size = 99999999999999")
+        rows.commit()
+    other = opened(None)
+    assert other.cache.size == SIZE
+    for first in range(20, 120, 5):
+        reader.read(range(first, first + 5))
+        assert sum(map(len, contents(folder).values())) <= SIZE
+
+
+@pytest.mark.parametrize("text", ["", "1", "-5", "much", "16777215"])
+def test_a_size_that_cannot_be_read_is_not_taken(
+    opened: Open, folder: Path, text: str
+) -> None:
+    opened().cache.close()
+    (folder / "size").write_text(text)
+    assert opened(None).cache.size == SIZE

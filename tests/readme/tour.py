@@ -26,12 +26,16 @@ DOCUMENTS = (
     GUIDES / "several-gpus.md",
     GUIDES / "import-and-export.md",
     GUIDES / "sharing.md",
+    GUIDES / "object-stores.md",
+    GUIDES / "cache.md",
     GUIDES / "python.md",
     GUIDES / "other-tools.md",
 )
 LEFT_OUT = {
     "torchrun": "several GPUs",
     "hf://": "an account of the hub, and a network",
+    # tests/e2e/test_team.py does the like against a real server
+    "s3://": "an object store",
 }
 
 

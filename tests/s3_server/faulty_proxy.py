@@ -30,6 +30,9 @@ ANSWERS = {
     "skew": (403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
     "denied": (403, "AccessDenied", "Access Denied"),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
+    "other region": (400, "AuthorizationHeaderMalformed", "The region is wrong."),
+    "redirect": (301, "PermanentRedirect", "Address the bucket by its endpoint."),
+    "no key": (403, "InvalidAccessKeyId", "The key does not exist in our records."),
     "bad request": (400, "InvalidArgument", "Header is not supported."),
     "no condition": (501, "NotImplemented", "A header you provided implies functionality that is not implemented."),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from actstore.cache import shared_caches
 from actstore.errors import CacheWarning, CorruptError, SpecError
 from actstore.format.storage import Part, Storage
 from schemas.stream import StreamSpec
+from tests.s3_server.faulty_proxy import faulty
 from tests.support import SITES, make_store
 
 SITE = next(iter(SITES))
@@ -249,3 +250,24 @@ def test_verifying_reads_the_store_itself(
     store.storage.put(key, bytes([good[0] ^ 1]) + good[1:])
     for given in (url, store):
         assert any(key in problem for problem in actstore.verify(given).problems)
+
+
+def test_servers_with_buckets_of_one_name_share_no_file(
+    s3_url: str, s3_server: str, tmp_path: Path
+) -> None:
+    """What a stranger's server says counts for that server only."""
+    make_store(f"{s3_url}/store")
+    counts = []
+    with faulty(s3_server) as stranger:
+        for endpoint in (stranger.url, s3_server, stranger.url):
+            store = actstore.open(
+                f"{s3_url}/store",
+                {"endpoint_url": endpoint},
+                cache=tmp_path / "cache",
+                cache_size=SIZE,
+            )
+            before = shared_caches.shared_cache(str(tmp_path / "cache")).counts
+            store.read(SITE)
+            after = shared_caches.shared_cache(str(tmp_path / "cache")).counts
+            counts.append((after.misses > before.misses, after.hits > before.hits))
+    assert counts == [(True, False), (True, False), (False, True)]
