@@ -129,7 +129,8 @@ def verify(
         evidence_is_good = not any(_is_evidence(key) for key in bad_keys)
         proven = not problems and not doubts and evidence_is_good
         results.check(derived, pool, store if repair and proven else None)
-    problems += doubts + results.problems
+    # Several objects can be in doubt for the same bad one, which is told once.
+    problems = list(dict.fromkeys(problems + doubts + results.problems))
     if repair and not proven:
         problems.append(
             f"refused  {store.url}: nothing is repaired, for what it would follow from"

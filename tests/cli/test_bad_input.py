@@ -89,7 +89,7 @@ def test_a_newer_format(tmp_path: Path, cli: Cli) -> None:
     manifest.write_text(
         manifest.read_text().replace('"format_version": 1', '"format_version": 2')
     )
-    refused(cli("actstore", "info", store.url), "format version 2.1", "upgrade")
+    refused(cli("actstore", "info", store.url), "format version 2.2", "upgrade")
 
 
 def test_unfinished(tmp_path: Path, cli: Cli) -> None:

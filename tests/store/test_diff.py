@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import actstore
@@ -130,6 +130,8 @@ def test_values_that_are_not_finite_in_one_store_alone(tmp_path: Path) -> None:
     n=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     first=st.integers(0, 12),
 )
+@example(units=(4, 4), seeds=(0, 1), n=(8, 8), first=0)
+@example(units=(4, 4), seeds=(0, 0), n=(8, 8), first=4)
 def test_rows_are_matched_whatever_the_layouts(
     tmp_path_factory: pytest.TempPathFactory,
     units: tuple[int, int],
@@ -244,6 +246,8 @@ def test_other_steps_of_int8_are_other_values(tmp_path: Path) -> None:
         found = actstore.diff(store, forger.write(tmp_path / "f"))
         assert found.values[0].same_units == 2
         assert found.values[0].relative > 0.1
+        assert found.fields == []
+        assert not found.same
         assert all(one.same_units == 3 for one in found.values[1:])
 
 
