@@ -30,7 +30,12 @@ import google_crc32c
 import numpy as np
 from blake3 import blake3
 
-from actstore.errors import FormatVersionError, SpecError
+from actstore.cache.claimed_folder import (
+    claim_folder,
+    opened_folder,
+    refuse_links,
+    write_whole,
+)
 from actstore.format.storage import Part
 
 KEY_BYTES = 32
@@ -38,10 +43,6 @@ HEAD_BYTES = 32
 BLOCK_BYTES = 4096
 # What a file takes beside its blocks: its row of the ledger, its name and its inode.
 ENTRY_BYTES = 512
-TAG = "CACHEDIR.TAG"
-# The first line is that of the Cache Directory Tagging Specification.
-TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# actstore cache, version 1\n"
-_TAG_OF_OURS = "# actstore cache, version "
 _FILE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FILLING = re.compile(
     r"([0-9a-f]{64})\.([0-9]{1,12})\.([0-9a-f]{32})\.filling", re.ASCII
@@ -111,14 +112,15 @@ class CacheFolder:
             OSError: It cannot be read or written.
         """
         self.path = Path(os.path.realpath(path))
-        self._claim_folder()
+        claim_folder(self.path)
         self.lock = self.path / "ledger.lock"
         self.processes = self.path / "processes"
-        self._files = _opened_folder(self.path / "files")
+        self._files = opened_folder(self.path / "files")
         # Closed when nobody has this any more: threads may read until the very end.
         weakref.finalize(self, os.close, self._files).atexit = False
-        os.close(_opened_folder(self.processes))
-        self._refuse_links()
+        os.close(opened_folder(self.processes))
+        ledgers = [p for p in self.path.iterdir() if _LEDGER_FILE.fullmatch(p.name)]
+        refuse_links(self.path, (*ledgers, self.lock))
 
     def read(self, key: bytes, size: int, *, checked: bool) -> bytes | None:
         """Return what is kept under a key; None where nothing is.
@@ -213,7 +215,7 @@ class CacheFolder:
         return found[0] if len(found) == 1 else None
 
     def new_ledger(self) -> Path:
-        """Remove the ledger, and return the path of one to be made.
+        """Remove the ledger, and make an empty one; return its path.
 
         It has a name of its own: SQLite, when it closes a database that is removed,
         removes the journal of whatever has the name by then.
@@ -221,7 +223,10 @@ class CacheFolder:
         for path in list(self.path.iterdir()):
             if _LEDGER_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        return self.path / f"ledger-{os.urandom(8).hex()}.sqlite"
+        path = self.path / f"ledger-{os.urandom(8).hex()}.sqlite"
+        # SQLite would make it for this user alone, whatever the umask.
+        os.close(os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, 0o666))
+        return path
 
     def read_size(self) -> int | None:
         """Return the size that was written; None where none is."""
@@ -237,7 +242,7 @@ class CacheFolder:
 
     def write_size(self, size: int) -> None:
         """Write the size that the cache may have."""
-        self._write_whole("size", str(size))
+        write_whole(self.path / "size", str(size))
 
     def check_there(self) -> None:
         """Raise FileNotFoundError where the folder was moved or removed.
@@ -253,53 +258,6 @@ class CacheFolder:
         info = os.statvfs(self.path)
         return info.f_bavail * info.f_frsize
 
-    def _claim_folder(self) -> None:
-        """Check that the folder is a cache; make one of a folder that is empty."""
-        if self.path.exists() and not self.path.is_dir():
-            raise SpecError(f"cache {self.path}: it is a file, wanted a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        text = _tag_text(self.path / TAG)
-        if text == TAG_TEXT:
-            return
-        if text is not None and _TAG_OF_OURS in text:
-            raise FormatVersionError(
-                f"cache {self.path}: a newer actstore has made it; choose another"
-                " folder, or update"
-            )
-        # Several processes may begin at once: a tag that another one writes is no
-        # reason to refuse, and it may be there by now.
-        there = sorted(
-            path.name
-            for path in self.path.iterdir()
-            if path.name != "lost+found" and not path.name.startswith(f".{TAG}-")
-        )
-        if there and _tag_text(self.path / TAG) != TAG_TEXT:
-            raise SpecError(
-                f"cache {self.path}: it is not empty ({there[0]}, ...) and not a cache"
-                " of actstore; choose an empty folder"
-            )
-        self._write_whole(TAG, TAG_TEXT)
-
-    def _write_whole(self, name: str, text: str) -> None:
-        """Write a small file, whole or not at all."""
-        temporary = self.path / f".{TAG}-{os.urandom(8).hex()}"
-        try:
-            temporary.write_text(text)
-            temporary.replace(self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _refuse_links(self) -> None:
-        """Raise SpecError where a ledger, a journal or the lock is no plain file."""
-        found = [p for p in self.path.iterdir() if _LEDGER_FILE.fullmatch(p.name)]
-        for path in (*found, self.lock):
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISREG(path.lstat().st_mode):
-                    raise SpecError(
-                        f"cache {self.path}: {path.name} is no regular file; choose"
-                        " another folder"
-                    )
-
     def _is_there(self, name: str) -> bool:
         try:
             info = os.stat(name, dir_fd=self._files, follow_symlinks=False)
@@ -310,30 +268,6 @@ class CacheFolder:
     def _unlink(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._files)
-
-
-def _opened_folder(path: Path) -> int:
-    """Make a folder where there is none, and open it; a link is refused."""
-    path.mkdir(exist_ok=True)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags)
-    except OSError as error:
-        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-            raise SpecError(
-                f"cache {path.parent}: {path.name} is a link, wanted a folder; choose"
-                " another one"
-            ) from error
-        raise
-
-
-def _tag_text(path: Path) -> str | None:
-    """Return what a tag says; None where there is none."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4096).decode("ascii", "replace")
-    except FileNotFoundError:
-        return None
 
 
 def _head(key: bytes, data: Part) -> bytes:

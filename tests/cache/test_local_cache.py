@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from actstore.cache import local_cache
-from actstore.cache.cache_folder import TAG, CacheFolder, cost
+from actstore.cache.cache_folder import CacheFolder, cost
+from actstore.cache.claimed_folder import TAG
 from actstore.cache.ledger import LEDGER_BYTES, SMALLEST_BYTES
 from actstore.cache.local_cache import LocalCache
 from actstore.errors import CacheWarning, FormatVersionError, SpecError, StorageError
@@ -525,3 +526,16 @@ def test_a_size_that_cannot_be_read_is_not_taken(
     opened().cache.close()
     (folder / "size").write_text(text)
     assert opened(None).cache.size == SIZE
+
+
+def test_users_who_may_write_there_can_share_it(opened: Open, folder: Path) -> None:
+    before = os.umask(0)
+    try:
+        reader = opened()
+        reader.read(range(5))
+        for path in folder.rglob("*"):
+            # locks are taken of files that are opened for reading
+            if path.parent.name != "processes":
+                assert path.stat().st_mode & 0o066 == 0o066, path.name
+    finally:
+        os.umask(before)

@@ -19,11 +19,13 @@ from actstore.errors import (
     SpecError,
     UnfinishedError,
 )
+from actstore.format import object_keys
 from actstore.format.storage import Storage
 from actstore.inspect.list_stores import stores
 from actstore.inspect.verify import verify
 from actstore.sharing import copied_objects
 from actstore.sharing.copied_objects import CopyProgress
+from actstore.sharing.copy_claim import Claim
 from tests.support import SITES, grow, make_store
 
 PLACES = ("local", "memory", "s3")
@@ -241,6 +243,24 @@ def test_two_copies_at_once_do_no_harm(store: actstore.Store, there: str) -> Non
     assert errors == []
     actstore.copy(store.url, there)  # takes away a record that one may have left
     assert bytes_of(Storage(there)) == bytes_of(store.storage)
+
+
+def test_a_listing_that_lags_hides_no_copy_that_was_begun(
+    store: actstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Storage(tmp_path / "there")
+    assert Claim(there, store.manifest, None).begin() is False
+    key = store.storage.list("acts")[0]
+    there.put(key, store.storage.read(key))
+    whole = Storage.list
+
+    def lagging(self: Storage, prefix: str = "") -> list[str]:
+        keys = whole(self, prefix)
+        return [key for key in keys if key != object_keys.COPY]
+
+    monkeypatch.setattr(Storage, "list", lagging)
+    actstore.copy(store.url, there.url)
+    assert bytes_of(there) == bytes_of(store.storage)
 
 
 def test_memory_is_bounded(
