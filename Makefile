@@ -18,9 +18,9 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
-# Against a real S3 server, Ceph's RADOS Gateway on the loopback (or another one: see tests/s3_server/server.py).
+# Against a real S3 server (test-slow has those that take longest), Ceph's RADOS Gateway on the loopback (or another one: see tests/s3_server/server.py).
 test-s3: $(VENV)/.dev
-	$(BIN)/python -m pytest -m real_s3 -rs
+	$(BIN)/python -m pytest -m 'real_s3 and not slow' -rs
 
 # Such a server to try things with. It prints what its clients need; its data is kept in .s3-server/.
 s3-server:

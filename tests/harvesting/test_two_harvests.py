@@ -105,6 +105,7 @@ def test_one_of_two_is_killed_and_started_again(
     assert objects(storage) == alone
 
 
+@pytest.mark.slow
 def test_a_harvest_behind_faults(
     real_s3_url: str,
     real_s3_server: dict[str, str],
