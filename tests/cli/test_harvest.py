@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 
 import actstore
 from actstore.builtin import stdlib_corpus
+from actstore.format import local_writes
 from actstore.format.storage import Storage
 from actstore.harvesting import progress_display
 from actstore.harvesting.progress import Progress
@@ -273,15 +275,22 @@ def test_a_disk_that_fills_up_inside_a_unit(
     not; then there is space again.
     """
     out = tmp_path / "store"
-    sync = os.fsync
+    norms = out / "norm" / SITE / "c" / "4"
+    sync, replace = os.fsync, local_writes.replace
+    here = threading.local()
+
+    def told(path: Path, data: local_writes.Buffers) -> None:
+        here.path = path
+        replace(path, data)
 
     def full(fd: int) -> None:
-        path = str(Path(f"/proc/self/fd/{fd}").readlink())
-        if f"/norm/{SITE}/c/.tmp-" in path and (out / "units" / "00003.json").exists():
+        if getattr(here, "path", None) == norms:
+            path = str(Path(f"/proc/self/fd/{fd}").readlink())
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         sync(fd)
 
     with monkeypatch.context() as patch:
+        patch.setattr(local_writes, "replace", told)
         patch.setattr(os, "fsync", full)
         refused(
             cli(*words(out)),

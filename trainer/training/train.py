@@ -293,7 +293,9 @@ def _train_groups(
         if world.lead:
             sinks = sinks_for(urls, settings.tensorboard, settings.wandb)
         for group in groups:
-            place = places[next(iter(group.values())).store]
+            store = next(iter(group.values())).store
+            # One that the lead was not given is opened, or refused, as it is called.
+            place = places.get(store, store)
             summaries += _train_group(
                 group, place, console, stop, settings, sinks, world
             )
