@@ -68,7 +68,7 @@ Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME)]
 
 
 class Published(Schema):
-    """What records of stores and of runs have in common."""
+    """The fields that records of stores and of runs share."""
 
     format: Literal["actstore catalog"] = "actstore catalog"
     format_version: Literal[1] = Field(default=1, description="version of this record")

@@ -42,7 +42,7 @@ EVICTED_TOGETHER = 64
 
 
 class Claim(enum.Enum):
-    """What is to be done about bytes that a process did not find."""
+    """The next step for bytes that a process did not find."""
 
     MINE = "room is reserved: this process gets and keeps them"
     OTHERS = "a process that lives gets them now"
@@ -58,7 +58,7 @@ class Wanted(NamedTuple):
 
 
 class CacheStatus(NamedTuple):
-    """What a cache holds.
+    """The contents of a cache, in numbers.
 
     Attributes:
         size: The bytes that it may take.

@@ -27,7 +27,7 @@ MOST_USES = 400
 REST_S = 60.0
 
 TROUBLE = (OSError, sqlite3.Error, Timeout)
-"""What disk, ledger and lock raise where they fail."""
+"""The errors of a disk, a ledger and a lock that fail."""
 
 # Not closed in a child after a fork: that would disturb the parent's.
 _of_parents: list[Any] = []

@@ -46,7 +46,7 @@ MOST_CHECKED = 1 << 19
 
 
 class CacheCounts(NamedTuple):
-    """What this process had from a cache.
+    """Counts of what this process had from a cache.
 
     Attributes:
         hits: How often bytes were there.
@@ -119,7 +119,7 @@ class LocalCache:
 
     @property
     def counts(self) -> CacheCounts:
-        """What this process had from the cache so far."""
+        """Counts of what this process had from the cache so far."""
         return CacheCounts(*self._counts)
 
     def status(self) -> CacheStatus:

@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a catalog lists.
+    """The records and tags that a catalog lists.
 
     Attributes:
         entries: The records that can be read.

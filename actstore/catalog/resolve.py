@@ -22,7 +22,7 @@ from schemas.catalog import Kind
 
 
 class Resolved(NamedTuple):
-    """What a name leads to.
+    """Where a name leads.
 
     Attributes:
         url: The absolute URL of the store or run.

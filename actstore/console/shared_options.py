@@ -40,7 +40,7 @@ NAMES = {"NAME[:TAG]", "PATTERN"}
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 Given = Mapping[str, str]
-"""What was given of the shared options, by the option's name."""
+"""The shared options that were given, by name."""
 
 
 class SharedOption(NamedTuple):

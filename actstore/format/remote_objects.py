@@ -30,7 +30,7 @@ class TooLarge(Exception):  # noqa: N818 (it never leaves `Storage`)
 
 
 class RemoteObjects(Protocol):
-    """What `Storage` asks of a place. Errors are those of its clients."""
+    """The operations that `Storage` asks of a place; errors are of its clients."""
 
     def read(self, path: str, limit: int | None) -> bytes: ...
     def ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[Part]: ...
@@ -49,7 +49,7 @@ class RemoteObjects(Protocol):
 
     @property
     def creates(self) -> bool:
-        """Whether creating is exclusive, as far as it is known."""
+        """True where creating is exclusive, as far as it is known."""
         ...
 
     @property

@@ -84,7 +84,7 @@ class Retries:
 
     @property
     def reached(self) -> bool:
-        """Whether the place has ever answered."""
+        """True once the place has answered."""
         return self._reached.is_set()
 
     def _bounds(self, failure: Failure) -> tuple[int, float]:

@@ -117,7 +117,7 @@ class S3Client:
 
     @property
     def part_writer(self) -> Any:
-        """As `writer`; it sends a part of a multipart upload again by itself."""
+        """As `writer`, but it sends a part of a multipart upload again by itself."""
         return self._store("part_writer")
 
     def renew(self) -> bool:

@@ -53,7 +53,7 @@ _OBSTORE_KIND = re.compile(r"\bkind: (\w+)")
 
 
 class Failure(NamedTuple):
-    """What an error of a client means.
+    """The meaning of a client's error.
 
     Attributes:
         kind: `again`: it may pass. `unreached`: nobody answers at that address.

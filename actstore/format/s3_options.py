@@ -33,7 +33,7 @@ _ENDPOINT = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?", re.ASCII)
 
 
 class Wanted(NamedTuple):
-    """What a value has to be, in words, and what tells whether it is."""
+    """The values that an option takes, in words, and the check of one."""
 
     text: str
     fits: Callable[[Any], bool]

@@ -37,7 +37,7 @@ class Publication(NamedTuple):
 
 
 class CatalogContents(NamedTuple):
-    """What a catalog lists, and what in it cannot be read.
+    """The publications that a catalog lists, and the records that cannot be read.
 
     Attributes:
         catalog: The catalog's URL.
@@ -177,7 +177,7 @@ METRICS: dict[str, Callable[[PublishedRun], float | None]] = {
     "ce-recovered": lambda run: _negative(_ce_recovered(run)),
     "latents": lambda run: run.n_latents,
 }
-"""What runs are sorted by, the smallest first."""
+"""The metric that runs are sorted by, the smallest first."""
 
 
 def sorted_runs(found: list[Publication], metric: str) -> list[Publication]:

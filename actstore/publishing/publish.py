@@ -23,7 +23,7 @@ from schemas.catalog import TagRecord
 
 
 class Published(NamedTuple):
-    """What was published.
+    """A store or run that was published.
 
     Attributes:
         record: The record, as the catalog has it.

@@ -37,7 +37,7 @@ SHOWN = 3  # names that a message repeats
 
 
 class Removal(NamedTuple):
-    """What `remove` takes away.
+    """The things that `remove` takes away.
 
     Attributes:
         url: The store.

@@ -23,7 +23,7 @@ OTHERS = "other files"
 
 
 class Use(NamedTuple):
-    """What something takes.
+    """The room that something takes.
 
     Attributes:
         name: A store's URL, the name of a site, or what else it is.

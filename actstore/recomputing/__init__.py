@@ -1,3 +1,3 @@
-"""What a store says is computed again: norms and statistics from its values, and values
+"""Computes again what a store says: norms and statistics from its values, and values
 from the language model.
 """

@@ -31,7 +31,7 @@ from actstore.store.shard_bytes import ByteRange, ShardBytes, shard_key
 
 
 class Cached(Protocol):
-    """What a store has to have for a cache of its bytes.
+    """The parts of a store that a cache of its bytes needs.
 
     Attributes:
         shards: What gives its bytes without the cache.

@@ -100,7 +100,7 @@ def explore_command(
     trust_remote_code: TrustAgain = False,
     device: Device = "cpu",
 ) -> None:
-    """What each latent of a run fires on: a page to search, served here or as a file.
+    """Show what each latent of a run fires on, on a page that is served here or a file.
 
     What it shows is gathered once, into RUN/explorer.
     """

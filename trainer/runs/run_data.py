@@ -39,7 +39,7 @@ MODEL_FIGURES = (
     "recovered (mean)",
     "KL",
 )
-"""What tables call the figures that `model_figures` returns."""
+"""The names in tables of the figures that `model_figures` returns."""
 
 
 class RunData(NamedTuple):

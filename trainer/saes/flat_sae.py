@@ -41,17 +41,17 @@ class FlatSae(nn.Module, ABC):
     """
 
     sparse: ClassVar[bool] = False
-    """Whether k sets the number of active latents, and sparse kernels compute it."""
+    """True where k sets the number of active latents, and sparse kernels compute it."""
     selects_over_batch: ClassVar[bool] = False
-    """Whether a training step selects over all rows of a batch."""
+    """True where a training step selects over all rows of a batch."""
     has_threshold: ClassVar[bool] = True
-    """Whether there is a level of pre-activations above which a latent fires."""
+    """True where a latent fires above a level of its pre-activation."""
     margin_std: ClassVar[float] = _PRE_ACTIVATION_STD
     """About the standard deviation of margins where rows have a mean square of 1."""
     latent_axis: ClassVar[dict[str, int]] = {"W_dec": 0, "W_enc": 1, "b_enc": -1}
     """Which axis of a parameter counts latents; the others have none of it."""
     crosscoder_options: ClassVar[dict[str, object]] = {}
-    """What a crosscoder sets in the spec of this kind."""
+    """The fields that a crosscoder sets in the spec of this kind."""
 
     W_enc: Tensor | None
     b_enc: Tensor

@@ -58,7 +58,7 @@ class Kind:
     wanted_rows: str = ""
     """Those rows in words; "" for mixed ones."""
     mode_advice: str = ""
-    """What to set where a spec has another mode; "" for mixed rows."""
+    """The fields to set where a spec has another mode; "" for mixed rows."""
     not_attachable: str | None = None
     """Why it cannot replace a site of a model; None where it can."""
     saelens: str | None = None
@@ -68,9 +68,9 @@ class Kind:
     no_saelens_because: str = "no counterpart is known"
     """Why there is none, or why not for some specs."""
     imported: bool = False
-    """Whether SAEs of that architecture are imported as this kind. Several kinds may be
-    exported as one architecture (batch_topk and jumprelu as jumprelu); one of them has
-    this."""
+    """True where SAEs of that architecture are imported as this kind. Several kinds may
+    be exported as one architecture (batch_topk and jumprelu as jumprelu); one of them
+    has this."""
 
     @property
     def name(self) -> str:

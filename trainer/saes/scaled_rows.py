@@ -43,8 +43,8 @@ class ScaledRows(NamedTuple):
     """int64 [B] on the host, ascending: where each row is in the whole batch, of which
     these may be a part; None for a whole one."""
     selection: Selection | None = None
-    """What a selection over the whole batch keeps of these rows, for kinds that have
-    one; None: the training step selects among these rows."""
+    """The latents that a selection over the whole batch keeps of these rows, for kinds
+    that have one; None: the training step selects among these rows."""
 
     @property
     def wanted(self) -> Tensor:

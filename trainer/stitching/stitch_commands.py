@@ -81,7 +81,7 @@ def add_command(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """What each latent of B does to A's MSE: alone, by class, and all together.
+    """Measure what each latent of B does to A's MSE: alone, by class, and all together.
 
     With --json it prints the three tables, one a line.
     """
@@ -131,7 +131,7 @@ def swap_command(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """What swapping each group of similar latents does to A's MSE and L0."""
+    """Measure what swapping each group of similar latents does to A's MSE and L0."""
     from trainer.analysis.show_evidence import show
     from trainer.runs.notes import as_line
     from trainer.stitching.swap import compute_stitch_swap
@@ -239,7 +239,7 @@ def cooccurrence_command(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Whether the latents of B that a latent of A splits into fire together."""
+    """Measure how often the latents of B that one of A splits into fire together."""
     from trainer.analysis.show_evidence import show
     from trainer.runs.notes import as_line
     from trainer.stitching.cooccurrence import compute_stitch_cooccurrence

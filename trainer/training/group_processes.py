@@ -35,9 +35,9 @@ class GroupProcesses:
 
     world: World | OneWorld = ONE_WORLD
     shard_dictionary: bool = False
-    """Whether they split the dictionary rather than the batches."""
+    """True where they split the dictionary rather than the batches."""
     skips: bool = False
-    """Whether rows that cannot be read are left out."""
+    """True where rows that cannot be read are left out."""
 
     @property
     def lead(self) -> bool:

@@ -155,7 +155,7 @@ class Group(NamedTuple):
     specs: dict[str, TrainSpec]
     """By URL of the run."""
     memory: Memory
-    """What that takes."""
+    """The bytes that that takes."""
 
 
 def fitting(
