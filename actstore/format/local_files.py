@@ -50,6 +50,24 @@ class ListedObject(NamedTuple):
     modified: float | None
 
 
+class PendingUpload(NamedTuple):
+    """An object that is being sent to an object store in parts, or was left so.
+
+    The place keeps the parts, and no listing of objects shows them.
+
+    Attributes:
+        key: The object's key, relative to the storage.
+        upload: The place's own name for the upload.
+        bytes: Bytes of the parts that are there.
+        modified: When the last of them came, in seconds since 1970.
+    """
+
+    key: str
+    upload: str
+    bytes: int
+    modified: float
+
+
 class OpenFile(NamedTuple):
     """A file that is open for reading.
 

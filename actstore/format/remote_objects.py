@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from actstore.errors import StoreError
-from actstore.format.local_files import ListedObject
+from actstore.format.local_files import ListedObject, PendingUpload
 from actstore.format.storage_errors import typed, without_secrets
 
 Part = bytes | memoryview
@@ -43,6 +43,8 @@ class RemoteObjects(Protocol):
     def put(self, path: str, data: bytes) -> None: ...
     def create(self, path: str, data: bytes) -> bool: ...
     def delete(self, path: str) -> None: ...
+    def uploads(self, path: str) -> list[PendingUpload]: ...
+    def abort(self, path: str, upload: str) -> None: ...
     def told(
         self, error: Exception, where: str, *, writing: bool
     ) -> StoreError | None: ...
@@ -141,6 +143,14 @@ class FsspecObjects:
 
     def delete(self, path: str) -> None:
         self.fs.rm_file(path)
+
+    def uploads(self, path: str) -> list[PendingUpload]:  # noqa: ARG002 (S3's do)
+        """Return the uploads that have not ended under a folder: none are known."""
+        return []
+
+    def abort(self, path: str, upload: str) -> None:
+        """End an upload, and remove its parts."""
+        raise NotImplementedError(f"{path}: {upload}")
 
     def told(self, error: Exception, where: str, *, writing: bool) -> StoreError | None:
         """Return the error that the user is told; None: the place is not to blame."""

@@ -6,11 +6,11 @@ a multipart upload): so what was tried again is counted, and bounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from actstore.errors import StorageError, StoreError
-from actstore.format.local_files import ListedObject
+from actstore.format.local_files import ListedObject, PendingUpload
 from actstore.format.remote_objects import FsspecObjects, Part, TooLarge
 from actstore.format.retries import Retries
 from actstore.format.s3_client import S3Client, forked, moves_bulk
@@ -284,6 +284,53 @@ class S3Objects(FsspecObjects):
         plain = super().delete
         self._again(lambda: plain(path))
 
+    def uploads(self, path: str) -> list[PendingUpload]:
+        """Return the uploads under a folder that have not ended, by path."""
+        bucket, _, prefix = path.partition("/")
+        request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+        found = []
+        for page in self._pages("list_multipart_uploads", request):
+            for one in page.get("Uploads") or []:
+                name = {"Key": one["Key"], "UploadId": one["UploadId"]}
+                parts = [
+                    part
+                    for parts in self._pages("list_parts", {"Bucket": bucket, **name})
+                    for part in parts.get("Parts") or []
+                ]
+                times = [one["Initiated"], *(part["LastModified"] for part in parts)]
+                found.append(
+                    PendingUpload(
+                        f"{bucket}/{one['Key']}",
+                        one["UploadId"],
+                        sum(part["Size"] for part in parts),
+                        max(times).timestamp(),
+                    )
+                )
+        return found
+
+    def abort(self, path: str, upload: str) -> None:
+        """End an upload, and remove its parts."""
+        bucket, _, key = path.partition("/")
+        self._again(
+            lambda: self.fs.call_s3(
+                "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload
+            )
+        )
+
+    def _pages(self, operation: str, request: dict[str, Any]) -> Iterator[Any]:
+        """Yield the answers to a request that comes in pages."""
+        while True:
+            asked = dict(request)
+            page = self._again(lambda: self.fs.call_s3(operation, **asked))  # noqa: B023
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            # Some servers say that there is more, and not where it begins.
+            marks = _next_marks(page)
+            if not marks or marks.items() <= request.items():
+                return
+            request = request | marks
+
     def told(self, error: Exception, where: str, *, writing: bool) -> StoreError | None:
         """Return the error that the user is told; None: the place is not to blame."""
         failure = failure_of(error)
@@ -306,3 +353,9 @@ class S3Objects(FsspecObjects):
 
     def _again(self, request: Callable[[], Result]) -> Result:
         return self._retries.run(request)
+
+
+def _next_marks(page: dict[str, Any]) -> dict[str, Any]:
+    """Return what to ask for to have the page after this one."""
+    names = ("NextKeyMarker", "NextUploadIdMarker", "NextPartNumberMarker")
+    return {name.removeprefix("Next"): page[name] for name in names if page.get(name)}

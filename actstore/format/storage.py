@@ -37,6 +37,7 @@ from actstore.format.local_files import (
     ListedObject,
     LocalFiles,
     OpenFile,
+    PendingUpload,
     check_key,
 )
 from actstore.format.local_writes import TEMPORARY, Buffers, is_temporary
@@ -50,7 +51,7 @@ from actstore.format.s3_places import is_s3, s3_place
 from actstore.format.storage_errors import typed
 from actstore.format.storage_options import options_for
 
-__all__ = ["Buffers", "ListedObject", "Part", "Storage"]
+__all__ = ["Buffers", "ListedObject", "Part", "PendingUpload", "Storage"]
 
 # A URL with a user's password, which would be written into logs and runs.
 _PASSWORD = re.compile(r"^[\w+.-]+://[^/@]*:[^/@]+@")
@@ -349,6 +350,22 @@ class Storage:
                 return
             self._files.check_folder(key)
             self._fs.rm_file(path)
+
+    def uploads(self) -> builtins.list[PendingUpload]:
+        """Return the uploads in parts that were begun here and have not ended."""
+        if self.local is not None:
+            return []
+        with self._guard(""):
+            skip = len(self._root)
+            return sorted(
+                found._replace(key=found.key[skip:].lstrip("/"))
+                for found in self._there.uploads(self._root)
+            )
+
+    def abort(self, upload: PendingUpload) -> None:
+        """End an upload that has not ended: its parts are removed."""
+        with self._guard(upload.key), contextlib.suppress(FileNotFoundError):
+            self._there.abort(self._path(upload.key), upload.upload)
 
     def is_exclusive(self) -> bool:
         """Try whether `create` lets one of several writers win; leave nothing there.

@@ -1,4 +1,4 @@
-"""Finds and removes what was begun and left: unfinished stores, and temporary files.
+"""Finds and removes what was begun and left: stores, uploads and temporary files.
 
 Nothing is removed that was written to within a day. A finished store's objects stay,
 and so does every object that is not known to be a store's.
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from actstore import arguments
 from actstore.arguments import checked, optional
-from actstore.errors import ActstoreError, NotAStoreError, SpecError
+from actstore.errors import ActstoreError, NotAStoreError, SpecError, StoreError
 from actstore.format import object_keys
 from actstore.format.local_writes import TEMPORARY
-from actstore.format.storage import ListedObject, Storage
+from actstore.format.storage import ListedObject, PendingUpload, Storage
 from actstore.publishing.remove_objects import remove_objects
 from actstore.publishing.store_keys import (
     REMOVAL,
@@ -39,8 +39,9 @@ class Leftover(NamedTuple):
     """Something that was begun and left.
 
     Attributes:
-        url: The store's folder, or the temporary file.
-        what: `harvest`, `copy`, `removal` or `temporary file`.
+        url: The store's folder, the temporary file, or the object that was uploaded.
+        what: `harvest`, `copy`, `removal`, `temporary file`, `upload` (of an object,
+            in parts), or `uploads` where a place does not list those.
         objects: How many objects it has.
         bytes: Bytes of these.
         days: Days since anything was written there.
@@ -63,6 +64,7 @@ class _Found(NamedTuple):
     leftover: Leftover
     storage: Storage
     keys: list[str]
+    upload: PendingUpload | None = None
 
 
 @checked(
@@ -80,8 +82,10 @@ def leftovers(
 ) -> list[Leftover]:
     """Return what was begun at a URL or below it and left, and remove it if asked to.
 
-    These are harvests, imports, copies and removals that have not ended, and temporary
-    files. A harvest that was stopped can be gone on with until then.
+    These are harvests, imports, copies and removals that have not ended, temporary
+    files, and the parts of large objects whose upload has not ended, which object
+    stores keep, charge for and do not list. A harvest that was stopped can be gone on
+    with until then.
 
     Args:
         url: A store or its name in the catalog, or a folder with stores anywhere below
@@ -114,18 +118,60 @@ def leftovers(
         )
     storage = Storage(store_url(str(url), options), options)
     found = storage.objects()
-    if not found:
+    uploads, why = _uploads(storage)
+    if not found and not uploads:
         raise NotAStoreError(f"{url}: there is nothing; check the URL")
     now = time.time()
     if delete:
         # The ages are by the place's clock: if this machine's is ahead, all looks old.
         now = min(now, _time_there(storage))
     results = []
-    for one in _find(storage, found, now, older_than):
+    left = _find(storage, found, now, older_than)
+    left += [_left_upload(storage, upload, now, older_than) for upload in uploads]
+    for one in left:
         if delete and one.leftover.removable:
             one = _removed(one, now, older_than)  # noqa: PLW2901 (it may have changed)
         results.append(one.leftover)
+    if why is not None:
+        note = f"they cannot be listed: {why}"
+        results.append(Leftover(storage.url, "uploads", 0, 0, None, False, note))
     return results
+
+
+def _uploads(storage: Storage) -> tuple[list[PendingUpload], str | None]:
+    """Return the uploads that have not ended, or why they cannot be listed.
+
+    Not all who may read a place may list these, and not all servers do.
+    """
+    try:
+        return storage.uploads(), None
+    except StoreError as error:
+        return [], str(error)
+
+
+def _left_upload(
+    storage: Storage, upload: PendingUpload, now: float, days: float
+) -> _Found:
+    """Return an upload that was begun, and can go where it is of a store."""
+    age = (now - upload.modified) / DAY_S
+    is_ours = _is_of_store(upload.key)
+    leftover = Leftover(
+        url=f"{storage.url}/{upload.key}",
+        what="upload",
+        objects=1,
+        bytes=upload.bytes,
+        days=age,
+        removable=is_ours and _is_old(age, days),
+        note=None if is_ours else "it is no object of a store, and stays",
+    )
+    return _Found(leftover, storage, [], upload)
+
+
+def _is_of_store(key: str) -> bool:
+    """Return whether a key is that of a store's object, in whatever folder."""
+    names = key.split("/")
+    ours = CopyKeys()
+    return any("/".join(names[i:]) in ours for i in range(len(names)))
 
 
 def _find(
@@ -210,6 +256,9 @@ def _unfinished(
 
 def _removed(one: _Found, now: float, days: float) -> _Found:
     """Remove what was left, unless it was written to since it was listed."""
+    if one.upload is not None:
+        one.storage.abort(one.upload)
+        return one
     if one.leftover.what == "temporary file":
         one.storage.delete(one.keys[0])
         return one

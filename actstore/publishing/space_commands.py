@@ -56,7 +56,7 @@ def gc_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show harvests, copies and temporary files that were begun and left.
+    """Show harvests, copies, uploads and temporary files that were begun and left.
 
     With --delete they are removed. Finished stores stay, and so do files of others.
     """

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import s3fs
 
 import actstore
 from actstore.errors import NotAStoreError, SpecError
-from actstore.format.storage import ListedObject, Storage
+from actstore.format.s3_objects import S3Objects
+from actstore.format.storage import ListedObject, PendingUpload, Storage
+from actstore.publishing import leftovers
 from tests.cli.conftest import Cli
 from tests.support import make_store
 
@@ -210,3 +213,73 @@ def test_usage_adds_up(team: str, store: str, half: str, cli: Cli) -> None:
     assert out.splitlines()[-1].endswith("total")
     with pytest.raises(NotAStoreError):
         actstore.usage(str(folder / "nothing"))
+
+
+def begun(url: str, key: str) -> None:
+    """Begin to send an object in parts, and be killed after the first."""
+    storage = Storage(url)
+    bucket, _, folder = url.removeprefix("s3://").partition("/")
+    fs = s3fs.S3FileSystem()
+    name = {"Bucket": bucket, "Key": f"{folder}/{key}".lstrip("/")}
+    upload = fs.call_s3("create_multipart_upload", **name)["UploadId"]
+    body = b"x" * (5 << 20)
+    fs.call_s3("upload_part", **name, UploadId=upload, PartNumber=1, Body=body)
+    assert not storage.exists(key)
+
+
+@pytest.mark.parametrize(
+    "url_of", ["s3_url", pytest.param("real_s3_url", marks=pytest.mark.real_s3)]
+)
+def test_uploads_that_were_left_go(
+    url_of: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of stores, once they are a day old; those of others stay."""
+    url = f"{request.getfixturevalue(url_of)}/team"
+    make_store(f"{url}/store", n_units=2)
+    shard, other = "store/acts/site/c/1/0", "backups/monday.tar"
+    begun(url, shard)
+    begun(url, other)
+    begun(f"{url}-others", shard)
+    found = actstore.leftovers(url, delete=True)
+    assert [(one.url, one.what, one.bytes, one.removable) for one in found] == [
+        (f"{url}/{other}", "upload", 5 << 20, False),
+        (f"{url}/{shard}", "upload", 5 << 20, False),
+    ]
+    assert len(Storage(url).uploads()) == 2
+    monkeypatch.setattr(leftovers, "DAY_S", 0.1)
+    time.sleep(1.1)  # the place tells whole seconds
+    assert [one.removable for one in actstore.leftovers(url)] == [False, True]
+    found = actstore.leftovers(url, delete=True)
+    assert [one.removable for one in found] == [False, True]
+    assert "no object of a store" in str(found[0].note)
+    assert [one.key for one in Storage(url).uploads()] == [other]
+    assert len(Storage(f"{url}-others").uploads()) == 1
+    assert actstore.verify(f"{url}/store").problems == []
+
+
+def test_many_uploads_come_in_pages(s3_url: str) -> None:
+    names = [f"acts/site/c/{i}/0" for i in range(5)]
+    for name in names:
+        begun(s3_url, name)
+    remote = Storage(s3_url)._there
+    assert isinstance(remote, S3Objects)
+    asked = remote.fs.call_s3
+    remote.fs.call_s3 = lambda operation, **request: asked(
+        operation, **request, **({"MaxUploads": 2} if "uploads" in operation else {})
+    )
+    found = remote.uploads(s3_url.removeprefix("s3://"))
+    assert sorted(one.key.partition("/")[2] for one in found) == names
+
+
+def test_a_place_that_does_not_list_uploads_is_named(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(f"{s3_url}/store", n_units=2)
+
+    def refused(self: S3Objects, path: str) -> list[PendingUpload]:
+        raise PermissionError(f"{path}: Access Denied")
+
+    monkeypatch.setattr(S3Objects, "uploads", refused)
+    (found,) = actstore.leftovers(s3_url)
+    assert (found.what, found.removable) == ("uploads", False)
+    assert "cannot be listed" in str(found.note)
