@@ -22,6 +22,7 @@ from blake3 import blake3
 from actstore.errors import CorruptError, ObjectError, StorageError
 from actstore.format import object_keys
 from actstore.format.storage import Storage
+from actstore.machine.byte_room import ByteRoom
 
 # Bytes of objects that are in memory. One object that is larger is copied alone.
 MOST_IN_MEMORY = 1 << 30
@@ -112,7 +113,7 @@ class ObjectCopier:
         self._there = {found.key: found.bytes for found in target.objects()}
         self.progress = CopyProgress(n_bytes=n_bytes)
         self._lock = threading.Lock()
-        self._room = _Room(MOST_IN_MEMORY)
+        self._room = ByteRoom(MOST_IN_MEMORY)
 
     def copy(self, objects: Iterable[CopiedObject]) -> None:
         """Copy all objects; when it returns, they are there.
@@ -144,7 +145,7 @@ class ObjectCopier:
             if not is_there:
                 self._target.put(one.key, self._bytes(one))
         finally:
-            self._room.leave(one.size)
+            self._room.give_back(one.size)
         with self._lock:
             done = self.progress
             self.progress = CopyProgress(
@@ -194,29 +195,6 @@ class ObjectCopier:
 def _is_made_anew(key: str) -> bool:
     """Return whether `extend` writes other bytes to a key, maybe as many as before."""
     return key in object_keys.CARD or key.endswith(ZARR_JSON)
-
-
-class _Room:
-    """Bytes that may be in memory; who wants more waits until others have left."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    def take(self, n: int) -> None:
-        """Wait until there is room, or nobody else is there."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._taken == 0 or self._taken + n <= self._most
-            )
-            self._taken += n
-
-    def leave(self, n: int) -> None:
-        """Give back what was taken."""
-        with self._changed:
-            self._taken -= n
-            self._changed.notify_all()
 
 
 def _without_done(in_flight: set[Future[None]]) -> set[Future[None]]:

@@ -13,7 +13,11 @@ from blake3 import blake3
 
 from actstore.errors import ExistsError, ObjectError, SpecError, StorageError
 from actstore.format import object_keys
+from actstore.format.local_writes import is_temporary
+from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
+from actstore.machine.byte_room import ByteRoom
+from actstore.sharing import copied_objects
 from actstore.sharing.copied_objects import CopyProgress, Report, mapped_ahead
 
 RECORD = "sae.json"
@@ -55,13 +59,24 @@ def copy_run(
         ExistsError: Another run, or something else, lies at the destination.
         StorageError: A file is not what was written.
     """
-    sizes = {found.key: found.bytes for found in source.objects()}
-    keys = [key for key in source.list() if key != RECORD]
+    sizes = {
+        found.key: found.bytes
+        for found in source.objects()
+        if not is_temporary(found.key)
+    }
+    keys = [key for key in sizes if key != RECORD]
     _check_target(source, target, {*keys, RECORD})
     done = CopyProgress(n_bytes=sum(sizes[key] for key in (*keys, RECORD)))
 
+    room = ByteRoom(copied_objects.MOST_IN_MEMORY)
+
     def copied(key: str) -> tuple[int, bool]:
-        return _copied(source, target, key)
+        size = sizes[key]
+        room.take(size)
+        try:
+            return _copied(source, target, key, size)
+        finally:
+            room.give_back(size)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="copy") as pool:
         # The record is copied once all else is there.
@@ -78,9 +93,9 @@ def copy_run(
     return done
 
 
-def _copied(source: Storage, target: Storage, key: str) -> tuple[int, bool]:
-    """Copy a file; return its bytes, and whether it was there."""
-    data = source.read(key)
+def _copied(source: Storage, target: Storage, key: str, size: int) -> tuple[int, bool]:
+    """Copy a file of at most `size` bytes; return these, and whether it was there."""
+    data = source.read(key, size)
     if _has(target, key, data):
         return len(data), True
     target.put(key, data)
@@ -97,7 +112,8 @@ def _check_target(source: Storage, target: Storage, wanted: set[str]) -> None:
             f"{target.url}: it is not empty ({others[0]} is no file of the run); choose"
             " another place"
         )
-    if target.exists(RECORD) and target.read(RECORD) != source.read(RECORD):
+    record = source.read(RECORD, SMALL_JSON)
+    if target.exists(RECORD) and not _has(target, RECORD, record):
         raise ExistsError(f"{target.url}: another run is there; choose another place")
 
 
