@@ -135,15 +135,7 @@ def diff(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> a = actstore.harvest(spec, "a")
-        >>> b = actstore.harvest({**spec, "dtype": "int8"}, "b")
-        >>> found = actstore.diff(a, b)
+        >>> found = actstore.diff("stores/small", "int8")
         >>> found.same, found.rows.both
         (False, 1024)
         >>> [field.path for field in found.fields]

@@ -48,13 +48,6 @@ def stores(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> _ = actstore.harvest(spec, "stores/small")
         >>> [(entry.url, entry.finished) for entry in actstore.stores("stores")]
         [('stores/small', True)]
     """

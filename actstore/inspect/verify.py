@@ -90,14 +90,7 @@ def verify(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> store = actstore.harvest(spec, "activations")
-        >>> actstore.verify(store).problems
+        >>> actstore.verify("stores/small").problems
         []
     """
     store = opened_without_cache(store, "verify")

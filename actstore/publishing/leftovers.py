@@ -101,13 +101,6 @@ def leftovers(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> _ = actstore.harvest(spec, "stores/small")
         >>> actstore.leftovers("stores")
         []
     """

@@ -86,14 +86,7 @@ def published(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> store = actstore.harvest(spec, "activations")
-        >>> _ = actstore.publish("activations", "mini-mlp", catalog="team")
+        >>> _ = actstore.publish("stores/small", "mini-mlp", catalog="team")
         >>> [found.name for found in actstore.published(catalog="team", model="*mini")]
         ['catalog:mini-mlp:latest']
     """

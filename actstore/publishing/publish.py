@@ -90,14 +90,7 @@ def publish(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> store = actstore.harvest(spec, "activations")
-        >>> actstore.publish("activations", "mini-mlp", catalog="team").name
+        >>> actstore.publish("stores/small", "mini-mlp", catalog="team").name
         'catalog:mini-mlp:latest'
     """
     if anonymous and by is not None:

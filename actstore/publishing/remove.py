@@ -100,15 +100,8 @@ def remove(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> _ = actstore.harvest(spec, "unwanted")
-        >>> actstore.remove("unwanted").url
-        'unwanted'
+        >>> actstore.remove("stores/small").url
+        'stores/small'
     """
     planned = plan_removal(str(store), arguments.path_or_none(catalog), options)
     carry_out(planned, lambda _: None)

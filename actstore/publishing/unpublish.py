@@ -47,14 +47,7 @@ def unpublish(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> store = actstore.harvest(spec, "activations")
-        >>> _ = actstore.publish("activations", "mini-mlp", catalog="team")
+        >>> _ = actstore.publish("stores/small", "mini-mlp", catalog="team")
         >>> actstore.unpublish("mini-mlp", catalog="team")
         ['catalog:mini-mlp:latest']
     """

@@ -55,17 +55,11 @@ def usage(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> _ = actstore.harvest(spec, "stores/small")
         >>> [used.name for used in actstore.usage("stores")]
         ['stores/small']
-        >>> [used.name for used in actstore.usage("stores/small")][-1]
-        'tokens and rows'
+        >>> used = actstore.usage("stores/small")
+        >>> "tokens and rows" in [part.name for part in used]
+        True
     """
     storage = Storage(store_url(str(url), options), options)
     found = storage.objects()

@@ -110,14 +110,7 @@ def verify_deep(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> store = actstore.harvest(spec, "activations")
-        >>> found = actstore.verify_deep(store)
+        >>> found = actstore.verify_deep("stores/small")
         >>> found.model_rows, found.problems
         (1024, [])
     """

@@ -121,17 +121,10 @@ def copy(
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.*.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> store = actstore.harvest(spec, "activations")
-        >>> copied = actstore.copy("activations", "copy")
-        >>> copied.content_id == store.manifest.content_id
+        >>> copied = actstore.copy("stores/small", "copy")
+        >>> copied.content_id == actstore.open("stores/small").manifest.content_id
         True
-        >>> copied = actstore.copy("activations", "part", sites="blocks.0.*")
+        >>> copied = actstore.copy("stores/small", "part", sites="blocks.0.*")
         >>> actstore.open("part").sites
         ('blocks.0.hook_mlp_out',)
     """

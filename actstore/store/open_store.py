@@ -121,14 +121,7 @@ def open(  # noqa: A001
 
     Examples:
         >>> import actstore
-        >>> spec = {
-        ...     "model": "builtin:mini",
-        ...     "corpus": "builtin:stdlib",
-        ...     "sites": "blocks.0.hook_mlp_out",
-        ...     "tokens": 1024,
-        ... }
-        >>> _ = actstore.harvest(spec, "activations")
-        >>> store = actstore.open("activations")
+        >>> store = actstore.open("stores/small")
         >>> store.read("blocks.0.hook_mlp_out").shape
         (1024, 16)
         >>> batch = next(store.stream(actstore.StreamSpec(batch=256)))
