@@ -9,6 +9,7 @@ import os
 # Before torch comes: on tests' small tensors a second thread costs a quarter more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import uuid
 from collections.abc import Iterator
 
@@ -100,3 +101,9 @@ def no_question(
     monkeypatch.setattr(
         "builtins.input", lambda *_: pytest.fail("a question was asked")
     )
+
+
+def pytest_collection_finish() -> None:
+    """Some tests look at all objects for what was left: not at those of the suite."""
+    gc.collect()
+    gc.freeze()
