@@ -84,7 +84,11 @@ def test_harvest_and_train_get_over_faults_and_say_so(
             r"^note: (\d+) requests? w\w+ tried again: (.+)$", err, re.MULTILINE
         )
         assert told, err
-        assert 1 <= int(told[1]) <= sum(proxy.faults.values())
+        # On a busy machine a second may be too short for an answer that was on its way.
+        reasons = re.findall(r"(\d+) ([^,]+)", told[2])
+        others = sum(int(n) for n, why in reasons if why != "timeouts")
+        assert 1 <= int(told[1]) == sum(int(n) for n, _ in reasons)
+        assert others <= proxy.faults.total()
         assert objects(Storage(url)) == undisturbed
         harvested = proxy.requests
         out = str(tmp_path / "run")
