@@ -67,7 +67,7 @@ class Retries:
                 failure = self._failure_of(error)
                 if failure is None:
                     raise
-                if failure.status is not None:
+                if failure.is_of_s3:
                     self._reached.set()
                 most, seconds = self._bounds(failure)
                 if tries >= most or time.monotonic() - began > seconds:

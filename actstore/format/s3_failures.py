@@ -73,6 +73,15 @@ class Failure(NamedTuple):
     code: str = ""
     message: str = ""
 
+    @property
+    def is_of_s3(self) -> bool:
+        """True where a server of S3 has answered, as far as can be told.
+
+        A 500 without a code may come from anything, and botocore makes one of a page
+        that is no XML.
+        """
+        return self.status is not None and (self.kind != "again" or bool(self.code))
+
 
 def failure_of(error: BaseException) -> Failure | None:
     """Return what an error means; None: it does not come from a client of S3."""

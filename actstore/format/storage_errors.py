@@ -109,6 +109,12 @@ def of_s3(failure: Failure, where: str, endpoint: str) -> StoreError:
             f"{where}: {endpoint} cannot be reached ({failure.message}); check"
             " AWS_ENDPOINT_URL and the network"
         )
+    if failure.kind == "again" and failure.status and not failure.code:
+        return StorageError(
+            f"{where}: {endpoint} gives answers that S3 does not ({what}), again and"
+            " again; it is overloaded or broken, or no S3 server: check"
+            " AWS_ENDPOINT_URL, or try later"
+        )
     if failure.kind == "again":
         return StorageError(
             f"{where}: {what}, again and again; {endpoint} is overloaded or broken, try"

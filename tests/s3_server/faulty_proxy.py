@@ -191,6 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
             text = ERROR.format(code, message) if code else ""
             self._answer(status, [], text.encode())
             return
+        if fault == "page":
+            self._answer(200, [], b"<html><body><br>Please log in&nbsp;</body></html>")
+            return
         if fault == "timeout":
             self.proxy.ended.wait(HOLD)
             self.close_connection = True
