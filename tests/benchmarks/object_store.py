@@ -8,9 +8,10 @@ Stream: one epoch of consumed batches in the steady state; floor: one ranged GET
 every chunk of it, as many at a time, by the better of the clients in the round. They
 alternate; the ratio is the median of the rounds' ratios. First batch: from the URL to
 the first batch, libraries loaded. Upload: units committed by the store writer; floor:
-PUTs of the same objects. The server takes the same cores as decoding and encoding do,
-so second floors are the seconds of requests and of these, one after the other. Requests are counted in
-`Storage`.
+PUTs of the same objects. The server takes the same cores as decoding, shuffling and
+encoding do, so further floors are the seconds of requests and of these, one after the
+other: of the chunks' decoding, and of the same stream from a copy on the disk. Requests
+are counted in `Storage`.
 
 `--distance`: the same with 20 ms of latency and a bandwidth limit in between
 (`servers/slow_line.py`).
@@ -115,27 +116,40 @@ def measure_stream(
     gigabytes = sum(length for _, _, length in gets) / 1e9
     in_flight = chunk_fetch.REQUESTS
     raw = raw_gets(url, gets, in_flight)
-    floors, decoded, streams = [], [], []
+    floors, decoded, local, streams = [], [], [], []
     decode = decoding(store, gets, options.threads)
     stream = store.stream(spec, threads=options.threads)
+    folder = tempfile.TemporaryDirectory()
+    actstore.copy(url, f"{folder.name}/store")
+    on_disk = actstore.open(f"{folder.name}/store").stream(
+        spec, threads=options.threads
+    )
     note(
         f"{gigabytes:.2f} GB, {len(gets)} chunks, windows of {stream.window_chunks}"
         f" chunks, first batch {statistics.median(firsts):.2f} s"
     )
-    with stream:
+    with folder, on_disk, stream:
         epoch(stream)
+        epoch(on_disk)
         for _ in range(options.rounds):
             floors.append(best(raw))
             decoded.append(decode())
+            epoch(on_disk)
+            local.append(epoch(on_disk))
             # What it has loaded and fetched ahead meanwhile goes by before its clock
             # starts.
             epoch(stream)
             epoch(stream)
             streams.append(epoch(stream))
-            note(f"decoding {decoded[-1]:.2f} s, stream {streams[-1]:.2f} s")
+            note(
+                f"decoding {decoded[-1]:.2f} s, stream from disk {local[-1]:.2f} s,"
+                f" stream {streams[-1]:.2f} s"
+            )
     report(f"{case}_stream_{in_flight}_in_flight", gigabytes, floors, streams)
     both = [get + decoding for get, decoding in zip(floors, decoded, strict=True)]
     report(f"{case}_stream_against_gets_and_decoding", gigabytes, both, streams)
+    both = [get + disk for get, disk in zip(floors, local, strict=True)]
+    report(f"{case}_stream_against_gets_and_disk_stream", gigabytes, both, streams)
     one_window = (
         statistics.median(floors)
         * stream.window_chunks
@@ -259,7 +273,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rows", type=int, default=32_768, help="rows per site (32,768 make 0.6 GB)"
+        "--rows", type=int, default=65_536, help="rows per site (65,536 make 1 GB)"
     )
     parser.add_argument("--codec", default="lz4")
     parser.add_argument("--threads", type=int, default=2)

@@ -20,7 +20,7 @@ import actstore
 from actstore.errors import NotAStoreError, UnfinishedError
 from actstore.format.manifest import read_plan
 from actstore.format.storage import Storage
-from actstore.format.zarr_metadata import metadata_files
+from actstore.format.zarr_metadata import metadata_files, readme
 from tests.cli.test_harvest import objects, words
 from tests.support import make_store
 from trainer.training import checkpoint
@@ -122,12 +122,11 @@ def test_harvests_whose_disk_fills_up_go_on_when_there_is_room(
         left = objects(partial)
         assert not list(partial.rglob(".tmp-*"))
         # Nothing half-written, under its own name or another's; a group lists what is
-        # below it from the end on.
-        begun = (
-            metadata_files(read_plan(Storage(str(partial))))
-            if "plan.json" in left
-            else {}
-        )
+        # below it from the end on, and the card has then taken the place of a page.
+        begun = {}
+        if "plan.json" in left:
+            plan = read_plan(Storage(str(partial)))
+            begun = {**metadata_files(plan), "README.md": readme(plan)}
         assert [
             key
             for key, data in left.items()
