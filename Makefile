@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 NEWEST = blake3 dask filelock fsspec google-crc32c hypothesis ml_dtypes 'moto[server]' numcodecs numpy obstore pydantic pytest pytest-timeout s3fs tensorstore xarray zarr zarrs
 
-.PHONY: demo test test-s3 s3-server s3-server-stop test-slow test-kernels test-newest fuzz readme examples docs wheel deploy-check coverage mutants lint bench recipes evidence clean
+.PHONY: demo test test-s3 s3-server s3-server-stop test-slow test-kernels test-gpu test-newest fuzz readme examples docs wheel deploy-check coverage mutants lint bench recipes evidence clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
@@ -32,6 +32,10 @@ s3-server-stop:
 # The Triton kernels on a CPU: triton's interpreter is chosen when it is imported, so they have a process of their own.
 test-kernels: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/trainer/kernels/test_kernels.py
+
+# What only a GPU can show, where there is one; the Triton kernels run on it then, too.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -rs tests/gpu tests/trainer/kernels/test_kernels.py
 
 fuzz: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 100000

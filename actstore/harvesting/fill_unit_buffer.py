@@ -29,6 +29,7 @@ from actstore.format.statistics import none_finite
 from actstore.harvesting.filled_unit import ChannelSums, FilledUnit
 from actstore.harvesting.token_filter import TokenFilter
 from actstore.harvesting.unit_buffer import UnitBuffer
+from actstore.machine.to_device import to_device
 from schemas.source import Site
 
 # Rows of a site, none of them finite, that end a harvest.
@@ -161,10 +162,9 @@ class RowCollector:
         kept = None
         if n_rows < tokens.size:
             flat = sequence * tokens.shape[1] + position
-            kept = torch.from_numpy(flat).to(self.device)
-        self._batch = _Batch(
-            start, n_rows, kept, torch.from_numpy(weights).to(self.device)
-        )
+            kept = to_device(torch.from_numpy(flat), self.device)
+        stratum_weights = to_device(torch.from_numpy(weights), self.device)
+        self._batch = _Batch(start, n_rows, kept, stratum_weights)
         self._n_rows = stop
 
     def add_values(self, site: int, values: Tensor) -> None:
@@ -314,7 +314,7 @@ class RowCollector:
         """
         n_rows = self._n_rows
         permutation = unit_permutation(self.seed, unit, n_rows)
-        order = torch.from_numpy(permutation).to(self.device)
+        order = to_device(torch.from_numpy(permutation), self.device)
         cuda = self.device.type == "cuda"
         if cuda:
             if self._copy_stream is None:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actstore.machine.to_device import to_device
+
 
 def model_inputs(
     tokens: NDArray[np.int32], pad: int, device: torch.device
@@ -26,11 +28,11 @@ def model_inputs(
     """
     is_token = tokens >= 0
     ids = np.where(is_token, tokens, pad).astype(np.int64)
-    ids_on_device = torch.from_numpy(ids).to(device)
+    ids_on_device = to_device(torch.from_numpy(ids), device)
     if is_token.all():
         # Models take faster paths without a mask.
         return ids_on_device, None
-    mask = torch.from_numpy(is_token.astype(np.int64)).to(device)
+    mask = to_device(torch.from_numpy(is_token.astype(np.int64)), device)
     return ids_on_device, mask
 
 

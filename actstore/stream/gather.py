@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import StoreError
 from actstore.format.stored_dtypes import bits, to_torch
+from actstore.machine.to_device import to_device
 from actstore.store.chunk_reader import ChunkReader
 from actstore.stream.cursor import Stretch
 from actstore.stream.order import Chunk, Rank, Window
@@ -52,6 +53,7 @@ class _WindowOnDevice(NamedTuple):
         step: By plane, [n_columns * window_chunks, 2, d]; likewise.
         source: Where each element lies in the buffer, int64 [n], in order.
         row: Its row id, int64 [n].
+        label: The label of each column's rows, int64 [n_columns].
         copied: When the window has left the host's memory; None on a CPU.
     """
 
@@ -60,6 +62,7 @@ class _WindowOnDevice(NamedTuple):
     step: tuple[torch.Tensor, ...]
     source: torch.Tensor
     row: torch.Tensor
+    label: torch.Tensor
     copied: torch.cuda.Event | None
 
 
@@ -137,6 +140,7 @@ class WindowGatherer:
 
     def stop(self) -> None:
         """Join all threads; the memory is kept."""
+        self._wait_for_copy()
         if self._feed is not None:
             self._feed.close()
         self._feed = None
@@ -206,12 +210,15 @@ class WindowGatherer:
         assert self._feed is not None
         if self._loaded is None:
             return
-        if self._on_device is not None and self._on_device.copied is not None:
-            # Until then the copy reads the buffer.
-            self._on_device.copied.synchronize()
+        self._wait_for_copy()
         self._feed.release(self._loaded.buffer)
         self._loaded = None
         self._on_device = None
+
+    def _wait_for_copy(self) -> None:
+        """Wait until the window in use has left its buffer on the host."""
+        if self._on_device is not None and self._on_device.copied is not None:
+            self._on_device.copied.synchronize()
 
     def _which_are_read(self, loaded: LoadedWindow) -> NDArray[np.bool_] | None:
         """Return which elements of a window lie in chunks that were read; None: all."""
@@ -228,11 +235,11 @@ class WindowGatherer:
 
     def _copy_to_device(self, loaded: LoadedWindow) -> _WindowOnDevice:
         """Copy a window to the device, once for all of its batches."""
-        # These two copies are waited for; the large ones come after them and are not.
         flat_source = torch.from_numpy(loaded.window.source.reshape(-1))
         flat_row = torch.from_numpy(loaded.window.row.reshape(-1))
-        source = flat_source.to(self._device)
-        row = flat_row.to(self._device)
+        source = to_device(flat_source, self._device)
+        row = to_device(flat_row, self._device)
+        label = to_device(torch.from_numpy(self._label), self._device)
         buffer = loaded.buffer
         values = self._flat_on_device(buffer.values)
         scale = self._flat_on_device(buffer.scale)
@@ -241,7 +248,7 @@ class WindowGatherer:
         if self._device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(self._device))
-        return _WindowOnDevice(values, scale, step, source, row, copied)
+        return _WindowOnDevice(values, scale, step, source, row, label, copied)
 
     def _flat_on_device(
         self, arrays: Sequence[NDArray[Any]]
@@ -271,12 +278,12 @@ class WindowGatherer:
             lane = window.lane[element // self._n_columns]
             element = element[lane % rank.world == rank.number]
         batch_position = torch.from_numpy(element + (n_earlier - begin))
+        if self._on_device is not None:
+            # One copy for a batch, and it waits for nothing.
+            on_device = to_device(torch.from_numpy(element), self._device)
+            return self._take_on_device(self._on_device, on_device, batch_position)
         # By numpy: torch's threads would spin beside those that decode.
         label = torch.from_numpy(self._label[element % self._n_columns])
-        if self._on_device is not None:
-            on_device = torch.from_numpy(element).to(self._device)
-            planes, row = self._take_on_device(self._on_device, on_device)
-            return GatheredRows(planes, label.to(self._device), row, batch_position)
         planes = self._take_on_host(window.source.reshape(-1)[element])
         row = torch.from_numpy(window.row.reshape(-1)[element])
         return GatheredRows(planes, label, row, batch_position)
@@ -291,13 +298,18 @@ class WindowGatherer:
         return tuple(planes)
 
     def _take_on_device(
-        self, window: _WindowOnDevice, element: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return elements of a window: rows of every plane, [n, d], and row ids."""
-        source = window.source[element]
+        self,
+        window: _WindowOnDevice,
+        element: torch.Tensor,
+        batch_position: torch.Tensor,
+    ) -> GatheredRows:
+        """Return elements of a window, int64 [n] on the device."""
+        source = window.source.index_select(0, element)
         n_planes = len(self._planes)
         planes = [self._decoded(window, plane, source) for plane in range(n_planes)]
-        return tuple(planes), window.row[element]
+        label = window.label.index_select(0, element % self._n_columns)
+        row = window.row.index_select(0, element)
+        return GatheredRows(tuple(planes), label, row, batch_position)
 
     def _decoded(
         self, window: _WindowOnDevice, plane: int, source: torch.Tensor

@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "jumprelu": {"kind": "jumprelu"},
     "gated": {"kind": "gated"},
 }
+MOST_FIRST_ROWS = 8192  # rows that weights begin from, at most
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,9 +46,10 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=6144)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     keep_freed_memory()
-    slow = slow_here("bfloat16", "cpu")
+    slow = slow_here("bfloat16", options.device)
     # its ratios would be those of a product that nobody should use
     if slow is not None:
         sys.stderr.write(f"bfloat16 is left out: {slow}\n")
@@ -66,7 +68,10 @@ def measure(kind: str, precision: str, options: argparse.Namespace) -> BenchReco
     step()
     floor()
     pairs = [
-        (options.batch / seconds(step), options.batch / seconds(floor))
+        (
+            options.batch / seconds(step, options.device),
+            options.batch / seconds(floor, options.device),
+        )
         for _ in range(options.rounds)
     ]
     value, bound = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
@@ -82,24 +87,27 @@ def measure(kind: str, precision: str, options: argparse.Namespace) -> BenchReco
 
 
 def candidate(
-    kind: str, precision: str, options: argparse.Namespace
+    kind: str, precision: str, options: argparse.Namespace, **more: object
 ) -> Callable[[], None]:
     """One whole step: rescaling, forward, backward, clipping, Adam, decoder norms,
-    running sums.
+    running sums; `more` are fields of the spec.
     """
     spec = TrainSpec.model_validate(
         {
             "store": "none",
             "sae": {**KINDS[kind], "n_latents": options.latents},
             "precision": precision,
+            **more,
         }
     )
-    x = torch.randn(options.batch, options.d)
-    layer = torch.randint(0, 12, (options.batch,))
-    sae = build(spec.sae, options.d)
-    initialise_from(sae, torch.randn(options.latents, options.d))
+    device = torch.device(options.device)
+    x = torch.randn(options.batch, options.d, device=device)
+    layer = torch.randint(0, 12, (options.batch,), device=device)
+    sae = build(spec.sae, options.d).to(device)
+    rows = min(options.latents, MOST_FIRST_ROWS)
+    initialise_from(sae, torch.randn(rows, options.d, device=device))
     rescaling = Rescaling(np.linspace(0.5, 2, 12), None)
-    learner = Learner(spec, sae, rescaling, torch.ones(12), 10**6, torch.device("cpu"))
+    learner = Learner(spec, sae, rescaling, torch.ones(12), 10**6, device)
     return lambda: learner.update(x, layer)
 
 
@@ -108,10 +116,11 @@ def products(
 ) -> Callable[[], None]:
     """The matrix products alone."""
     dtype = DTYPES[precision]
-    x = torch.randn(options.batch, options.d).to(dtype)
-    f = torch.randn(options.batch, options.latents).to(dtype)
-    w = torch.randn(options.d, options.latents).to(dtype)
-    v = torch.randn(options.latents, options.d).to(dtype)
+    device = options.device
+    x = torch.randn(options.batch, options.d, device=device).to(dtype)
+    f = torch.randn(options.batch, options.latents, device=device).to(dtype)
+    w = torch.randn(options.d, options.latents, device=device).to(dtype)
+    v = torch.randn(options.latents, options.d, device=device).to(dtype)
 
     def dense() -> None:
         _ = x @ w, f @ v, f.T @ x, x @ v.T, x.T @ f
@@ -126,12 +135,15 @@ def products(
     return {"relu_l1": dense, "jumprelu": dense, "gated": seven}.get(kind, one)
 
 
-def seconds(call: Callable[[], None]) -> float:
-    """Mean seconds of a call over about two seconds of calls."""
+def seconds(call: Callable[[], None], device: str = "cpu", least: float = 2.0) -> float:
+    """Mean seconds of a call over about two seconds of calls, all of them ended."""
+    on_gpu = device.startswith("cuda")
     n, began = 0, time.perf_counter()
-    while time.perf_counter() - began < 2 or n < 2:
+    while time.perf_counter() - began < least or n < 2:
         call()
         n += 1
+    if on_gpu:
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) / n
 
 

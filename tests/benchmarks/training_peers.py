@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=6144)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.set_defaults(device="cpu")
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="at least, per turn of the peer"
     )

@@ -22,7 +22,13 @@ class Products(Protocol):
     """The two sparse products; `trainer.kernels.eager` says what they compute."""
 
     def gather_sum(
-        self, table: Tensor, index: Tensor, start: Tensor, weight: Tensor
+        self,
+        table: Tensor,
+        index: Tensor,
+        start: Tensor,
+        weight: Tensor,
+        *,
+        uneven: bool = False,
     ) -> Tensor:
         """Return weighted sums [S, d] of rows of a table, as `eager.gather_sum`."""
         ...

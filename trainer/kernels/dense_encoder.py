@@ -22,7 +22,8 @@ On a CPU, that is a product and several passes over memory.
 
    f' being the gradient at f from elsewhere, and s' the number that comes for s.
 
-Elsewhere than on a CPU, and when they are compiled, both are plain autograd.
+On a GPU nothing stays in a cache, so that there is one block, but passes and products
+cost as much. When they are compiled, both are plain autograd.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.kernels import devices
+from trainer.kernels.layer_sums import rows_of_layers, sums_by_layer
 
 BLOCK_BYTES = 1 << 20  # bytes of a block of rows: about a core's own cache
 _Gradients = tuple[Tensor | None, ...]
@@ -53,7 +57,7 @@ def affine(
         weight: [d, m].
         bias: [m].
     """
-    if _uses_plain_autograd(x):
+    if torch.compiler.is_compiling():
         return _centred(x, shift, layer) @ weight + bias
     out: Tensor = _Affine.apply(x, shift, layer, weight, bias)  # type: ignore[no-untyped-call]
     return out
@@ -81,7 +85,7 @@ def relu_codes(
         The latents [B, m]; the mean over rows of their sum, []; and on how many rows
         each latent is above 0, int64 [m]. The first two are differentiable.
     """
-    if _uses_plain_autograd(x):
+    if torch.compiler.is_compiling():
         latents = affine(x, shift, layer, weight, bias).relu()
         mean_sum = latents.sum(dim=-1).mean()
         n_fired = (latents.detach() > 0).sum(dim=0)
@@ -99,15 +103,11 @@ def in_cache(values: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
         values: [B, m].
         like: A tensor [B, m] of which the blocks shall have as many rows; None: values.
     """
-    if _uses_plain_autograd(values):
+    if torch.compiler.is_compiling():
         return (values,)
     rows = _block_rows(values if like is None else like)
     blocks: tuple[Tensor, ...] = values.split(rows)
     return blocks
-
-
-def _uses_plain_autograd(x: Tensor) -> bool:
-    return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def _centred(x: Tensor, shift: Tensor | None, layer: Tensor | None) -> Tensor:
@@ -116,7 +116,7 @@ def _centred(x: Tensor, shift: Tensor | None, layer: Tensor | None) -> Tensor:
         return x
     if shift.ndim == 1 or layer is None:
         return x - shift
-    return x - shift.index_select(0, layer)
+    return x - rows_of_layers(shift, layer)
 
 
 class _Affine(torch.autograd.Function):
@@ -139,7 +139,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_pre: Tensor) -> _Gradients:
         layer = ctx.saved_tensors[2]
-        sums = _zero_sums(ctx, n_latents=grad_pre.shape[1])
+        sums = _zero_sums(ctx, grad_pre)
         _add_sums(sums, grad_pre, layer)
         return _gradients(ctx, grad_pre, sums)
 
@@ -157,10 +157,11 @@ class _ReluCodes(torch.autograd.Function):
         bias: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         latents, centred, cast_weight = _product(x, shift, layer, weight, bias)
-        n_fired = torch.zeros(latents.shape[1], dtype=torch.int64)
+        n_latents = latents.shape[1]
+        n_fired = torch.zeros(n_latents, dtype=torch.int64, device=x.device)
         # Blocks are summed in float32, and their sums, of which there may be thousands,
         # in float64.
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
         is_double = latents.dtype == torch.float64
         sum_dtype = torch.float64 if is_double else torch.float32
         for block in _blocks(latents):
@@ -179,11 +180,15 @@ class _ReluCodes(torch.autograd.Function):
     ) -> _Gradients:
         layer, latents = ctx.saved_tensors[2:]
         # Each latent adds 1 / B of itself to the mean sum.
-        constant = float(grad_mean_sum) / max(1, len(latents))
+        n_rows = max(1, len(latents))
+        constant: Tensor | float = grad_mean_sum / n_rows
+        # on a GPU, asking for the number would make the host wait
+        if devices.on_host(grad_mean_sum):
+            constant = float(grad_mean_sum) / n_rows
         # From here on the latents' gradient is turned, in place, into that of the
         # pre-activations.
         grad_pre = grad_latents.contiguous()
-        sums = _zero_sums(ctx, n_latents=grad_pre.shape[1])
+        sums = _zero_sums(ctx, grad_pre)
         grad_blocks = _blocks(grad_pre)
         latent_blocks = _blocks(latents)
         layer_blocks: list[Tensor | None] = [None] * len(latent_blocks)
@@ -192,8 +197,7 @@ class _ReluCodes(torch.autograd.Function):
         for grad, values, block_layer in zip(
             grad_blocks, latent_blocks, layer_blocks, strict=True
         ):
-            if constant:
-                grad.add_(constant)
+            grad.add_(constant)
             grad.mul_(values > 0)
             _add_sums(sums, grad, block_layer)
         return _gradients(ctx, grad_pre, sums)
@@ -211,9 +215,10 @@ def _product(
     All are in autocast's dtype where that is on.
     """
     dtype = x.dtype
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-    with torch.autocast("cpu", enabled=False):
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
         centred = _centred(x, shift, layer).to(dtype)
         cast_weight = weight.to(dtype)
         pre = torch.addmm(bias.to(dtype), centred, cast_weight)
@@ -227,19 +232,24 @@ def _remember_inputs(ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor) 
     ctx.weight_dtype = weight.dtype
 
 
-def _zero_sums(ctx: Any, n_latents: int) -> Tensor:
-    """Return zeros [n_sites, m], or [1, m] where the shift does not differ by layer."""
+def _zero_sums(ctx: Any, grad_pre: Tensor) -> Tensor:
+    """Return zeros [n_sites, m], or [1, m] where the shift does not differ by layer.
+
+    grad_pre: [B, m].
+    """
     per_layer = ctx.shift_shape is not None and len(ctx.shift_shape) == 2
     n_sums = ctx.shift_shape[0] if per_layer else 1
-    return torch.zeros(n_sums, n_latents, dtype=ctx.weight_dtype)
+    return grad_pre.new_zeros(n_sums, grad_pre.shape[1], dtype=ctx.weight_dtype)
 
 
 def _add_sums(sums: Tensor, grad_pre: Tensor, layer: Tensor | None) -> None:
     """Add a block's sum over rows to `sums`, by layer where there are several sums."""
     if len(sums) == 1 or layer is None:
         sums[0] += grad_pre.sum(dim=0, dtype=sums.dtype)
-    else:
+    elif devices.on_host(grad_pre):
         sums.index_add_(0, layer, grad_pre.to(sums.dtype))
+    else:
+        sums += sums_by_layer(grad_pre.to(sums.dtype), layer, len(sums))
 
 
 def _gradients(ctx: Any, grad_pre: Tensor, sums: Tensor) -> _Gradients:
@@ -265,6 +275,8 @@ def _gradients(ctx: Any, grad_pre: Tensor, sums: Tensor) -> _Gradients:
 
 
 def _block_rows(latents: Tensor) -> int:
+    if not devices.on_host(latents):
+        return max(1, len(latents))
     row_bytes = latents.shape[1] * latents.element_size()
     return max(1, BLOCK_BYTES // row_bytes)
 

@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 
-def gather_sum(table: Tensor, index: Tensor, start: Tensor, weight: Tensor) -> Tensor:
+def gather_sum(
+    table: Tensor,
+    index: Tensor,
+    start: Tensor,
+    weight: Tensor,
+    *,
+    uneven: bool = False,  # noqa: ARG001 (a kernel's sizes go by it)
+) -> Tensor:
     """Return weighted sums of rows of a table, one for each segment of an index.
 
     With segment s the entries j from start[s] up to start[s + 1] (the last segment: up
@@ -29,6 +36,8 @@ def gather_sum(table: Tensor, index: Tensor, start: Tensor, weight: Tensor) -> T
         index: int64 [nnz], rows of the table.
         start: int64 [S], ascending. A segment may be empty; its sum is 0.
         weight: [nnz], cast to the table's dtype.
+        uneven: Whether some segments are much longer than others, as those of latents
+            are. It changes no result.
 
     Returns:
         The sums [S, d], in the table's dtype.

@@ -231,8 +231,7 @@ class _Encoded(torch.autograd.Function):
         grad_values = gradients[0].reshape(-1).to(centred.dtype)
         grad_x = grad_shift = grad_weight = grad_bias = None
         if needs_bias or needs_shift:
-            grad_bias = grad_values.new_zeros(pattern.n_latents)
-            grad_bias.index_add_(0, pattern.latents, grad_values)
+            grad_bias = _sums_by_latent(grad_values, pattern, products)
         if needs_shift and grad_bias is not None:
             # x' summed over rows, but summed before the product and not after it.
             grad_shift = -(weight @ grad_bias.to(weight.dtype))
@@ -242,6 +241,7 @@ class _Encoded(torch.autograd.Function):
                 pattern.rows_by_latent,
                 pattern.latent_start,
                 grad_values[pattern.order],
+                uneven=True,
             )
             grad_weight = by_latent.T
         if needs_x:
@@ -249,6 +249,24 @@ class _Encoded(torch.autograd.Function):
                 weight.T.contiguous(), pattern.latents, pattern.row_start, grad_values
             )
         return grad_x, grad_shift, grad_weight, grad_bias, None, None, None, None
+
+
+def _sums_by_latent(values: Tensor, pattern: Pattern, products: Products) -> Tensor:
+    """Return the sum of the values [n] of each latent, [m].
+
+    Adding to an index, a GPU adds in any order, and rounds otherwise at every call.
+    """
+    if devices.on_host(values):
+        sums = values.new_zeros(pattern.n_latents)
+        return sums.index_add_(0, pattern.latents, values)
+    ones = values.new_ones(pattern.n_rows, 1)
+    return products.gather_sum(
+        ones,
+        pattern.rows_by_latent,
+        pattern.latent_start,
+        values[pattern.order],
+        uneven=True,
+    )[:, 0]
 
 
 class _Decoded(torch.autograd.Function):
@@ -292,6 +310,7 @@ class _Decoded(torch.autograd.Function):
                 pattern.rows_by_latent,
                 pattern.latent_start,
                 values[pattern.order],
+                uneven=True,
             )
         if needs_bias:
             grad_bias = grad_output.sum(dim=0) if ctx.one_bias else grad_output

@@ -164,12 +164,14 @@ def batch_top_k_on_device(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `batch_top_k_of_product` does, but always n entries.
 
-    Where fewer are above 0, the last ones have the value 0 and the last position.
+    Where fewer are above 0, others with the value 0 fill up the rest. They are spread
+    over rows and latents: in one row or latent, a sum over them would take as long as
+    all others together.
 
     Sizes never depend on values, so that the host runs ahead of the device. It waits
     once, to hear whether the guessed threshold left at least n entries and no more than
-    there was room for. Where it did not, which is rare, the slower search answers, with
-    the same result.
+    there was room for, and whether n are above 0. Where the threshold did not, which is
+    rare, the slower search answers, with the same result.
 
     Args:
         x: [B, d].
@@ -181,10 +183,13 @@ def batch_top_k_on_device(
         Values [n] in the dtype of x, rows and latents (int64 [n]), in row order.
     """
     m = weight.shape[1]
-    values, positions, complete = _candidates(x, weight, bias, n)
-    if not complete:  # the one wait
+    values, positions, complete, enough = _candidates(x, weight, bias, n)
+    answer = int(torch.where(complete, 2 - enough.int(), 0))  # the one wait
+    is_enough = answer == 1
+    if answer == 0:
         values, rows, latents = batch_top_k_of_product(x, weight, bias, n)
         positions = rows * m + latents
+        is_enough = len(values) == n
     # Candidates of value 0 are only there to fill a block's room.
     is_entry = values != 0
     smallest = _padded(values, n, 0).topk(n).values[-1]
@@ -195,11 +200,15 @@ def batch_top_k_on_device(
     # One candidate more, the last, is what fills up the result to n entries.
     filler = len(values)
     kept = torch.nonzero_static(keep, size=n, fill_value=filler)[:, 0]
-    last_position = len(x) * m - 1
-    positions = _padded(positions, filler + 1, last_position)
+    positions = _padded(positions, filler + 1, 0)
     positions = positions.index_select(0, kept)
     values = _padded(values, filler + 1, 0)
     values = values.index_select(0, kept)
+    if not is_enough:
+        spread = torch.arange(n, device=x.device) * (len(x) * m) // n
+        positions = torch.where(kept == filler, spread, positions)
+        positions, order = positions.sort(stable=True)
+        values = values.index_select(0, order)
     return values, positions // m, positions % m
 
 
@@ -215,15 +224,15 @@ def _first_n(above_smallest: Tensor, is_smallest: Tensor, n: int) -> Tensor:
 
 def _candidates(
     x: Tensor, weight: Tensor, bias: Tensor, n: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return entries of the product above a guessed threshold.
 
     Of each block of rows there are as many as there is room for.
 
     Returns:
         Values [c], 0 where a block's room is not used up; positions, int64 [c],
-        ascending; and whether the n largest entries above 0 are all among them, a
-        bool [].
+        ascending; whether the n largest entries above 0 are all among them, a bool [];
+        and whether they are n, a bool [].
     """
     guess = threshold_on_device(x, weight, bias, n)
     m = weight.shape[1]
@@ -245,8 +254,9 @@ def _candidates(
         count = above_guess.sum()
         n_found += count
         too_many |= count > room
-    complete = ~too_many & ((n_found >= n) | (guess == 0))
-    return torch.cat(values), torch.cat(positions), complete
+    enough = n_found >= n
+    complete = ~too_many & (enough | (guess == 0))
+    return torch.cat(values), torch.cat(positions), complete, enough
 
 
 def _padded(tensor: Tensor, size: int, value: int) -> Tensor:

@@ -8,7 +8,7 @@ steps, then torch's limit is met), at twenty times the time of an eager step. Wi
 kernels kept out of the graphs there are 4 of them, whatever is dead, and what is left
 to fuse is a few passes over [B, d]. By Inductor: topk 120 ms for 116, batch_topk 122
 for 121, matryoshka 130 for 135 (forward and backward of 2048 rows of 512, 4096 latents,
-k 32, a CPU; not yet on a GPU).
+k 32, a CPU; never tried on a GPU).
 """
 
 from __future__ import annotations

@@ -58,6 +58,15 @@ class Gates(torch.autograd.Function):
         # (x W_enc) is gate - b_gate, so the magnitude is scale * gate + start
         factor = scale.to(gate.dtype)
         start = (b_mag - scale * b_gate).to(gate.dtype)
+        if torch.compiler.is_compiling():
+            # torch 2.11's compiler gives no gradient to results that are written into
+            opened = gate.relu()
+            latents = torch.addcmul(start, factor, gate).relu() * (gate > 0)
+            fired = (latents > 0).sum(dim=0)
+            ctx.save_for_backward(gate, latents, scale, b_gate)
+            ctx.mark_non_differentiable(fired)
+            total = opened.sum(dtype=r_mag.dtype)
+            return opened, latents, total / max(1, len(gate)), fired
         opened = torch.empty_like(gate)
         latents = torch.empty_like(gate)
         fired = torch.zeros(gate.shape[1], dtype=torch.int64, device=gate.device)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trainer.errors import SaeError
+from trainer.kernels.layer_sums import rows_of_layers
 from trainer.kernels.nonzeros import Chosen
 
 Layer = int | Tensor | None
@@ -77,4 +78,4 @@ def of_layer(values: Tensor, layer: Layer) -> Tensor:
         )
     if isinstance(layer, int):
         return values[layer]
-    return values.index_select(0, layer)
+    return rows_of_layers(values, layer)

@@ -21,6 +21,7 @@ from schemas.train import TrainSpec
 from trainer.distributed.learner_protocol import Parallel, Tensors, Totals
 from trainer.distributed.single_process import SINGLE_PROCESS
 from trainer.kernels.backend import products, using
+from trainer.kernels.layer_sums import sums_by_layer
 from trainer.saes.build import Sae, latents_kind, latents_of
 from trainer.saes.compiled_forward import forward_of
 from trainer.saes.explained_variance import fvu
@@ -267,6 +268,8 @@ class Learner:
         if self._has_aux and self.step % DEAD_EVERY == 0:
             is_dead = self.silent_rows > self.dead_rows
             self.listed = is_dead.nonzero()[:, 0]
+        if not len(self.listed):
+            return self.listed
         # 3, 5, 8 are listed; once 5 has fired, AuxK is given 3, -6, 8
         still = self.silent_rows.index_select(0, self.listed) > self.dead_rows
         return torch.where(still, self.listed, ~self.listed)
@@ -348,9 +351,8 @@ class Learner:
             by_layer = torch.stack([error_by_site, n * self.variance])
         else:
             variance = self.variance.index_select(0, rows.layer)
-            both = torch.stack([error, variance])
-            zeros = both.new_zeros(2, len(self.variance))
-            by_layer = zeros.index_add_(1, rows.layer, both)
+            both = torch.stack([error, variance], dim=1)
+            by_layer = sums_by_layer(both, rows.layer, len(self.variance)).T
         # back to original units, which the stored variance is in: at a scale of 0.5 an
         # error of 1 is one of 1 / 0.25 = 4
         by_layer[0] /= self.scale_out.square()

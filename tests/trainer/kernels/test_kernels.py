@@ -336,6 +336,8 @@ def test_triton_kernels_are_their_eager_twins(
         again = triton_sparse.gather_sum(*arguments)
         assert torch.allclose(again, eager.gather_sum(*arguments), **tolerance)
         assert torch.equal(again, triton_sparse.gather_sum(*arguments))
+        uneven = triton_sparse.gather_sum(*arguments, uneven=True)
+        assert torch.allclose(uneven, again, **tolerance)
     dots = (left, pattern.rows, right, pattern.latents, pattern.row_start)
     wanted = (left.double()[pattern.rows] * right.double()[pattern.latents]).sum(1)
     assert torch.allclose(triton_sparse.row_dots(*dots).double(), wanted, **tolerance)
