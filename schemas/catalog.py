@@ -65,6 +65,8 @@ Plain = Annotated[str, AfterValidator(_without_secret), Field(max_length=4096)]
 """Text that is recorded for everyone to read: no secrets, no control characters."""
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME)]
 """The name of a store or run in a catalog, which is a part of a key."""
+Time = Annotated[str, Field(pattern=r"^\d{4}(-\d\d){2}T\d\d(:\d\d){2}\+00:00$")]
+"""A time of one form, so that the later one is the one that sorts behind."""
 
 
 class Published(Schema):
@@ -83,7 +85,7 @@ class Published(Schema):
     by: Plain | None = Field(
         default=None, description="who published it; null: left out"
     )
-    when: Plain = Field(description="date and time of that in UTC, ISO 8601")
+    when: Time = Field(description="date and time of that in UTC, ISO 8601")
     actstore: Plain = Field(description="version of actstore")
 
 
@@ -141,4 +143,4 @@ class TagRecord(Schema):
         description="DIGEST of the record that it leads to; null: to none any more"
     )
     by: Plain | None = Field(default=None, description="who moved it; null: left out")
-    when: Plain = Field(description="date and time of that in UTC, ISO 8601")
+    when: Time = Field(description="date and time of that in UTC, ISO 8601")

@@ -14,7 +14,7 @@ from actstore.catalog.record_keys import RecordKey, record_digest, record_key, t
 from actstore.catalog.resolve import resolved
 from actstore.errors import ActstoreError, CatalogError, CorruptError, StorageError
 from schemas.catalog import PublishedStore
-from tests.catalog.publishers import record
+from tests.catalog.publishers import WHEN, record
 from tests.cli.conftest import Cli
 
 
@@ -56,6 +56,8 @@ def test_urls_that_lead_elsewhere(url: str, team: str) -> None:
     [
         ({"name": "b"}, "not the record that was published here"),
         ({"more": 1}, "store has no more"),
+        ({"when": "zzz"}, "when"),
+        ({"when": "2026-11-27T10:00:00+01:00"}, "when"),
         ({"format": "other"}, "no record of a catalog"),
         ({"format_version": 2}, "upgrade actstore"),
         ({"rows": -1}, "rows"),
@@ -149,7 +151,7 @@ def test_a_tag_that_leads_nowhere_is_told(team: str, cli: Cli) -> None:
     other, _ = published.add(record("a", 2))
     folder = Path(team) / "tags" / "store" / "a" / "latest"
     folder.mkdir(parents=True)
-    tag = {"format": "actstore catalog", "format_version": 1, "when": "x"}
+    tag = {"format": "actstore catalog", "format_version": 1, "when": WHEN}
     (folder / "00000001.json").write_text(json.dumps({**tag, "record": "f" * 64}))
     with pytest.raises(CatalogError, match="was removed"):
         resolved("catalog:a", "store", published)
