@@ -22,7 +22,8 @@ _WORDS_OF_SECRETS = (
     r"|api[_-]key|access[_-]?key|auth)[\w-]*"
 )
 # `s3://key:secret@bucket`, and `?X-Amz-Signature=...` or `&token=...`.
-_USER = re.compile(r"[A-Za-z][\w+.-]*://[^/?#\s]*@")
+# One character of the protocol is enough: more would take the square of their number.
+_USER = re.compile(r"[\w+.-]://[^/?#\s]*@")
 _QUERY = re.compile(rf"[?&;#]{_WORDS_OF_SECRETS}=", re.IGNORECASE)
 
 _UNPRINTABLE = re.compile(UNPRINTABLE)
@@ -61,7 +62,8 @@ def _place(url: str) -> str:
 
 
 Digest = Annotated[str, Field(pattern=f"^{DIGEST}$")]
-Plain = Annotated[str, AfterValidator(_without_secret), Field(max_length=4096)]
+# Length first: a text is searched only once it is known to be short.
+Plain = Annotated[str, Field(max_length=4096), AfterValidator(_without_secret)]
 """Text that is recorded for everyone to read: no secrets, no control characters."""
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME)]
 """The name of a store or run in a catalog, which is a part of a key."""

@@ -10,12 +10,14 @@ from actstore.catalog.catalog import Catalog
 from actstore.catalog.names import SHOWN_ID
 from actstore.catalog.resolve import resolved
 from actstore.errors import CatalogError, CorruptError, ObjectError
+from actstore.format.json_records import parsed_json
 from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
 
 RUN = "sae.json"
 WEIGHTS = "sae.safetensors"
 EVALUATION = "eval.json"
+MOST_HEADER = 100 << 20  # bytes of a safetensors file's header, as its makers have it
 MOST_WEIGHTS = 1 << 40  # bytes of weights that are read for their digest
 
 
@@ -30,6 +32,31 @@ def run_content_id(storage: Storage) -> str:
         storage.digest(WEIGHTS, MOST_WEIGHTS)[1],
     ]
     return blake3("".join(digests).encode()).hexdigest()
+
+
+def check_weights(storage: Storage) -> None:
+    """Check that a run's weights are whole: a safetensors file of the length it says.
+
+    Raises:
+        ObjectError: There are none.
+        CorruptError: They are cut, or no such file.
+    """
+    where = f"{storage.url}/{WEIGHTS}"
+    size = storage.size(WEIGHTS)
+    n = int.from_bytes(bytes(storage.read_ranges(WEIGHTS, [(0, 8)])[0]), "little")
+    if not 2 <= n <= min(size - 8, MOST_HEADER):
+        raise CorruptError(f"{where}: no safetensors file; train or copy the run again")
+    header = parsed_json(bytes(storage.read_ranges(WEIGHTS, [(8, n)])[0]), where)
+    try:
+        tensors = [one for name, one in header.items() if name != "__metadata__"]
+        end = max(int(one["data_offsets"][1]) for one in tensors)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise CorruptError(f"{where}: its header says of no tensors") from None
+    if size != 8 + n + end:
+        raise CorruptError(
+            f"{where}: {size:,} bytes, wanted {8 + n + end:,}; train or copy the run"
+            " again"
+        )
 
 
 def checked_run_url(

@@ -9,6 +9,7 @@ one that leads to nothing says that the tag is gone.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from actstore.catalog import record_keys
 from actstore.catalog.catalog import READERS, Catalog, record_values
@@ -42,14 +43,8 @@ def all_tags(
         if key is not None
     }
 
-    def leads_to(key: TagKey) -> str | None:
-        try:
-            return _read(catalog, key).record
-        except (ObjectError, CatalogError):
-            return None
-
     with ThreadPoolExecutor(READERS) as pool:
-        digests = list(pool.map(leads_to, last.values()))
+        digests = list(pool.map(partial(_read_or_none, catalog), last.values()))
     pairs = zip(last.values(), digests, strict=True)
     return [(key, digest) for key, digest in pairs if digest is not None]
 
@@ -72,9 +67,13 @@ def move_tag(
     """
     number = last_number(catalog, kind, name, tag)
     there = None
+    is_readable = True
     if number:
-        there = _read(catalog, TagKey(kind, name, tag, number)).record
-    if there == moved.record:
+        try:
+            there = _read(catalog, TagKey(kind, name, tag, number)).record
+        except (ObjectError, CatalogError):
+            is_readable = False  # mended by the one that is written after it
+    if is_readable and there == moved.record:
         return
     data = moved.to_json().encode()
     for free in range(number + 1, number + 1 + MOST_TRIES):
@@ -90,7 +89,7 @@ def history(catalog: Catalog, kind: Kind, name: str, tag: str) -> list[str | Non
     """Return the digests that a tag has led to, in order."""
     last = last_number(catalog, kind, name, tag)
     numbers = range(1, last + 1)
-    return [_read(catalog, TagKey(kind, name, tag, n)).record for n in numbers]
+    return [_read_or_none(catalog, TagKey(kind, name, tag, n)) for n in numbers]
 
 
 def last_number(catalog: Catalog, kind: Kind, name: str, tag: str) -> int:
@@ -102,6 +101,14 @@ def last_number(catalog: Catalog, kind: Kind, name: str, tag: str) -> int:
     while catalog.storage.exists(TagKey(kind, name, tag, number + 1).key):
         number += 1
     return number
+
+
+def _read_or_none(catalog: Catalog, key: TagKey) -> str | None:
+    """Return the digest that a tag's record leads to; None: to none, or it is bad."""
+    try:
+        return _read(catalog, key).record
+    except (ObjectError, CatalogError):
+        return None
 
 
 def _read(catalog: Catalog, key: TagKey) -> TagRecord:

@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return _OBEYED.sub(_escape, text)
 
 
+def one_line(text: str) -> str:
+    """Return a printable text as one line, whatever it has in it."""
+    return printable(text).replace("\t", "\\t").replace("\n", "\\n")
+
+
 def shortened(text: str, most: int) -> str:
     """Return a printable text of at most so many characters; its middle is left out."""
     text = printable(text)

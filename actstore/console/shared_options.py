@@ -32,7 +32,7 @@ from actstore.machine import command_values
 PANEL = "Where stores lie"
 # How parameters that take a store, a run or an output are shown in help: what else a
 # command takes, such as a FILE, is always of this machine.
-PLACES = {"URL", "RUN", "RUN...", "STORE", "FOLDER", "A", "B"}
+PLACES = {"URL", "RUN", "RUN...", "STORE", "FOLDER", "A", "B", "SRC", "DST"}
 # What a run's folder, or a file of a spec, says of other places is not known yet.
 NAME_OTHERS = {"RUN", "RUN...", "A", "B", "FILE"}
 # How parameters are shown that are names in a catalog, or patterns of such.

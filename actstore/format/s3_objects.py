@@ -14,13 +14,21 @@ from actstore.format.local_files import ListedObject, PendingUpload
 from actstore.format.remote_objects import FsspecObjects, Part, TooLarge
 from actstore.format.retries import Retries
 from actstore.format.s3_client import S3Client, forked, moves_bulk
-from actstore.format.s3_failures import failure_of
+from actstore.format.s3_failures import Failure, failure_of
 from actstore.format.storage_errors import of_s3, without_secrets
 
 Result = TypeVar("Result")
 
 PART_BYTES = 16 << 20  # of a multipart upload, or of a large object that is read
 _PARTS_AT_ONCE = 4
+
+
+class _NoListing(Exception):  # noqa: N818 (it never leaves `Storage`)
+    """A listing was answered by an error."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.name)
+        self.failure = failure
 
 
 class S3Objects(FsspecObjects):
@@ -182,18 +190,11 @@ class S3Objects(FsspecObjects):
 
     def find(self, path: str) -> dict[str, ListedObject]:
         plain = super().find
-        try:
-            return self._again(lambda: plain(path))
-        except FileNotFoundError as error:
-            failure = failure_of(error)
-            # A folder may be missing, and is empty then; not so the bucket.
-            if failure is not None and failure.kind == "no":
-                raise PermissionError(str(error)) from error
-            raise
+        return self._listed(lambda: plain(path))
 
     def folders(self, path: str) -> list[str]:
         plain = super().folders
-        return self._again(lambda: plain(path))
+        return self._listed(lambda: plain(path))
 
     def is_folder(self, path: str) -> bool:
         return not self.is_empty(path)
@@ -202,12 +203,30 @@ class S3Objects(FsspecObjects):
         """Return whether nothing lies under a folder: one key is asked for."""
         bucket, _, prefix = path.partition("/")
         prefix = f"{prefix}/" if prefix else ""
-        answer = self._again(
+        answer = self._listed(
             lambda: self.fs.call_s3(
                 "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1
             )
         )
         return not answer.get("Contents")
+
+    def _listed(self, request: Callable[[], Result]) -> Result:
+        """Return what a listing gives; FileNotFoundError for a folder without any.
+
+        A folder may be missing, and is empty then; not so the bucket, and a server of
+        S3 does not answer a listing with "not found".
+        """
+        try:
+            return self._again(request)
+        except FileNotFoundError as error:
+            failure = failure_of(error)
+            if failure is None or failure.status is None:
+                raise
+            if failure.kind == "missing":
+                failure = failure._replace(
+                    kind="no", code=failure.code or "status 404 for a listing"
+                )
+            raise _NoListing(failure) from error
 
     def put(self, path: str, data: bytes) -> None:
         if not self._by_obstore:
@@ -333,7 +352,7 @@ class S3Objects(FsspecObjects):
 
     def told(self, error: Exception, where: str, *, writing: bool) -> StoreError | None:
         """Return the error that the user is told; None: the place is not to blame."""
-        failure = failure_of(error)
+        failure = error.failure if isinstance(error, _NoListing) else failure_of(error)
         if failure is None:
             if isinstance(error, (TypeError, ValueError)) and not self._retries.reached:
                 # Nothing was sent yet: the clients cannot be made.

@@ -29,7 +29,8 @@ _OF_ALL = {
 }
 _BUCKET = re.compile(r"[\w.:-]{1,255}", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
-_ENDPOINT = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?", re.ASCII)
+# Not with `user:password@`: logs would have it, and the clients do not agree on it.
+_ENDPOINT = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.ASCII)
 
 
 class Wanted(NamedTuple):
@@ -166,7 +167,9 @@ def _is_there(value: Any) -> bool:
 
 _LONGEST_TIMEOUT = 86_400  # seconds
 _TEXT = Wanted("text without line ends", _is_text)
-_ENDPOINT_URL = Wanted("a URL such as https://s3.example.org", _is_endpoint)
+_ENDPOINT_URL = Wanted(
+    "a URL such as https://s3.example.org, without a user in it", _is_endpoint
+)
 _SWITCH = Wanted("true or false", _is_switch)
 _TABLE = Wanted("an object of options", _is_table)
 _COUNT = Wanted("a whole number from 1 on", _is_count)

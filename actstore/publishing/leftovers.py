@@ -120,7 +120,7 @@ def leftovers(
         now = min(now, _time_there(storage))
     results = []
     left = _find(storage, found, now, older_than)
-    left += [_left_upload(storage, upload, now, older_than) for upload in uploads]
+    left += _left_uploads(storage, found, uploads, now, older_than)
     for one in left:
         if delete and one.leftover.removable:
             one = _removed(one, now, older_than)  # noqa: PLW2901 (it may have changed)
@@ -142,29 +142,48 @@ def _uploads(storage: Storage) -> tuple[list[PendingUpload], str | None]:
         return [], str(error)
 
 
-def _left_upload(
-    storage: Storage, upload: PendingUpload, now: float, days: float
-) -> _Found:
-    """Return an upload that was begun, and can go where it is of a store."""
-    age = (now - upload.modified) / DAY_S
-    is_ours = _is_of_store(upload.key)
-    leftover = Leftover(
-        url=f"{storage.url}/{upload.key}",
-        what="upload",
-        objects=1,
-        bytes=upload.bytes,
-        days=age,
-        removable=is_ours and _is_old(age, days),
-        note=None if is_ours else "it is no object of a store, and stays",
-    )
-    return _Found(leftover, storage, [], upload)
+def _left_uploads(
+    storage: Storage,
+    found: list[ListedObject],
+    uploads: list[PendingUpload],
+    now: float,
+    days: float,
+) -> list[_Found]:
+    """Return uploads that were begun; those of a store's objects can go."""
+    roots = store_roots(found)
+    keys_at: dict[str, StoreKeys | CopyKeys | None] = {}
+    results = []
+    for upload in uploads:
+        root = root_of(upload.key, roots)
+        is_ours = False
+        if root is not None:
+            if root not in keys_at:
+                keys_at[root] = _keys_there(storage.child(root) if root else storage)
+            key = upload.key[len(root) + 1 if root else 0 :]
+            is_ours = key in (keys_at[root] or ())
+        age = (now - upload.modified) / DAY_S
+        leftover = Leftover(
+            url=f"{storage.url}/{upload.key}",
+            what="upload",
+            objects=1,
+            bytes=upload.bytes,
+            days=age,
+            removable=is_ours and _is_old(age, days),
+            note=None if is_ours else "it is no object of a store, and stays",
+        )
+        results.append(_Found(leftover, storage, [], upload))
+    return results
 
 
-def _is_of_store(key: str) -> bool:
-    """Return whether a key is that of a store's object, in whatever folder."""
-    names = key.split("/")
-    ours = CopyKeys()
-    return any("/".join(names[i:]) in ours for i in range(len(names)))
+def _keys_there(storage: Storage) -> StoreKeys | CopyKeys | None:
+    """Return the keys of the store in a folder, finished or not; None: there is none.
+
+    A file there may only be called as one of a store.
+    """
+    try:
+        return keys_of(storage)[0]
+    except ActstoreError:
+        return CopyKeys() if is_mark(storage, object_keys.COPY) else None
 
 
 def _find(

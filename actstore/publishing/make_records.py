@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from actstore.catalog.published_run import EVALUATION, RUN, run_content_id
+from actstore.catalog.published_run import (
+    EVALUATION,
+    RUN,
+    check_weights,
+    run_content_id,
+)
 from actstore.catalog.published_url import check_no_secret
 from actstore.format.json_records import read_record
 from actstore.format.manifest import read_manifest
@@ -56,10 +61,11 @@ def run_record(storage: Storage, values: dict[str, Any]) -> PublishedRun:
 
     Raises:
         ObjectError: The run has not ended.
-        CorruptError: A record of it cannot be.
+        CorruptError: A record of it cannot be, or its weights are not whole.
         SpecError: A text of it cannot be recorded.
     """
     run = read_record(storage, RUN, RunRecord, SMALL_JSON)
+    check_weights(storage)
     for text in (run.model, run.store):
         check_no_secret(text, f"{storage.url}: model or store")
     figures = {

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from actstore.console.cli_options import AsJson, one_of
-from actstore.console.printable import printable
+from actstore.console.printable import one_line, printable
 
 
 def du_command(
@@ -35,7 +35,7 @@ def du_command(
         return
     total = sum(one.bytes for one in used)
     for name, n_bytes in [*((one.name, one.bytes) for one in used), ("total", total)]:
-        typer.echo(printable(f"{n_bytes / 1e6:14,.1f} MB  {name}"))
+        typer.echo(one_line(f"{n_bytes / 1e6:14,.1f} MB  {name}"))
 
 
 def gc_command(
@@ -74,7 +74,7 @@ def gc_command(
         age = "age not known" if one.days is None else f"{one.days:.1f} days"
         note = f"; {one.note}" if one.note else ""
         line = f"{one.url}  {one.what}, {one.bytes / 1e6:,.1f} MB, {age}{note}"
-        typer.echo(printable(f"{verb:<9} {line}"))
+        typer.echo(one_line(f"{verb:<9} {line}"))
     n_old = sum(one.removable for one in found)
     if not n_old:
         typer.echo("nothing is old enough" if found else "nothing was left", err=True)

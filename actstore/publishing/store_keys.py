@@ -113,6 +113,8 @@ class CopyKeys:
     )
 
     def __contains__(self, key: str) -> bool:
+        if not key.isprintable():
+            return False
         if is_tokenizer_file(key) or self._SITES.fullmatch(key) is not None:
             return True
         return self._OTHERS.fullmatch(key) is not None

@@ -21,6 +21,7 @@ from actstore.sharing import copied_objects
 from actstore.sharing.copied_objects import CopyProgress, Report, mapped_ahead
 
 RECORD = "sae.json"
+EVALUATION = "eval.json"  # written anew by each evaluation
 
 
 def is_run(source: Storage) -> bool:
@@ -69,12 +70,13 @@ def copy_run(
     done = CopyProgress(n_bytes=sum(sizes[key] for key in (*keys, RECORD)))
 
     room = ByteRoom(copied_objects.MOST_IN_MEMORY)
+    is_finished = target.exists(RECORD)
 
     def copied(key: str) -> tuple[int, bool]:
         size = sizes[key]
         room.take(size)
         try:
-            return _copied(source, target, key, size)
+            return _copied(source, target, key, size, is_finished=is_finished)
         finally:
             room.give_back(size)
 
@@ -93,11 +95,22 @@ def copy_run(
     return done
 
 
-def _copied(source: Storage, target: Storage, key: str, size: int) -> tuple[int, bool]:
-    """Copy a file of at most `size` bytes; return these, and whether it was there."""
+def _copied(
+    source: Storage, target: Storage, key: str, size: int, *, is_finished: bool
+) -> tuple[int, bool]:
+    """Copy a file of at most `size` bytes; return these, and whether it was there.
+
+    is_finished: whether the whole run was there.
+    """
     data = source.read(key, size)
     if _has(target, key, data):
         return len(data), True
+    # Weights never change once there is a record: what differs was damaged.
+    if is_finished and key == EVALUATION and target.exists(key):
+        raise ExistsError(
+            f"{target.url}/{key}: it is another than at {source.url}, and may be newer;"
+            " remove it there, or copy to another place"
+        )
     target.put(key, data)
     if not _has(target, key, data):
         raise StorageError(f"{target.url}/{key}: not what was written; copy again")

@@ -20,6 +20,7 @@ from actstore.catalog.catalog import Catalog
 from actstore.catalog.name_hint import hinting
 from actstore.catalog.names import is_name
 from actstore.catalog.published_place import checked_place
+from actstore.errors import SpecError
 from actstore.format import object_keys, zarr_metadata
 from actstore.format.manifest import parse_manifest, read_manifest
 from actstore.format.object_sizes import MANIFEST_JSON
@@ -136,10 +137,12 @@ def copy(
     report = progress or _silent
     if is_run(source):
         check_no_part(source, sites, units, verify=verify)
+        _check_not_inside(source, target)
         done = copy_run(source, target, threads, report)
         return _result(target, None, done, was_there=False)
     with hinting(str(src)):
         store, data = _opened(source)
+    _check_not_inside(source, target)
     patterns = (sites,) if isinstance(sites, str) else sites
     plan = subset_plan(store, None if patterns is None else tuple(patterns), units)
     claim = Claim(target, store.manifest, plan)
@@ -229,6 +232,18 @@ def _first_files(store: Store, plan: Plan) -> Iterator[CopiedObject]:
         yield known(key, data)
     for key in store.tokenizer_keys():
         yield known(key, store.file(key))
+
+
+def _check_not_inside(source: Storage, target: Storage) -> None:
+    """Raise SpecError where a copy would lie in the folder that it is a copy of."""
+    here, there = (
+        str(place.local.resolve()) if place.local is not None else place.origin
+        for place in (source, target)
+    )
+    if f"{there}/".startswith(f"{here}/") and here != there:
+        raise SpecError(
+            f"{target.url}: it lies inside of what is copied; choose another place"
+        )
 
 
 def _silent(_: CopyProgress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_large_and_deep_records_are_not_parsed(team: str) -> None:
         resolved("catalog:a", "store", Catalog())
 
 
+@pytest.mark.parametrize("text", ["a" * 900_000, "?token" * 150_000, "://" * 300_000])
+def test_long_texts_are_refused_at_once(text: str, team: str, cli: Cli) -> None:
+    put(team, {**good(), "model": text})
+    began = time.monotonic()
+    code, out, err = cli("actstore", "ls")
+    assert (code, out) == (0, "")
+    assert err.startswith("note: ")
+    assert time.monotonic() - began < 10, "seconds, where it once took minutes"
+
+
 def test_what_terminals_obey_is_not_printed(team: str, cli: Cli) -> None:
     values = {**good(), "model": "[red]x[/]", "by": "[/bold]", "corpus": ":smile:"}
     put(team, {**values, "sites": ["s" * 4000]})
@@ -160,6 +171,23 @@ def test_a_tag_that_leads_nowhere_is_told(team: str, cli: Cli) -> None:
         resolved("catalog:a", "store", published)
     assert cli("actstore", "ls")[0] == 0
     assert key != other
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format": "actstore catalog"}', ""])
+def test_a_damaged_tag_is_mended_by_the_next_publishing(
+    damage: str, team: str, store: str
+) -> None:
+    actstore.publish(store, "mini")
+    (tag,) = (Path(team) / "tags" / "store" / "mini" / "latest").iterdir()
+    tag.write_text(damage)
+    with pytest.raises(CorruptError):
+        actstore.open("catalog:mini")
+    actstore.publish(store, "mini")
+    assert actstore.open("catalog:mini").url == store
+    assert tag.read_text() == damage, "nothing that is there is ever changed"
+    actstore.unpublish("mini")
+    with pytest.raises(CatalogError):
+        actstore.open("catalog:mini")
 
 
 def test_names_that_may_mean_several_are_refused(team: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import actstore
 import trainer
-from actstore.errors import CatalogError
+from actstore.errors import CatalogError, CorruptError
 from tests.cli.conftest import Cli
 from tests.support import make_store
 from trainer.errors import RunError
@@ -112,6 +112,21 @@ def test_everything_takes_the_name_of_a_run(
         assert code == 0, (line, err)
     assert (Path(run) / "eval.json").exists()
     assert (Path(run) / "explorer").is_dir()
+
+
+@pytest.mark.parametrize("end", [0, 4, 100, -1])
+def test_a_run_whose_weights_are_cut_is_not_published(
+    end: int, named: str, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    trainer.train(SPEC, run)
+    weights = Path(run) / "sae.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:end])
+    with pytest.raises(CorruptError, match=r"sae\.safetensors"):
+        actstore.publish(run, "sae")
+    weights.write_bytes(whole)
+    actstore.publish(run, "sae")
 
 
 def test_a_run_that_was_changed_is_told(named: str, tmp_path: Path, cli: Cli) -> None:

@@ -79,6 +79,24 @@ def test_it_holds_for_the_command_only(
     assert os.environ[STORAGE_OPTIONS] == "{}"
 
 
+@pytest.mark.parametrize("command", ["cp", "push", "pull"])
+def test_copies_take_it_for_either_place(
+    command: str, cli: Cli, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a catalog that lies elsewhere, too."""
+    here, there = str(tmp_path / "store"), f"{s3_url}/store"
+    make_store(here if command == "push" else there)
+    places = [here, there] if command == "push" else [there, str(tmp_path / "copy")]
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    value = json.dumps({"endpoint_url": endpoint})
+    code, _, err = cli("actstore", command, *places, "--storage-options", value)
+    assert code == 0, err
+    local = ["actstore", "cp", here, str(tmp_path / "another")]
+    code, _, err = cli(*local, "--storage-options", value)
+    assert (code, "does nothing for folders" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("value", "word"),
     [

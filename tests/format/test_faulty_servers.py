@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from actstore.errors import ObjectError, StorageError
+from actstore.errors import ObjectError, SpecError, StorageError
 from actstore.format import retries, s3_objects
 from actstore.format.storage import Storage
 from actstore.machine import tried_again
@@ -203,7 +203,6 @@ def test_no_bucket_no_server_no_name_no_profile(s3_server: str) -> None:
         (there("there-is-no-such-bucket"), ("NoSuchBucket", "no such bucket")),
         (there("b", endpoint_url=nobody), (nobody, "cannot be reached")),
         (there("b", endpoint_url="http://no.invalid"), ("no.invalid", "cannot be")),
-        (there("b", endpoint_url="http://me:hidden-word@no.invalid"), ("no.invalid",)),
     ):
         for call in (
             lambda storage=storage: storage.read("k"),
@@ -212,6 +211,9 @@ def test_no_bucket_no_server_no_name_no_profile(s3_server: str) -> None:
             storage.list,
         ):
             expect_told(call, *words)
+    with pytest.raises(SpecError, match="without a user in it") as told:
+        there("b", endpoint_url="http://me:hidden-word@no.invalid")
+    assert "hidden-word" not in str(told.value)
     missing = Storage("s3://b/x", {"profile": "nobody", "endpoint_url": nobody})
     expect_told(lambda: missing.read("k"), "nobody", "AWS_PROFILE")
 
@@ -341,6 +343,15 @@ def test_who_never_answers_is_given_up_on_sooner(
         most = retries.TRIES if answers else retries.TRIES_UNANSWERED
         assert proxy.requests == most
         assert ("no S3 server" in str(told.value)) == (fault in {"502", "page"})
+
+
+def test_a_listing_that_is_not_found_is_no_empty_folder(
+    s3_url: str, s3_server: str
+) -> None:
+    """As a web server has it, or a proxy, that is no S3 server."""
+    with behind(s3_url, s3_server, lambda _: "404") as (storage, _):
+        for call in (storage.list, storage.objects, storage.folders, storage.is_empty):
+            expect_told(call, "status 404 for a listing", "check the endpoint")
 
 
 @pytest.mark.parametrize("answer", ["no condition", "bad request", "condition ignored"])

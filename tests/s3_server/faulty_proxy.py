@@ -24,6 +24,7 @@ ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>{}
 ANSWERS = {
     "500": (500, "InternalError", "We encountered an internal error."),
     "502": (502, "", ""),
+    "404": (404, "", ""),
     "503": (503, "ServiceUnavailable", "Please try again."),
     "429": (429, "TooManyRequests", "Too many."),
     "SlowDown": (503, "SlowDown", "Please reduce your request rate."),

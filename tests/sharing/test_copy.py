@@ -357,6 +357,15 @@ def test_a_run_is_copied_as_a_whole_its_record_last(
     Storage(there).put("weights.safetensors", b"21")
     assert actstore.copy(run.url, there).skipped_objects == 3
     assert bytes_of(Storage(there)) == bytes_of(run)
+    # What is there may be newer than what is copied.
+    run.put("eval.json", b"{}")
+    Storage(there).put("eval.json", b"newer")
+    with pytest.raises(ExistsError, match="may be newer"):
+        actstore.copy(run.url, there)
+    assert Storage(there).read("eval.json") == b"newer"
+    Storage(there).delete("eval.json")
+    actstore.copy(run.url, there)
+    assert bytes_of(Storage(there)) == bytes_of(run)
     run.put("sae.json", b"{ }")
     with pytest.raises(ExistsError, match="another run is there"):
         actstore.copy(run.url, there)
@@ -371,3 +380,12 @@ def test_a_run_is_copied_as_a_whole_its_record_last(
     for options in refused:
         with pytest.raises(SpecError, match="it is a run"):
             actstore.copy(run.url, tmp_path / "x", **options)
+
+
+def test_a_copy_inside_of_what_is_copied_is_refused(
+    store: actstore.Store,
+) -> None:
+    with pytest.raises(SpecError, match="inside of what is copied"):
+        actstore.copy(store.url, f"{store.url}/copy")
+    assert not Path(f"{store.url}/copy").exists()
+    actstore.copy(store.url, f"{store.url}-copy")
