@@ -21,6 +21,7 @@ import typer
 
 from actstore.console.cli_output import flushed, reader_left, survive_any_encoding
 from actstore.console.printable import printable
+from actstore.console.warning_lines import warning_lines
 from actstore.errors import ActstoreError
 from actstore.machine.stop_signals import Stopped, signals
 from actstore.machine.torch_threads import wait_briefly
@@ -72,7 +73,7 @@ def run(app: Callable[[], Any]) -> None:
 
 def _run(app: Callable[[], Any]) -> None:
     try:
-        with signals():
+        with signals(), warning_lines():
             app()
     except ActstoreError as error:
         if os.environ.get(DEBUG):
