@@ -76,6 +76,11 @@ def parsed_json(
         where: The place that errors name.
         error: What is raised where it is not JSON, or nested too deeply.
     """
+    if data.lstrip()[:1] == b"<":
+        raise error(
+            f"{where}: not valid JSON but a page of HTML or XML; check the URL and the"
+            " endpoint: something else answers there, a page to log in, say"
+        )
     check_depth(data, where, error)
     try:
         return json.loads(data.decode())  # UTF-8 alone: json would guess from bytes

@@ -28,7 +28,7 @@ from actstore.format import (
     zarr_metadata,
 )
 from actstore.format.json_records import read_record
-from actstore.format.manifest import read_plan
+from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.manifest_checks import check_writable
 from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.shard import ShardCodec, decode_plain, encode_plain
@@ -44,8 +44,14 @@ from schemas.manifest import BlockRecord, Claim, ObjectRecord, StoreManifest, Un
 
 
 def check_unfinished(storage: Storage) -> None:
-    """Raise ExistsError where a finished store lies."""
+    """Raise ExistsError where a finished store lies.
+
+    Raises:
+        CorruptError: Something answers that is no manifest: to remove that, or to go on
+            there, is no advice.
+    """
     if storage.exists(object_keys.MANIFEST):
+        read_manifest(storage)
         raise ExistsError(
             f"{storage.url}: a finished store is already there; choose another place,"
             " remove it, or add to it with `actstore extend` (to one that was"

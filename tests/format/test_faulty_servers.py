@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from actstore.errors import ObjectError, SpecError, StorageError
+from actstore.errors import CorruptError, ObjectError, SpecError, StorageError
 from actstore.format import retries, s3_objects
+from actstore.format.manifest import read_manifest
 from actstore.format.storage import Storage
+from actstore.harvesting.store_writer import check_unfinished
 from actstore.machine import tried_again
 from tests.s3_server.faulty_proxy import (
     TRANSIENT,
@@ -343,6 +345,15 @@ def test_who_never_answers_is_given_up_on_sooner(
         most = retries.TRIES if answers else retries.TRIES_UNANSWERED
         assert proxy.requests == most
         assert ("no S3 server" in str(told.value)) == (fault in {"502", "page"})
+
+
+def test_a_page_in_the_place_of_a_manifest_is_no_store(
+    s3_url: str, s3_server: str
+) -> None:
+    with behind(s3_url, s3_server, lambda _: "page") as (storage, _):
+        for call in (read_manifest, check_unfinished):
+            with pytest.raises(CorruptError, match="a page of HTML or XML"):
+                call(storage)
 
 
 def test_a_listing_that_is_not_found_is_no_empty_folder(
