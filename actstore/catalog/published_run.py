@@ -51,7 +51,9 @@ def check_weights(storage: Storage) -> None:
         tensors = [one for name, one in header.items() if name != "__metadata__"]
         end = max(int(one["data_offsets"][1]) for one in tensors)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise CorruptError(f"{where}: its header says of no tensors") from None
+        raise CorruptError(
+            f"{where}: its header lists no tensors; train or copy the run again"
+        ) from None
     if size != 8 + n + end:
         raise CorruptError(
             f"{where}: {size:,} bytes, wanted {8 + n + end:,}; train or copy the run"

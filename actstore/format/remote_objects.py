@@ -150,6 +150,7 @@ class FsspecObjects:
 
     def abort(self, path: str, upload: str) -> None:
         """End an upload, and remove its parts."""
+        # Nobody gets here: `uploads` gave none to end.
         raise NotImplementedError(f"{path}: {upload}")
 
     def told(self, error: Exception, where: str, *, writing: bool) -> StoreError | None:

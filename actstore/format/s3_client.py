@@ -117,7 +117,7 @@ class S3Client:
 
     @property
     def part_writer(self) -> Any:
-        """As `writer`, but it sends a part of a multipart upload again by itself."""
+        """obstore's client for multipart uploads: it sends a part again by itself."""
         return self._store("part_writer")
 
     def renew(self) -> bool:

@@ -158,9 +158,8 @@ def _left_uploads(
         is_ours = False
         if root is not None:
             if root not in keys_at:
-                keys_at[root] = _keys_there(storage.child(root) if root else storage)
-            key = upload.key[len(root) + 1 if root else 0 :]
-            is_ours = key in (keys_at[root] or ())
+                keys_at[root] = _keys_there(_place(storage, root))
+            is_ours = _inside(upload.key, root) in (keys_at[root] or ())
         age = (now - upload.modified) / DAY_S
         leftover = Leftover(
             url=f"{storage.url}/{upload.key}",
@@ -201,10 +200,8 @@ def _find(
         elif root is not None:
             of_root[root].append(one)
     for root, objects in of_root.items():
-        place = storage.child(root) if root else storage
-        skip = len(root) + 1 if root else 0
-        inside = [one._replace(key=one.key[skip:]) for one in objects]
-        left = _unfinished(place, inside, now, days)
+        inside = [one._replace(key=_inside(one.key, root)) for one in objects]
+        left = _unfinished(_place(storage, root), inside, now, days)
         if left is not None:
             results.append(left)
     for one in temporary:
@@ -219,6 +216,16 @@ def _find(
         )
         results.append(_Found(leftover, storage, [one.key]))
     return results
+
+
+def _place(storage: Storage, root: str) -> Storage:
+    """Return the folder of a store; "" is the storage itself."""
+    return storage.child(root) if root else storage
+
+
+def _inside(key: str, root: str) -> str:
+    """Return a key relative to the store's folder that it lies in."""
+    return key.removeprefix(f"{root}/") if root else key
 
 
 def _unfinished(

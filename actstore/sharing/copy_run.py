@@ -11,6 +11,7 @@ from itertools import chain
 
 from blake3 import blake3
 
+from actstore.catalog.published_run import EVALUATION, RUN
 from actstore.errors import ExistsError, ObjectError, SpecError, StorageError
 from actstore.format import object_keys
 from actstore.format.local_writes import is_temporary
@@ -20,13 +21,10 @@ from actstore.machine.byte_room import ByteRoom
 from actstore.sharing import copied_objects
 from actstore.sharing.copied_objects import CopyProgress, Report, mapped_ahead
 
-RECORD = "sae.json"
-EVALUATION = "eval.json"  # written anew by each evaluation
-
 
 def is_run(source: Storage) -> bool:
     """Return whether a run lies at a place, and no store."""
-    return source.exists(RECORD) and not source.exists(object_keys.MANIFEST)
+    return source.exists(RUN) and not source.exists(object_keys.MANIFEST)
 
 
 def check_no_part(
@@ -65,12 +63,12 @@ def copy_run(
         for found in source.objects()
         if not is_temporary(found.key)
     }
-    keys = [key for key in sizes if key != RECORD]
-    _check_target(source, target, {*keys, RECORD})
-    done = CopyProgress(n_bytes=sum(sizes[key] for key in (*keys, RECORD)))
+    keys = [key for key in sizes if key != RUN]
+    _check_target(source, target, {*keys, RUN})
+    done = CopyProgress(n_bytes=sum(sizes[key] for key in (*keys, RUN)))
 
     room = ByteRoom(copied_objects.MOST_IN_MEMORY)
-    is_finished = target.exists(RECORD)
+    is_finished = target.exists(RUN)
 
     def copied(key: str) -> tuple[int, bool]:
         size = sizes[key]
@@ -83,7 +81,7 @@ def copy_run(
     with ThreadPoolExecutor(threads, thread_name_prefix="copy") as pool:
         # The record is copied once all else is there.
         files = mapped_ahead(pool, copied, keys, threads)
-        for n_bytes, was_there in chain(files, map(copied, [RECORD])):
+        for n_bytes, was_there in chain(files, map(copied, [RUN])):
             done = CopyProgress(
                 done.bytes + n_bytes,
                 max(done.n_bytes, done.bytes + n_bytes),
@@ -105,7 +103,8 @@ def _copied(
     data = source.read(key, size)
     if _has(target, key, data):
         return len(data), True
-    # Weights never change once there is a record: what differs was damaged.
+    # Weights never change once there is a record: what differs was damaged. An
+    # evaluation is written anew each time.
     if is_finished and key == EVALUATION and target.exists(key):
         raise ExistsError(
             f"{target.url}/{key}: it is another than at {source.url}, and may be newer;"
@@ -125,8 +124,8 @@ def _check_target(source: Storage, target: Storage, wanted: set[str]) -> None:
             f"{target.url}: it is not empty ({others[0]} is no file of the run); choose"
             " another place"
         )
-    record = source.read(RECORD, SMALL_JSON)
-    if target.exists(RECORD) and not _has(target, RECORD, record):
+    record = source.read(RUN, SMALL_JSON)
+    if target.exists(RUN) and not _has(target, RUN, record):
         raise ExistsError(f"{target.url}: another run is there; choose another place")
 
 

@@ -253,7 +253,7 @@ class _FillObjects:
         return found
 
     def _site(self, site: Site) -> dict[str, tuple[tuple[int, ...], bytes]]:
-        """Return a site's chunks: by array, the index behind the unit, and bytes."""
+        """Return a site's chunks by array: (index after the unit's, bytes) of each."""
         spec = self._plan.spec
         layout = self._plan.layout
         slots = (layout.capacity,)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class _Tile(NamedTuple):
-    """What a program holds at once; columns and members are powers of 2."""
+    """The part of a sum that a program holds at once; sizes are powers of 2."""
 
     members: int
     """Nonzeros."""
