@@ -13,6 +13,7 @@ from rich.console import Console
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.engines.engine_option import EngineOptions, engine_options
 from actstore.errors import SpecError
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.machine.stop_signals import Stop, signals
@@ -172,6 +173,9 @@ def run_folder(out: str | os.PathLike[str]) -> str:
     tensorboard=arguments.flag,
     wandb=optional(arguments.text),
     shard_dictionary=arguments.flag,
+    engine=optional(arguments.text_such_as("ray")),
+    workers=optional(arguments.count),
+    slurm=optional(arguments.mapping),
     verbose=arguments.flag,
 )
 def sweep(
@@ -186,6 +190,9 @@ def sweep(
     tensorboard: bool = False,
     wandb: str | None = None,
     shard_dictionary: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    slurm: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> dict[str, str]:
     """Train many SAEs.
@@ -207,6 +214,12 @@ def sweep(
         tensorboard: As in `train`.
         wandb: As in `train`.
         shard_dictionary: As in `train`.
+        engine: `ray` (on this machine), `ray:ADDRESS` (a cluster) or `slurm`: what
+            places passes on machines, all of which have to see `out` and the store.
+            None: this process trains one pass after the other.
+        workers: How many passes an engine trains at once; None: as many as it has room
+            for.
+        slurm: Options of the engine Slurm: `partition`, `time`, `account`.
         verbose: As in `train`.
 
     Returns:
@@ -237,13 +250,36 @@ def sweep(
     )
     is_spec = isinstance(spec, SweepSpec)
     where = "the sweep" if is_spec else source_name(spec, "the sweep", "a SweepSpec")
+    placed = engine_options(engine, workers, slurm, device=device)
+    _check_placeable(placed, shard_dictionary)
     with under_torchrun(device, shard_dictionary) as world:
         specs = expand(load_sweep(spec, arguments.path_or_none(store)), where)
         url_of = {name: f"{run_folder(out)}/{name}" for name in specs}
         runs = {url_of[name]: run_spec for name, run_spec in specs.items()}
+        if placed is not None:
+            from trainer.training.sweep_on_engine import sweep_on_engine
+
+            sweep_on_engine(runs, memory, placed, settings, run_folder(out))
+            return url_of
         groups = _groups(runs, memory, settings, world)
         _train_groups(groups, settings, world, sweep_folder=run_folder(out))
     return url_of
+
+
+def _check_placeable(placed: EngineOptions | None, shard_dictionary: bool) -> None:
+    """Raise SpecError where an engine and torchrun would both share the work."""
+    if placed is None:
+        return
+    if shard_dictionary:
+        raise SpecError(
+            "--shard-dictionary: the processes of torchrun share a dictionary, those of"
+            " an engine do not; leave it or --engine out"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SpecError(
+            "--engine: an engine starts its processes itself; run the command without"
+            " torchrun"
+        )
 
 
 def _groups(

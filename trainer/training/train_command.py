@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from actstore.engines import cli_engine_options as engines
 from trainer.distributed.launch import lead, say
 from trainer.training import train_options
 from trainer.training.train_spec import from_options, load_spec
@@ -92,6 +93,11 @@ def sweep_command(
     device: train_options.Device = "cpu",
     memory: train_options.Memory = None,
     shard_dictionary: train_options.Shard = False,
+    engine: engines.Engine = None,
+    workers: engines.Workers = None,
+    partition: engines.Partition = None,
+    time: engines.Time = None,
+    account: engines.Account = None,
 ) -> None:
     """Train many SAEs, as many as fit into memory in one pass over the data."""
     from trainer.training.train import sweep
@@ -108,6 +114,9 @@ def sweep_command(
             tensorboard=tensorboard,
             wandb=wandb,
             shard_dictionary=shard_dictionary,
+            engine=engine,
+            workers=workers,
+            slurm=engines.slurm_options(partition, time, account),
             verbose=True,
         )
     for url in urls.values():
