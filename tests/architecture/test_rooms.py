@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.explorer": BELOW_TRAINING | {"trainer.analysis", "trainer.exports"},
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},
+    "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
     "trainer.cli": BELOW_COMMANDS,
     "trainer.demo": BELOW_COMMANDS,
 }
