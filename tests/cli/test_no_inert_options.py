@@ -182,6 +182,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
         "--tensorboard": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
         "--wandb": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--mlflow": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--trackio": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
     },
     "trainer explore": {
         "--again": "trainer/explorer/test_files.py::test_what_is_there_is_used_and_what_does_not_fit_is_refused",
@@ -194,6 +196,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
         "--tensorboard": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
         "--wandb": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
+        "--mlflow": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow",
+        "--trackio": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow",
         "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
 }  # fmt: skip

@@ -19,6 +19,7 @@ from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.machine.stop_signals import Stop, signals
 from actstore.store.open_store import open as open_store
 from actstore.store.open_store import store_url
+from schemas.service import NO_SINKS, JournalSinks
 from schemas.train import SweepSpec, TrainSpec
 from trainer.distributed.launch import under_torchrun
 from trainer.distributed.world_of_one import OneWorld
@@ -48,8 +49,7 @@ class Settings:
         device: Where they are trained.
         resume: Whether runs that are there go on from their last checkpoints.
         on_corrupt: "error", or "skip" to go on without rows that cannot be read.
-        tensorboard: Whether records also go to RUN/tensorboard.
-        wandb: A project of Weights & Biases that records also go to, or None.
+        sinks: Where records go besides the journals.
         shard_dictionary: Whether processes split the dictionary and not the batches.
         verbose: Whether progress and a summary are printed to standard error.
     """
@@ -57,8 +57,7 @@ class Settings:
     device: str = "cpu"
     resume: bool = False
     on_corrupt: str = "error"
-    tensorboard: bool = False
-    wandb: str | None = None
+    sinks: JournalSinks = NO_SINKS
     shard_dictionary: bool = False
     verbose: bool = False
 
@@ -70,6 +69,8 @@ class Settings:
     on_corrupt=arguments.choice("error", "skip"),
     tensorboard=arguments.flag,
     wandb=optional(arguments.text),
+    trackio=optional(arguments.text),
+    mlflow=optional(arguments.text),
     shard_dictionary=arguments.flag,
     verbose=arguments.flag,
 )
@@ -82,6 +83,8 @@ def train(
     on_corrupt: str = "error",
     tensorboard: bool = False,
     wandb: str | None = None,
+    trackio: str | None = None,
+    mlflow: str | None = None,
     shard_dictionary: bool = False,
     verbose: bool = False,
 ) -> TrainedSae:
@@ -99,6 +102,8 @@ def train(
             be read.
         tensorboard: Also write RUN/tensorboard; the run must be local.
         wandb: A project of Weights & Biases to log to as well.
+        trackio: A project of trackio to log to as well, in its folder of this machine.
+        mlflow: An experiment of MLflow to log to as well, at $MLFLOW_TRACKING_URI.
         shard_dictionary: Under torchrun, split the dictionary over the processes and
             not the batches.
         verbose: Print progress, and how good the SAE is, to standard error.
@@ -133,8 +138,9 @@ def train(
         device=device,
         resume=resume,
         on_corrupt=on_corrupt,
-        tensorboard=tensorboard,
-        wandb=wandb,
+        sinks=JournalSinks(
+            tensorboard=tensorboard, wandb=wandb, trackio=trackio, mlflow=mlflow
+        ),
         shard_dictionary=shard_dictionary,
         verbose=verbose,
     )
@@ -172,6 +178,8 @@ def run_folder(out: str | os.PathLike[str]) -> str:
     on_corrupt=arguments.choice("error", "skip"),
     tensorboard=arguments.flag,
     wandb=optional(arguments.text),
+    trackio=optional(arguments.text),
+    mlflow=optional(arguments.text),
     shard_dictionary=arguments.flag,
     engine=optional(arguments.text_such_as("ray")),
     workers=optional(arguments.count),
@@ -189,6 +197,8 @@ def sweep(
     on_corrupt: str = "error",
     tensorboard: bool = False,
     wandb: str | None = None,
+    trackio: str | None = None,
+    mlflow: str | None = None,
     shard_dictionary: bool = False,
     engine: str | None = None,
     workers: int | None = None,
@@ -213,6 +223,8 @@ def sweep(
         on_corrupt: As in `train`.
         tensorboard: As in `train`.
         wandb: As in `train`.
+        trackio: As in `train`.
+        mlflow: As in `train`.
         shard_dictionary: As in `train`.
         engine: `ray` (on this machine), `ray:ADDRESS` (a cluster) or `slurm`: what
             places passes on machines, all of which have to see `out` and the store.
@@ -243,8 +255,9 @@ def sweep(
         device=device,
         resume=resume,
         on_corrupt=on_corrupt,
-        tensorboard=tensorboard,
-        wandb=wandb,
+        sinks=JournalSinks(
+            tensorboard=tensorboard, wandb=wandb, trackio=trackio, mlflow=mlflow
+        ),
         shard_dictionary=shard_dictionary,
         verbose=verbose,
     )
@@ -327,7 +340,7 @@ def _train_groups(
     with signals() as stop:
         sinks = None
         if world.lead:
-            sinks = sinks_for(urls, settings.tensorboard, settings.wandb)
+            sinks = sinks_for(urls, settings.sinks)
         for group in groups:
             store = next(iter(group.values())).store
             # One that the lead was not given is opened, or refused, as it is called.

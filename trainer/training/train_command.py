@@ -50,6 +50,8 @@ def train_command(
     snapshots: train_options.Snapshots = None,
     tensorboard: train_options.TensorBoard = False,
     wandb: train_options.Wandb = None,
+    trackio: train_options.Trackio = None,
+    mlflow: train_options.Mlflow = None,
     device: train_options.Device = "cpu",
     shard_dictionary: train_options.Shard = False,
 ) -> None:
@@ -60,14 +62,16 @@ def train_command(
         for field, value in locals().items()
         if field in train_options.FIELDS
     }
+    from schemas.service import JournalSinks
     from trainer.training.train import Settings, train_one
 
     settings = Settings(
         device=device,
         resume=resume,
         on_corrupt=on_corrupt,
-        tensorboard=tensorboard,
-        wandb=wandb,
+        sinks=JournalSinks(
+            tensorboard=tensorboard, wandb=wandb, trackio=trackio, mlflow=mlflow
+        ),
         shard_dictionary=shard_dictionary,
         verbose=True,
     )
@@ -90,6 +94,8 @@ def sweep_command(
     resume: train_options.Resume = False,
     tensorboard: train_options.TensorBoard = False,
     wandb: train_options.Wandb = None,
+    trackio: train_options.Trackio = None,
+    mlflow: train_options.Mlflow = None,
     device: train_options.Device = "cpu",
     memory: train_options.Memory = None,
     shard_dictionary: train_options.Shard = False,
@@ -113,6 +119,8 @@ def sweep_command(
             on_corrupt=on_corrupt,
             tensorboard=tensorboard,
             wandb=wandb,
+            trackio=trackio,
+            mlflow=mlflow,
             shard_dictionary=shard_dictionary,
             engine=engine,
             workers=workers,
