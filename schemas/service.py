@@ -185,3 +185,11 @@ class TokenInfo(Schema):
     created: Time = Field(description="when it was made")
     expires: Time | None = Field(description="until when it counts; null: for ever")
     revoked: bool = Field(description="whether it counts no longer")
+
+
+class Artifact(Schema):
+    """A file of a run's folder."""
+
+    key: str = Field(description="its path in the run's folder")
+    bytes: int = Field(description="its size")
+    content_type: str = Field(description="as it is served")
