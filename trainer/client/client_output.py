@@ -1,4 +1,4 @@
-"""Prints what the service says, as text and as JSON. Importing this loads typer only."""
+"""Prints what the service says, as text or as JSON. Importing this loads typer only."""
 
 from __future__ import annotations
 

@@ -113,8 +113,11 @@ class Connection:
                 ) as response:
                     answer = whole(response)
             except UnreachableError as error:
-                safe = may_repeat or isinstance(error.__cause__, httpx.ConnectError)
-                if not safe or not waits.wait():
+                why = error.__cause__
+                # Nothing was sent where there was no connection.
+                safe = may_repeat or isinstance(why, httpx.ConnectError)
+                failed = isinstance(why, httpx.HTTPError)
+                if not (safe and failed and waits.wait()):
                     raise
                 continue
             if answer.status < 300:
