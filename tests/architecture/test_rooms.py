@@ -95,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
     "trainer.cli": BELOW_COMMANDS,
     "trainer.demo": BELOW_COMMANDS,
+    "trainer.service_demo": BELOW_COMMANDS | {"trainer.service"},
 }
 # `Store.stream` is for users: the one step from a lower folder to a higher one.
 EXCEPTIONS = {("actstore.store.store", "actstore.stream")}
