@@ -14,20 +14,14 @@ from fastapi import FastAPI
 
 from actstore.format.storage import Storage
 from schemas.records import StepRecord
-from schemas.service import RunProgress, SlotState
+from schemas.service import Role, RunProgress, ServiceRun, SlotState
 from schemas.train import TrainSpec
 from tests.support import make_store
-from trainer.service.access import Access
-from trainer.service.api import api
-from trainer.service.context import Context
-from trainer.service.event_feed import EventFeed
-from trainer.service.metrics import Metrics
-from trainer.service.pages import router
+from trainer.service.app import make_app
 from trainer.service.queue import Queue
 from trainer.service.queue_records import Lease, NewRun, Outcome
 from trainer.service.service import Places, Service
 from trainer.service.tokens import Tokens
-from trainer.service.work_pools import Answers, WorkPools
 
 SITES = {f"blocks.{layer}.hook_mlp_out": 16 for layer in range(4)}
 SLOTS = [
@@ -56,28 +50,12 @@ class PlayedService:
             make_store(self.store, SITES, n_units=40, unit_sequences=4)
         places = Places(str(folder / "runs"), (str(folder / "stores"),))
         self.service = Service(places, self.queue, SLOTS)
-        access = Access(Tokens(folder / "state"))
-        roles = {"ada": "submitter", "root": "admin", "eve": "reader"}
-        self.tokens = {
-            name: access.tokens.make(name, role)  # type: ignore[arg-type]
-            for name, role in roles.items()
-        }
-        self.pools = WorkPools()
-        self.app = FastAPI()
-        self.app.include_router(router)
-        self.app.include_router(api)
-        self.app.state.context = Context(
-            service=self.service,
-            access=access,
-            pools=self.pools,
-            answers=Answers(),
-            feed=EventFeed(self.service, self.pools),
-            metrics=Metrics(),
-            secure_cookies=False,
-        )
+        tokens = Tokens(folder / "state")
+        roles: dict[str, Role] = {"ada": "submitter", "root": "admin", "eve": "reader"}
+        self.tokens = {name: tokens.make(name, role) for name, role in roles.items()}
+        self.app = make_app(self.service, tokens)
 
     def close(self) -> None:
-        self.pools.close()
         self.queue.close()
 
     def spec(self, **sae: object) -> TrainSpec:
@@ -164,3 +142,30 @@ def served(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+def service_run(spec: TrainSpec | None = None, **progress: float) -> ServiceRun:
+    """A run as the service tells of it."""
+    keys = {"store": "s", "sae": {"kind": "topk"}}
+    before = progress_of(record(10), 400)
+    return ServiceRun(
+        id="1",
+        name="run",
+        url="/runs/run",
+        sweep=None,
+        user="ada",
+        state="running",
+        priority=0,
+        created="2026-01-01T00:00:00+00:00",
+        started="2026-01-01T00:00:01+00:00",
+        ended=None,
+        attempts=1,
+        slot="cpu-0",
+        shares_with=[],
+        waits_for=None,
+        error=None,
+        published=None,
+        spec=spec or TrainSpec.model_validate(keys),
+        memory_bytes=1,
+        progress=before.model_copy(update=progress),
+    )

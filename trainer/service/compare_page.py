@@ -11,11 +11,10 @@ from starlette.responses import Response
 from actstore.figures.draw_svg import draw
 from trainer.errors import UnknownRunError
 from trainer.service import page_figures
-from trainer.service.api import REPORT_POLICY
+from trainer.service.api_files import REPORT_POLICY
 from trainer.service.page_context import (
     PageRoute,
     answer,
-    page_headers,
     service_of,
     shared_of,
     visitor_of,
@@ -63,7 +62,7 @@ async def report_page(request: Request) -> Response:
     shared = shared_of(request)
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
     page = await shared.pools.slow(shared.service.report, ids)
-    headers = page_headers(REPORT_POLICY)
+    headers = {"Content-Security-Policy": REPORT_POLICY}
     return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
 
@@ -79,19 +78,7 @@ def _drawn(service: Service, ids: list[str]) -> tuple[list[DrawnRun], int]:
             continue
         steps = service.journal(run_id)
         runs.append(drawn_run(run, steps, service.evaluation(run_id)))
-    return _told_apart(runs), missing
-
-
-def _told_apart(runs: list[DrawnRun]) -> list[DrawnRun]:
-    """Return runs whose labels are all different."""
-    labels: dict[str, int] = {}
-    apart = []
-    for one in runs:
-        labels[one.label] = labels.get(one.label, 0) + 1
-        again = labels[one.label]
-        label = one.label if again == 1 else f"{one.label} #{again}"
-        apart.append(one._replace(label=label))
-    return apart
+    return page_figures.told_apart(runs), missing
 
 
 def _note(n_asked: int, missing: int) -> str:

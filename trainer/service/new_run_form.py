@@ -35,6 +35,7 @@ SITES = ("stream", "sites")
 NAMES = (*PATHS, "l0", "name", "priority", "yaml")
 OF_SWEEP = ("grid", "runs")
 MOST_YAML = 20_000  # characters
+MOST_DEPTH = 20
 _KEY = re.compile(r"[0-9a-f]{32}")
 # A field at the beginning of a sentence: `sae.k: wanted ...; rows: wanted ...`.
 _PATH = re.compile(r"(?:^|(?<=; )|(?<=: ))([a-z]\w*(?:\.\w+)*): ")
@@ -135,9 +136,7 @@ def yaml_values(text: str) -> dict[str, Any]:
     if len(text) > MOST_YAML:
         raise SpecError(f"yaml: wanted at most {MOST_YAML:,} characters")
     try:
-        # A reference to a reference, and so on, would be of any size.
-        if any(isinstance(one, yaml.AliasEvent) for one in yaml.parse(text)):
-            raise SpecError("yaml: references (`*name`) are not taken")
+        _check_events(text)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())
@@ -145,8 +144,27 @@ def yaml_values(text: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise SpecError("yaml: wanted fields of a spec, such as `optimiser: {lr: 1e-3}`")
+        raise SpecError(
+            "yaml: wanted fields of a spec, such as `optimiser: {lr: 1e-3}`"
+        )
     return values
+
+
+def _check_events(text: str) -> None:
+    """Check, before anything is made of it, that YAML is of an ordinary form.
+
+    Raises:
+        SpecError: It is nested too deeply, which takes very long, or has references: a
+            reference to a reference, and so on, would be of any size.
+    """
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise SpecError(f"yaml: wanted at most {MOST_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise SpecError("yaml: references (`*name`) are not taken")
 
 
 def errors_by_field(message: str, form: NewRunForm) -> dict[str, str]:
@@ -158,7 +176,7 @@ def errors_by_field(message: str, form: NewRunForm) -> dict[str, str]:
     starts = list(_PATH.finditer(message))
     ends = [start.start() for start in starts[1:]] + [len(message)]
     errors: dict[str, str] = {}
-    for start, end in zip(starts, ends, strict=True):
+    for start, end in zip(starts, ends, strict=False):
         other = "yaml" if form.values["yaml"] else None
         name = fields.get(start[1], other)
         if name is not None:
@@ -196,6 +214,5 @@ def _merged(below: dict[str, Any], above: Any) -> Any:
     merged = dict(below)
     for key, value in above.items():
         before = merged.get(key)
-        nested = isinstance(before, dict) and isinstance(value, dict)
-        merged[key] = _merged(before, value) if nested else value
+        merged[key] = _merged(before, value) if isinstance(before, dict) else value
     return merged

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from starlette.responses import Response
 
@@ -23,10 +23,9 @@ from trainer.service.new_run_form import (
     submission_of,
 )
 from trainer.service.page_context import (
-    Form,
+    CheckedForm,
     PageRoute,
     answer,
-    checked_form,
     see_other,
     service_of,
     submitter_of,
@@ -49,7 +48,7 @@ def new_run_page(request: Request) -> HTMLResponse:
 
 
 @router.post("/pages/new", response_class=HTMLResponse)
-def start_run(request: Request, sent: Form = Depends(checked_form)) -> Response:
+def start_run(request: Request, sent: CheckedForm) -> Response:
     """Start what the form asks for, or show the form again."""
     user = submitter_of(request)
     form = sent_form(sent)
@@ -70,7 +69,7 @@ def start_run(request: Request, sent: Form = Depends(checked_form)) -> Response:
 
 
 @router.post("/pages/estimate", response_class=HTMLResponse)
-def estimate(request: Request, sent: Form = Depends(checked_form)) -> HTMLResponse:
+def estimate(request: Request, sent: CheckedForm) -> HTMLResponse:
     """Answer with what the form's runs would take, or what is wrong with it."""
     submitter_of(request)
     try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlsplit
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import parse_qsl, quote
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -21,10 +21,6 @@ from trainer.service.service import Service
 from trainer.service.sessions import is_csrf_token
 from trainer.service.tokens import User
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
-    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 MOST_FIELDS = 2000  # of a form
 Form = dict[str, list[str]]
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
@@ -59,7 +55,7 @@ class NeedsLogin(Exception):  # noqa: N818 (no error: the visitor is led to the 
 
 
 class PageRoute(APIRoute):
-    """A route whose errors are pages, and which leads to the login where one is needed."""
+    """A route whose errors are pages; the login is where nobody is logged in."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request."""
@@ -101,12 +97,28 @@ def visitor_or_none(request: Request) -> Visitor | None:
     return Visitor(user.name, user.role, session.csrf_token)
 
 
+def user_of(request: Request) -> User:
+    """Return who is logged in, as the service knows users.
+
+    Raises:
+        NeedsLogin: Nobody is.
+        RefusedError: There were too many requests.
+    """
+    access = access_of(request)
+    found = access.session(request)
+    if found is None:
+        raise NeedsLogin
+    access.check_rate(request, found[0])
+    return found[0]
+
+
 def visitor_of(request: Request) -> Visitor:
     """Return who is logged in.
 
     Raises:
-        NeedsLogin: Nobody is.
+        NeedsLogin, RefusedError: As `user_of` does.
     """
+    user_of(request)
     visitor = visitor_or_none(request)
     if visitor is None:
         raise NeedsLogin
@@ -114,16 +126,13 @@ def visitor_of(request: Request) -> Visitor:
 
 
 def submitter_of(request: Request) -> User:
-    """Return who is logged in, as the service knows users.
+    """Return who is logged in, where it may start and end runs.
 
     Raises:
-        NeedsLogin: Nobody is.
-        ForbiddenError: A reader is.
+        NeedsLogin, RefusedError: As `user_of` does.
+        ForbiddenError: It may not.
     """
-    found = access_of(request).session(request)
-    if found is None:
-        raise NeedsLogin
-    user = found[0]
+    user = user_of(request)
     if not user.may_submit():
         raise ForbiddenError(f"{user.name} may read only; a submitter may do this")
     return user
@@ -162,6 +171,10 @@ async def checked_form(request: Request) -> Form:
     return form
 
 
+PlainForm = Annotated[Form, Depends(plain_form)]
+CheckedForm = Annotated[Form, Depends(checked_form)]
+
+
 def answer(
     request: Request, template: str, *, status: int = 200, **values: Any
 ) -> HTMLResponse:
@@ -177,23 +190,12 @@ def answer(
         "origin": str(request.base_url).rstrip("/"),
     }
     text = rendered(template, **{**shared, **values})
-    return HTMLResponse(text, status, headers=page_headers())
-
-
-def page_headers(policy: str = POLICY) -> dict[str, str]:
-    """Return the headers of what only its visitor may see."""
-    return {
-        "Content-Security-Policy": policy,
-        "Cache-Control": "private, no-store",
-        "Referrer-Policy": "same-origin",
-        "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
-    }
+    return HTMLResponse(text, status)
 
 
 def see_other(address: str) -> RedirectResponse:
     """Return an answer that leads on, after a form was sent."""
-    return RedirectResponse(address, 303, headers={"Cache-Control": "no-store"})
+    return RedirectResponse(address, 303)
 
 
 def is_part(request: Request) -> bool:
@@ -203,10 +205,9 @@ def is_part(request: Request) -> bool:
 
 def own_address(text: str) -> str:
     """Return a path of this service from what a stranger's link may say, else `/`."""
-    parts = urlsplit(text)
     is_own = text.startswith("/") and not text.startswith(("//", "/\\"))
-    strange = parts.scheme or parts.netloc or any(ord(c) < 33 for c in text)
-    return text if is_own and not strange else "/"
+    is_plain = all("!" <= letter <= "~" for letter in text)
+    return text if is_own and is_plain else "/"
 
 
 def error_page(request: Request, error: Exception) -> Response:
@@ -226,9 +227,10 @@ def error_page(request: Request, error: Exception) -> Response:
 
 def status_and_text(error: Exception) -> tuple[int, str]:
     """Return the status of an error, and what it says."""
-    if isinstance(error, StarletteError | RefusedError):
-        code = getattr(error, "status_code", None) or getattr(error, "status", 500)
-        return int(code), str(error.detail)
+    if isinstance(error, StarletteError):
+        return error.status_code, str(error.detail)
+    if isinstance(error, RefusedError):
+        return error.status, error.detail
     for kind, status in _STATUSES:
         if isinstance(error, kind):
             return status, str(error)

@@ -1,16 +1,17 @@
 """Draws figures of several runs of the service: FVU against L0, and FVU by layer.
 
 Runs that were evaluated have held-out figures; of the others the last line of the
-journal counts, which is on rows of training. Their names say so.
+journal counts, which is on rows of training. Where both are there, their labels say so.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from actstore.figures.figure import Axis, Figure, Series
+from actstore.figures.figure import Axis, Figure, Mark, Series
 from actstore.figures.layer_order import in_layer_order, short_site
 from actstore.figures.page import RunLegend
 from schemas.records import EvalRecord, StepRecord
@@ -21,7 +22,6 @@ from trainer.analysis.run_columns import layer_axis, number_axis
 
 FVU = "FVU"
 L0 = "L0 (latents a row)"
-IN_TRAINING = "in training"
 MOST_POINTS = 2_400  # of the curves of all runs together
 _CURVES = (("fvu", FVU), ("l0", L0), ("loss", "loss"))
 
@@ -56,12 +56,27 @@ def drawn_run(
         pooled = evaluation.pooled
         layers = {layer.site: layer.fvu for layer in evaluation.layers}
         return DrawnRun(run, run.name, pooled.l0, pooled.fvu, layers, True, steps)
-    label = f"{run.name} ({IN_TRAINING})"
     if not steps:
-        return DrawnRun(run, label, None, None, {}, False, steps)
+        return DrawnRun(run, run.name, None, None, {}, False, steps)
     last = steps[-1]
     layers = {site: math.nan if v is None else v for site, v in last.layers.items()}
-    return DrawnRun(run, label, last.l0, last.fvu, layers, False, steps)
+    return DrawnRun(run, run.name, last.l0, last.fvu, layers, False, steps)
+
+
+def told_apart(runs: Sequence[DrawnRun]) -> list[DrawnRun]:
+    """Return runs whose labels are all different, and say which rows they are on."""
+    is_mixed = len({one.held_out for one in runs}) > 1
+    count: Counter[str] = Counter()
+    apart = []
+    for one in runs:
+        label = one.label
+        if is_mixed and not one.held_out:
+            label = f"{label} (training rows)"
+        count[label] += 1
+        if count[label] > 1:
+            label = f"{label} #{count[label]}"
+        apart.append(one._replace(label=label))
+    return apart
 
 
 def legend_of(runs: Sequence[DrawnRun]) -> RunLegend:
@@ -75,10 +90,12 @@ def legend_of(runs: Sequence[DrawnRun]) -> RunLegend:
         }
         for one in runs
     ]
-    fields = [("run", "run", False)]
-    for field in ("kind", "rescale", "user"):
-        if len({one[field] for one in values}) > 1:
-            fields.append((field, field, False))
+    differing = [
+        field
+        for field in ("kind", "rescale", "user")
+        if len({one[field] for one in values}) > 1
+    ]
+    fields = [(field, field, False) for field in ("run", *differing)]
     return RunLegend(values, fields, "run")
 
 
@@ -136,7 +153,7 @@ def curves(runs: Sequence[DrawnRun]) -> list[Figure]:
             steps = thinned(one.steps, most)
             rows = [float(step.rows) for step in steps]
             values = [float(getattr(step, name)) for step in steps]
-            mark = "line" if len(rows) > 1 else "points"
+            mark: Mark = "line" if len(rows) > 1 else "points"
             series.append(Series(one.label, rows, values, mark, run=number))
         every = [value for one in series for value in one.y]
         figure = Figure(
@@ -153,13 +170,13 @@ def curves(runs: Sequence[DrawnRun]) -> list[Figure]:
 def sparsity_text(run: ServiceRun) -> str:
     """Return what sets a run's sparsity: `k 32`, `L0 32`, `l1 0.1`."""
     sae = inner_of(run.spec.sae)
-    if sae.latents_per_row is not None:
-        return f"k {sae.latents_per_row}"
+    k = sae.latents_per_row
+    if k is not None:
+        return f"k {k}"
     if sae.steered_l0 is not None:
         return f"L0 {sae.steered_l0:g}"
-    if sae.penalty_field is not None:
-        return f"{sae.penalty_field} {sae.penalty_weight:g}"
-    return ""
+    weight = sae.penalty_weight
+    return "" if weight is None else f"{sae.penalty_field} {weight:g}"
 
 
 def sites_text(run: ServiceRun) -> str:

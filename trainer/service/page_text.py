@@ -116,9 +116,6 @@ def seconds_left(run: ServiceRun) -> float | None:
 
 def yaml_text(spec: Schema, *, whole: bool = False) -> str:
     """Return a spec as YAML: the fields that are not at their defaults, or all."""
-    if whole:
-        values = spec.model_dump(mode="json")
-    else:
-        values = changed_fields(spec)
+    values = spec.model_dump(mode="json") if whole else changed_fields(spec)
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text

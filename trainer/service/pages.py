@@ -21,7 +21,7 @@ from trainer.service import (
 from trainer.service.static_files import static_files
 
 FOR_EVER = "public, max-age=31536000, immutable"
-router = APIRouter(include_in_schema=False)
+pages = APIRouter(include_in_schema=False)
 for module in (
     compare_page,
     login_page,
@@ -31,10 +31,10 @@ for module in (
     runs_page,
     stores_page,
 ):
-    router.include_router(module.router)
+    pages.include_router(module.router)
 
 
-@router.get("/static/{name}")
+@pages.get("/static/{name}")
 def static_file(name: str, v: str = "") -> Response:
     """Answer with a style sheet or a script: one of a few, and no file's path."""
     file = static_files().get(name)

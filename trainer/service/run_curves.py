@@ -28,9 +28,7 @@ def curves_of(
     whole = after_step < 0 or last_step < after_step
     new = steps if whole else [one for one in steps if one.step > after_step]
     shown = thinned(new, MOST_POINTS)
-    columns = {
-        name: [_finite(getattr(one, name)) for one in shown] for name in COLUMNS
-    }
+    columns = {name: [_finite(getattr(one, name)) for one in shown] for name in COLUMNS}
     return RunCurves(
         run=run.id,
         name=run.name,

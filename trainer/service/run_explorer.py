@@ -17,7 +17,6 @@ from trainer.explorer.page_file import page_start, served_policy
 from trainer.explorer.read_explorer import Explorer
 from trainer.service.page_context import (
     PageRoute,
-    page_headers,
     service_of,
     visitor_of,
 )
@@ -46,7 +45,7 @@ def explorer_page(request: Request, run_id: str) -> Response:
     """Answer with the explorer's page, which has a policy of its own."""
     explorer = _explorer(request, run_id)
     page = page_start(explorer) + "</body>\n</html>\n"
-    return HTMLResponse(page, headers=page_headers(served_policy()))
+    return HTMLResponse(page, headers={"Content-Security-Policy": served_policy()})
 
 
 @router.get("/pages/runs/{run_id}/explorer/index")
@@ -87,4 +86,4 @@ def _opened(folder: Path, _changed: int) -> Explorer:
 
 
 def _data(data: bytes) -> Response:
-    return Response(data, media_type="application/octet-stream", headers=page_headers())
+    return Response(data, media_type="application/octet-stream")

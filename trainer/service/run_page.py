@@ -1,10 +1,10 @@
-"""Answers `/pages/runs/{id}`: one run, its curves, its spec, what happened, its files."""
+"""Answers `/pages/runs/{id}`: one run, its curves, its spec, its files."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from starlette.responses import Response
 
@@ -16,11 +16,10 @@ from schemas.records import MachineRecord
 from schemas.service import RunEvent, ServiceRun
 from trainer.errors import UnknownRunError
 from trainer.service.page_context import (
-    Form,
+    CheckedForm,
     PageRoute,
     Visitor,
     answer,
-    checked_form,
     see_other,
     service_of,
     submitter_of,
@@ -66,7 +65,7 @@ def run_more(request: Request, run_id: str) -> HTMLResponse:
 
 @router.post("/pages/runs/{run_id}/{action}")
 def run_action(
-    request: Request, run_id: str, action: str, form: Form = Depends(checked_form)
+    request: Request, run_id: str, action: str, form: CheckedForm
 ) -> Response:
     """Cancel, resume or publish a run, and lead back to it."""
     service = service_of(request)
@@ -88,14 +87,18 @@ def _now(service: Service, visitor: Visitor, run: ServiceRun) -> dict[str, Any]:
     may = visitor.may_change(run)
     sharing = run.shares_with[:MOST_SHARING]
     finished = run.state == "completed"
+    cancelling = service.queue.run(run.id).cancelling
+    may_cancel = may and run.state in {"queued", "running"} and not cancelling
+    has_catalog = service.places.catalog is not None
     return {
+        "cancelling": cancelling,
         "actions": [
-            ("cancel", "Cancel", may and run.state in {"queued", "running"}),
+            ("cancel", "Cancel", may_cancel),
             ("resume", "Resume", may and run.state in {"cancelled", "failed"}),
         ],
         "finished": finished,
         "has_explorer": explorer_folder(run) is not None,
-        "may_publish": may and finished and run.published is None,
+        "may_publish": may and finished and has_catalog and not run.published,
         "names": {other: service.run(other).name for other in sharing},
         "longest_name": LONGEST_NAME,
         "proposed": _proposed_name(run),

@@ -149,4 +149,3 @@ def _tab(choice: Chosen) -> Any:
         return choice.address(**changes)
 
     return tab
-

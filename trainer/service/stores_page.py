@@ -1,4 +1,4 @@
-"""Answers `/pages/stores`: the stores that runs can be started from, with their norms."""
+"""Answers `/pages/stores`: stores to start runs from, with their norms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from schemas.service import SiteNorms
 from trainer.service.page_context import (
     PageRoute,
     answer,
-    page_headers,
     service_of,
     visitor_of,
 )
@@ -40,8 +39,10 @@ def norms_figure(request: Request, store: str) -> Response:
     """Answer with the figure of a store's norms by layer, as SVG."""
     visitor_of(request)
     norms = service_of(request).store_norms(store)
-    headers = page_headers(policy(style(), ""))
-    headers["Cache-Control"] = f"private, max-age={KEPT_S}"
+    headers = {
+        "Content-Security-Policy": policy(style(), ""),
+        "Cache-Control": f"private, max-age={KEPT_S}",
+    }
     return Response(
         norms_svg(tuple(norms)), media_type="image/svg+xml", headers=headers
     )
