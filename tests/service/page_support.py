@@ -30,6 +30,12 @@ SLOTS = [
 ]
 
 
+def make_stores(folder: Path) -> Path:
+    """A folder with one store."""
+    make_store(folder / "tiny", SITES, n_units=40, unit_sequences=4)
+    return folder
+
+
 class PlayedService:
     """A service without a supervisor: the test starts passes and says how they go.
 
@@ -40,15 +46,12 @@ class PlayedService:
         app: What answers HTTP.
     """
 
-    def __init__(self, folder: Path, *, store: bool = True) -> None:
+    def __init__(self, folder: Path, stores: Path) -> None:
         self.folder = folder
         self.queue = Queue(folder / "state" / "service.sqlite")
         (folder / "runs").mkdir()
-        (folder / "stores").mkdir()
-        self.store = folder / "stores" / "tiny"
-        if store:
-            make_store(self.store, SITES, n_units=40, unit_sequences=4)
-        places = Places(str(folder / "runs"), (str(folder / "stores"),))
+        self.store = stores / "tiny"
+        places = Places(str(folder / "runs"), (str(stores),))
         self.service = Service(places, self.queue, SLOTS)
         tokens = Tokens(folder / "state")
         roles: dict[str, Role] = {"ada": "submitter", "root": "admin", "eve": "reader"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import urlencode
@@ -24,6 +25,7 @@ from trainer.service.service import Service
 PAGE_RUNS = 50
 MOST_CHARTED = 8  # runs whose curves are drawn while they are trained
 LONGEST_TEXT = 200
+_STEP = re.compile("-1|[0-9]{1,18}")
 STATES: tuple[RunState, ...] = get_args(RunState)
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -89,9 +91,9 @@ def runs_curves(request: Request) -> list[RunCurves]:
     visitor_of(request)
     query = request.query_params
     ids = query.getlist("run")[:MOST_CHARTED]
-    known = query.getlist("after")[: len(ids)]
-    if not all(text.lstrip("-").isdecimal() and len(text) < 19 for text in known):
-        raise HTTPException(422, "after: wanted steps")
+    known = query.getlist("after")[:MOST_CHARTED]
+    if (known and len(known) != len(ids)) or not all(map(_STEP.fullmatch, known)):
+        raise HTTPException(422, "after: wanted a step for each run")
     after = [int(text) for text in known] or [-1] * len(ids)
     service = service_of(request)
     return [

@@ -49,8 +49,9 @@
     get ended() { return this.runs.every(run => !['', 'queued', 'running'].includes(run.state)); }
     tick() {
       if (!this.section.isConnected) { clearInterval(this.timer); this.source?.close(); return; }
-      if (document.hidden || this.section.dataset.events && this.heard && Date.now() - this.heard < 3 * ASK_MS) return;
-      if (this.section.dataset.events && this.ended) return;
+      // What came last may be in the journal a moment after its event.
+      const wasHeard = this.heard && Date.now() - this.heard < 3 * ASK_MS;
+      if (document.hidden || this.section.dataset.events && this.ended && !wasHeard) return;
       this.ask();
     }
     async ask() {
