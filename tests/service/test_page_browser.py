@@ -136,7 +136,7 @@ def check_page(page: Page, name: str) -> None:
     for width in (1280, 375):
         page.set_viewport_size(ViewportSize(width=width, height=900))
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             if width == 1280:
                 assert serious_violations(page) == [], (name, scheme)
             if SHOTS:

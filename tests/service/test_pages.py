@@ -253,7 +253,7 @@ def test_the_form_starts_a_run_once(ada: TestClient, played: PlayedService) -> N
     again = ada.post("/pages/new", data=data)
     assert sent.headers["location"] == again.headers["location"]
     (run,) = played.service.runs().runs
-    assert (run.name, run.user, run.spec.sae.k) == ("by-form", "ada", 4)  # type: ignore[union-attr]
+    assert (run.name, run.user, run.spec.sae.k) == ("by-form", "ada", 4)
     assert run.spec.stream.sites == ("blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out")
     sweep = ada.post(
         "/pages/new",
