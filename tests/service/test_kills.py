@@ -4,7 +4,6 @@ every run ends as completed, once, with the bytes of an undisturbed one.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,14 +15,13 @@ import pytest
 
 from schemas.train import TrainSpec
 from tests.service.forked import Forks, forks
-from tests.service.support import new_run, spec
+from tests.service.runs import BATCH, STEPS, check_same, tiny_spec, train_alone
+from tests.service.support import new_run
 from tests.support import make_store
 from trainer.service.database import NAME
 from trainer.service.process_identity import end_process, lives, process_start
 from trainer.service.queue import Queue
-from trainer.training.train_group import train_group
 
-STEPS, BATCH = 60, 64
 SEEDS = 4
 
 
@@ -43,14 +41,7 @@ def specs(folder: Path) -> list[TrainSpec]:
     """Two that share a pass, and two that share another."""
     store = make_store(folder / "store", n_units=24)
     return [
-        spec(
-            store.url,
-            stream={"batch": BATCH, "seed": seed % 2},
-            rows=STEPS * BATCH,
-            checkpoint_every=7,
-            log_every=5,
-            seed=seed,
-        )
+        tiny_spec(store.url, stream={"batch": BATCH, "seed": seed % 2}, seed=seed)
         for seed in range(SEEDS)
     ]
 
@@ -59,14 +50,8 @@ def specs(folder: Path) -> list[TrainSpec]:
 def undisturbed(folder: Path, specs: list[TrainSpec]) -> list[Path]:
     found = [folder / "undisturbed" / str(i) for i in range(SEEDS)]
     for path, one in zip(found, specs, strict=True):
-        train_group_alone(str(path), one)
+        train_alone(path, one)
     return found
-
-
-def train_group_alone(url: str, one: TrainSpec) -> None:
-    import actstore
-
-    train_group(actstore.open(one.store), {url: one})
 
 
 class Service:
@@ -116,31 +101,6 @@ def submit(queue: Queue, runs: Path, specs: list[TrainSpec], n: int) -> None:
         ],
         f"user{n % 2}",
     )
-
-
-def journal(run: Path) -> list[dict[str, object]]:
-    """A run's records without what the clock says."""
-    lines = (run / "journal.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    for record in found:
-        del record["rows_per_s"], record["stall"]
-    return found
-
-
-def record(run: Path) -> dict[str, object]:
-    """A run's record without the way from its folder to the store."""
-    found: dict[str, object] = json.loads((run / "sae.json").read_text())
-    del found["store_path"]
-    return found
-
-
-def check_same(run: Path, undisturbed: Path) -> None:
-    names = {path.name for path in run.iterdir()}
-    assert names == {path.name for path in undisturbed.iterdir()}
-    for name in ("sae.safetensors", "spec.json"):
-        assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
-    assert record(run) == record(undisturbed)
-    assert journal(run) == journal(undisturbed)
 
 
 def killed_service(

@@ -62,8 +62,9 @@ def next_pass(
     for run in fitting:
         can_join = not run.alone and shares(run) == key
         (joining if can_join else others).append(run)
-    least = max((run.priority for run in others), default=first.priority)
-    joining = [run for run in joining if run is first or run.priority >= least]
+    if others:
+        highest = max(run.priority for run in others)
+        joining = [run for run in joining if run is first or run.priority >= highest]
     other_keys = {_key(run, shares) for run in others}
     most = min(MOST_RUNS, _spread(len(joining), len(other_keys), n_free))
     others_wait = len(other_keys) >= n_free
