@@ -101,12 +101,18 @@ def serve(address: str, state: str, n_slots: str) -> None:
 
 def _answer(connection: socket.socket, address: str) -> None:
     data = b""
-    while piece := connection.recv(4096):
-        data += piece
-    role, log, *arguments = json.loads(data)
+    with contextlib.suppress(OSError):
+        while piece := connection.recv(4096):
+            data += piece
+    try:
+        role, log, *arguments = json.loads(data)
+    except ValueError:  # half a request, of one that was killed
+        return
     pid = os.fork()
     if pid:
-        connection.sendall(str(pid).encode())
+        # who asked may have been killed meanwhile
+        with contextlib.suppress(OSError):
+            connection.sendall(str(pid).encode())
         return
     try:
         os.setsid()

@@ -11,8 +11,10 @@ from trainer.service import schedule
 from trainer.service.queue_records import WaitingRun
 from trainer.service.schedule import (
     AHEAD_S,
+    LOOK_AHEAD,
     MOST_BESIDE_OTHERS,
     MOST_RUNS,
+    counted,
     next_pass,
     shared_memory,
     turns,
@@ -29,21 +31,20 @@ def waiting(
     """A run; its store's name is what it must have in common with others."""
     values = {
         "number": number,
-        "id": str(number),
         "user": user,
         "priority": 0,
-        "spec": "",
-        "store_url": key,
         "memory_bytes": 100,
         "state_bytes": 10,
         "alone": False,
         **more,
     }
+    # what it shares with others stands before its number
+    values["id"] = f"{key} {number}"
     return WaitingRun(**values)  # type: ignore[arg-type]
 
 
 def shares(run: WaitingRun) -> str:
-    return run.store_url
+    return run.id.split()[0]
 
 
 RUNS = st.lists(
@@ -58,7 +59,11 @@ RUNS = st.lists(
         alone=st.booleans(),
     ),
     max_size=20,
-).map(lambda runs: [run._replace(number=i, id=str(i)) for i, run in enumerate(runs)])
+).map(
+    lambda runs: [
+        run._replace(number=i, id=f"{shares(run)} {i}") for i, run in enumerate(runs)
+    ]
+)
 HAD = st.dictionaries(st.sampled_from("abc"), st.floats(0, 1e5))
 
 
@@ -170,6 +175,29 @@ def test_free_slots_are_all_used() -> None:
         queue = [run for run in queue if run not in chosen]
         sizes.append(len(chosen))
     assert sizes == [3, 3, 2, 2]
+
+
+def test_what_is_held_counts() -> None:
+    """Of two free slots one user does not get both because neither has had any."""
+    queue = [waiting(0, key="a"), waiting(1, key="b"), waiting(2, "ben", "c")]
+    first = next_pass(queue, SLOT, counted({}, {}), shares, 2)
+    second = next_pass(queue[1:], SLOT, counted({}, {"ana": 1.0}), shares, 1)
+    assert [run.number for run in first + second] == [0, 2]
+
+
+def test_long_queues_are_looked_at_in_part() -> None:
+    queue = [waiting(i) for i in range(5 * LOOK_AHEAD)]
+    queue.append(waiting(10**6, "ben", "other"))
+    seen = list[str]()
+
+    def noted(run: WaitingRun) -> str:
+        seen.append(run.id)
+        return shares(run)
+
+    chosen = next_pass(queue, SLOT, {"ben": 1e9}, noted)
+    assert len(set(seen)) <= LOOK_AHEAD
+    # Ben's turn is far off, and still his wait is bounded
+    assert len(chosen) == MOST_BESIDE_OTHERS
 
 
 def test_memory_of_a_shared_pass() -> None:

@@ -21,6 +21,7 @@ that nobody else pays for that:
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from trainer.service.slots import Slot
 AHEAD_S = 600.0
 MOST_RUNS = 64
 MOST_BESIDE_OTHERS = 8
+# How many of the next runs are looked at for what they share.
+LOOK_AHEAD = 1000
 
 Shares = Callable[[WaitingRun], str]
 """Gives what is equal of runs that can read the data together."""
@@ -49,28 +52,48 @@ def next_pass(
     Args:
         waiting: The queued runs.
         slot: A slot that is free.
-        had: What each user has had of the slots lately and holds now, in seconds.
+        had: What each user has had of the slots lately and holds now, as `counted`.
         shares: What is equal of runs that can share a pass.
         n_free: How many slots are free, this one included.
     """
     fitting = [run for run in waiting if run.memory_bytes <= slot.memory_bytes]
-    first = next(turns(fitting, had), None)
-    if first is None or first.alone:
-        return [first] if first else []
+    ahead = [*itertools.islice(turns(fitting, had), LOOK_AHEAD)]
+    if not ahead or ahead[0].alone:
+        return ahead[:1]
+    first = ahead[0]
     key = shares(first)
     joining, others = list[WaitingRun](), list[WaitingRun]()
-    for run in fitting:
+    for run in ahead:
         can_join = not run.alone and shares(run) == key
         (joining if can_join else others).append(run)
     if others:
         highest = max(run.priority for run in others)
         joining = [run for run in joining if run is first or run.priority >= highest]
-    other_keys = {_key(run, shares) for run in others}
-    most = min(MOST_RUNS, _spread(len(joining), len(other_keys), n_free))
-    others_wait = len(other_keys) >= n_free
-    if others_wait and any(run.user != first.user for run in others):
+    passes = {_key(run, shares) for run in others}
+    users = {run.user for run in others}
+    if len(ahead) < len(fitting):
+        # whoever's turn is further off waits as well, whatever it is for
+        users |= {run.user for run in fitting}
+        passes |= users - {first.user}
+    most = min(MOST_RUNS, _spread(len(joining), len(passes), n_free))
+    if len(passes) >= n_free and users - {first.user}:
         most = min(most, MOST_BESIDE_OTHERS)
-    return _filled(first, turns(joining, had), slot.memory_bytes, most)
+    return _filled(joining, slot.memory_bytes, most)
+
+
+def counted(
+    slot_times: Mapping[str, float], holding: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what users have had, what they hold now counted with it, in seconds.
+
+    Args:
+        slot_times: What each has had lately, in seconds of a slot.
+        holding: How many slots each holds.
+    """
+    return {
+        user: slot_times.get(user, 0.0) + AHEAD_S * holding.get(user, 0.0)
+        for user in {*slot_times, *holding}
+    }
 
 
 def turns(
@@ -124,14 +147,14 @@ def waits_for(memory_bytes: int, slots: Sequence[Slot], n_taken: int) -> str:
 
 
 def _filled(
-    first: WaitingRun, joining: Iterator[WaitingRun], memory_bytes: int, most: int
+    joining: Sequence[WaitingRun], memory_bytes: int, most: int
 ) -> list[WaitingRun]:
-    """Return a pass of the first run and of those that fit beside it, in their turn."""
-    runs = [first]
+    """Return those of the runs, in their order, that fit together."""
+    runs: list[WaitingRun] = []
     for run in joining:
         if len(runs) >= most:
             break
-        if run is not first and shared_memory([*runs, run]) <= memory_bytes:
+        if shared_memory([*runs, run]) <= memory_bytes:
             runs.append(run)
     return runs
 

@@ -11,12 +11,12 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from actstore.errors import ActstoreError
-from schemas.train import TrainSpec
 from trainer.errors import ConflictError, ServiceError
 from trainer.service import schedule
 from trainer.service.ended_runs import ended_runs
@@ -90,6 +90,13 @@ class Supervisor:
             self._end_passes(wait_s)
         os.close(self._lock)
 
+    def waits_for(self, memory_bytes: int) -> str:
+        """Return why a queued run does not begin yet, in words.
+
+        memory_bytes: what it takes alone.
+        """
+        return schedule.waits_for(memory_bytes, self.slots, len(self._queue.slots()))
+
     def round(self) -> None:
         """Settle what has ended, and start what can start.
 
@@ -114,6 +121,9 @@ class Supervisor:
             except (ActstoreError, OSError) as error:
                 # the next round may find a disk with room again
                 self.trouble = str(error)
+            except Exception as error:  # noqa: BLE001 (slots would stay empty, unseen)
+                traceback.print_exc()
+                self.trouble = f"{type(error).__name__}: {error}"
             self._wake.wait(EVERY_S)
 
     def _settle_if_ended(self, lease: Lease) -> None:
@@ -162,17 +172,22 @@ class Supervisor:
     def _start_passes(self) -> None:
         taken = self._queue.slots()
         free = [slot for slot in self.slots if slot.name not in taken]
-        waiting = self._queue.waiting() if free else []
+        if not free:
+            return
+        waiting = {run.id: run for run in self._queue.waiting()}
+        self._keys = {run: key for run, key in self._keys.items() if run in waiting}
         while free and waiting:
-            slot = free.pop(0)
-            had = self._queue.slot_times()
-            runs = schedule.next_pass(waiting, slot, had, self._shares, len(free) + 1)
-            if not runs:
-                continue
-            chosen = {run.id for run in runs}
-            waiting = [run for run in waiting if run.id not in chosen]
+            slot, n_free = free[0], len(free)
+            had = schedule.counted(self._queue.slot_times(), self._queue.holding())
+            runs = schedule.next_pass(
+                [*waiting.values()], slot, had, self._shares, n_free
+            )
+            free.pop(0)
+            for run in runs:
+                del waiting[run.id]
             with suppress(ConflictError):  # one was cancelled meanwhile
-                self._start_pass(runs, slot)
+                if runs:
+                    self._start_pass(runs, slot)
 
     def _start_pass(self, runs: Sequence[WaitingRun], slot: Slot) -> None:
         lease = self._queue.start([run.id for run in runs], slot.name)
@@ -187,8 +202,8 @@ class Supervisor:
         from trainer.training.sweep import sharing_key
 
         if run.id not in self._keys:
-            spec = TrainSpec.model_validate_json(run.spec)
-            same_store = spec.model_copy(update={"store": run.store_url})
+            there = self._queue.run(run.id)
+            same_store = there.spec.model_copy(update={"store": there.store_url})
             self._keys[run.id] = sharing_key(same_store)
         return self._keys[run.id]
 
