@@ -43,9 +43,10 @@ def end_process(pid: int, start: str | None) -> bool:
     """End a process and those that it began, at once; return whether it is gone."""
     if not lives(pid, start):
         return True
-    with contextlib.suppress(OSError):
-        # it leads a group of its own
-        os.killpg(pid, signal.SIGKILL)
+    # it leads a group of its own, unless it has only just begun
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            end(pid, signal.SIGKILL)
     give_up = time.monotonic() + _WAIT_S
     while lives(pid, start):
         if time.monotonic() > give_up:

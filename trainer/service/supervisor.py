@@ -63,7 +63,7 @@ class Supervisor:
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._lock = _locked(state / LOCK)
+        self._lock: int | None = _locked(state / LOCK)
 
     def start(self) -> None:
         """Begin the thread."""
@@ -86,9 +86,13 @@ class Supervisor:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
+        if self._lock is None:
+            return
         if end_passes:
-            self._end_passes(wait_s)
+            self._end_passes(time.monotonic() + wait_s)
         os.close(self._lock)
+        self._lock = None
 
     def waits_for(self, memory_bytes: int) -> str:
         """Return why a queued run does not begin yet, in words.
@@ -207,8 +211,8 @@ class Supervisor:
             self._keys[run.id] = sharing_key(same_store)
         return self._keys[run.id]
 
-    def _end_passes(self, wait_s: float) -> None:
-        give_up = time.monotonic() + wait_s
+    def _end_passes(self, give_up: float) -> None:
+        """Ask the processes of all passes to save and end, and wait for them."""
         asked = set[str]()
         while (leases := self._queue.leases()) and time.monotonic() < give_up:
             for lease in leases:
@@ -218,7 +222,9 @@ class Supervisor:
                         os.kill(lease.pid, signal.SIGTERM)
                 self._settle_if_ended(lease)
             time.sleep(0.05)
-        self._forget_processes()
+        while self._processes and time.monotonic() < give_up:
+            self._forget_processes()
+            time.sleep(0.05)
 
 
 def _locked(path: Path) -> int:
