@@ -22,6 +22,8 @@ from trainer.explorer.explore_command import explore_command
 from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command
 from trainer.reports.report_command import report_command
+from trainer.service.serve_command import serve_command
+from trainer.service.token_command import token
 from trainer.stitching.stitch_commands import stitch
 from trainer.training.train_command import sweep_command, train_command
 from trainer.training.train_options import TrainCommand
@@ -49,6 +51,8 @@ app.command("runs", cls=Command)(runs_command)
 app.command("logs", cls=Command)(logs_command)
 app.command("cancel", cls=Command)(cancel_command)
 app.command("resume", cls=Command)(resume_command)
+app.command("serve", cls=Command)(serve_command)
+app.add_typer(token, name="token")
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},
     "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
-    "trainer.cli": BELOW_COMMANDS,
+    "trainer.cli": BELOW_COMMANDS | {"trainer.service"},
     "trainer.demo": BELOW_COMMANDS,
     "trainer.service_demo": BELOW_COMMANDS | {"trainer.service"},
 }
