@@ -88,7 +88,7 @@ def _serve(demo: Demo) -> None:
 
     spec = _prepare(demo)
     Console(stderr=True).print(
-        "\nOpen the link behind `service:` in a browser of this machine: it logs you in."
+        "\nOpen the link behind `service:` in a browser here: it logs you in."
         "\nOr from another shell, with the part behind `token=` as the token:"
         f"\n\n  export ACTSTORE_SERVICE=http://127.0.0.1:{demo.port} ACTSTORE_TOKEN=..."
         f"\n  trainer submit {spec} --follow\n",

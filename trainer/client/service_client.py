@@ -46,11 +46,15 @@ class ServiceClient:
 
     Examples:
         >>> import trainer
-        >>> with trainer.ServiceClient("http://127.0.0.1:8321") as service:
-        ...     [run] = service.submit({"store": "demo/store", "rows": "1M"})
-        ...     for event in service.events(run.id):
-        ...         print(event.text)
-        ...     service.run(run.id).progress.fvu
+        >>> service = trainer.ServiceClient()  # $ACTSTORE_SERVICE, $ACTSTORE_TOKEN
+        >>> [run] = service.submit({"store": "stores/small", "rows": 2_000})
+        >>> run.state
+        'queued'
+        >>> service.cancel(run.id).state
+        'cancelled'
+        >>> [event.kind for event in service.events(run.id)]
+        ['queued', 'cancelled']
+        >>> service.close()
     """
 
     def __init__(
