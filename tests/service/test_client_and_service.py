@@ -96,7 +96,7 @@ def test_the_example_runs(service: Served, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("ACTSTORE_TOKEN", service.tokens.make("ada", "submitter"))
     [example] = doctest.DocTestFinder(recurse=False).find(ServiceClient, globs={})
     results = doctest.DocTestRunner().run(example)
-    assert (results.failed, results.attempted) == (0, 6)
+    assert (results.failed, results.attempted) == (0, 7)
 
 
 def test_a_sweep_is_cancelled_and_resumed_run_by_run(service: Served) -> None:
