@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from actstore.errors import ActstoreError
@@ -154,7 +153,7 @@ def test_a_signal_saves_and_the_next_service_goes_on(folder: Path) -> None:
 
 
 def test_tokens_by_the_command_line(folder: Path) -> None:
-    def token(*words: str) -> Result:
+    def token(*words: str) -> Any:
         return CliRunner().invoke(
             app, ["token", *words, "--runs", str(folder / "runs")]
         )
