@@ -4,10 +4,11 @@ where it does not listen.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -18,14 +19,20 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from actstore.errors import ActstoreError
 from tests.service.served import SAE
 from tests.support import make_store
+from trainer.cli import app
+from trainer.service.doors import Door
+from trainer.service.serve_options import serving_from
+from trainer.service.serving import Serving, serve
 
 COMMAND = [sys.executable, "-m", "trainer"]
 
 
-def trainer(folder: Path, *words: str, code: int = 0) -> str:
+def command(folder: Path, *words: str, code: int = 0) -> str:
     done = subprocess.run(
         [*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )  # fmt: skip
@@ -83,6 +90,11 @@ def wait_until(true: Any, seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture(autouse=True)
+def state_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     make_store(str(tmp_path / "store"))
@@ -110,7 +122,7 @@ def test_from_a_token_to_a_trained_run(folder: Path) -> None:
         dry = {"spec": spec(), "dry_run": True}
         assert client.post("/runs", json=dry).json()["seconds"] > 0
         # a second service does not take the same folder
-        told = trainer(folder, "serve", "--runs", "runs", "--port", "0", code=1)
+        told = command(folder, "serve", "--runs", "runs", "--port", "0", code=1)
         assert "another service" in told
     assert service.process.returncode == 143
     log = (folder / "log").read_text()
@@ -119,6 +131,7 @@ def test_from_a_token_to_a_trained_run(folder: Path) -> None:
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_next_service_goes_on(folder: Path) -> None:
     with running(folder) as service, service.client() as client:
         long = spec(rows=100_000_000, stream={"batch": 256, "epochs": None})
@@ -140,25 +153,30 @@ def test_a_signal_saves_and_the_next_service_goes_on(folder: Path) -> None:
 
 
 def test_tokens_by_the_command_line(folder: Path) -> None:
-    def token(*words: str, **more: Any) -> str:
-        return trainer(folder, "token", *words, "--runs", "runs", **more)
+    def token(*words: str) -> Any:
+        return CliRunner().invoke(
+            app, ["token", *words, "--runs", str(folder / "runs")]
+        )
 
-    made = token("make", "--user", "ada", "--role", "reader", "--days", "7").strip()
+    def refusal(*words: str) -> str:
+        return str(token(*words).exception)
+
+    one = ("make", "--user", "ada", "--role")
+    made = token(*one, "reader", "--days", "7").stdout.strip()
     with running(folder) as service:
         assert service.token is None  # there is one already
         with service.client(made) as client:
             assert client.get("/session").json()["user"] == "ada"
-            (info,) = json.loads(token("ls", "--json"))
+            (info,) = json.loads(token("ls", "--json").stdout)
             assert (info["role"], info["revoked"]) == ("reader", False)
             token("revoke", info["id"])
             assert client.get("/session").status_code == 401
-    assert "revoked" in token("ls")
-    assert "there is no token" in token("revoke", "x", code=1)
-    assert "--days" in token(
-        "make", "--user", "a", "--role", "reader", "--days", "0", code=1
-    )
-    assert "role" in token("make", "--user", "a", "--role", "root", code=1)
-    assert "which service?" in trainer(folder, "token", "ls", code=1)
+    assert "revoked" in token("ls").stdout
+    assert "there is no token" in refusal("revoke", "x")
+    assert "--days" in refusal(*one, "reader", "--days", "0")
+    assert "role" in refusal(*one, "root")
+    told = CliRunner().invoke(app, ["token", "ls"]).exception
+    assert "which service?" in str(told)
 
 
 REFUSED = {
@@ -180,36 +198,53 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_where_it_does_not_begin(
-    folder: Path, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from actstore.errors import ActstoreError
-    from trainer.service.doors import Door
-    from trainer.service.serve_options import serving_from
-    from trainer.service.tokens import Tokens
+def nobody(*_: object) -> None:
+    pytest.fail("it has begun")
 
-    monkeypatch.chdir(folder)
+
+def serving(folder: Path, words: str) -> Serving:
+    """What `trainer serve` with these options is started with."""
     given: dict[str, Any] = {
         "runs": "runs", "state": None, "stores": [], "host": "127.0.0.1", "port": 0, "tls_cert": None,
         "tls_key": None, "behind_proxy": False, "proxies": [], "n_slots": None, "device": "cpu", "executor": "local",
     }  # fmt: skip
-    names = {"--proxy": "proxies", "--behind-proxy": "behind_proxy"}
+    names = {"--proxy": "proxies", "--slots": "n_slots"}
     for option, value in re.findall(r"(--[\w-]+)(?: (?!--)(\S+))?", words):
         name = names.get(option, option[2:].replace("-", "_"))
         given[name] = [value] if isinstance(given[name], list) else (value or True)
-    with pytest.raises(ActstoreError, match=REFUSED[words]) as refused:
-        serving = serving_from(**given)
-        serving.door.check(Tokens(serving.state), "trainer token make")
-        if serving.door.certificate:
-            from trainer.service.serving import serve
+    given["n_slots"] = given["n_slots"] and int(given["n_slots"])
+    with contextlib.chdir(folder):
+        return serving_from(**given)
 
-            serve(serving, "", lambda *_: pytest.fail("it has begun"))
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_where_it_does_not_begin(folder: Path, words: str) -> None:
+    with pytest.raises(ActstoreError, match=REFUSED[words]) as refused:
+        serve(serving(folder, words), "trainer token make", nobody)
     assert "key:secret" not in str(refused.value)
     assert Door("::1", 0).is_of_this_machine
     assert not Door("127.0.0.1.example.org", 0).is_of_this_machine
 
 
+CHANGES = (
+    "--runs others", "--state here", "--stores store", "--host ::1", "--port 8000", "--tls-cert x", "--tls-key x",
+    "--stores . --behind-proxy", "--slots 2", "--executor ray",
+)  # fmt: skip
+
+
+def test_each_option_changes_what_is_served(folder: Path) -> None:
+    usual = serving(folder, "")
+    found = [serving(folder, words) for words in CHANGES]
+    assert all(one != usual for one in found)
+    named = serving(folder, "--stores . --behind-proxy --proxy 10.0.0.1")
+    assert named.door.proxies == ("10.0.0.1",)
+    with pytest.raises(ActstoreError, match="no GPU"):
+        serving(folder, "--device cuda")
+    remote = serving(folder, "--runs s3://bucket/runs --stores .")
+    assert remote.state.is_relative_to(folder / "state-home")
+
+
+@pytest.mark.slow
 def test_tls(folder: Path) -> None:
     made = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
@@ -218,7 +253,7 @@ def test_tls(folder: Path) -> None:
     )  # fmt: skip
     if made.returncode:
         pytest.skip("there is no openssl")
-    token = trainer(
+    token = command(
         folder, "token", "make", "--runs", "runs", "--user", "a", "--role", "reader"
     ).strip()
     process = subprocess.Popen(
@@ -229,8 +264,6 @@ def test_tls(folder: Path) -> None:
     try:
         assert process.stdout is not None
         port = process.stdout.readline().strip().rstrip("/").rpartition(":")[2]
-        import ssl
-
         trusted = ssl.create_default_context(cafile=str(folder / "cert.pem"))
         with httpx.Client(
             verify=trusted, base_url=f"https://127.0.0.1:{port}"
@@ -249,10 +282,7 @@ def test_tls(folder: Path) -> None:
 def test_it_says_what_is_not_installed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from actstore.errors import SpecError
-    from trainer.service import serving
-
-    monkeypatch.setattr(serving, "NEEDED", ("fastapi", "nosuch_package"))
-    with pytest.raises(SpecError, match=r"pip install 'actstore\[serve\]'"):
-        serving.check_installed()
-    assert os.environ is not None
+    needed = ("fastapi", "nosuch_package")
+    monkeypatch.setattr("trainer.service.serving.NEEDED", needed)
+    with pytest.raises(ActstoreError, match=r"nosuch.*pip install 'actstore\[serve\]'"):
+        serve(serving(folder, ""), "", nobody)
