@@ -9,20 +9,50 @@ import os
 # Before torch comes: on tests' small tensors a second thread costs a quarter more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 import gc
+import shutil
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.s3_server import server
 
+IN_MEMORY = Path("/dev/shm")
+# Bytes that must be free there. A whole run has a tenth of it at any time.
+ENOUGH = 8 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests write many small files, so that a third of their time is the disk's: they
+    have them in memory where there is enough of it. What is slow or has a real server
+    keeps to the disk: it looks for what kills leave there.
+    """
+    if "not real_s3" in config.option.markexpr and _has_room(IN_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        in_memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(in_memory, shutil.disk_usage(folder).free) > ENOUGH
+    except (OSError, ValueError):  # there is no such folder, or number
+        return False
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """moto's S3 server on 127.0.0.1; the environment points every client at it."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication
     from moto.server import ThreadedMotoServer
 
+    # moto looks through its services' folders and patterns at each request, in half of
+    # the time that one takes.
+    DomainDispatcherApplication.get_backend_for_host = functools.cache(
+        DomainDispatcherApplication.get_backend_for_host
+    )
     names = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
