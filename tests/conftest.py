@@ -20,26 +20,44 @@ import pytest
 
 from tests.s3_server import server
 
+# A file system in memory, and the bytes that must be free there and in all: a whole run
+# writes less, and most of that goes when a test has passed.
 IN_MEMORY = Path("/dev/shm")
-# Bytes that must be free there. A whole run has a tenth of it at any time.
-ENOUGH = 8 << 30
+ENOUGH = 4 << 30
+# They take half a minute or more each, and one of them at the end would be waited for.
+FIRST = (
+    "tests/trainer/distributed/test_distributed.py",
+    "tests/stream/test_closing.py",
+    "tests/harvesting/test_harvest.py",
+    "tests/recomputing/test_verify_deep.py",
+    "tests/harvesting/test_faulty_stores.py",
+    "tests/cli/test_no_inert_options.py",
+    "tests/fuzz/test_fuzz.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests write many small files, so that a third of their time is the disk's: they
-    have them in memory where there is enough of it. What is slow or has a real server
-    keeps to the disk: it looks for what kills leave there.
+    """Tests write many small files, and wait for the disk: they have them in memory
+    where there is enough of it. What is slow or has a real server keeps to the disk.
     """
     if "not real_s3" in config.option.markexpr and _has_room(IN_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the others stay in their order."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
 def _has_room(folder: Path) -> bool:
     try:
-        in_memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(in_memory, shutil.disk_usage(folder).free) > ENOUGH
-    except (OSError, ValueError):  # there is no such folder, or number
+        free = shutil.disk_usage(folder).free
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
         return False
+    # "MemAvailable:   23456789 kB"
+    available = [int(line.split()[1]) << 10 for line in lines if "MemAvail" in line]
+    return min([free, *available]) > ENOUGH
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +66,8 @@ def s3_server() -> Iterator[str]:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication
     from moto.server import ThreadedMotoServer
 
-    # moto looks through its services' folders and patterns at each request, in half of
-    # the time that one takes.
+    # At each request moto looks through its services' folders and patterns, which is
+    # half of the time that one takes.
     DomainDispatcherApplication.get_backend_for_host = functools.cache(
         DomainDispatcherApplication.get_backend_for_host
     )
