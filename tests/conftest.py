@@ -66,11 +66,6 @@ def s3_server() -> Iterator[str]:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication
     from moto.server import ThreadedMotoServer
 
-    # At each request moto looks through its services' folders and patterns, which is
-    # half of the time that one takes.
-    DomainDispatcherApplication.get_backend_for_host = functools.cache(
-        DomainDispatcherApplication.get_backend_for_host
-    )
     names = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
@@ -78,6 +73,11 @@ def s3_server() -> Iterator[str]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    # At each request moto looks through its services' folders and patterns, which is
+    # half of the time that one takes.
+    found_once = functools.cache(DomainDispatcherApplication.get_backend_for_host)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(DomainDispatcherApplication, "get_backend_for_host", found_once)
     server.start()
     host, port = server.get_host_and_port()
     names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
@@ -90,6 +90,7 @@ def s3_server() -> Iterator[str]:
         else:
             os.environ[name] = value
     server.stop()
+    patch.undo()
 
 
 @pytest.fixture
