@@ -21,8 +21,9 @@ serve-demo: $(VENV)/.serve
 serve-demo-check: $(VENV)/.serve
 	$(BIN)/python -m trainer.service_demo --check
 
+# A file on one process, in the order in which tests/conftest.py has them: the longest first.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -79,7 +80,7 @@ deploy-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/deploy
 
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # All of it takes hours: MUTANTS='actstore.format.layout*' names some.
 MUTANTS ?=
