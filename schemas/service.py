@@ -23,6 +23,20 @@ EventKind = Literal[
 MOST_PRIORITY = 100
 
 
+class JournalSinks(Schema):
+    """Where the records of a run's journal go besides the journal."""
+
+    tensorboard: bool = Field(
+        default=False, description="whether they go to RUN/tensorboard"
+    )
+    wandb: str | None = Field(default=None, description="a project of Weights & Biases")
+    trackio: str | None = Field(default=None, description="a project of trackio")
+    mlflow: str | None = Field(default=None, description="an experiment of MLflow")
+
+
+NO_SINKS = JournalSinks()
+
+
 class PassSpec(Schema):
     """Runs that share a pass, as they are given to the process that trains them."""
 
@@ -34,11 +48,8 @@ class PassSpec(Schema):
     on_corrupt: Literal["error", "skip"] = Field(
         default="error", description="what is done about rows that cannot be read"
     )
-    tensorboard: bool = Field(
-        default=False, description="whether records also go to RUN/tensorboard"
-    )
-    wandb: str | None = Field(
-        default=None, description="a project of Weights & Biases that they also go to"
+    sinks: JournalSinks = Field(
+        default=NO_SINKS, description="where their records go, too"
     )
 
 
