@@ -37,4 +37,10 @@ def harvest_on_engine(
         SpecError, SiteError, ModelError, CorpusError, NumericsError, StoreError: As
             `harvest` does.
     """
+    if engine.engine.kind == "slurm":
+        from actstore.harvesting.harvest_on_slurm import harvest_on_slurm
+
+        return harvest_on_slurm(
+            spec, out, engine, device=device, options=options, report=report
+        )
     raise SpecError(f"--engine {engine.engine.kind}: harvests cannot run on it yet")

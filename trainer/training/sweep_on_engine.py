@@ -34,4 +34,9 @@ def sweep_on_engine(
     Raises:
         SpecError, SaeError, RunError, StoreError: As `sweep` does.
     """
+    if engine.engine.kind == "slurm":
+        from trainer.training.sweep_on_slurm import sweep_on_slurm
+
+        sweep_on_slurm(runs, memory, engine, settings, sweep_folder)
+        return
     raise SpecError(f"--engine {engine.engine.kind}: sweeps cannot run on it yet")
