@@ -1,9 +1,9 @@
 """Submits work to Slurm as an array of jobs, and waits for them.
 
 What a job does is a function of ours and its JSON (`slurm_job.py`). Slurm is never the
-record of what is done: a job that is lost is made up for by the same command, which goes
-on from what lies in the store or in the runs. A command that is ended leaves its jobs
-in the queue; given again, it waits for them.
+record of what is done: a job that is lost is made up for by the same command, which
+goes on from what lies in the store or in the runs. A command that is ended leaves its
+jobs in the queue; given again, it waits for them.
 
 For trying it without a cluster, submitit has stand-ins: `slurm:local` starts processes
 of this machine, `slurm:debug` does the work in this process.
@@ -138,8 +138,8 @@ def _submitted(
         if left is None:
             raise EngineError(
                 "squeue gives no answer, so it is not known whether the jobs that were"
-                " submitted before are still in the queue; run the command where Slurm's"
-                " commands work"
+                " submitted before are still in the queue; run the command where"
+                " Slurm's commands work"
             )
         if left and earlier.what != task.what:
             raise SpecError(
@@ -210,6 +210,7 @@ def _wait_locally(
             time.sleep(jobs.look_s)
     except BaseException:
         jobs.end()
+        folder.remove()
         raise
     jobs.wait()
     return waiting.failed

@@ -80,7 +80,7 @@ class JobFolder:
         write_whole(self.path / f"{number}.outcome.json", outcome.to_json())
 
     def progress(self, number: int) -> str | None:
-        """Return what a job has told of its progress; None while it has told nothing."""
+        """Return what a job has told of its progress; None for nothing yet."""
         return _text(self.path / f"{number}.progress.json")
 
     def write_progress(self, number: int, text: str) -> None:

@@ -1,8 +1,8 @@
 """What a job of Slurm runs: a function of ours, found by its name.
 
 submitit pickles a SlurmJob for it, in which there are only names and numbers. Before a
-job's time is up, Slurm sends the signal that submitit asked for: the work then saves and
-ends, and the job is put into the queue again, where it goes on.
+job's time is up, Slurm sends the signal that submitit asked for: the work then saves
+and ends, and the job is put into the queue again, where it goes on.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SlurmJob:
     def _work(self, folder: JobFolder, stop: Stop) -> None:
         submitted = folder.submitted()
         if submitted is None:
-            raise EngineError(f"{folder.path}: the command that submitted this has gone")
+            raise EngineError(f"{folder.path}: it does not say what is to be done")
         last = ""
         last_told = 0.0
 

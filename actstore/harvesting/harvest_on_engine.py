@@ -1,7 +1,5 @@
 """Gives a harvest to the engine that was asked for."""
 
-# ruff: noqa: ARG001  # until an engine is here
-
 from __future__ import annotations
 
 from collections.abc import Mapping

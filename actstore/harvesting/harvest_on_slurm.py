@@ -85,9 +85,7 @@ def harvest_on_slurm(
     return open_store(out)
 
 
-def _works(
-    spec: HarvestSpec, url: str, n_workers: int, device: str
-) -> list[JobWork]:
+def _works(spec: HarvestSpec, url: str, n_workers: int, device: str) -> list[JobWork]:
     works = []
     for number in range(1, n_workers + 1):
         worker = f"{number}/{n_workers}" if n_workers > 1 else None

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -46,7 +46,7 @@ class Unique(yaml.SafeLoader):
 
 def template(name: str) -> dict[str, Any]:
     """A YAML file of `deploy/`."""
-    loaded: dict[str, Any] = yaml.load((DEPLOY / name).read_text(), Unique)  # noqa: S506
+    loaded: dict[str, Any] = yaml.load((DEPLOY / name).read_text(), Unique)
     return loaded
 
 
@@ -164,6 +164,25 @@ def renamed_keys(whole: Any, free: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield ".".join(map(str, path)), copy
 
 
+def unnoticed(
+    check: Callable[[Any], None], whole: Any, free: Sequence[str], least: int
+) -> list[str]:
+    """Return the keys of nested values that can be misspelt without a check failing.
+
+    least: How many keys there have to be.
+    """
+    missed = []
+    misspelt = list(renamed_keys(whole, free))
+    assert len(misspelt) >= least
+    for where, changed in misspelt:
+        try:
+            check(changed)
+        except (AssertionError, KeyError, kubernetes_validate.ValidationError):
+            continue
+        missed.append(where)
+    return missed
+
+
 def _paths(level: Any, free: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     steps: Any = level.items() if isinstance(level, dict) else ()
     if isinstance(level, list):
@@ -222,8 +241,3 @@ def clean_environment() -> dict[str, str]:
     """The environment with our programs on its path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-
-
-def joined(words: Sequence[str]) -> str:
-    """A command line as a user types it, for the names of tests."""
-    return shlex.join(words)[:60]

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.support import DEPLOY, calls, check_command, renamed_keys, template, wrong
+from tests.deploy.support import (
+    DEPLOY,
+    calls,
+    check_command,
+    template,
+    unnoticed,
+    wrong,
+)
 
 SKYPILOT = template("skypilot.yaml")
 DSTACK = template("harvest.dstack.yml")
@@ -151,12 +158,7 @@ def test_the_tasks_are_right() -> None:
     [(check_skypilot, SKYPILOT, ("envs", "secrets")), (check_dstack, DSTACK, ())],
 )
 def test_each_misspelt_key_is_found(check: Any, task: Any, free: Any) -> None:
-    misspelt = list(renamed_keys(task, free))
-    assert len(misspelt) >= 15
-    for where, changed in misspelt:
-        with pytest.raises((AssertionError, KeyError)):
-            check(changed)
-            pytest.fail(f"nothing says that {where} is misspelt")
+    assert unnoticed(check, task, free, least=15) == []
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def sbatch(folder: Path, words: list[str]) -> None:
         sys.exit("sbatch: error: invalid partition specified: nosuch")
     number = 100 + len(list((folder / "jobs").iterdir()))
     array = re.search(r"--array=0-(\d+)%", script)
-    name = re.search(r"--job-name=(\S+)", script)[1]  # type: ignore[index]
+    name = re.search(r"--job-name=(\S+)", script)[1]
     ids = [str(number)]
     if array:
         ids = [f"{number}_{i}" for i in range(int(array[1]) + 1)]

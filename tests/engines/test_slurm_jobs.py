@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import actstore
 import trainer
 from actstore.engines import slurm_job
+from actstore.engines.engine_option import Engine, EngineOptions
 from actstore.engines.slurm_folder import JobFolder, folder_beside
 from actstore.engines.slurm_queue import main_ids, queued
 from actstore.engines.slurm_submit import submit
-from actstore.engines.engine_option import Engine, EngineOptions
 from actstore.errors import EngineError, SpecError
 from actstore.harvesting import harvest_on_slurm
 from actstore.harvesting.harvest_spec import resolve_spec
@@ -212,7 +212,8 @@ def test_what_lies_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_only_functions_of_ours_are_called() -> None:
-    assert slurm_job.function("actstore.engines.slurm_queue:queued") is queued
+    found: object = slurm_job.function("actstore.engines.slurm_queue:queued")
+    assert found is queued
     for name in ("os:system", "actstore_evil:f", "tests.support:make_store"):
         with pytest.raises(EngineError, match="not a function"):
             slurm_job.function(name)
@@ -248,9 +249,7 @@ def test_progress_of_passes_is_added_up() -> None:
 @given(st.lists(st.integers(1, 9), max_size=6), st.integers(1, 20))
 def test_passes_are_spread_over_places(sizes: list[int], n_places: int) -> None:
     spec = TrainSpec.model_validate({"store": "s", "sae": {"kind": "topk", "k": 4}})
-    passes = [
-        {f"{i}/{j}": spec for j in range(size)} for i, size in enumerate(sizes)
-    ]
+    passes = [{f"{i}/{j}": spec for j in range(size)} for i, size in enumerate(sizes)]
     found = spread(passes, n_places)
     # Each run is in one pass, in the order that they came in.
     urls = [url for one in passes for url in one]

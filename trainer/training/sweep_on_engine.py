@@ -1,7 +1,5 @@
 """Gives the passes of a sweep to the engine that was asked for."""
 
-# ruff: noqa: ARG001  # until an engine is here
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

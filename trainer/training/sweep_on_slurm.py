@@ -86,7 +86,7 @@ def sweep_on_slurm(
         with signals(), shown(console) as display:
 
             def look(texts: Sequence[str | None]) -> None:
-                told[:] = [text and _progress(text) for text in texts]
+                told[:] = [None if text is None else _progress(text) for text in texts]
                 if any(told):
                     display(combined(told))
 
@@ -117,8 +117,8 @@ def _limit(memory: str | int | None, device: str) -> int:
 
         if not torch.cuda.is_available():
             raise SpecError(
-                "--memory: this machine has no GPU whose memory could be asked; say what"
-                " the SAEs of one pass may take of a node's, such as 40GB"
+                "--memory: this machine has no GPU whose memory could be asked; say"
+                " what the SAEs of one pass may take of a node's, such as 40GB"
             )
     return memory_limit(memory, device, ONE_WORLD)
 
@@ -138,9 +138,7 @@ def _work(
     )
     names = [url.rpartition("/")[2] for url in one]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return JobWork(
-        name=f"runs {', '.join(names[:NAMED])}{more}", text=spec.to_json()
-    )
+    return JobWork(name=f"runs {', '.join(names[:NAMED])}{more}", text=spec.to_json())
 
 
 def _whole(url: str) -> str:
@@ -179,10 +177,7 @@ def _told(now: Progress) -> dict[str, Any]:
 def _progress(text: str) -> Progress:
     """Return the progress that a job has told."""
     told = json.loads(text)
-    last = {
-        url: Interval(*figures, layers=[], parts={})
-        for url, figures in told["last"].items()
-    }
+    last = {url: Interval(*one, [], {}) for url, one in told["last"].items()}
     return Progress(**{name: told[name] for name in FIGURES}, last=last)
 
 
