@@ -176,6 +176,20 @@ class ServiceStore(Schema):
     bytes: int = Field(description="size of its values")
 
 
+class RunCurves(Schema):
+    """A run's journal as the page draws it: at most some hundred points."""
+
+    run: str = Field(description="id of the run")
+    name: str = Field(description="its name")
+    state: RunState = Field(description="where it is")
+    whole: bool = Field(description="whether it takes the place of what is drawn")
+    last_step: int = Field(description="step of the journal's last line; -1: no line")
+    rows: list[int] = Field(description="rows trained on, at each point")
+    columns: dict[str, list[float | None]] = Field(
+        description="values at each point, by the names of a line of the journal"
+    )
+
+
 class TokenInfo(Schema):
     """A token, without its secret."""
 

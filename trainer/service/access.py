@@ -62,11 +62,19 @@ class Access:
                 "give a token as `Authorization: Bearer TOKEN`; `trainer token make`"
                 " makes one",
             )
+        self.check_rate(request, user)
+        return user
+
+    def check_rate(self, request: Request, user: User) -> None:
+        """Check that a user does not ask too often.
+
+        Raises:
+            RefusedError: It does (429).
+        """
         safe = request.method in SAFE_METHODS
         wait_s = (self._reads if safe else self._changes).wait_s(user.token)
         if wait_s:
             raise RefusedError(429, "too many requests by this token", wait_s)
-        return user
 
     def submitter(self, request: Request) -> User:
         """Return who asks, where it may start runs.

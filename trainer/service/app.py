@@ -29,6 +29,7 @@ from trainer.service.context import Context
 from trainer.service.event_feed import EventFeed
 from trainer.service.limits import Limits
 from trainer.service.metrics import Metrics
+from trainer.service.pages import pages
 from trainer.service.problems import problem
 from trainer.service.security_headers import SecurityHeaders
 from trainer.service.service import Service
@@ -87,7 +88,7 @@ def make_app(
         lifespan=life,
     )
     app.state.context = context
-    for router in (api, event_api, file_api, service_api, open_api):
+    for router in (api, event_api, file_api, service_api, open_api, pages):
         app.include_router(router)
     _handle_errors(app)
     # The one that is added last is the outermost.
