@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -12,12 +12,10 @@ import typer
 from actstore.engines.engine_option import EngineOptions
 from actstore.engines.slurm_engine import Task, run_jobs
 from actstore.engines.slurm_folder import JobFolder, folder_beside
-from actstore.errors import OthersUnfinishedError, SpecError
-from actstore.format import object_keys
+from actstore.errors import SpecError
 from actstore.format.storage import Storage
 from actstore.harvesting.progress import Progress, Report
 from actstore.harvesting.worker_share import Share, check_shared
-from actstore.machine.stop_signals import Stop
 from actstore.store.open_store import open as open_store
 from actstore.store.store import Store
 from schemas.harvest import HarvestSpec
@@ -69,7 +67,7 @@ def harvest_on_slurm(
     works = _works(spec, url, n_workers, device)
     task = Task(
         what=json.dumps([url, spec.to_json()]),
-        function="actstore.harvesting.harvest_on_slurm:harvest_share",
+        function="actstore.harvesting.harvest_job:harvest_share",
         works=works,
         short_name="harvest",
         at_once=None,
@@ -101,32 +99,6 @@ def _name(url: str) -> str:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def harvest_share(text: str, stop: Stop, tell: Callable[[str], None]) -> None:  # noqa: ARG001 - a harvest ends at once, and keeps what it has
-    """Harvest one worker's share, in a job.
-
-    Args:
-        text: A HarvestJob.
-        stop: Is not asked: a signal raises Stopped where the harvest is.
-        tell: Is given the progress, as JSON.
-    """
-    from actstore.harvesting.harvest import harvest
-
-    job = HarvestJob.model_validate_json(text)
-    # A job that was ended after the store was finished, and queued again.
-    if Storage(job.out).exists(object_keys.MANIFEST):
-        return
-
-    def report(progress: Progress) -> None:
-        tell(json.dumps(progress))
-
-    try:
-        harvest(
-            job.spec, job.out, device=job.device, worker=job.worker, progress=report
-        )
-    except OthersUnfinishedError:
-        return
 
 
 def combined(told: Sequence[str | None], spec: HarvestSpec) -> Progress:
