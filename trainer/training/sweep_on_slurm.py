@@ -177,8 +177,14 @@ def _told(now: Progress) -> dict[str, Any]:
 def _progress(text: str) -> Progress:
     """Return the progress that a job has told."""
     told = json.loads(text)
-    last = {url: Interval(*one, [], {}) for url, one in told["last"].items()}
+    last = {url: _interval(*one) for url, one in told["last"].items()}
     return Progress(**{name: told[name] for name in FIGURES}, last=last)
+
+
+def _interval(
+    rows: int, loss: float, mse: float, l0: float, fvu: float, dead: int
+) -> Interval:
+    return Interval(rows, loss, mse, l0, fvu, dead, layers=[], parts={})
 
 
 def combined(told: Sequence[Progress | None]) -> Progress:
