@@ -115,6 +115,16 @@ def run_jobs(
     raise EngineError(_told(failed, submitted, folder, task.kept))
 
 
+def clear_left(folder: JobFolder) -> None:
+    """Remove the folder of an earlier call's jobs, when none is in the queue any more.
+
+    For where all is done that they were for.
+    """
+    earlier = folder.submitted() if folder.path.is_dir() else None
+    if earlier is not None and queued(earlier.job_name) == {}:
+        folder.remove()
+
+
 def _as_submitted(task: Task, folder: JobFolder) -> SubmittedJobs:
     told = hashlib.sha256(f"{folder.path}\n{task.what}".encode()).hexdigest()
     return SubmittedJobs(

@@ -21,9 +21,10 @@ import yaml
 import actstore
 import trainer
 from actstore.engines import slurm_engine
-from actstore.errors import EngineError
+from actstore.engines.slurm_folder import JobFolder
+from actstore.errors import EngineError, SpecError
 from tests.engines import fake_slurm
-from tests.engines.test_slurm_jobs import objects
+from tests.engines.test_slurm_jobs import objects, some_jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -161,16 +162,34 @@ def test_jobs_outlive_the_command_which_finds_them_again(
     assert command.returncode == 130
     assert "scancel 100)" in told
     assert "Traceback" not in told
-    os.kill(works, 0)  # it is there
+    # They are there; here they wait, so that the next command finds them.
+    jobs = [works, fake_slurm.works(slurm, "100_1")]
+    for number in jobs:
+        os.kill(number, signal.SIGSTOP)
     # Something else for the same output has to wait.
     other = sweep_of(store)
     other["base"]["rows"] = 400_000
-    with pytest.raises(actstore.errors.SpecError, match="scancel 100"):
-        trainer.sweep(other, out, engine="slurm", resume=True)
-    again = subprocess.run(
-        [*words, "--resume"], capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "waiting for the jobs that were submitted before (100)" in again.stderr
+    with pytest.raises(SpecError, match="scancel 100"):
+        trainer.sweep(other, tmp_path / "out" / "two", engine="slurm", resume=False)
+    with subprocess.Popen(
+        [*words, "--resume"], stderr=subprocess.PIPE, text=True
+    ) as again:
+        assert again.stderr is not None
+        told = ""
+        while "waiting for the jobs that were submitted before (100)" not in told:
+            line = again.stderr.readline()
+            assert line, told
+            told += line
+        for number in jobs:
+            os.kill(number, signal.SIGCONT)
+        again.communicate(timeout=120)
+    assert again.returncode == 0
     assert len(list((slurm / "jobs").iterdir())) == 2
     assert len(weights({name: str(out / name) for name in ("k=2", "k=4")})) == 2
+    assert [path.name for path in out.parent.iterdir()] == ["two"]
+    # Done by jobs that nobody waited for: their folder goes, too.
+    left = JobFolder(out.parent / ".two.slurm")
+    left.make()
+    left.write_submitted(some_jobs(1))
+    trainer.sweep(sweep_of(store), out, engine="slurm", resume=True)
+    assert not left.path.exists()

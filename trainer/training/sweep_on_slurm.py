@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from actstore.engines.engine_option import EngineOptions
-from actstore.engines.slurm_engine import Task, run_jobs
+from actstore.engines.slurm_engine import Task, clear_left, run_jobs
 from actstore.engines.slurm_folder import JobFolder, folder_beside
 from actstore.errors import SpecError
 from actstore.format.storage import Storage
@@ -81,8 +81,10 @@ def sweep_on_slurm(
     )
     began = time.monotonic()
     told: list[Progress | None] = [None] * len(passes)
-    if passes:
-        folder = JobFolder(folder_beside(storage.local, _name(storage.url)))
+    folder = JobFolder(folder_beside(storage.local, _name(storage.url)))
+    if not passes:
+        clear_left(folder)
+    else:
         with signals(), shown(console) as display:
 
             def look(texts: Sequence[str | None]) -> None:
