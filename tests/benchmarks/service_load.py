@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -69,17 +71,23 @@ class Load(NamedTuple):
 class Connection:
     """A connection that is kept; a client that costs little, since it shares cores."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, tokens: Sequence[str], address: str) -> None:
         self._port = port
-        self._head = f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        self._address = address
+        self._heads = itertools.cycle(
+            f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n\r\n"
+            for token in tokens
+        )
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def get(self, path: str) -> int:
         """Return the status of an answer whose body was read, too."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            self._streams = await asyncio.open_connection(
+                "127.0.0.1", self._port, local_addr=(self._address, 0)
+            )
         reader, writer = self._streams
-        writer.write(f"GET {path} HTTP/1.1\r\n{self._head}".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\n{next(self._heads)}".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
         await reader.readexactly(int(length))
@@ -110,12 +118,21 @@ def routes(runs: Sequence[str], chance: random.Random) -> tuple[str, str]:
 
 async def load(
     port: int,
-    tokens: Sequence[str],
+    tokens: Sequence[Sequence[str]],
     runs: Sequence[str],
     seconds: float,
     pause_s: float,
 ) -> Load:
-    """Let a client with each token ask until the time is over."""
+    """Let clients ask until the time is over.
+
+    Args:
+        port: The service's.
+        tokens: Those of each client, which it shows in turn: neither a token nor an
+            address is to come too often.
+        runs: Ids of the runs that are asked for.
+        seconds: How long.
+        pause_s: From an answer to the next request, on average.
+    """
     end = time.monotonic() + seconds
     ms: dict[str, list[float]] = defaultdict(list)
     errors = 0
@@ -123,7 +140,7 @@ async def load(
     async def client(number: int) -> None:
         nonlocal errors
         chance = random.Random(number)
-        connection = Connection(port, tokens[number])
+        connection = Connection(port, tokens[number], f"127.0.1.{number + 1}")
         await asyncio.sleep(chance.random() * pause_s)
         while time.monotonic() < end:
             route, path = routes(runs, chance)
@@ -228,10 +245,10 @@ def measured(seconds: float, n_clients: int, n_runs: int) -> Iterator[BenchRecor
         runs, tokens = fill(folder, n_runs)
         with service(folder) as port:
             runs = [*runs[:: max(1, n_runs // 50)], train_long(folder)]
-            asked = load(port, tokens[:n_clients], runs, seconds, 1.0)
-            paced = asyncio.run(asked)
+            each = [[token] for token in tokens[:n_clients]]
+            paced = asyncio.run(load(port, each, runs, seconds, 1.0))
             yield from _records(paced)
-            few = tokens[:N_CLOSED]
+            few = [tokens[i::N_CLOSED] for i in range(N_CLOSED)]
             closed = asyncio.run(load(port, few, runs, seconds / 4, 0.0))
         with bare() as port:
             floor = asyncio.run(load(port, few, runs, seconds / 8, 0.0))
@@ -244,8 +261,8 @@ def measured(seconds: float, n_clients: int, n_runs: int) -> Iterator[BenchRecor
         floor=bare_rate,
         ratio=rate / bare_rate,
     )
-    # Refused for coming too often is right there, but not an answer that counts.
-    print(f"closed loop: {closed.errors} of {closed.n} not 200", file=sys.stderr)
+    for name, one in (("closed loop", closed), ("bare uvicorn", floor)):
+        print(f"{name}: {one.errors} of {one.n} not 200", file=sys.stderr)
 
 
 def _records(paced: Load) -> Iterator[BenchRecord]:
@@ -276,7 +293,12 @@ def bare() -> Iterator[int]:
     port = 18_000 + os.getpid() % 10_000
     process = subprocess.Popen([sys.executable, "-c", BARE, str(port)])
     try:
-        time.sleep(3)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.1)
         yield port
     finally:
         process.terminate()
