@@ -12,8 +12,9 @@ NEWEST = blake3 dask filelock fsspec google-crc32c hypothesis ml_dtypes 'moto[se
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
 
+# A file on one process, in the order in which tests/conftest.py has them: the longest first.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -70,7 +71,7 @@ deploy-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/deploy
 
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # All of it takes hours: MUTANTS='actstore.format.layout*' names some.
 MUTANTS ?=
