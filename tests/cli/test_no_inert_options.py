@@ -137,6 +137,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
         "--out": "--out p", "--site": "--site z", "--store": "--store s", "--scale": "--scale 2",
     },
 }  # fmt: skip
+CLIENT = "cli/test_client_commands.py::"
 # What a command line in this process cannot show: where it is tested.
 ELSEWHERE: dict[str, dict[str, str]] = {
     "actstore plan": {
@@ -205,6 +206,20 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--trackio": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow",
         "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
+    **{f"trainer {command}": {
+        "--service": f"{CLIENT}test_each_says_which_service_and_whose_token",
+        "--token-file": f"{CLIENT}test_each_says_which_service_and_whose_token",
+        "--json": f"{CLIENT}{shows}",
+        **{f"--{name}": f"{CLIENT}{test}" for name, test in more.items()},
+    } for command, shows, more in (
+        ("submit", "test_submit", {
+            "name": "test_submit", "priority": "test_submit", "dry-run": "test_a_dry_run_tells_what_it_would_take",
+            "follow": "test_submit_follows_and_tells_of_a_failure"}),
+        ("runs", "test_runs", dict.fromkeys(("state", "user", "sweep", "text", "most"), "test_runs")),
+        ("logs", "test_logs_cancel_and_resume", {"follow": "test_logs_cancel_and_resume"}),
+        ("cancel", "test_logs_cancel_and_resume", {}),
+        ("resume", "test_logs_cancel_and_resume", {}),
+    )},
 }  # fmt: skip
 # Options that many commands have through one table: what each changes, and that it is
 # refused where it would change nothing.
