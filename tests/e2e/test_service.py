@@ -23,9 +23,10 @@ from tests.support_browser import (
     serious_violations,
 )
 
-pytestmark = needs_browser
+# Two processes are started and a report is made: half a minute.
+pytestmark = [needs_browser, pytest.mark.slow]
 SHOTS = os.environ.get("ACTSTORE_SCREENSHOTS")
-WAIT_S = 60
+WAIT_S = 90
 # Long enough to be watched and cancelled: some ten passes over the rows.
 SPEC = """
 log_every: 10
