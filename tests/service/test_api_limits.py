@@ -11,12 +11,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from tests.service.served import Served, served
 from trainer.service import limits
 from trainer.service.from_proxy import FromProxy
 from trainer.service.patient_protocol import PatientProtocol
 from trainer.service.rates import Rate, RateLimit
+from trainer.service.tokens import User
 
 
 @pytest.fixture(scope="module")
@@ -239,10 +241,12 @@ def test_only_the_proxy_is_believed(tmp_path: Path) -> None:
     ) as there:
         layer = there.app.state.context
         real = layer.access.user
-        layer.access.user = lambda request: (
-            seen.append(request.client),
-            real(request),
-        )[1]
+
+        def noted(request: Request) -> User:
+            seen.append(request.client)
+            return real(request)
+
+        layer.access.user = noted
         with there.client() as client:
             answer = client.get("/state", headers={**forwarded, "Host": "ours.example"})
             assert answer.status_code == 200

@@ -217,7 +217,11 @@ def test_pages_of_runs(tmp_path: Path) -> None:
         found: list[str] = []
         after = None
         while True:
-            params = {"limit": 3, "user": "ada", **({"after": after} if after else {})}
+            params: dict[str, Any] = {
+                "limit": 3,
+                "user": "ada",
+                **({"after": after} if after else {}),
+            }
             page = RunPage.model_validate(client.get("/runs", params=params).json())
             found += [run.name for run in page.runs]
             assert page.total == 7

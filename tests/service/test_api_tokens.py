@@ -183,7 +183,7 @@ def test_a_session_needs_its_csrf_token_to_change_anything(there: Served) -> Non
         assert page.post("/runs", json=body).status_code == 403
         for wrong in ("", "x", csrf_token[:-1], "\xe9"):
             sent = page.post(
-                "/runs", json=body, headers={"X-CSRF-Token": wrong.encode("latin-1")}
+                "/runs", json=body, headers={b"X-CSRF-Token": wrong.encode("latin-1")}
             )
             assert sent.status_code == 403
         right = {"X-CSRF-Token": csrf_token}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actstore.errors import ObjectError, SpecError
+from actstore.errors import SpecError
 from actstore.format.json_records import read_record
 from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
@@ -28,17 +28,20 @@ def write_places(state: Path, places: Places) -> None:
 def check_store_again(state: Path, store_url: str) -> None:
     """Check that a store that was accepted is where it was then.
 
+    Without the file nothing is checked: the queue is used without a service.
+
     Args:
         state: The service's folder of state.
         store_url: Where the store lay, as it was accepted.
 
     Raises:
-        SpecError: Something else lies there that may not be read.
+        SpecError: Something else lies there.
+        CorruptError: The file cannot be read.
     """
-    try:
-        places = read_record(Storage(state), NAME, ServicePlaces, SMALL_JSON)
-    except ObjectError as error:
-        raise SpecError(f"{error}: start the service again") from error
+    storage = Storage(state)
+    if not storage.exists(NAME):
+        return
+    places = read_record(storage, NAME, ServicePlaces, SMALL_JSON)
     if AllowedStores(places.stores).check(store_url) != store_url:
         raise SpecError(
             f"store {store_url}: it has moved since it was accepted; submit the run"
