@@ -23,6 +23,16 @@ PART_BYTES = 16 << 20  # of a multipart upload, or of a large object that is rea
 _PARTS_AT_ONCE = 4
 
 
+def part_bytes(n_bytes: int) -> int:
+    """Return the size of an upload's parts.
+
+    As few parts as are sent at a time, if they stay below 32 MiB: each is a request,
+    and requests are what S3 limits. 128 MiB are four parts of 32 MiB.
+    """
+    least_parts = -(-n_bytes // _PARTS_AT_ONCE)
+    return min(max(least_parts, PART_BYTES), 2 * PART_BYTES)
+
+
 class _NoListing(Exception):  # noqa: N818 (it never leaves `Storage`)
     """A listing was answered by an error."""
 
@@ -247,7 +257,7 @@ class S3Objects(FsspecObjects):
                 key,
                 data,
                 use_multipart=True,
-                chunk_size=PART_BYTES,
+                chunk_size=part_bytes(len(data)),
                 max_concurrency=_PARTS_AT_ONCE,
             )
         )
