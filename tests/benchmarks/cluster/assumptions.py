@@ -60,7 +60,7 @@ class Cluster(NamedTuple):
     layers: int = 26
     d: int = 2304
     context: int = 1024
-    memory: int = 24 << 30
+    memory: int = 64 << 30
     stored: float = 0.72
     gpu_bytes: float = 1.956e9
     forward: float = 63_000
@@ -94,7 +94,10 @@ SOURCES = {
     "layers": Assumption("assumed", "the harvest that is asked about"),
     "d": Assumption("assumed", "a model of 2.6 billion weights, as Gemma 2 2B"),
     "context": Assumption("assumed", "the harvest that is asked about"),
-    "memory": Assumption("assumed", "`--memory 24GB`: shards of 128 MiB"),
+    "memory": Assumption(
+        "assumed",
+        "`--memory 64GiB`: shards of 128 MiB, and 2 GiB of them being uploaded",
+    ),
     "stored": Assumption("measured", "`docs/performance.md`: 1.45 of 2 bytes"),
     "gpu_bytes": Assumption(
         "measured",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,8 +22,6 @@ from actstore.format.retries import FIRST_WAIT, LONGEST, LONGEST_WAIT, TRIES
 from actstore.harvesting.harvest_plan import UNITS_IN_FLIGHT
 from tests.benchmarks.cluster.bucket import Bucket, Ints
 from tests.benchmarks.cluster.key_load import UnitRequests
-
-SLICES = 3  # in so many steps a unit's requests are sent
 
 
 class Load(NamedTuple):
@@ -131,12 +129,11 @@ class Harvest:
         self._all_done = self._env.event()
         self._changed = self._env.event()
         self.outcome = Outcome(commits=[0] * load.n_units)
-        folders = [*load.requests.puts, *load.requests.gets]
-        names = sorted(set(folders))
+        names = sorted({*load.requests.puts, *load.requests.gets})
         self._puts = self._bucket(names, limits.puts, limits)
         self._gets = self._bucket(names, limits.gets, limits)
-        self._put_slices = _slices(names, load.requests.puts)
-        self._get_slice = _slices(names, load.requests.gets, 1)[0]
+        self._unit_puts = _by_folder(names, load.requests.puts)
+        self._unit_gets = _by_folder(names, load.requests.gets)
         for first in range(0, n_gpus, gpus_per_node):
             self._add_node(min(gpus_per_node, n_gpus - first))
 
@@ -236,10 +233,9 @@ class Harvest:
         try:
             while True:
                 unit = yield filled.get()
-                yield from self._send(self._gets, self._get_slice)
-                for slice_ in self._put_slices:
-                    yield from self._send(self._puts, slice_)
-                    yield self._env.timeout(self._load.upload_s / SLICES)
+                yield from self._send(self._gets, self._unit_gets)
+                yield from self._send(self._puts, self._unit_puts)
+                yield self._env.timeout(self._load.upload_s)
                 held.discard(unit)
                 self._commit(unit)
                 yield buffers.put(1)
@@ -271,9 +267,6 @@ class Harvest:
             self._all_done.succeed()
 
 
-def _slices(names: Sequence[str], wanted: Any, n: int = SLICES) -> list[Ints]:
-    """Return requests by folder, [n_folders], in so many parts of about one size."""
-    counts = np.array([wanted[name] for name in names], np.int64)
-    # Those of which there is one each are dealt out in turn.
-    turn = np.arange(len(names))
-    return [counts // n + ((turn + part) % n < counts % n) for part in range(n)]
+def _by_folder(names: Sequence[str], wanted: Counter[str]) -> Ints:
+    """Return requests by folder, [n_folders]."""
+    return np.array([wanted[name] for name in names], np.int64)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from actstore.format import object_keys
-from actstore.format.s3_objects import PART_BYTES
+from actstore.format.s3_objects import PART_BYTES, part_bytes
 
 
 class UnitRequests(NamedTuple):
@@ -57,7 +57,8 @@ def requests_of_put(n_bytes: float) -> int:
     """Return how many requests write an object: a large one goes in parts."""
     if n_bytes <= PART_BYTES:
         return 1
-    return math.ceil(n_bytes / PART_BYTES) + 2  # it is begun, and completed
+    n_parts = math.ceil(n_bytes / part_bytes(math.ceil(n_bytes)))
+    return n_parts + 2  # it is begun, and completed
 
 
 def unit_requests(sites: Sequence[str], shard_bytes: float) -> UnitRequests:
