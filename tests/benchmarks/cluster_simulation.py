@@ -1,6 +1,6 @@
 """A harvest of 8 billion tokens and 26 layers on 64 to 1,024 GPUs, simulated.
 
-`python -m tests.benchmarks.cluster_simulation` simulates (a quarter of an hour), keeps
+`python -m tests.benchmarks.cluster_simulation` simulates (half an hour), keeps
 the figures in `results/cluster_simulation_202611.jsonl`, and writes them into
 `docs/scale.md` and `docs/images/scale.svg`; `--draw` does the last part alone.
 `--validate` harvests on this machine with one and with two workers, and compares the

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from actstore.format.retries import FIRST_WAIT, LONGEST, LONGEST_WAIT, TRIES
 from actstore.harvesting.harvest_plan import UNITS_IN_FLIGHT
 from tests.benchmarks.cluster.bucket import Bucket, Ints
 from tests.benchmarks.cluster.key_load import UnitRequests
+
+Events = Generator[simpy.Event, Any, Any]
 
 
 class Load(NamedTuple):
@@ -162,7 +164,7 @@ class Harvest:
         if self._failures.mtbf_s:
             self._env.process(self._fail(workers))
 
-    def _fail(self, workers: list[simpy.Process]) -> Iterator[Any]:
+    def _fail(self, workers: list[simpy.Process]) -> Events:
         """End a node's workers, again and again."""
         rate = len(workers) / self._failures.mtbf_s
         while True:
@@ -172,7 +174,7 @@ class Harvest:
                 worker.interrupt()
             yield self._env.timeout(self._failures.repair_s)
 
-    def _worker(self, factor: float) -> Iterator[Any]:
+    def _worker(self, factor: float) -> Events:
         """Harvest units until all are done, whatever comes between."""
         wait = 0.0
         while True:
@@ -208,7 +210,7 @@ class Harvest:
         filled: simpy.Store,
         buffers: simpy.Container,
         factor: float,
-    ) -> Iterator[Any]:
+    ) -> Events:
         """Make the rows of one unit after the other."""
         try:
             while True:
@@ -228,11 +230,11 @@ class Harvest:
 
     def _write(
         self, held: set[int], filled: simpy.Store, buffers: simpy.Container
-    ) -> Iterator[Any]:
+    ) -> Events:
         """Write one unit after the other; end where a request is given up."""
         try:
             while True:
-                unit = yield filled.get()
+                unit: int = yield filled.get()
                 yield from self._send(self._gets, self._unit_gets)
                 yield from self._send(self._puts, self._unit_puts)
                 yield self._env.timeout(self._load.upload_s)
@@ -245,7 +247,7 @@ class Harvest:
             self.outcome.given_up += 1
             return
 
-    def _send(self, bucket: Bucket, wanted: Ints) -> Iterator[Any]:
+    def _send(self, bucket: Bucket, wanted: Ints) -> Events:
         """Send requests, and those that are refused again, as `Retries` does."""
         began = self._env.now
         tries = 0

@@ -101,7 +101,8 @@ def drawn(units: list[float], rng: random.Random) -> float:
 
 def validate(rounds: int) -> None:
     """Print measured and predicted wall times of two workers."""
-    alone, together = [], []
+    alone: list[Measured] = []
+    together: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for n_workers, measured in ((1, alone), (2, together)):
@@ -111,7 +112,8 @@ def validate(rounds: int) -> None:
                     f"{n_workers} workers: {measured[-1].wall:.1f} s", file=sys.stderr
                 )
     n_units = len(alone[0].units) + 1
-    by_alone, by_shared = [], []
+    by_alone: list[float] = []
+    by_shared: list[float] = []
     for number, one in enumerate(together):
         others = [m for i, m in enumerate(together) if i != number] or together
         for times, source in ((by_alone, alone), (by_shared, others)):
