@@ -8,7 +8,12 @@ ActstoreError
     ├── HubError         the hub cannot be reached, or refuses
     ├── KernelError      kernels cannot run on this machine
     ├── PeerError        processes of one run can no longer work together
-    └── DivergedError    the loss is no longer a number
+    ├── DivergedError    the loss is no longer a number
+    └── ServiceError     the training service cannot do what was asked
+        ├── ConflictError    a run is not in the state that it must be in for that
+        ├── UnknownRunError  the service has no such run
+        ├── ForbiddenError   the user's role does not allow it
+        └── BusyError        the service has too much to do
 """
 
 from __future__ import annotations
@@ -46,6 +51,26 @@ class PeerError(TrainerError):
 
 class DivergedError(TrainerError):
     """The loss is no longer a number; the message names the last good checkpoint."""
+
+
+class ServiceError(TrainerError):
+    """The training service, or its queue, cannot do what was asked."""
+
+
+class ConflictError(ServiceError):
+    """A run, or a key, is not in the state that it must be in for what was asked."""
+
+
+class UnknownRunError(ServiceError):
+    """The service has no run of this id."""
+
+
+class ForbiddenError(ServiceError):
+    """The user's role does not allow what was asked."""
+
+
+class BusyError(ServiceError):
+    """The service has too much to do just now; the same may be asked again later."""
 
 
 class TrainerWarning(UserWarning):

@@ -14,6 +14,8 @@ from torch import nn
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.engines.engine_option import EngineOptions, engine_options
+from actstore.errors import SpecError
 from actstore.format.storage import Storage
 from actstore.harvesting.harvest_plan import make_plan
 from actstore.harvesting.harvest_spec import resolve_spec
@@ -35,6 +37,9 @@ from schemas.harvest import HarvestSpec
     model=optional(arguments.module),
     device=arguments.device,
     worker=optional(arguments.text_such_as("3/8")),
+    engine=optional(arguments.text_such_as("ray")),
+    workers=optional(arguments.count),
+    slurm=optional(arguments.mapping),
     options=optional(arguments.mapping),
     progress=optional(arguments.callback),
 )
@@ -47,6 +52,9 @@ def harvest(
     tokenizer: Any = None,
     device: str = "cpu",
     worker: str | None = None,
+    engine: str | None = None,
+    workers: int | None = None,
+    slurm: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Report | None = None,
 ) -> Store:
@@ -73,6 +81,12 @@ def harvest(
         worker: `3/8`: this is the third of eight workers, and it takes the units k with
             k mod 8 = 2. Any of them may die and be started again; the one that sees the
             last unit committed finishes the store. None: every unit that is left.
+        engine: `ray` (on this machine), `ray:ADDRESS` (a cluster) or `slurm`: what
+            places workers on machines, all of which have to see `out`. None: this
+            process is the only worker.
+        workers: How many workers an engine has at once; None: as many as it has room
+            for.
+        slurm: Options of the engine Slurm: `partition`, `time`, `account`.
         options: For the file system of `out`.
         progress: Called after every batch, from the calling thread.
 
@@ -112,6 +126,19 @@ def harvest(
     storage = Storage(out, dict(options or {}))
     # Before the model is loaded, which may take minutes.
     check_unfinished(storage)
+    placed = engine_options(engine, workers, slurm, device=device)
+    if placed is not None:
+        from actstore.harvesting.harvest_on_engine import harvest_on_engine
+
+        _check_placeable(placed, model, tokens, tokenizer, worker)
+        return harvest_on_engine(
+            harvest_spec,
+            os.fspath(out),
+            placed,
+            device=device,
+            options=options,
+            report=report,
+        )
     check_shared(storage, share)
     report(Progress("loading the model"))
     loaded = load_or_wrap(harvest_spec.model, model, tokenizer, device)
@@ -143,3 +170,25 @@ def harvest(
                 out=out,
                 options=options,
             )
+
+
+def _check_placeable(
+    placed: EngineOptions,
+    model: object,
+    tokens: object,
+    tokenizer: object,
+    worker: object,
+) -> None:
+    """Raise SpecError for what does not go to other machines."""
+    in_memory = {"model": model, "tokens": tokens, "tokenizer": tokenizer}
+    for name, value in in_memory.items():
+        if value is not None:
+            raise SpecError(
+                f"{name}: with an engine ({placed.engine.kind}), what is in this"
+                " process' memory cannot be harvested; name it in the spec"
+            )
+    if worker is not None:
+        raise SpecError(
+            "--worker: an engine shares the work by itself; leave --worker or --engine"
+            " out"
+        )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.console.cli_options import TrustAgain
+from actstore.engines import cli_engine_options as engines
 from actstore.harvesting.harvest_options import Device, with_spec
 from actstore.harvesting.progress_display import run_with_progress
 
@@ -43,6 +44,11 @@ def harvest_command(
     device: Device = "cpu",
     worker: Worker = None,
     as_json: AsJson = False,
+    engine: engines.Engine = None,
+    workers: engines.Workers = None,
+    partition: engines.Partition = None,
+    time: engines.Time = None,
+    account: engines.Account = None,
 ) -> None:
     """Run a language model over a corpus and keep its activations.
 
@@ -52,7 +58,16 @@ def harvest_command(
     def work(report: Report) -> Store:
         from actstore.harvesting.harvest import harvest
 
-        return harvest(spec, out, device=device, worker=worker, progress=report)
+        return harvest(
+            spec,
+            out,
+            device=device,
+            worker=worker,
+            engine=engine,
+            workers=workers,
+            slurm=engines.slurm_options(partition, time, account),
+            progress=report,
+        )
 
     say_if_slow(spec, device)
     note = rounding(spec.tokens, spec.context)

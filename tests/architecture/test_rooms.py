@@ -25,6 +25,7 @@ GROUND = {
 BELOW_STORE = GROUND | {"actstore.format", "actstore.catalog"}
 STORED = BELOW_STORE | {"actstore.cache", "actstore.store", "actstore.figures"}
 HARVESTED = STORED | {
+    "actstore.engines",
     "actstore.builtin",
     "actstore.text",
     "actstore.model",
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.console": GROUND | {"actstore"},
     "actstore.figures": GROUND | {"actstore.format"},
     "actstore.format": GROUND,
+    "actstore.engines": GROUND,
     "actstore.catalog": BELOW_STORE,
     "actstore.cache": GROUND | {"actstore.format"},
     "actstore.store": STORED,
@@ -84,7 +86,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.explorer": BELOW_TRAINING | {"trainer.analysis", "trainer.exports"},
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},
-    "trainer.cli": BELOW_COMMANDS,
+    "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
+    "trainer.cli": BELOW_COMMANDS | {"trainer.service"},
     "trainer.demo": BELOW_COMMANDS,
 }
 # `Store.stream` is for users: the one step from a lower folder to a higher one.

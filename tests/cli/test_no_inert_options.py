@@ -58,11 +58,17 @@ OF_OTHER_KINDS: dict[str, tuple[str, Any]] = {  # option: the kind that has it, 
     "inner": ("transcoder", "relu_l1"),
 }  # fmt: skip
 
+# Without an engine the others are refused; tests/engines has what each does with one.
+OF_ENGINES = {
+    "--engine": "--engine nosuch", "--workers": "--workers 2", "--partition": "--partition p", "--time": "--time 90",
+    "--account": "--account a",
+}  # fmt: skip
 # (program and command, words that it takes) -> option: words that change its exit code,
 # its output or what it writes
 CHANGES: dict[tuple[str, str], dict[str, str]] = {
     ("actstore harvest", f"--model builtin:mini --corpus builtin:stdlib --sites {SITE} --tokens 512 --context 32 --out o"): {
         "--out": "--out p", "--device": "--device nosuch", "--worker": "--worker 1/2", "--json": "--json",
+        **OF_ENGINES,
     },
     ("actstore extend", f"m --sites {OTHER}"): {
         "--sites": "--sites blocks.0.hook_resid_post", "--tokens": "--tokens 512", "--device": "--device nosuch",
@@ -100,7 +106,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
     },
     ("trainer sweep", "sweep.yaml --out o"): {
         "--out": "--out p", "--store": "--store s2", "--device": "--device nosuch", "--on-corrupt": "--on-corrupt nosuch",
-        "--shard-dictionary": "--shard-dictionary",
+        "--shard-dictionary": "--shard-dictionary", **OF_ENGINES,
     },
     ("trainer eval", "r"): {
         "--store": "--store s2", "--split": "--split train", "--rows": "--rows 100", "--all-rows": "--all-rows",
@@ -176,6 +182,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
         "--tensorboard": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
         "--wandb": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--mlflow": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
+        "--trackio": "trainer/training/test_sinks.py::test_what_is_missing_is_named_before_anything_is_written",
     },
     "trainer explore": {
         "--again": "trainer/explorer/test_files.py::test_what_is_there_is_used_and_what_does_not_fit_is_refused",
@@ -184,10 +192,17 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         # Besides being refused: what it bounds.
         "--memory": "trainer/explorer/test_memory.py::test_memory_is_bounded_whatever_the_dictionary",
     },
+    "trainer serve": {
+        f"--{name}": "service/test_serve_command.py::test_each_option_changes_what_is_served"
+        for name in ("runs", "state", "stores", "host", "port", "tls-cert", "tls-key", "behind-proxy", "proxy", "slots",
+                     "device", "executor")
+    },
     "trainer sweep": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
         "--tensorboard": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
         "--wandb": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",
+        "--mlflow": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow",
+        "--trackio": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow",
         "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
 }  # fmt: skip

@@ -1,72 +1,72 @@
-"""Sends the records of a run to TensorBoard and to Weights & Biases.
+"""Sends the records of a run to TensorBoard, Weights & Biases, trackio and MLflow.
 
-Both packages are optional, and are imported when they are asked for.
+Their packages are optional, and are imported when they are asked for.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from actstore.errors import first_line
 from schemas.records import StepRecord
+from schemas.service import NO_SINKS, JournalSinks
 from schemas.train import TrainSpec
 from trainer.errors import TrainerError
 from trainer.runs.journal import Sink, Sinks
+from trainer.training.mlflow_sink import MlflowSink, mlflow_module
+from trainer.training.sink_values import (
+    optional_module,
+    run_identity,
+    run_name,
+    values,
+)
+from trainer.training.trackio_sink import TrackioSink, trackio_module
 
 
-def sinks_for(
-    urls: Sequence[str], tensorboard: bool, wandb: str | None
-) -> Sinks | None:
+def sinks_for(urls: Sequence[str], wanted: JournalSinks) -> Sinks | None:
     """Return what makes the sinks of a run; None where none is wanted.
 
     Args:
         urls: The folders of all runs.
-        tensorboard: Whether records go to TensorBoard.
-        wandb: A project of Weights & Biases, or None.
+        wanted: Where records go besides the journals.
 
     Raises:
         TrainerError: A package is missing, or a run's folder will not do; before
             anything is trained.
     """
-    if not tensorboard and wandb is None:
+    if wanted == NO_SINKS:
         return None
-    if tensorboard:
-        _tensorboard_module()
-        for url in urls:
-            _local_folder(url)
-    if wandb is not None:
-        _check_wandb()
+    _check(urls, wanted)
 
     def make(url: str, spec: TrainSpec, start: int) -> list[Sink]:
         sinks: list[Sink] = []
-        if tensorboard:
+        if wanted.tensorboard:
             sinks.append(TensorBoardSink(url, start))
-        if wandb is not None:
-            sinks.append(WandbSink(url, spec, wandb))
+        if wanted.wandb is not None:
+            sinks.append(WandbSink(url, spec, wanted.wandb))
+        if wanted.trackio is not None:
+            sinks.append(TrackioSink(url, spec, wanted.trackio))
+        if wanted.mlflow is not None:
+            sinks.append(MlflowSink(url, spec, wanted.mlflow))
         return sinks
 
     return make
 
 
-def values(record: StepRecord) -> dict[str, float]:
-    """Return the figures of a record by name.
-
-    The FVU of a site is called `fvu/SITE`, a term of the loss `loss/NAME`.
-    """
-    figures: dict[str, float] = record.model_dump(
-        exclude={"step", "layers", "parts", "density"}
-    )
-    for site, fvu in record.layers.items():
-        if fvu is not None:  # no row since the last record was of this site
-            figures[f"fvu/{site}"] = fvu
-    for name, term in record.parts.items():
-        figures[f"loss/{name}"] = term
-    return figures
+def _check(urls: Sequence[str], wanted: JournalSinks) -> None:
+    """Raise TrainerError where a sink could not be made."""
+    if wanted.tensorboard:
+        _tensorboard_module()
+        for url in urls:
+            _local_folder(url)
+    if wanted.wandb is not None:
+        _check_wandb()
+    if wanted.trackio is not None:
+        trackio_module()
+    if wanted.mlflow is not None:
+        mlflow_module()
 
 
 class TensorBoardSink:
@@ -112,14 +112,12 @@ class WandbSink:
         Raises:
             TrainerError: It cannot be begun: the network, a key that is not valid.
         """
-        identity = f"{url} {spec.to_json()}".encode()
-        folder_name = url.rstrip("/").rpartition("/")[2]
         module = _wandb_module()
         try:
             self._run = module.init(
                 project=project,
-                name=spec.name or folder_name,
-                id=blake3(identity).hexdigest(16),
+                name=run_name(url, spec),
+                id=run_identity(url, spec),
                 config=spec.model_dump(mode="json"),
                 resume="allow",
                 reinit="create_new",
@@ -140,11 +138,11 @@ class WandbSink:
 
 
 def _tensorboard_module() -> Any:
-    return _module("torch.utils.tensorboard", "tensorboard", "--tensorboard")
+    return optional_module("torch.utils.tensorboard", "tensorboard", "--tensorboard")
 
 
 def _wandb_module() -> Any:
-    return _module("wandb", "wandb", "--wandb")
+    return optional_module("wandb", "wandb", "--wandb")
 
 
 def _check_wandb() -> None:
@@ -156,16 +154,6 @@ def _check_wandb() -> None:
             "--wandb: Weights & Biases knows no API key here; set WANDB_API_KEY or run"
             " `wandb login`, or set WANDB_MODE=offline to keep the records here"
         )
-
-
-def _module(name: str, extra: str, option: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise TrainerError(
-            f"{option} wants {extra}, which cannot be imported ({error}); install it"
-            f" with `pip install 'actstore[{extra}]'`, or leave the option out"
-        ) from error
 
 
 def _local_folder(url: str) -> Path:

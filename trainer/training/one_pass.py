@@ -38,6 +38,6 @@ def train_pass(
         on_corrupt=spec.on_corrupt,
         resume=True,
         report=report,
-        sinks=sinks_for(list(spec.runs), spec.tensorboard, spec.wandb),
+        sinks=sinks_for(list(spec.runs), spec.sinks),
         stop=stop,
     )

@@ -13,11 +13,13 @@ from rich.console import Console
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.engines.engine_option import EngineOptions, engine_options
 from actstore.errors import SpecError
 from actstore.machine.glibc_malloc import keep_freed_memory
 from actstore.machine.stop_signals import Stop, signals
 from actstore.store.open_store import open as open_store
 from actstore.store.open_store import store_url
+from schemas.service import NO_SINKS, JournalSinks
 from schemas.train import SweepSpec, TrainSpec
 from trainer.distributed.launch import under_torchrun
 from trainer.distributed.world_of_one import OneWorld
@@ -47,8 +49,7 @@ class Settings:
         device: Where they are trained.
         resume: Whether runs that are there go on from their last checkpoints.
         on_corrupt: "error", or "skip" to go on without rows that cannot be read.
-        tensorboard: Whether records also go to RUN/tensorboard.
-        wandb: A project of Weights & Biases that records also go to, or None.
+        sinks: Where records go besides the journals.
         shard_dictionary: Whether processes split the dictionary and not the batches.
         verbose: Whether progress and a summary are printed to standard error.
     """
@@ -56,8 +57,7 @@ class Settings:
     device: str = "cpu"
     resume: bool = False
     on_corrupt: str = "error"
-    tensorboard: bool = False
-    wandb: str | None = None
+    sinks: JournalSinks = NO_SINKS
     shard_dictionary: bool = False
     verbose: bool = False
 
@@ -69,6 +69,8 @@ class Settings:
     on_corrupt=arguments.choice("error", "skip"),
     tensorboard=arguments.flag,
     wandb=optional(arguments.text),
+    trackio=optional(arguments.text),
+    mlflow=optional(arguments.text),
     shard_dictionary=arguments.flag,
     verbose=arguments.flag,
 )
@@ -81,6 +83,8 @@ def train(
     on_corrupt: str = "error",
     tensorboard: bool = False,
     wandb: str | None = None,
+    trackio: str | None = None,
+    mlflow: str | None = None,
     shard_dictionary: bool = False,
     verbose: bool = False,
 ) -> TrainedSae:
@@ -98,6 +102,8 @@ def train(
             be read.
         tensorboard: Also write RUN/tensorboard; the run must be local.
         wandb: A project of Weights & Biases to log to as well.
+        trackio: A project of trackio to log to as well, in its folder of this machine.
+        mlflow: An experiment of MLflow to log to as well, at $MLFLOW_TRACKING_URI.
         shard_dictionary: Under torchrun, split the dictionary over the processes and
             not the batches.
         verbose: Print progress, and how good the SAE is, to standard error.
@@ -132,8 +138,9 @@ def train(
         device=device,
         resume=resume,
         on_corrupt=on_corrupt,
-        tensorboard=tensorboard,
-        wandb=wandb,
+        sinks=JournalSinks(
+            tensorboard=tensorboard, wandb=wandb, trackio=trackio, mlflow=mlflow
+        ),
         shard_dictionary=shard_dictionary,
         verbose=verbose,
     )
@@ -171,7 +178,12 @@ def run_folder(out: str | os.PathLike[str]) -> str:
     on_corrupt=arguments.choice("error", "skip"),
     tensorboard=arguments.flag,
     wandb=optional(arguments.text),
+    trackio=optional(arguments.text),
+    mlflow=optional(arguments.text),
     shard_dictionary=arguments.flag,
+    engine=optional(arguments.text_such_as("ray")),
+    workers=optional(arguments.count),
+    slurm=optional(arguments.mapping),
     verbose=arguments.flag,
 )
 def sweep(
@@ -185,7 +197,12 @@ def sweep(
     on_corrupt: str = "error",
     tensorboard: bool = False,
     wandb: str | None = None,
+    trackio: str | None = None,
+    mlflow: str | None = None,
     shard_dictionary: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    slurm: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> dict[str, str]:
     """Train many SAEs.
@@ -206,7 +223,15 @@ def sweep(
         on_corrupt: As in `train`.
         tensorboard: As in `train`.
         wandb: As in `train`.
+        trackio: As in `train`.
+        mlflow: As in `train`.
         shard_dictionary: As in `train`.
+        engine: `ray` (on this machine), `ray:ADDRESS` (a cluster) or `slurm`: what
+            places passes on machines, all of which have to see `out` and the store.
+            None: this process trains one pass after the other.
+        workers: How many passes an engine trains at once; None: as many as it has room
+            for.
+        slurm: Options of the engine Slurm: `partition`, `time`, `account`.
         verbose: As in `train`.
 
     Returns:
@@ -230,20 +255,44 @@ def sweep(
         device=device,
         resume=resume,
         on_corrupt=on_corrupt,
-        tensorboard=tensorboard,
-        wandb=wandb,
+        sinks=JournalSinks(
+            tensorboard=tensorboard, wandb=wandb, trackio=trackio, mlflow=mlflow
+        ),
         shard_dictionary=shard_dictionary,
         verbose=verbose,
     )
     is_spec = isinstance(spec, SweepSpec)
     where = "the sweep" if is_spec else source_name(spec, "the sweep", "a SweepSpec")
+    placed = engine_options(engine, workers, slurm, device=device)
+    _check_placeable(placed, shard_dictionary)
     with under_torchrun(device, shard_dictionary) as world:
         specs = expand(load_sweep(spec, arguments.path_or_none(store)), where)
         url_of = {name: f"{run_folder(out)}/{name}" for name in specs}
         runs = {url_of[name]: run_spec for name, run_spec in specs.items()}
+        if placed is not None:
+            from trainer.training.sweep_on_engine import sweep_on_engine
+
+            sweep_on_engine(runs, memory, placed, settings, run_folder(out))
+            return url_of
         groups = _groups(runs, memory, settings, world)
         _train_groups(groups, settings, world, sweep_folder=run_folder(out))
     return url_of
+
+
+def _check_placeable(placed: EngineOptions | None, shard_dictionary: bool) -> None:
+    """Raise SpecError where an engine and torchrun would both share the work."""
+    if placed is None:
+        return
+    if shard_dictionary:
+        raise SpecError(
+            "--shard-dictionary: the processes of torchrun share a dictionary, those of"
+            " an engine do not; leave it or --engine out"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SpecError(
+            "--engine: an engine starts its processes itself; run the command without"
+            " torchrun"
+        )
 
 
 def _groups(
@@ -291,7 +340,7 @@ def _train_groups(
     with signals() as stop:
         sinks = None
         if world.lead:
-            sinks = sinks_for(urls, settings.tensorboard, settings.wandb)
+            sinks = sinks_for(urls, settings.sinks)
         for group in groups:
             store = next(iter(group.values())).store
             # One that the lead was not given is opened, or refused, as it is called.

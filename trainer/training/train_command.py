@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from actstore.engines import cli_engine_options as engines
 from trainer.distributed.launch import lead, say
 from trainer.training import train_options
 from trainer.training.train_spec import from_options, load_spec
@@ -49,6 +50,8 @@ def train_command(
     snapshots: train_options.Snapshots = None,
     tensorboard: train_options.TensorBoard = False,
     wandb: train_options.Wandb = None,
+    trackio: train_options.Trackio = None,
+    mlflow: train_options.Mlflow = None,
     device: train_options.Device = "cpu",
     shard_dictionary: train_options.Shard = False,
 ) -> None:
@@ -59,14 +62,16 @@ def train_command(
         for field, value in locals().items()
         if field in train_options.FIELDS
     }
+    from schemas.service import JournalSinks
     from trainer.training.train import Settings, train_one
 
     settings = Settings(
         device=device,
         resume=resume,
         on_corrupt=on_corrupt,
-        tensorboard=tensorboard,
-        wandb=wandb,
+        sinks=JournalSinks(
+            tensorboard=tensorboard, wandb=wandb, trackio=trackio, mlflow=mlflow
+        ),
         shard_dictionary=shard_dictionary,
         verbose=True,
     )
@@ -89,9 +94,16 @@ def sweep_command(
     resume: train_options.Resume = False,
     tensorboard: train_options.TensorBoard = False,
     wandb: train_options.Wandb = None,
+    trackio: train_options.Trackio = None,
+    mlflow: train_options.Mlflow = None,
     device: train_options.Device = "cpu",
     memory: train_options.Memory = None,
     shard_dictionary: train_options.Shard = False,
+    engine: engines.Engine = None,
+    workers: engines.Workers = None,
+    partition: engines.Partition = None,
+    time: engines.Time = None,
+    account: engines.Account = None,
 ) -> None:
     """Train many SAEs, as many as fit into memory in one pass over the data."""
     from trainer.training.train import sweep
@@ -107,7 +119,12 @@ def sweep_command(
             on_corrupt=on_corrupt,
             tensorboard=tensorboard,
             wandb=wandb,
+            trackio=trackio,
+            mlflow=mlflow,
             shard_dictionary=shard_dictionary,
+            engine=engine,
+            workers=workers,
+            slurm=engines.slurm_options(partition, time, account),
             verbose=True,
         )
     for url in urls.values():

@@ -295,6 +295,26 @@ Wandb = Annotated[
         show_default="off",
     ),
 ]
+Trackio = Annotated[
+    str | None,
+    panel_option(
+        OUTPUT,
+        "--trackio",
+        metavar="PROJECT",
+        help="Also log to trackio, in its folder of this machine.",
+        show_default="off",
+    ),
+]
+Mlflow = Annotated[
+    str | None,
+    panel_option(
+        OUTPUT,
+        "--mlflow",
+        metavar="EXPERIMENT",
+        help="Also log to MLflow, at $MLFLOW_TRACKING_URI.",
+        show_default="off",
+    ),
+]
 
 Device = Annotated[
     str,

@@ -1,9 +1,11 @@
-"""Records go to TensorBoard and Weights & Biases where they are asked for, and training
-stays the same.
+"""Records go to TensorBoard, Weights & Biases, trackio and MLflow where they are asked
+for, and training stays the same.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 import types
 from pathlib import Path
@@ -14,12 +16,14 @@ from typer.testing import CliRunner
 
 from actstore.format.storage import Storage
 from actstore.store.store import Store
+from schemas.service import JournalSinks
 from schemas.train import TrainSpec
 from tests.support import make_store
 from trainer.cli import app
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, TrainerWarning
 from trainer.runs.journal import read
-from trainer.training.journal_sinks import sinks_for, values
+from trainer.training.journal_sinks import sinks_for
+from trainer.training.sink_values import values
 from trainer.training.train_group import Progress, train_group
 
 
@@ -52,6 +56,81 @@ class FakeRun:
 
     def finish(self) -> None:
         self.finished = True
+
+
+class FakeTrackio:
+    made: list[FakeTrackio] = []
+
+    def __init__(self, **options: Any) -> None:
+        print("* told to whoever reads standard output")
+        self.options = options
+        self.logged: dict[int, dict[str, float]] = {}
+        self.finished = False
+        FakeTrackio.made.append(self)
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self.logged[step] = figures
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+class FakeMlflow:
+    """A tracking server, as MlflowClient shows it."""
+
+    runs: dict[str, dict[str, Any]] = {}
+    refuses = False
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return types.SimpleNamespace(experiment_id="7") if self.runs else None
+
+    def create_experiment(self, name: str) -> str:
+        return "7"
+
+    def search_runs(self, places: list[str], text: str) -> list[Any]:
+        assert places == ["7"]
+        return [
+            types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id))
+            for run_id, run in self.runs.items()
+            if run["tags"]["actstore_run"] == text.split("'")[1]
+        ]
+
+    def create_run(self, place: str, tags: dict[str, str], run_name: str) -> Any:
+        run_id = f"run-{len(self.runs)}"
+        self.runs[run_id] = {"tags": tags, "name": run_name, "logged": {}, "params": {}}
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id))
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self.runs[run_id]["ended"] = status != "RUNNING"
+
+    def log_param(self, run_id: str, name: str, value: Any) -> None:
+        self.runs[run_id]["params"][name] = value
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        if self.refuses:
+            raise RuntimeError("no route\nand more")
+        for name, value, _, step in metrics:
+            self.runs[run_id]["logged"].setdefault(step, {})[name] = value
+
+    def set_terminated(self, run_id: str) -> None:
+        self.runs[run_id]["ended"] = True
+
+
+@pytest.fixture
+def local_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    trackio, mlflow = types.ModuleType("trackio"), types.ModuleType("mlflow")
+    members: dict[str, Any] = {
+        "MlflowClient": FakeMlflow,
+        "entities": types.SimpleNamespace(Metric=lambda *values: values),
+        "exceptions": types.SimpleNamespace(MlflowException=RuntimeError),
+    }
+    monkeypatch.setattr(trackio, "init", FakeTrackio, raising=False)
+    for name, member in members.items():
+        monkeypatch.setattr(mlflow, name, member, raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    FakeTrackio.made, FakeMlflow.runs, FakeMlflow.refuses = [], {}, False
 
 
 @pytest.fixture
@@ -99,7 +178,7 @@ def test_both_get_what_the_journal_gets_and_the_weights_are_the_same(
     train_group(
         store,
         {run: spec(store)},
-        sinks=sinks_for([run], tensorboard=True, wandb="mine"),
+        sinks=sinks_for([run], JournalSinks(tensorboard=True, wandb="mine")),
     )
     assert (tmp_path / "plain/sae.safetensors").read_bytes() == (
         tmp_path / "run/sae.safetensors"
@@ -147,7 +226,7 @@ def test_a_resumed_run_goes_on_with_the_same_one(store: Store, tmp_path: Path) -
         if progress.step == 13:
             raise StopError
 
-    sinks = sinks_for([run], tensorboard=True, wandb="mine")
+    sinks = sinks_for([run], JournalSinks(tensorboard=True, wandb="mine"))
     with pytest.raises(StopError):
         train_group(store, {run: spec(store)}, sinks=sinks, report=stop)
     assert FakeWriter.made[0].closed
@@ -188,6 +267,8 @@ def test_each_run_of_a_sweep_has_its_own(store: Store, tmp_path: Path) -> None:
     [
         ("torch.utils.tensorboard", ["--tensorboard"], "tensorboard"),
         ("wandb", ["--wandb", "mine"], "wandb"),
+        ("trackio", ["--trackio", "mine"], "trackio"),
+        ("mlflow", ["--mlflow", "mine"], "mlflow"),
     ],
 )
 def test_what_is_missing_is_named_before_anything_is_written(
@@ -210,8 +291,8 @@ def test_what_is_missing_is_named_before_anything_is_written(
 @pytest.mark.usefixtures("fakes")
 def test_tensorboard_wants_a_local_folder() -> None:
     with pytest.raises(TrainerError, match=r"must be local, got memory://x"):
-        sinks_for(["memory://x"], tensorboard=True, wandb=None)
-    assert sinks_for(["memory://x"], tensorboard=False, wandb=None) is None
+        sinks_for(["memory://x"], JournalSinks(tensorboard=True))
+    assert sinks_for(["memory://x"], JournalSinks()) is None
 
 
 def test_tensorboard_itself_reads_what_was_written(
@@ -222,7 +303,9 @@ def test_tensorboard_itself_reads_what_was_written(
     )
     run = str(tmp_path / "run")
     train_group(
-        store, {run: spec(store)}, sinks=sinks_for([run], tensorboard=True, wandb=None)
+        store,
+        {run: spec(store)},
+        sinks=sinks_for([run], JournalSinks(tensorboard=True)),
     )
     found = loading.EventAccumulator(f"{run}/tensorboard")
     found.Reload()
@@ -247,7 +330,7 @@ def test_without_a_key_nothing_is_written(
     # Offline it needs none.
     offline = types.SimpleNamespace(settings=types.SimpleNamespace(mode="offline"))
     monkeypatch.setattr(wandb, "setup", lambda: offline)
-    assert sinks_for([str(run)], tensorboard=False, wandb="mine") is not None
+    assert sinks_for([str(run)], JournalSinks(wandb="mine")) is not None
 
 
 @pytest.mark.usefixtures("fakes")
@@ -259,9 +342,107 @@ def test_what_weights_and_biases_refuses_is_told_in_a_sentence(
 
     monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
     run = str(tmp_path / "run")
-    sinks = sinks_for([run], tensorboard=False, wandb="mine")
+    sinks = sinks_for([run], JournalSinks(wandb="mine"))
     with pytest.raises(TrainerError, match="cannot begin a run: permission denied;"):
         train_group(store, {run: spec(store)}, sinks=sinks)
     # The run goes on without it.
     train_group(store, {run: spec(store)}, resume=True)
     assert (Path(run) / "sae.json").exists()
+
+
+@pytest.mark.usefixtures("local_fakes")
+def test_trackio_and_mlflow_get_the_journal_and_go_on_with_a_resumed_run(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+
+    class StopError(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 13:
+            raise StopError
+
+    sinks = sinks_for([run], JournalSinks(trackio="mine", mlflow="mine"))
+    with pytest.raises(StopError):
+        train_group(store, {run: spec(store)}, sinks=sinks, report=stop)
+    [first], [there] = FakeTrackio.made, FakeMlflow.runs.values()
+    assert first.finished
+    assert there["ended"]
+    train_group(store, {run: spec(store)}, sinks=sinks, resume=True)
+    [_, second], [there] = FakeTrackio.made, FakeMlflow.runs.values()
+    assert first.options["name"] == second.options["name"]
+    assert second.options["resume"] == "allow"
+    assert second.finished
+    assert there["ended"]
+    assert there["params"]["sae.k"] == 3
+    wanted = {record.step: values(record) for record in read(Storage(run))}
+    assert first.logged | second.logged == wanted
+    assert there["logged"] == wanted
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert not capsys.readouterr().out  # a script reads it
+
+
+@pytest.mark.usefixtures("local_fakes")
+def test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"base: {{store: '{store.url}', rows: 1280, log_every: 5, stream: {{batch: 128}}, sae: {{kind: topk, expansion: 4}}}}\ngrid: {{sae.k: [2, 4]}}\n"
+    )
+    words = ["sweep", str(path), "--out", str(tmp_path / "s")]
+    done = CliRunner().invoke(app, [*words, "--trackio", "mine", "--mlflow", "mine"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert {one.options["project"] for one in FakeTrackio.made} == {"mine"}
+    names = [one.options["name"].rpartition(" ")[0] for one in FakeTrackio.made]
+    assert names == ["k=2", "k=4"]
+    assert [run["name"] for run in FakeMlflow.runs.values()] == ["k=2", "k=4"]
+
+
+@pytest.mark.usefixtures("local_fakes")
+def test_training_goes_on_where_mlflow_refuses(store: Store, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    FakeMlflow.refuses = True
+    sinks = sinks_for([run], JournalSinks(mlflow="mine"))
+    with pytest.warns(TrainerWarning, match="takes no more records .no route.; the"):
+        train_group(store, {run: spec(store)}, sinks=sinks)
+    assert [record.step for record in read(Storage(run))] == [5, 10, 15, 20]
+
+
+@pytest.mark.filterwarnings("ignore")  # what their own code is warned of
+def test_trackio_itself_keeps_each_run_of_a_pass(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    sinks = sinks_for(runs, JournalSinks(trackio="mine"))
+    train_group(store, {run: spec(store) for run in runs}, sinks=sinks)
+    kept = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+    found = {
+        run.name[0]: kept.get_logs("mine", run.name)
+        for run in trackio.Api().runs("mine")
+    }
+    for run in runs:
+        wanted = {record.step: record.loss for record in read(Storage(run))}
+        logged = {one["step"]: one["loss"] for one in found[Path(run).name]}
+        assert logged == pytest.approx(wanted)
+
+
+@pytest.mark.filterwarnings("ignore")  # what their own code is warned of
+def test_mlflow_itself_keeps_a_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run = str(tmp_path / "run")
+    sinks = sinks_for([run], JournalSinks(mlflow="mine"))
+    train_group(store, {run: spec(store)}, sinks=sinks)
+    client = mlflow.MlflowClient()
+    place = client.get_experiment_by_name("mine").experiment_id
+    [found] = client.search_runs([place])
+    assert found.info.status == "FINISHED"
+    wanted = {record.step: record.loss for record in read(Storage(run))}
+    logged = client.get_metric_history(found.info.run_id, "loss")
+    assert {one.step: one.value for one in logged} == pytest.approx(wanted)

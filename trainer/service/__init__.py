@@ -1,0 +1,1 @@
+"""The training service: a durable queue of runs, and what trains them."""
