@@ -10,6 +10,7 @@ Each says what was wanted, what came, where, and what to do.
     ├── CorpusError          the corpus cannot be read
     ├── SourceError          activations cannot be imported
     ├── NumericsError        the storage dtype cannot hold values, or none is finite
+    ├── EngineError          what places work on machines is not there, or a job failed
     └── StoreError           something is wrong with a store
         ├── NotAStoreError       there is no store at the URL
         ├── FormatVersionError   the store has a newer format
@@ -59,6 +60,10 @@ class SourceError(ActstoreError):
 
 class NumericsError(ActstoreError):
     """The storage dtype cannot hold values, or no row of a site is finite."""
+
+
+class EngineError(ActstoreError):
+    """What places work on machines is not there, or work that it placed failed."""
 
 
 class StoreError(ActstoreError):

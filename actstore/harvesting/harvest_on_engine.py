@@ -1,7 +1,5 @@
 """Gives a harvest to the engine that was asked for."""
 
-# ruff: noqa: ARG001  # until an engine is here
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -37,4 +35,10 @@ def harvest_on_engine(
         SpecError, SiteError, ModelError, CorpusError, NumericsError, StoreError: As
             `harvest` does.
     """
+    if engine.engine.kind == "slurm":
+        from actstore.harvesting.harvest_on_slurm import harvest_on_slurm
+
+        return harvest_on_slurm(
+            spec, out, engine, device=device, options=options, report=report
+        )
     raise SpecError(f"--engine {engine.engine.kind}: harvests cannot run on it yet")

@@ -16,6 +16,10 @@ ROOT = Path(__file__).parents[2]
 BY_HAND = ("stream_table", "codecs", "learning_rates", "cluster_simulation", "gpu")
 
 
+# tables, not ratios; one that needs a GPU, and one that needs a machine to itself
+BY_HAND = ("stream_table", "codecs", "learning_rates", "gpu", "service_load")
+
+
 def test_make_bench_knows_them_all() -> None:
     there = {path.stem for path in (ROOT / "tests/benchmarks").glob("*.py")} - {
         "__init__",

@@ -1,7 +1,5 @@
 """Gives the passes of a sweep to the engine that was asked for."""
 
-# ruff: noqa: ARG001  # until an engine is here
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -34,4 +32,9 @@ def sweep_on_engine(
     Raises:
         SpecError, SaeError, RunError, StoreError: As `sweep` does.
     """
+    if engine.engine.kind == "slurm":
+        from trainer.training.sweep_on_slurm import sweep_on_slurm
+
+        sweep_on_slurm(runs, memory, engine, settings, sweep_folder)
+        return
     raise SpecError(f"--engine {engine.engine.kind}: sweeps cannot run on it yet")
