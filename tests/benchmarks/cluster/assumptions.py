@@ -140,7 +140,7 @@ SOURCES = {
     "tokenise": Assumption(
         "measured", "one core of the tests' machine, 27 November 2026: 0.38 to 0.44 M"
     ),
-    "merge": Assumption("measured", "4.4 and 5.2 ms with sites of d 2,304 and 64, on a busy machine"),
+    "merge": Assumption("measured", "3.0 to 5.2 ms, quiet and busy, `tests/benchmarks/many_units.py`"),
     "gpu_price": Assumption("assumed", "an H100 by the hour"),
 }
 PRICES = Prices()  # storage and requests; its docstring has source and date
