@@ -85,9 +85,13 @@ class Cluster(NamedTuple):
     gpu_price: float = 2.0
 
 
-_S3_PERFORMANCE = (
-    "docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html and its"
-    " design patterns, read November 2026"
+_S3_LIMITS = (
+    "Amazon's answers on request rates for each partitioned prefix (repost.aws, page"
+    " s3-object-key-naming-pattern), looked up in November 2026"
+)
+_NOT_READ = (
+    "as Amazon's performance guidelines are quoted; the page itself was not read for"
+    " this"
 )
 SOURCES = {
     "tokens": Assumption("assumed", "the harvest that is asked about"),
@@ -115,19 +119,15 @@ SOURCES = {
     "slow_nodes": Assumption("assumed", "three nodes of 100"),
     "slowdown": Assumption("assumed", "are 1.3 times as slow"),
     "gpus_per_node": Assumption("assumed", "nodes as AWS p5.48xlarge"),
-    "node": Assumption(
-        "documented", f"up to 100 Gb/s from one instance to S3: {_S3_PERFORMANCE}"
-    ),
-    "connection": Assumption(
-        "documented", f"85 to 90 MB/s for each request: {_S3_PERFORMANCE}"
-    ),
-    "latency": Assumption("documented", f"roughly 100 to 200 ms: {_S3_PERFORMANCE}"),
-    "puts": Assumption("documented", f"at least 3,500: {_S3_PERFORMANCE}"),
-    "gets": Assumption("documented", f"at least 5,500: {_S3_PERFORMANCE}"),
+    "node": Assumption("assumed", f"up to 100 Gb/s from one instance, {_NOT_READ}"),
+    "connection": Assumption("assumed", f"85 to 90 MB/s for each request, {_NOT_READ}"),
+    "latency": Assumption("assumed", f"roughly 100 to 200 ms, {_NOT_READ}"),
+    "puts": Assumption("documented", f"at least 3,500: {_S3_LIMITS}"),
+    "gets": Assumption("documented", f"at least 5,500: {_S3_LIMITS}"),
     "split_min": Assumption(
         "documented",
-        "30 to 60 minutes, by an answer at repost.aws to the page"
-        " s3-object-key-naming-pattern; Amazon's own pages say `gradually`",
+        "30 to 60 minutes, by a reader's answer there; Amazon's own pages say"
+        " `gradually`",
     ),
     "split_max": Assumption("documented", "the same"),
     "mtbf": Assumption(
@@ -140,7 +140,9 @@ SOURCES = {
     "tokenise": Assumption(
         "measured", "one core of the tests' machine, 27 November 2026: 0.38 to 0.44 M"
     ),
-    "merge": Assumption("measured", "3.0 to 5.2 ms, quiet and busy, `tests/benchmarks/many_units.py`"),
+    "merge": Assumption(
+        "measured", "3.0 to 5.2 ms, quiet and busy, `tests/benchmarks/many_units.py`"
+    ),
     "gpu_price": Assumption("assumed", "an H100 by the hour"),
 }
 PRICES = Prices()  # storage and requests; its docstring has source and date
