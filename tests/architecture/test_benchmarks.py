@@ -12,10 +12,16 @@ import pytest
 from tests.benchmarks.__main__ import BENCHES, PEERS
 
 ROOT = Path(__file__).parents[2]
-
-
-# tables, not ratios; one that needs a GPU, and one that needs a machine to itself
-BY_HAND = ("stream_table", "codecs", "learning_rates", "gpu", "service_load")
+# tables, not ratios; a simulation; one that needs a GPU, and one that needs a machine to
+# itself
+BY_HAND = (
+    "stream_table",
+    "codecs",
+    "learning_rates",
+    "cluster_simulation",
+    "gpu",
+    "service_load",
+)
 
 
 def test_make_bench_knows_them_all() -> None:
