@@ -9,6 +9,7 @@ Each says what was wanted, what came, where, and what to do.
     ├── ModelError           the model cannot be loaded or hooked
     ├── CorpusError          the corpus cannot be read
     ├── SourceError          activations cannot be imported
+    ├── EngineError          an engine cannot place work, or its workers are lost
     ├── NumericsError        the storage dtype cannot hold values, or none is finite
     └── StoreError           something is wrong with a store
         ├── NotAStoreError       there is no store at the URL
@@ -55,6 +56,13 @@ class CorpusError(ActstoreError):
 
 class SourceError(ActstoreError):
     """A file or array of activations, or of their tokens, cannot be imported."""
+
+
+class EngineError(ActstoreError):
+    """An engine (Ray, Slurm) cannot place work, or its workers are lost.
+
+    What was done is kept.
+    """
 
 
 class NumericsError(ActstoreError):

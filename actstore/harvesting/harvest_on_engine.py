@@ -1,7 +1,5 @@
 """Gives a harvest to the engine that was asked for."""
 
-# ruff: noqa: ARG001  # until an engine is here
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -36,5 +34,12 @@ def harvest_on_engine(
     Raises:
         SpecError, SiteError, ModelError, CorpusError, NumericsError, StoreError: As
             `harvest` does.
+        EngineError: The engine is missing, or loses workers again and again.
     """
-    raise SpecError(f"--engine {engine.engine.kind}: harvests cannot run on it yet")
+    if engine.engine.kind == "slurm":
+        raise SpecError("--engine slurm: harvests cannot run on it yet")
+    from actstore.harvesting.harvest_on_ray import harvest_on_ray
+
+    return harvest_on_ray(
+        spec, out, engine, device=device, options=options, report=report
+    )
