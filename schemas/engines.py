@@ -98,6 +98,15 @@ class PassQuestion(Schema):
     )
 
 
+class RunFigures(Schema):
+    """Figures of a run over the last steps that were logged."""
+
+    loss: float = Field(description="the whole loss")
+    l0: float = Field(description="latents that fired in a row")
+    fvu: float = Field(description="fraction of variance unexplained")
+    dead: int = Field(description="latents that are dead")
+
+
 class PassProgress(Schema):
     """Where a pass is."""
 
@@ -107,7 +116,7 @@ class PassProgress(Schema):
     rows_per_s: float = Field(description="rows per second, of late")
     seconds: float = Field(description="since its first step")
     stall_s: float = Field(description="of these, waiting for rows")
-    fvu: list[float] = Field(description="fraction of variance unexplained, of each")
+    last: dict[str, RunFigures] = Field(description="of each run, by its URL")
 
 
 class PassAnswer(Schema):

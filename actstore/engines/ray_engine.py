@@ -103,6 +103,10 @@ class RayWorkers:
         answer = self._actors[worker].answer.remote(question)
         self._asked[answer] = worker
 
+    def is_asked(self, worker: int) -> bool:
+        """Return whether a worker has a question that it has not answered."""
+        return worker in self._asked.values()
+
     def replies(self, seconds: float) -> list[Reply]:
         """Return what has come from workers, after some seconds at most."""
         asked = list(self._asked)
