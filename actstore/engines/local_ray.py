@@ -51,6 +51,7 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
         at_end.callback(shutil.rmtree, folder, ignore_errors=True)
         import ray
 
+        at_end.enter_context(silent(ray))
         at_end.callback(ray.shutdown)
         ray.init(
             num_cpus=n_cpus,
@@ -63,6 +64,23 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
             _temp_dir=folder,
         )
         yield ray
+
+
+@contextlib.contextmanager
+def silent(ray: Any) -> Iterator[None]:
+    """Keep Ray from printing what happens to its nodes, inside the `with`.
+
+    It would print it on standard output, where JSON may be. A lost worker is told of by
+    who has asked it.
+    """
+    worker = ray._private.worker
+    # An attribute of Ray's own; without it Ray prints, and works as well.
+    before = getattr(worker, "_worker_logs_enabled", True)
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 def _new_settings() -> dict[str, str]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from actstore.engines.engine_option import EngineOptions
-from actstore.engines.local_ray import local_ray
+from actstore.engines.local_ray import local_ray, silent
 from actstore.engines.ray_worker import RayWorker
 from actstore.errors import EngineError, first_line
 from actstore.machine.stop_signals import NUMBERS
@@ -155,6 +155,7 @@ def connected(engine: EngineOptions, cpus: int) -> Iterator[Any]:
             import ray
 
             if not ray.is_initialized():
+                at_end.enter_context(silent(ray))
                 _connect(ray, str(address))
                 at_end.callback(ray.shutdown)
         _handle(handlers)

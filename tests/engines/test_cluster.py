@@ -1,0 +1,164 @@
+"""Harvests and sweeps on a Ray cluster of several nodes, of which some are killed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import actstore
+import trainer
+from actstore.errors import EngineError, SiteError
+from actstore.format.storage import TEMPORARY
+from actstore.harvesting.progress import Progress
+from tests.engines.cluster import Nodes, nodes
+
+UNITS = 24
+HARVEST: dict[str, Any] = {
+    "model": "builtin:mini",
+    "corpus": "builtin:stdlib",
+    "sites": "blocks.*.hook_mlp_out",
+    "tokens": UNITS * 16 * 32,
+    "context": 32,
+    "unit_sequences": 16,
+    "batch": 4,
+}
+SWEEP: dict[str, Any] = {
+    "base": {
+        "sae": {"kind": "topk", "n_latents": 64},
+        "stream": {"batch": 128},
+        "rows": 60_000,
+        "log_every": 10,
+        "checkpoint_every": 50,
+    },
+    "grid": {"sae.k": [2, 4], "seed": [0, 1]},
+}
+# What of a journal's line depends on the machine and the moment.
+TIMES = ("rows_per_s", "stall")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with nodes() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, and the runs of a sweep, that one process has made."""
+    folder = tmp_path_factory.mktemp("alone")
+    actstore.harvest(HARVEST, folder / "store")
+    trainer.sweep(SWEEP, folder / "runs", store=folder / "store")
+    return folder
+
+
+def objects(store: Path) -> dict[str, bytes]:
+    """Every object of a store; what a killed process had not written to its end is
+    none.
+    """
+    files = (path for path in store.rglob("*") if path.is_file())
+    files = (path for path in files if not path.name.startswith(TEMPORARY))
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def results(runs: Path) -> dict[str, Any]:
+    """What training gave: weights, records, and journals without times."""
+    found: dict[str, Any] = {}
+    for run in sorted(runs.iterdir()):
+        found[f"{run.name} weights"] = (run / "sae.safetensors").read_bytes()
+        found[f"{run.name} record"] = (run / "sae.json").read_bytes()
+        lines = (run / "journal.jsonl").read_text().splitlines()
+        journal = [json.loads(line) for line in lines]
+        found[f"{run.name} journal"] = [
+            {key: value for key, value in line.items() if key not in TIMES}
+            for line in journal
+        ]
+    return found
+
+
+class Once:
+    """Does something at the first report in which so many units are there."""
+
+    def __init__(self, units: int, what: Callable[[], None]) -> None:
+        self._units = units
+        self._what = what
+        self.is_done = False
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.units >= self._units and not self.is_done:
+            self.is_done = True
+            self._what()
+
+
+def kill_a_worker() -> None:
+    """SIGKILL a worker's process, and leave its node."""
+    import os
+    import signal
+
+    from ray.util.state import list_actors
+
+    actor = list_actors(filters=[("state", "=", "ALIVE")])[0]
+    os.kill(actor.pid, signal.SIGKILL)
+
+
+def test_a_node_killed_in_a_harvest_changes_nothing(
+    cluster: Nodes, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster.have(2)
+    capfd.readouterr()
+    kill = Once(3, cluster.kill_one)
+    actstore.harvest(HARVEST, tmp_path / "store", engine=cluster.engine, progress=kill)
+    assert kill.is_done
+    assert objects(tmp_path / "store") == objects(alone / "store")
+    import ray
+
+    assert not ray.is_initialized()
+    # Nothing of Ray's comes between lines of progress, or their JSON.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_node_killed_in_a_sweep_changes_nothing(
+    cluster: Nodes, alone: Path, tmp_path: Path
+) -> None:
+    cluster.have(2)
+    killed = threading.Event()
+
+    def kill_one() -> None:
+        while not list((tmp_path / "runs").glob("*/checkpoints/*")):
+            time.sleep(0.01)
+        cluster.kill_one()
+        killed.set()
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    trainer.sweep(
+        SWEEP, tmp_path / "runs", store=alone / "store", engine=cluster.engine
+    )
+    thread.join()
+    assert killed.is_set()
+    assert results(tmp_path / "runs") == results(alone / "runs")
+
+
+def test_a_users_mistake_is_told_as_without_an_engine(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    cluster.have(1)
+    wrong = {**HARVEST, "sites": "blocks.9.hook_mlp_out"}
+    with pytest.raises(SiteError) as here:
+        actstore.harvest(wrong, tmp_path / "a")
+    with pytest.raises(SiteError) as there:
+        actstore.harvest(wrong, tmp_path / "b", engine=cluster.engine)
+    assert str(there.value) == str(here.value)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_gpu_that_no_node_has(cluster: Nodes, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no machine of the Ray cluster has a GPU"):
+        actstore.harvest(
+            HARVEST, tmp_path / "a", engine=cluster.engine, device="cuda"
+        )
