@@ -20,12 +20,13 @@ def test_make_bench_knows_them_all() -> None:
         "__main__",
     }
     # tables, not ratios; and one that needs a GPU
-    by_hand = {"stream_table", "codecs", "learning_rates", "gpu"}
+    by_hand = {"stream_table", "codecs", "learning_rates", "gpu", "engines"}
     assert {*BENCHES, *PEERS} | by_hand == there
 
 
 @pytest.mark.parametrize(
-    "name", [*BENCHES, *PEERS, "stream_table", "codecs", "learning_rates", "gpu"]
+    "name",
+    [*BENCHES, *PEERS, "stream_table", "codecs", "learning_rates", "gpu", "engines"],
 )
 def test_each_can_be_imported(name: str) -> None:
     module = importlib.import_module(f"tests.benchmarks.{name}")

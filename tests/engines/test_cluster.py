@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +35,7 @@ SWEEP: dict[str, Any] = {
     "base": {
         "sae": {"kind": "topk", "n_latents": 64},
         "stream": {"batch": 128},
-        "rows": 60_000,
+        "rows": 30_000,
         "log_every": 10,
         "checkpoint_every": 50,
     },
@@ -95,15 +98,30 @@ class Once:
             self._what()
 
 
+class BrokenOffError(Exception):
+    """Ends a harvest in the middle."""
+
+
+def break_off() -> None:
+    raise BrokenOffError
+
+
 def kill_a_worker() -> None:
     """SIGKILL a worker's process, and leave its node."""
-    import os
-    import signal
+    workers = [
+        path.parent
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if "ray::RayWorker" in process_title(path)
+    ]
+    os.kill(int(workers[0].name), signal.SIGKILL)
 
-    from ray.util.state import list_actors
 
-    actor = list_actors(filters=[("state", "=", "ALIVE")])[0]
-    os.kill(actor.pid, signal.SIGKILL)
+def process_title(path: Path) -> str:
+    """What a process calls itself; "" where it has just ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def test_a_node_killed_in_a_harvest_changes_nothing(
@@ -111,7 +129,10 @@ def test_a_node_killed_in_a_harvest_changes_nothing(
 ) -> None:
     cluster.have(2)
     capfd.readouterr()
-    kill = Once(3, cluster.kill_one)
+    # Begun without an engine.
+    with pytest.raises(BrokenOffError):
+        actstore.harvest(HARVEST, tmp_path / "store", progress=Once(2, break_off))
+    kill = Once(5, cluster.kill_one)
     actstore.harvest(HARVEST, tmp_path / "store", engine=cluster.engine, progress=kill)
     assert kill.is_done
     assert objects(tmp_path / "store") == objects(alone / "store")
@@ -122,26 +143,23 @@ def test_a_node_killed_in_a_harvest_changes_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_node_killed_in_a_sweep_changes_nothing(
-    cluster: Nodes, alone: Path, tmp_path: Path
-) -> None:
+def test_a_node_killed_in_a_sweep_changes_nothing(cluster: Nodes, alone: Path) -> None:
     cluster.have(2)
+    runs = alone / "runs of the cluster"
     killed = threading.Event()
 
     def kill_one() -> None:
-        while not list((tmp_path / "runs").glob("*/checkpoints/*")):
+        while not list(runs.glob("*/checkpoints/*")):
             time.sleep(0.01)
         cluster.kill_one()
         killed.set()
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    trainer.sweep(
-        SWEEP, tmp_path / "runs", store=alone / "store", engine=cluster.engine
-    )
+    trainer.sweep(SWEEP, runs, store=alone / "store", engine=cluster.engine)
     thread.join()
     assert killed.is_set()
-    assert results(tmp_path / "runs") == results(alone / "runs")
+    assert results(runs) == results(alone / "runs")
 
 
 def test_a_users_mistake_is_told_as_without_an_engine(
@@ -159,6 +177,37 @@ def test_a_users_mistake_is_told_as_without_an_engine(
 
 def test_a_gpu_that_no_node_has(cluster: Nodes, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no machine of the Ray cluster has a GPU"):
-        actstore.harvest(
-            HARVEST, tmp_path / "a", engine=cluster.engine, device="cuda"
-        )
+        actstore.harvest(HARVEST, tmp_path / "a", engine=cluster.engine, device="cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_a_harvest_killed_at_any_instant(
+    cluster: Nodes, alone: Path, tmp_path: Path, seed: int
+) -> None:
+    """A node, or a process, is killed before the plan is written, or later."""
+    cluster.have(3)
+    units = random.Random(seed).randrange(UNITS - 2)
+    kill = Once(units, kill_a_worker if seed % 2 else cluster.kill_one)
+    actstore.harvest(HARVEST, tmp_path / "store", engine=cluster.engine, progress=kill)
+    assert objects(tmp_path / "store") == objects(alone / "store")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sweep_killed_at_any_instant(cluster: Nodes, alone: Path, seed: int) -> None:
+    cluster.have(3)
+    runs = alone / f"killed {seed}"
+    instant = random.Random(seed).uniform(0.0, 3.0)
+
+    def kill_one() -> None:
+        while not list(runs.glob("*/spec.json")):
+            time.sleep(0.01)
+        time.sleep(instant)
+        (kill_a_worker if seed % 2 else cluster.kill_one)()
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    trainer.sweep(SWEEP, runs, store=alone / "store", engine=cluster.engine, workers=2)
+    thread.join()
+    assert results(runs) == results(alone / "runs")
