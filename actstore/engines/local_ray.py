@@ -23,7 +23,7 @@ ADDRESS = "127.0.0.1"
 # What goes from the driver to workers and back is a few kilobytes.
 OBJECT_STORE_BYTES = 80 << 20
 # A path of a socket takes at most 107 characters, of which Ray adds some 60.
-LONGEST_FOLDER = 40
+LONGEST_FOLDER = 38
 # Ray reads its settings once, when it is first imported: all that this process starts
 # one after the other have the same token.
 _settings: dict[str, str] = {}
@@ -61,7 +61,8 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
             configure_logging=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address=ADDRESS,
-            _temp_dir=folder,
+            # Ray lets everybody into it; the folder above lets nobody through.
+            _temp_dir=f"{folder}/r",
         )
         yield ray
 

@@ -135,7 +135,7 @@ def test_a_sweep_that_is_stopped_is_saved_and_goes_on(
 ) -> None:
     actstore.harvest(HARVEST, tmp_path / "store")
     spec = tmp_path / "sweep.json"
-    keys = {**SWEEP["base"], "checkpoint_every": 100_000, "rows": 300_000}
+    keys = {**SWEEP["base"], "checkpoint_every": 100_000, "rows": 100_000}
     spec.write_text(json.dumps({**SWEEP, "base": keys}))
     runs = tmp_path / "runs"
     words = ["sweep", str(spec), "--out", str(runs), "--store", str(tmp_path / "store")]
