@@ -176,6 +176,20 @@ class ServiceStore(Schema):
     bytes: int = Field(description="size of its values")
 
 
+class RunCurves(Schema):
+    """A run's journal as the page draws it: at most some hundred points."""
+
+    run: str = Field(description="id of the run")
+    name: str = Field(description="its name")
+    state: RunState = Field(description="where it is")
+    whole: bool = Field(description="whether it takes the place of what is drawn")
+    last_step: int = Field(description="step of the journal's last line; -1: no line")
+    rows: list[int] = Field(description="rows trained on, at each point")
+    columns: dict[str, list[float | None]] = Field(
+        description="values at each point, by the names of a line of the journal"
+    )
+
+
 class TokenInfo(Schema):
     """A token, without its secret."""
 
@@ -185,3 +199,82 @@ class TokenInfo(Schema):
     created: Time = Field(description="when it was made")
     expires: Time | None = Field(description="until when it counts; null: for ever")
     revoked: bool = Field(description="whether it counts no longer")
+
+
+class TokenRecord(TokenInfo):
+    """`STATE/tokens/ID.json`: a token, with the digest of its secret."""
+
+    user: str = Field(
+        min_length=1, max_length=100, pattern=ONE_LINE, description="whose it is"
+    )
+    revoked: bool = Field(default=False, description="whether it counts no longer")
+    sha256: str = Field(
+        pattern="^[0-9a-f]{64}$", description="digest of the secret, in hexadecimal"
+    )
+
+    def info(self) -> TokenInfo:
+        """Return it without the digest."""
+        return TokenInfo.model_validate(self.model_dump(exclude={"sha256"}))
+
+
+class Login(Schema):
+    """What the page sends to begin a session."""
+
+    token: str = Field(max_length=200, description="the user's token")
+
+
+class SessionInfo(Schema):
+    """Who is logged in on a page."""
+
+    user: str = Field(description="the user's name")
+    role: Role = Field(description="what the user may do")
+    csrf_token: str | None = Field(
+        description=(
+            "the page sends it as `X-CSRF-Token` with what changes something; null:"
+            " by a token, which needs none"
+        )
+    )
+
+
+class Publication(Schema):
+    """The name under which a run is to be published."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=201,
+        pattern=ONE_LINE,
+        description="its name in the catalog, and after a colon a tag",
+    )
+
+
+class Artifact(Schema):
+    """A file of a run's folder."""
+
+    key: str = Field(description="its path in the run's folder")
+    bytes: int = Field(description="its size")
+    content_type: str = Field(description="as it is served")
+
+
+class SiteNorms(Schema):
+    """L2 norms of the training rows of a site."""
+
+    site: str = Field(description="name of the site")
+    layer: str = Field(description="its short name")
+    mean: float = Field(description="mean norm")
+    low: float = Field(description="5 % quantile")
+    median: float = Field(description="median norm")
+    high: float = Field(description="95 % quantile")
+    max: float = Field(description="largest norm")
+
+
+class Problem(Schema):
+    """Why a request was not answered as it was meant."""
+
+    detail: str = Field(description="in words: what was wanted, and what to do")
+
+
+class Health(Schema):
+    """Whether the service works."""
+
+    status: Literal["ok", "not ready"] = Field(description="in a word")
+    detail: str = Field(default="", description="why not, in words")

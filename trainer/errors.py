@@ -12,7 +12,9 @@ ActstoreError
     ├── DivergedError    the loss is no longer a number
     └── ServiceError     the training service cannot do what was asked
         ├── ConflictError    a run is not in the state that it must be in for that
-        └── UnknownRunError  the service has no such run
+        ├── UnknownRunError  the service has no such run
+        ├── ForbiddenError   the user's role does not allow it
+        └── BusyError        the service has too much to do
 """
 
 from __future__ import annotations
@@ -66,6 +68,14 @@ class ConflictError(ServiceError):
 
 class UnknownRunError(ServiceError):
     """The service has no run of this id."""
+
+
+class ForbiddenError(ServiceError):
+    """The user's role does not allow what was asked."""
+
+
+class BusyError(ServiceError):
+    """The service has too much to do just now; the same may be asked again later."""
 
 
 class TrainerWarning(UserWarning):

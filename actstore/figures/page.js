@@ -395,7 +395,7 @@
     for (let i = 0; i < n; i++) lines.push(columns.map(column => csvText(column.values[i])).join(','));
     save(`${name}.csv`, 'text/csv', lines.join('\n') + '\n');
   };
-  const sheet = document.querySelector('style').textContent.split('\n').filter(line => line.trim().startsWith('.figure') || line.includes(':root') && line.includes('.figure') || line.startsWith('  --')).join('\n');
+  const sheet = (document.querySelector('style')?.textContent ?? '').split('\n').filter(line => line.trim().startsWith('.figure') || line.includes(':root') && line.includes('.figure') || line.startsWith('  --')).join('\n');
   const saveSvg = svg => {
     const copy = svg.cloneNode(true);
     const box = {width: svg.viewBox.baseVal.width, height: svg.viewBox.baseVal.height};

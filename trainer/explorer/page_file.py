@@ -50,8 +50,8 @@ def page_start(explorer: Explorer, *, index: str = "") -> str:
         index: The index in base64; empty for a page that is served.
     """
     record = explorer.record
-    style = _text("explorer.css")
-    script = '"use strict";\n' + "".join(map(_text, _SCRIPTS))
+    style = _style()
+    script = _script()
     split = record.split.replace("_", "-")
     n_layers = len(record.layers)
     layers = record.layers[0] if n_layers == 1 else f"{n_layers} layers"
@@ -85,6 +85,11 @@ def policy(style: str, script: str, *, served: bool) -> str:
     )
 
 
+def served_policy() -> str:
+    """Return the policy of a page that is served, as its server sends it too."""
+    return policy(_style(), _script(), served=True)
+
+
 def page_file(
     explorer: Explorer,
     path: Path,
@@ -111,6 +116,14 @@ def page_file(
                 progress("page", group + 1, explorer.n_groups)
         file.write("</body>\n</html>\n")
     temporary.replace(path)
+
+
+def _style() -> str:
+    return _text("explorer.css")
+
+
+def _script() -> str:
+    return '"use strict";\n' + "".join(map(_text, _SCRIPTS))
 
 
 def _text(name: str) -> str:

@@ -264,8 +264,8 @@ class Queue:
         """Return the queued runs in the order in which they were submitted."""
         with self.database.reading() as connection:
             rows = connection.execute(
-                "SELECT number, id, user, priority, spec, store_url, memory_bytes,"
-                " state_bytes, alone FROM runs WHERE state = 'queued' ORDER BY number"
+                "SELECT number, id, user, priority, memory_bytes, state_bytes, alone"
+                " FROM runs WHERE state = 'queued' ORDER BY number"
             ).fetchall()
         return [WaitingRun(*row)._replace(alone=bool(row["alone"])) for row in rows]
 
@@ -273,6 +273,11 @@ class Queue:
         """Return how many seconds of a slot each user has had lately."""
         with self.database.reading() as connection:
             return slot_times.of_all(connection, self.clock.seconds())
+
+    def holding(self) -> dict[str, float]:
+        """Return how many slots each user holds; of a shared pass, a part of one."""
+        with self.database.reading() as connection:
+            return slot_times.holding(connection)
 
     def start(self, run_ids: Sequence[str], slot: str) -> Lease:
         """Put queued runs on a free slot, together; return their lease.

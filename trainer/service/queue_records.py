@@ -71,11 +71,10 @@ class WaitingRun(NamedTuple):
     id: str
     user: str
     priority: int
-    spec: str
-    """Its spec, as JSON."""
-    store_url: str
     memory_bytes: int
+    """What it takes alone."""
     state_bytes: int
+    """How much of that is its own in a shared pass too."""
     alone: bool
 
 

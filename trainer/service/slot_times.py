@@ -6,6 +6,7 @@ A second counts half as much after a day, and a quarter after two.
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Mapping
 
 HALF_LIFE_S = 86_400.0
@@ -35,3 +36,17 @@ def of_all(connection: sqlite3.Connection, now: float) -> dict[str, float]:
         row["user"]: row["seconds"] * 0.5 ** (max(now - row["time"], 0.0) / HALF_LIFE_S)
         for row in rows
     }
+
+
+def holding(connection: sqlite3.Connection) -> dict[str, float]:
+    """Return how many slots each user holds now, by the runs that are trained there."""
+    found: dict[str, float] = defaultdict(float)
+    users_of: dict[str, list[str]] = defaultdict(list)
+    for row in connection.execute(
+        "SELECT lease, user FROM runs WHERE lease IS NOT NULL"
+    ):
+        users_of[row["lease"]].append(row["user"])
+    for users in users_of.values():
+        for user in users:
+            found[user] += 1 / len(users)
+    return dict(found)

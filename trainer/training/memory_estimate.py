@@ -192,14 +192,22 @@ def fitting(
     return [*groups, Group(group, taken)]
 
 
-def check_weights_fit(n_latents: int, d: int, device: str) -> None:
+def check_weights_fit(
+    n_latents: int, d: int, device: str, limit: int | None = None
+) -> None:
     """Check that the encoder and the decoder alone are not more than a device holds.
+
+    Args:
+        n_latents: Size of the dictionary.
+        d: Width of the rows.
+        device: The device.
+        limit: The bytes that may be taken of it; None: what it has free.
 
     Raises:
         SaeError: They are; training takes several times as much.
     """
     wanted = 2 * n_latents * d * 4  # float32
-    there = usable_memory(device)
+    there = usable_memory(device) if limit is None else limit
     if wanted > there:
         raise SaeError(
             f"{n_latents:,} latents on rows of {d} values are {wanted / 1e9:,.1f} GB of"

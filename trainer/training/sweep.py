@@ -73,12 +73,16 @@ def groups(specs: dict[str, TrainSpec]) -> list[dict[str, TrainSpec]]:
     """
     by_key: dict[str, dict[str, TrainSpec]] = {}
     for name, spec in specs.items():
-        key = (
-            f"{spec.store} {shared_stream(spec).to_json()} {spec.log_every}"
-            f" {spec.checkpoint_every}"
-        )
-        by_key.setdefault(key, {})[name] = spec
+        by_key.setdefault(sharing_key(spec), {})[name] = spec
     return list(by_key.values())
+
+
+def sharing_key(spec: TrainSpec) -> str:
+    """Return what is equal of runs that can share a stream."""
+    return (
+        f"{spec.store} {shared_stream(spec).to_json()} {spec.log_every}"
+        f" {spec.checkpoint_every}"
+    )
 
 
 def with_values(

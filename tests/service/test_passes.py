@@ -1,0 +1,176 @@
+"""From a submission to a finished run: a real supervisor, and the real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actstore.format.storage import Storage
+from schemas.train import TrainSpec
+from tests.service.runs import check_same, tiny_spec, train_alone
+from tests.service.support import new_run
+from tests.support import make_store
+from trainer.service.database import NAME
+from trainer.service.executor import SubprocessExecutor, environment
+from trainer.service.heartbeats import ASK_AFTER_S
+from trainer.service.pass_log import FOLDER
+from trainer.service.queue import Queue
+from trainer.service.slots import Slot
+from trainer.service.supervisor import Supervisor
+from trainer.training import checkpoint
+
+SLOT = Slot("cpu-0", "cpu", 1 << 40, {"OMP_NUM_THREADS": "1"})
+LONG = 100_000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_store(tmp_path_factory.mktemp("passes") / "s", n_units=24).url
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Queue]:
+    with Queue(tmp_path / "state" / NAME) as queue:
+        yield queue
+
+
+@pytest.fixture
+def supervisor(queue: Queue, tmp_path: Path) -> Iterator[Supervisor]:
+    state = tmp_path / "state"
+    one = Supervisor(queue, [SLOT], SubprocessExecutor(state), state)
+    one.start()
+    yield one
+    one.close()
+    assert one.trouble is None
+    assert queue.leases() == []
+
+
+def wait_until(condition: Callable[[], bool], queue: Queue) -> None:
+    give_up = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < give_up, queue.events()
+        time.sleep(0.05)
+
+
+def submit(queue: Queue, folder: Path, **specs: TrainSpec) -> list[str]:
+    return queue.submit(
+        [
+            new_run(name, folder, spec=one, store_url=one.store, rows=one.rows)
+            for name, one in specs.items()
+        ],
+        "ana",
+    )
+
+
+def test_runs_of_a_pass_fare_each_by_itself(
+    queue: Queue, supervisor: Supervisor, store: str, tmp_path: Path
+) -> None:
+    """One diverges, one has ended before in its folder; the others are what they are
+    when each is trained alone.
+    """
+    good, more = tiny_spec(store), tiny_spec(store, seed=1)
+    bad = tiny_spec(store, optimiser={"lr": 1e9})
+    train_alone(tmp_path / "runs" / "more", more)
+    before = (tmp_path / "runs" / "more" / "sae.json").stat().st_mtime_ns
+    ids = submit(queue, tmp_path / "runs", bad=bad, good=good, more=more)
+    supervisor.wake()
+    wait_until(lambda: all(queue.run(run).ended for run in ids), queue)
+    failed, done, was_done = (queue.run(run) for run in ids)
+    assert (failed.state, done.state, was_done.state) == (
+        "failed",
+        "completed",
+        "completed",
+    )
+    assert "the loss is" in (failed.error or "")
+    assert "Traceback" not in (failed.error or "")
+    assert done.progress is not None
+    assert done.progress.step == done.progress.steps
+    train_alone(tmp_path / "alone" / "good", good)
+    check_same(tmp_path / "runs" / "good", tmp_path / "alone" / "good")
+    assert (tmp_path / "runs" / "more" / "sae.json").stat().st_mtime_ns == before
+
+
+def test_cancel_and_resume(
+    queue: Queue, supervisor: Supervisor, store: str, tmp_path: Path
+) -> None:
+    """The run that shares its pass goes on; the one that was cancelled does so later.
+    A service that ends has all of them saved.
+    """
+    spec = tiny_spec(store, rows=LONG * 64, checkpoint_every=LONG)
+    a, b = submit(queue, tmp_path / "runs", a=spec, b=spec)
+
+    def trains(run: str, attempts: int) -> bool:
+        found = queue.run(run)
+        return found.attempts == attempts and found.progress is not None
+
+    wait_until(lambda: trains(a, 1) and trains(b, 1), queue)
+    assert queue.run(a).shares_with == (b,)
+    queue.cancel(a, "ana")
+    wait_until(lambda: queue.run(a).state == "cancelled", queue)
+    saved = [*(tmp_path / "runs" / "a" / "checkpoints").glob("*/state.json")]
+    assert len(saved) == 1
+    wait_until(lambda: queue.run(b).attempts == 2, queue)
+    queue.resume(a, "ana")
+    assert queue.run(a).state == "queued"
+    supervisor.close()
+    assert [queue.run(run).state for run in (a, b)] == ["queued", "queued"]
+    assert "lost" not in {event.kind for event in queue.events()}
+
+
+@pytest.mark.slow
+def test_a_process_that_lost_its_lease_ends_at_once(
+    queue: Queue, store: str, tmp_path: Path
+) -> None:
+    """One that stood still for long asks before it writes: what came meanwhile has the
+    run.
+    """
+    state = tmp_path / "state"
+    (a,) = submit(queue, tmp_path / "runs", a=tiny_spec(store, rows=LONG * 64))
+    lease = queue.start([a], "cpu-0")
+    process = SubprocessExecutor(state).start(lease, SLOT)
+    wait_until(lambda: queue.run(a).progress is not None, queue)
+    os.kill(process.pid, signal.SIGSTOP)
+    queue.end(lease.id, {})
+    queue.cancel(a, "ana")
+    storage = Storage(str(tmp_path / "runs" / "a"))
+    before = checkpoint.steps(storage)[-1]
+    time.sleep(ASK_AFTER_S + 0.5)
+    os.kill(process.pid, signal.SIGCONT)
+    wait_until(lambda: process.ended() is not None, queue)
+    assert process.ended() == "its process ended with exit code 75"
+    log = (state / FOLDER / f"{lease.id}.log").read_text()
+    assert log == "ended at once: its lease was lost\n"
+    # what it was about to write when it was stopped, and no more
+    assert checkpoint.steps(storage)[-1] <= before + 7
+    # one that comes too late for its lease does nothing either
+    late = SubprocessExecutor(state).start(lease, SLOT)
+    wait_until(lambda: late.ended() is not None, queue)
+    assert queue.run(a).state == "cancelled"
+
+
+def test_a_process_is_given_what_it_needs() -> None:
+    there = {
+        "PATH": "/bin",
+        "HOME": "/home/ana",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "ACTSTORE_STORAGE_OPTIONS": "{}",
+        "ACTSTORE_TOKEN": "secret",
+        "ACTSTORE_SERVICE": "https://train",
+        "HF_TOKEN": "secret",
+        "WANDB_API_KEY": "secret",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "SSH_AUTH_SOCK": "/tmp/agent",
+    }
+    slot = Slot("cuda:1", "cuda", 1, {"CUDA_VISIBLE_DEVICES": "1"})
+    assert environment(there, slot) == {
+        "PATH": "/bin",
+        "HOME": "/home/ana",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "ACTSTORE_STORAGE_OPTIONS": "{}",
+        "CUDA_VISIBLE_DEVICES": "1",
+    }

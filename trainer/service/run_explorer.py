@@ -1,0 +1,89 @@
+"""Serves the explorer of a run, from the files that `trainer explore` has made."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request
+from starlette.responses import HTMLResponse, Response
+
+from actstore.format.storage import Storage
+from schemas.service import ServiceRun
+from trainer.explorer.explorer_tables import META
+from trainer.explorer.latent_json import chunk_json, index_json
+from trainer.explorer.page_file import page_start, served_policy
+from trainer.explorer.read_explorer import Explorer
+from trainer.service.page_context import (
+    PageRoute,
+    service_of,
+    visitor_of,
+)
+
+FOLDER = "explorer"
+MOST_OPEN = 8
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+# Parquet's readers are not for several threads at once.
+_lock = threading.Lock()
+
+
+def explorer_folder(run: ServiceRun) -> Path | None:
+    """Return where the explorer's files of a run are; None where there are none.
+
+    Only of runs on this machine: Parquet is read in pieces.
+    """
+    if run.state != "completed":
+        return None
+    local = Storage(run.url).local
+    folder = None if local is None else Path(local) / FOLDER
+    return folder if folder is not None and (folder / META).is_file() else None
+
+
+@router.get("/pages/runs/{run_id}/explorer/")
+def explorer_page(request: Request, run_id: str) -> Response:
+    """Answer with the explorer's page, which has a policy of its own."""
+    explorer = _explorer(request, run_id)
+    page = page_start(explorer) + "</body>\n</html>\n"
+    return HTMLResponse(page, headers={"Content-Security-Policy": served_policy()})
+
+
+@router.get("/pages/runs/{run_id}/explorer/index")
+def explorer_index(request: Request, run_id: str) -> Response:
+    """Answer with the index of all latents."""
+    explorer = _explorer(request, run_id)
+    with _lock:
+        return _data(index_json(explorer))
+
+
+@router.get("/pages/runs/{run_id}/explorer/chunk/{number}")
+def explorer_chunk(request: Request, run_id: str, number: int) -> Response:
+    """Answer with some latents."""
+    explorer = _explorer(request, run_id)
+    if not 0 <= number < explorer.n_groups:
+        raise HTTPException(404, "there are no such latents")
+    with _lock:
+        return _data(chunk_json(explorer, number))
+
+
+def _explorer(request: Request, run_id: str) -> Explorer:
+    visitor_of(request)
+    run = service_of(request).run(run_id)
+    folder = explorer_folder(run)
+    if folder is None:
+        raise HTTPException(
+            404,
+            f"{run.name} has no explorer here; `trainer explore {run.url} --no-open`"
+            " makes its files",
+        )
+    return _opened(folder, (folder / META).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=MOST_OPEN)
+def _opened(folder: Path, _changed: int) -> Explorer:
+    """Return an explorer, opened again once its files were made again."""
+    return Explorer(folder)
+
+
+def _data(data: bytes) -> Response:
+    return Response(data, media_type="application/octet-stream")
