@@ -141,7 +141,7 @@ def harvest(out: Path, workers: int, n_units: int) -> Measured:
             ends.setdefault(id(seat), []).append(time.perf_counter())
             plain(driver, seat, done)
 
-        harvest_on_ray._Driver._note_done = note_done  # type: ignore[method-assign]
+        harvest_on_ray._Driver._note_done = note_done  # type: ignore[method-assign,assignment]
         try:
             actstore.harvest(spec, out, engine="ray", workers=workers)
         finally:
@@ -181,7 +181,7 @@ def sweep(store: Path, runs: Path, workers: int, rows: str) -> Measured:
             spans.append((now - last.seconds, now))
             plain(driver, seat)
 
-        sweep_on_ray.PassDriver._note_ended = note_ended  # type: ignore[method-assign]
+        sweep_on_ray.PassDriver._note_ended = note_ended  # type: ignore[method-assign,assignment]
         try:
             trainer.sweep(spec, runs, engine="ray", workers=workers)
         finally:

@@ -17,7 +17,7 @@ SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-NODE = {
+NODE: dict[str, Any] = {
     "num_cpus": 1,
     "object_store_memory": 80 << 20,
     "node_ip_address": "127.0.0.1",
@@ -49,7 +49,7 @@ class Nodes:
         self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
 
     def end(self) -> None:
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import pytest
 import actstore
 import trainer
 from actstore.errors import EngineError, SiteError
-from actstore.format.storage import TEMPORARY
+from actstore.format.local_writes import TEMPORARY
 from actstore.harvesting.progress import Progress
 from tests.engines.cluster import Nodes, nodes
 
