@@ -6,7 +6,7 @@ JSON of these records: a *setup* once, then *questions* of the driver's and *ans
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -42,9 +42,7 @@ class HarvestSetup(Schema):
     place: WorkerPlace = Field(description="where and how it works")
     spec: HarvestSpec = Field(description="what is harvested")
     out: str = Field(description="where the store goes")
-    options: dict[str, str | int | float | bool | None] = Field(
-        description="for its file system"
-    )
+    options: dict[str, Any] = Field(description="for its file system")
 
 
 class HarvestQuestion(Schema):

@@ -42,13 +42,11 @@ class Room(NamedTuple):
 
     Attributes:
         n_workers: How many workers at once.
-        n_nodes: On how many machines.
         cpus: The cores of each worker.
         gpus: The GPUs of each worker, 0 or 1.
     """
 
     n_workers: int
-    n_nodes: int
     cpus: int
     gpus: int
 
@@ -57,7 +55,7 @@ class RayWorkers:
     """Workers that do the same kind of work, each in a process of its own.
 
     Each has at most one question that it has not answered. A worker that is gone is
-    told of once; another is begun by whoever wants one.
+    told of once; another is begun by whoever wants one. `close` ends them.
 
     Attributes:
         room: What there is room for.
@@ -122,6 +120,11 @@ class RayWorkers:
         }
         if actor is not None:
             self._ray.kill(actor)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in list(self._actors):
+            self.end(worker)
 
     def _reply(self, answer: Any) -> Reply:
         worker = self._asked.pop(answer)
@@ -205,7 +208,7 @@ def room_for(ray: Any, engine: EngineOptions, cpus: int, gpus: int) -> Room:
             f"no machine of the Ray cluster has {wanted} for a worker; there are"
             f" {len(nodes)} machines. With --workers, the command waits for some"
         )
-    return Room(n_workers, max(1, sum(place > 0 for place in places)), cpus, gpus)
+    return Room(n_workers, cpus, gpus)
 
 
 def _is_connected() -> bool:
@@ -242,7 +245,10 @@ def _why(error: Exception) -> str:
     missing = [line for line in lines if "ModuleNotFoundError" in line]
     if missing:
         return f"{missing[-1]}; is actstore installed on all machines?"
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # An error of the worker's own comes with a traceback, whose last line says it.
+    return lines[-1] if lines[0].startswith("ray::") else lines[0]
 
 
 def _handlers() -> dict[int, Any]:

@@ -6,8 +6,10 @@ is handed to another one, and if it had been committed after all, that one finds
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from actstore.engines.ray_engine import (
 )
 from actstore.engines.work_error import as_raised
 from actstore.engines.worker_place import node, place_like_here
-from actstore.errors import EngineError, HarvestWarning, StorageError
+from actstore.errors import EngineError, HarvestWarning, SpecError, StorageError
 from actstore.format import object_keys
 from actstore.format.manifest import read_plan
 from actstore.format.storage import Storage
@@ -77,12 +79,14 @@ def harvest_on_ray(
         place=place_like_here(device, threads),
         spec=spec,
         out=out,
-        options=dict(options or {}),
+        options=_crossing(options),
     )
     report(Progress("starting Ray"))
     cpus = threads or 1
-    with connected(engine, cpus) as ray:
-        workers = RayWorkers(ray, room_for(ray, engine, cpus, gpus), WORK)
+    with (
+        connected(engine, cpus) as ray,
+        closing(RayWorkers(ray, room_for(ray, engine, cpus, gpus), WORK)) as workers,
+    ):
         driver = _Driver(storage, setup.to_json(), workers, report)
         driver.run()
         report(Progress("finishing the store"))
@@ -92,6 +96,17 @@ def harvest_on_ray(
     warn_of_corpus(plan, committed_units.committed_blocks(storage))
     warn_of_non_finite(store)
     return store
+
+
+def _crossing(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of a file system that go to other machines as JSON."""
+    try:
+        crossed: dict[str, Any] = json.loads(json.dumps(dict(options or {})))
+    except (TypeError, ValueError):
+        raise SpecError(
+            "options: with an engine, wanted keys and values that JSON has"
+        ) from None
+    return crossed
 
 
 def _threads(storage: Storage, device: str, engine: EngineOptions) -> int | None:

@@ -39,7 +39,7 @@ class Workers:
     """
 
     def __init__(self, made: Path, out: Path, n: int, script: list[str]) -> None:
-        self.room = Room(n, n, 1, 0)
+        self.room = Room(n, 1, 0)
         self.made, self.out = made, out
         self.script = iter(script)
         self.actors: dict[int, Actor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from trainer.training.final_summary import Ended, ended, show
 from trainer.training.journal_sinks import sinks_for
 from trainer.training.progress_display import shown
 from trainer.training.step_loop import Progress
+from trainer.training.stream_warnings import say_if_slow
 from trainer.training.sweep_plan import memory_limit, plan_passes
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def sweep_on_engine(
     groups = plan_passes(runs, NO_LIMIT, settings.device, settings.resume, _silent)
     console = Console(stderr=True, quiet=not settings.verbose)
     places = {spec.store: store_url(spec.store) for spec in runs.values()}
+    say_if_slow(console, list(runs.values()), settings.device)
     n_left = sum(len(group) for group in groups)
     if n_left == 0:
         _printer(console)(f"0 SAEs to train, {len(runs)} have ended")
@@ -98,10 +101,11 @@ def _on_ray(
         signals() as stop,
         shown(console) as display,
         connected(engine, cpus) as ray,
+        closing(
+            RayWorkers(ray, room_for(ray, engine, cpus, int(on_gpu)), WORK)
+        ) as workers,
         stop.held(),
     ):
-        room = room_for(ray, engine, cpus, int(on_gpu))
-        workers = RayWorkers(ray, room, WORK)
         tell = _printer(console)
         driver = PassDriver(
             workers=workers,
@@ -110,7 +114,7 @@ def _on_ray(
             tell=lambda note: on_console(console, note),
             report=display,
         )
-        n_workers = min(room.n_workers, n_left)
+        n_workers = min(workers.room.n_workers, n_left)
         there = driver.meet(n_workers)
         if memory is not None:
             there = memory_limit(memory, settings.device, ONE_WORLD)
