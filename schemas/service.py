@@ -278,3 +278,11 @@ class Health(Schema):
 
     status: Literal["ok", "not ready"] = Field(description="in a word")
     detail: str = Field(default="", description="why not, in words")
+
+
+class ServicePlaces(Schema):
+    """`STATE/places.json`: where the stores of a service may lie."""
+
+    stores: tuple[str, ...] = Field(
+        description="real paths and URLs at and below which stores may be read"
+    )

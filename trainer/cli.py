@@ -15,6 +15,8 @@ from trainer.explorer.explore_command import explore_command
 from trainer.exports.export_command import export_command
 from trainer.imports.import_sae_command import import_command
 from trainer.reports.report_command import report_command
+from trainer.service.serve_command import serve_command
+from trainer.service.token_command import token
 from trainer.stitching.stitch_commands import stitch
 from trainer.training.train_command import sweep_command, train_command
 from trainer.training.train_options import TrainCommand
@@ -37,6 +39,8 @@ app.command("explore", cls=Command)(explore_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)
 app.add_typer(stitch, name="stitch")
+app.command("serve", cls=Command)(serve_command)
+app.add_typer(token, name="token")
 
 
 def main() -> None:

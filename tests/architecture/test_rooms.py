@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},
     "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
-    "trainer.cli": BELOW_COMMANDS,
+    "trainer.cli": BELOW_COMMANDS | {"trainer.service"},
     "trainer.demo": BELOW_COMMANDS,
 }
 # `Store.stream` is for users: the one step from a lower folder to a higher one.

@@ -192,6 +192,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         # Besides being refused: what it bounds.
         "--memory": "trainer/explorer/test_memory.py::test_memory_is_bounded_whatever_the_dictionary",
     },
+    "trainer serve": {
+        f"--{name}": "service/test_serve_command.py::test_each_option_changes_what_is_served"
+        for name in ("runs", "state", "stores", "host", "port", "tls-cert", "tls-key", "behind-proxy", "proxy", "slots",
+                     "device", "executor")
+    },
     "trainer sweep": {
         "--resume": "trainer/runs/test_stores.py::test_training_goes_on_with_its_own_store_only",
         "--tensorboard": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_has_its_own",

@@ -4,6 +4,7 @@ every run ends as completed, once, with the bytes of an undisturbed one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -110,41 +111,70 @@ def killed_service(
     undisturbed: list[Path],
     n_kills: int,
 ) -> None:
+    with started(tmp_path / "state", forked) as service:
+        with Queue(service.state / NAME) as queue:
+            n_runs = disturbed(service, queue, tmp_path / "runs", specs, n_kills)
+            service.kill()
+            assert not queue.leases()
+            page = queue.runs(limit=1000)
+            assert page.total == n_runs
+            for run in page.runs:
+                kinds = [event.kind for event in queue.events(run=run.id)]
+                assert kinds.count("completed") == 1
+                assert kinds[-1] == "completed"
+                assert "failed" not in kinds
+                check_same(Path(run.url), undisturbed[int(run.name[-1])])
+        assert service.log() == ""
+
+
+def disturbed(
+    service: Service,
+    queue: Queue,
+    runs: Path,
+    specs: list[TrainSpec],
+    n_kills: int,
+) -> int:
+    """Kill again and again, with new runs when none is queued; wait for all of them.
+
+    Returns:
+        How many runs there are.
+    """
     draw = random.Random(15)
-    service = Service(tmp_path / "state", forked)
-    runs = tmp_path / "runs"
     kills = dict.fromkeys(("service", "pass", "both"), 0)
     n_sets = 0
-    with Queue(service.state / NAME) as queue:
-        while sum(kills.values()) < n_kills:
-            if queue.counts()["queued"] == 0:
-                submit(queue, runs, specs, n_sets)
-                n_sets += 1
-            time.sleep(draw.random() ** 2 * 0.6)
-            whom = draw.choice(list(kills))
-            if whom != "service" and not kill_a_pass(queue, draw):
-                continue
-            if whom != "pass":
-                service.kill()
-                time.sleep(draw.choice([0, 0, 0.3]))
-                service.start()
-            kills[whom] += 1
-        give_up = time.monotonic() + 120
-        while queue.counts()["completed"] < n_sets * len(specs):
-            assert time.monotonic() < give_up, (queue.counts(), service.log())
-            time.sleep(0.05)
+    while sum(kills.values()) < n_kills:
+        if queue.counts()["queued"] == 0:
+            submit(queue, runs, specs, n_sets)
+            n_sets += 1
+        time.sleep(draw.random() ** 2 * 0.6)
+        whom = draw.choice(list(kills))
+        if whom != "service" and not kill_a_pass(queue, draw):
+            continue
+        if whom != "pass":
+            service.kill()
+            time.sleep(draw.choice([0, 0, 0.3]))
+            service.start()
+        kills[whom] += 1
+    print(kills, n_sets)
+    give_up = time.monotonic() + 120
+    while queue.counts()["completed"] < n_sets * len(specs):
+        assert time.monotonic() < give_up, (queue.counts(), service.log())
+        time.sleep(0.05)
+    return n_sets * len(specs)
+
+
+@contextlib.contextmanager
+def started(state: Path, forked: Forks) -> Iterator[Service]:
+    """A service; it and its passes are gone after the `with`."""
+    service = Service(state, forked)
+    try:
+        yield service
+    finally:
         service.kill()
-        assert not queue.leases()
-        page = queue.runs(limit=1000)
-        assert page.total == n_sets * len(specs)
-        for run in page.runs:
-            kinds = [event.kind for event in queue.events(run=run.id)]
-            assert kinds.count("completed") == 1
-            assert kinds[-1] == "completed"
-            assert "failed" not in kinds
-            check_same(Path(run.url), undisturbed[int(run.name[-1])])
-        assert service.log() == ""
-        print(kills, n_sets)
+        with Queue(state / NAME) as queue:
+            for lease in queue.leases():
+                if lease.pid is not None:
+                    end_process(lease.pid, lease.process_start)
 
 
 def test_kills(

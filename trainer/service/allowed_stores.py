@@ -88,7 +88,8 @@ class AllowedStores:
 
     def _allowed_path(self, path: str) -> str:
         """Return the real path of a local folder, if that is allowed."""
-        if path.startswith("~") or ".." in Path(path).parts:
+        is_chain = "::" in path or "://" in path
+        if is_chain or path.startswith("~") or ".." in Path(path).parts:
             raise self._refusal(path)
         real = os.path.realpath(path)
         if not any(_is_below(real, prefix) for prefix in self.prefixes):

@@ -15,6 +15,10 @@ from trainer.service.api_answers import Reader, Shared, bearer, problems
 from trainer.service.context import Context
 from trainer.service.tokens import User
 
+_EVENT = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 event_api = APIRouter(tags=["runs"], dependencies=[Security(bearer)])
 
 
@@ -24,7 +28,7 @@ event_api = APIRouter(tags=["runs"], dependencies=[Security(bearer)])
     responses={
         200: {
             "description": "Server-sent events; the data of each is a RunEvent",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The run has ended, and there is nothing new"},
         **problems(404),

@@ -122,11 +122,6 @@ def _handle_errors(app: FastAPI) -> None:
         told = [_sentence(one) for one in error.errors()[:10]]
         return problem(422, "; ".join(told))
 
-    @app.exception_handler(Exception)
-    async def _ours_to_mend(_request: Request, _error: Exception) -> Response:
-        # What it says may be of files and keys; the log has it.
-        return problem(500, "an error of the service itself; its log says more")
-
 
 def _sentence(error: dict[str, Any]) -> str:
     """Return one of FastAPI's complaints as a sentence."""

@@ -78,8 +78,9 @@ def _parts(storage: Storage, key: str, first: bytes, size: int) -> Iterator[byte
 
 def _part(storage: Storage, key: str, offset: int, size: int) -> bytes:
     length = min(PART_BYTES, size - offset)
-    if length <= 0:
+    if length <= 0 and storage.local is None:
         return b""
+    # Of an empty one, too: a pipe has no bytes, and is refused as it is opened.
     (part,) = storage.read_ranges(key, [(offset, length)])
     return bytes(part)
 

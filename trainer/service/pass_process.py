@@ -23,6 +23,7 @@ from trainer.service.database import NAME
 from trainer.service.ended_runs import ended_runs
 from trainer.service.heartbeats import LOST, Heartbeats
 from trainer.service.pass_log import log_path
+from trainer.service.places_file import check_store_again
 from trainer.service.process_identity import process_start
 from trainer.service.queue import Queue
 from trainer.service.queue_records import Outcome, QueuedRun
@@ -43,7 +44,7 @@ def main() -> int:
         runs = _runs(queue, asked.lease)
         log = log_path(asked.state, asked.lease)
         beats = Heartbeats(queue, asked.lease, runs, log, stop)
-        outcome = _trained(runs, asked.device, stop, beats)
+        outcome = _trained(runs, asked, stop, beats)
         outcomes = _outcomes(runs, outcome)
         beats.close()
         _end(queue, asked.lease, outcomes)
@@ -66,15 +67,16 @@ def _runs(queue: Queue, lease_id: str) -> list[QueuedRun]:
 
 
 def _trained(
-    runs: list[QueuedRun], device: str, stop: Stop, beats: Heartbeats
+    runs: list[QueuedRun], asked: argparse.Namespace, stop: Stop, beats: Heartbeats
 ) -> Outcome:
     """Train; return what is to be said of the runs that have not finished."""
     spec = PassSpec(
         runs={run.url: run.spec for run in runs},
         store=runs[0].store_url,
-        device=device,
+        device=asked.device,
     )
     try:
+        check_store_again(asked.state, spec.store)
         wait_briefly()
         from trainer.training.one_pass import train_pass
 

@@ -26,6 +26,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from schemas.service import SlotState
 from trainer.service.queue_records import WaitingRun
 from trainer.service.slots import Slot
 
@@ -127,7 +128,9 @@ def shared_memory(runs: Collection[WaitingRun]) -> int:
     return own + max((run.memory_bytes - run.state_bytes for run in runs), default=0)
 
 
-def waits_for(memory_bytes: int, slots: Sequence[Slot], n_taken: int) -> str:
+def waits_for(
+    memory_bytes: int, slots: Sequence[Slot | SlotState], n_taken: int
+) -> str:
     """Return why a queued run does not begin yet, in words.
 
     Args:

@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 
 from trainer.service.limits import App, Message, Receive, Scope, Send
 from trainer.service.metrics import Metrics
+from trainer.service.problems import problem
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -50,7 +51,7 @@ class SecurityHeaders:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        status = 500
+        status = 0  # nothing is answered yet
 
         async def with_headers(message: Message) -> None:
             nonlocal status
@@ -61,6 +62,13 @@ class SecurityHeaders:
 
         try:
             await self._app(scope, receive, with_headers)
+        except Exception:  # whatever it is, the next request is answered
+            log.exception("an error of the service itself")
+            if status:
+                raise  # half an answer is cut off
+            # What it says may be of files and keys: only the log has it.
+            told = problem(500, "an error of the service itself; its log says more")
+            await told(scope, receive, with_headers)
         finally:
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "other")

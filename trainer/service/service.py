@@ -7,8 +7,9 @@ several at once.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from schemas.service import (
     SlotState,
     Submission,
 )
-from trainer.errors import BusyError, ConflictError, ForbiddenError
+from trainer.errors import BusyError, ConflictError, ForbiddenError, ServiceError
 from trainer.runs.run_files import read_json
 from trainer.service import artifacts
 from trainer.service.acceptance import Acceptance, Accepted
@@ -40,6 +41,7 @@ from trainer.service.queue import Queue
 from trainer.service.queue_lookups import is_taken, last_event, submitted
 from trainer.service.queue_records import QueuedRun
 from trainer.service.run_reports import Reports, report_environment
+from trainer.service.schedule import waits_for
 from trainer.service.shown_run import shown_run
 from trainer.service.store_list import StoreList
 from trainer.service.tokens import User
@@ -74,7 +76,11 @@ class Service:
     """
 
     def __init__(
-        self, places: Places, queue: Queue, slots: Sequence[SlotState]
+        self,
+        places: Places,
+        queue: Queue,
+        slots: Sequence[SlotState],
+        trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Put a service together; it trains nothing by itself.
 
@@ -82,10 +88,12 @@ class Service:
             places: Where its runs and stores lie.
             queue: Its runs.
             slots: Where passes are trained, without the runs there.
+            trouble: Tells why no passes can be started at the moment, if so.
         """
         self.places = places
         self.queue = queue
         self.slots = tuple(slots)
+        self._trouble = trouble
         self.allowed = AllowedStores(places.stores, places.catalog)
         self._acceptance = Acceptance(places.runs, self.allowed, list(slots))
         self._stores = StoreList(self.allowed, places.catalog)
@@ -109,7 +117,8 @@ class Service:
             ConflictError: The name is taken, or the key came with something else.
             BusyError: Too many runs wait already.
         """
-        digest = hashlib.sha256(submission.to_json().encode()).hexdigest()
+        text = json.dumps(submission.model_dump(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
         before = submitted(self.queue, user.name, idempotency_key, digest)
         if before is not None:
             return [self.run(run_id) for run_id in before]
@@ -164,7 +173,7 @@ class Service:
             UnknownRunError: There is no run `after`.
         """
         page = self.queue.runs(states, user, sweep, text, after, limit)
-        runs = [shown_run(run) for run in page.runs]
+        runs = [self._shown(run) for run in page.runs]
         return RunPage(runs=runs, total=page.total, next=page.next)
 
     def run(self, run_id: str) -> ServiceRun:
@@ -173,7 +182,7 @@ class Service:
         Raises:
             UnknownRunError: There is none of this id.
         """
-        return shown_run(self.queue.run(run_id))
+        return self._shown(self.queue.run(run_id))
 
     def events(
         self, after: int = 0, run: str | None = None, limit: int = 1000
@@ -308,6 +317,16 @@ class Service:
         """Raise StoreError or ServiceError where the service cannot work now."""
         self.queue.counts()
         Storage(self.places.runs).is_folder()
+        trouble = self._trouble()
+        if trouble is not None:
+            raise ServiceError(trouble)
+
+    def _shown(self, run: QueuedRun) -> ServiceRun:
+        """Return a run as it is told."""
+        why = None
+        if run.state == "queued":
+            why = waits_for(run.memory_bytes, self.slots, len(self.queue.slots()))
+        return shown_run(run, why)
 
     def _check_own(self, run_id: str, user: User) -> QueuedRun:
         """Return a run that a user may change."""

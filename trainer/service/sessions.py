@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import secrets
 import threading
-import time
+from time import monotonic
 from typing import NamedTuple
 
 from trainer.service.tokens import Tokens, User
@@ -53,7 +53,7 @@ class Sessions:
         if user is None:
             return None
         cookie = secrets.token_hex(_BYTES)
-        ends = time.monotonic() + LASTS_S
+        ends = monotonic() + LASTS_S
         session = Session(user.token, secrets.token_hex(_BYTES), ends)
         with self._lock:
             self._sessions[_digest(cookie)] = session
@@ -69,7 +69,7 @@ class Sessions:
         if session is None:
             return None
         user = self._tokens.user_of_id(session.token)
-        if user is None or time.monotonic() > session.ends:
+        if user is None or monotonic() > session.ends:
             with self._lock:
                 self._sessions.pop(key, None)
             return None

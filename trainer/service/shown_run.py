@@ -6,8 +6,13 @@ from schemas.service import ServiceRun
 from trainer.service.queue_records import QueuedRun
 
 
-def shown_run(run: QueuedRun) -> ServiceRun:
-    """Return a run as it is told."""
+def shown_run(run: QueuedRun, waits_for: str | None) -> ServiceRun:
+    """Return a run as it is told.
+
+    Args:
+        run: The run.
+        waits_for: Why it does not begin yet; None where it is not queued.
+    """
     return ServiceRun(
         id=run.id,
         name=run.name,
@@ -22,7 +27,7 @@ def shown_run(run: QueuedRun) -> ServiceRun:
         attempts=run.attempts,
         slot=run.slot,
         shares_with=list(run.shares_with),
-        waits_for=None,
+        waits_for=waits_for,
         error=run.error,
         published=run.published,
         spec=run.spec,
