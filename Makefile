@@ -7,13 +7,23 @@ BIN = $(VENV)/bin
 NEWEST_PYTHON ?= $(shell PYENV_VERSION=3.13 python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 NEWEST = blake3 dask filelock fsspec google-crc32c hypothesis ml_dtypes 'moto[server]' numcodecs numpy obstore pydantic pytest pytest-timeout s3fs tensorstore xarray zarr zarrs
 
-.PHONY: demo test test-s3 s3-server s3-server-stop test-slow test-kernels test-gpu test-newest fuzz readme examples docs wheel deploy-check coverage mutants lint bench recipes evidence clean
+.PHONY: demo serve-demo serve-demo-check test test-s3 s3-server s3-server-stop test-slow test-kernels test-gpu test-newest fuzz readme examples docs wheel deploy-check coverage mutants lint bench recipes evidence clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python -m trainer.demo demo
 
+# A training service for this machine alone, with a small store to train from. It prints the link to its page.
+PORT ?= 8321
+serve-demo: $(VENV)/.serve
+	$(BIN)/python -m trainer.service_demo serve-demo --port $(PORT)
+
+# The same, with a client in the place of a user: it submits a run, waits for it and opens its report.
+serve-demo-check: $(VENV)/.serve
+	$(BIN)/python -m trainer.service_demo --check
+
+# A file on one process, in the order in which tests/conftest.py has them: the longest first.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -70,7 +80,7 @@ deploy-check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/deploy
 
 coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:coverage --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # All of it takes hours: MUTANTS='actstore.format.layout*' names some.
 MUTANTS ?=
@@ -101,6 +111,10 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+$(VENV)/.serve: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve]'
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -114,4 +128,4 @@ $(VENV)/.mutants: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest demo recipes evidence build dist site coverage mutants *.egg-info
+	rm -rf $(VENV) $(VENV)-newest demo serve-demo recipes evidence build dist site coverage mutants *.egg-info

@@ -9,8 +9,8 @@ Each says what was wanted, what came, where, and what to do.
     ├── ModelError           the model cannot be loaded or hooked
     ├── CorpusError          the corpus cannot be read
     ├── SourceError          activations cannot be imported
-    ├── EngineError          an engine cannot place work, or its workers are lost
     ├── NumericsError        the storage dtype cannot hold values, or none is finite
+    ├── EngineError          what places work on machines is not there, or a job failed
     └── StoreError           something is wrong with a store
         ├── NotAStoreError       there is no store at the URL
         ├── FormatVersionError   the store has a newer format
@@ -58,15 +58,12 @@ class SourceError(ActstoreError):
     """A file or array of activations, or of their tokens, cannot be imported."""
 
 
-class EngineError(ActstoreError):
-    """An engine (Ray, Slurm) cannot place work, or its workers are lost.
-
-    What was done is kept.
-    """
-
-
 class NumericsError(ActstoreError):
     """The storage dtype cannot hold values, or no row of a site is finite."""
+
+
+class EngineError(ActstoreError):
+    """What places work on machines is not there, or work that it placed failed."""
 
 
 class StoreError(ActstoreError):

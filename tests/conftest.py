@@ -9,18 +9,61 @@ import os
 # Before torch comes: on tests' small tensors a second thread costs a quarter more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
 import gc
+import shutil
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.s3_server import server
 
+# A file system in memory, and the bytes that must be free there and in all: a whole run
+# writes less, and most of that goes when a test has passed.
+IN_MEMORY = Path("/dev/shm")
+ENOUGH = 4 << 30
+# They take half a minute or more each, and one of them at the end would be waited for.
+FIRST = (
+    "tests/trainer/distributed/test_distributed.py",
+    "tests/stream/test_closing.py",
+    "tests/harvesting/test_harvest.py",
+    "tests/recomputing/test_verify_deep.py",
+    "tests/harvesting/test_faulty_stores.py",
+    "tests/cli/test_no_inert_options.py",
+    "tests/fuzz/test_fuzz.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests write many small files, and wait for the disk: they have them in memory
+    where there is enough of it. What is slow or has a real server keeps to the disk.
+    """
+    if "not real_s3" in config.option.markexpr and _has_room(IN_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the others stay in their order."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        free = shutil.disk_usage(folder).free
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    # "MemAvailable:   23456789 kB"
+    available = [int(line.split()[1]) << 10 for line in lines if "MemAvail" in line]
+    return min([free, *available]) > ENOUGH
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """moto's S3 server on 127.0.0.1; the environment points every client at it."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication
     from moto.server import ThreadedMotoServer
 
     names = {
@@ -30,6 +73,11 @@ def s3_server() -> Iterator[str]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    # At each request moto looks through its services' folders and patterns, which is
+    # half of the time that one takes.
+    found_once = functools.cache(DomainDispatcherApplication.get_backend_for_host)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(DomainDispatcherApplication, "get_backend_for_host", found_once)
     server.start()
     host, port = server.get_host_and_port()
     names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
@@ -42,6 +90,7 @@ def s3_server() -> Iterator[str]:
         else:
             os.environ[name] = value
     server.stop()
+    patch.undo()
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@
 
 What the commands of `trainer` do, these functions do: `train`, `sweep`, `evaluate`,
 `evaluate_checkpoints`, `calibrate`, `report`, `explore`, `export`, `import_sae`; `load`
-gives a trained SAE. The specs that they take, and the records that they return, are
-here too. Importing this package loads nothing heavy; a name is loaded when it is first
-used.
+gives a trained SAE, and `ServiceClient` asks the training service of a team. The specs
+that they take, and the records that they return, are here too. Importing this package
+loads nothing heavy; a name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from schemas.stream import RowFilter, StreamSpec
     from schemas.train import Optimiser, Resampling, SweepSpec, TrainSpec
+    from trainer.client.service_client import ServiceClient
     from trainer.evaluation.calibrate import calibrate
     from trainer.evaluation.evaluate import evaluate
     from trainer.evaluation.evaluate_checkpoints import evaluate_checkpoints
@@ -59,6 +60,7 @@ __all__ = [
     "Resampling",
     "RowFilter",
     "RunRecord",
+    "ServiceClient",
     "Stopped",
     "StreamSpec",
     "SweepSpec",
@@ -90,6 +92,7 @@ _WHERE = {
     "export": "trainer.exports.export",
     "import_sae": "trainer.imports.import_sae",
     "load": "trainer.runs.trained_sae",
+    "ServiceClient": "trainer.client.service_client",
     "TrainedSae": "trainer.runs.trained_sae",
     "CheckpointEval": "schemas.records",
     "EvalRecord": "schemas.records",

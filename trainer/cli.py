@@ -10,6 +10,13 @@ import typer
 from actstore.console import cli_errors
 from actstore.console.cli_options import Command, Commands, with_version
 from trainer.analysis.analyze_commands import analyze
+from trainer.client.client_commands import (
+    cancel_command,
+    logs_command,
+    resume_command,
+    runs_command,
+    submit_command,
+)
 from trainer.evaluation.eval_command import calibrate_command, eval_command
 from trainer.explorer.explore_command import explore_command
 from trainer.exports.export_command import export_command
@@ -39,6 +46,11 @@ app.command("explore", cls=Command)(explore_command)
 app.command("export", cls=Command)(export_command)
 app.command("import", cls=Command)(import_command)
 app.add_typer(stitch, name="stitch")
+app.command("submit", cls=Command)(submit_command)
+app.command("runs", cls=Command)(runs_command)
+app.command("logs", cls=Command)(logs_command)
+app.command("cancel", cls=Command)(cancel_command)
+app.command("resume", cls=Command)(resume_command)
 app.command("serve", cls=Command)(serve_command)
 app.add_typer(token, name="token")
 

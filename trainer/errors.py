@@ -14,7 +14,9 @@ ActstoreError
         ├── ConflictError    a run is not in the state that it must be in for that
         ├── UnknownRunError  the service has no such run
         ├── ForbiddenError   the user's role does not allow it
-        └── BusyError        the service has too much to do
+        ├── BusyError        the service has too much to do
+        ├── TokenError       there is no token, or none that counts
+        └── UnreachableError the service does not answer
 """
 
 from __future__ import annotations
@@ -76,6 +78,14 @@ class ForbiddenError(ServiceError):
 
 class BusyError(ServiceError):
     """The service has too much to do just now; the same may be asked again later."""
+
+
+class TokenError(ServiceError):
+    """No token was given, or the service does not know the one that was."""
+
+
+class UnreachableError(ServiceError):
+    """The service does not answer, or something else answers in its place."""
 
 
 class TrainerWarning(UserWarning):

@@ -8,6 +8,7 @@ tables side by side.) The same digest says which documents are held out.
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,12 @@ def document_paths(root: Path | None = None) -> list[Path]:
     """
     root = root or library_folder()
     documents = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        # Packages that a user has installed are no part of the library.
-        if LEFT_OUT.isdisjoint(relative.parts):
-            documents.append(relative)
+    for folder, folders, names in os.walk(root):
+        # Packages that a user has installed are no part of the library, and may be
+        # many more files.
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        place = Path(folder).relative_to(root)
+        documents += [place / name for name in names if name.endswith(".py")]
     return sorted(documents, key=_digest)
 
 

@@ -73,10 +73,10 @@ def run_with_progress(
         return
     except Stopped as stop:
         # The unit that was being written has been finished first.
-        console.print(
-            "[yellow]interrupted[/]: what is committed is kept; run the same command"
-            " again, it goes on from there"
-        )
+        kept = "what is committed is kept; run the same command again, it goes on from"
+        text = stop.saved or f"{kept} there"
+        console.print("[yellow]interrupted[/]: ", end="")
+        console.print(text, highlight=False, markup=False, soft_wrap=bool(stop.saved))
         stop.told = True
         raise
     manifest = store.manifest

@@ -46,7 +46,11 @@ BELOW_REPORTS = BELOW_EXPORTS | {
     "trainer.explorer",
     "actstore.inspect",
 }
-BELOW_COMMANDS = BELOW_REPORTS | {"trainer.reports", "actstore.inspect"}
+BELOW_COMMANDS = BELOW_REPORTS | {
+    "trainer.reports",
+    "trainer.client",
+    "actstore.inspect",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "schemas": {"schemas"},
     "actstore.errors": set(),
@@ -71,6 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "actstore.publishing": STORED | {"actstore", "actstore.inspect"},
     "actstore.recomputing": HARVESTED | {"actstore.stream", "actstore.inspect"},
     "trainer.errors": GROUND,
+    # Who submits needs nothing of what trains.
+    "trainer.client": GROUND | {"trainer.errors"},
     "trainer.kernels": BELOW_KERNELS,
     "trainer.saes": BELOW_SAES,
     "trainer.distributed": BELOW_DISTRIBUTED,
@@ -89,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
     "trainer.cli": BELOW_COMMANDS | {"trainer.service"},
     "trainer.demo": BELOW_COMMANDS,
+    "trainer.service_demo": BELOW_COMMANDS | {"trainer.service"},
 }
 # `Store.stream` is for users: the one step from a lower folder to a higher one.
 EXCEPTIONS = {("actstore.store.store", "actstore.stream")}

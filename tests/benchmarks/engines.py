@@ -33,7 +33,7 @@ from actstore.harvesting import harvest_on_ray
 from actstore.harvesting.progress import Progress
 from schemas.records import BenchRecord
 from trainer.runs import journal
-from trainer.training import sweep_on_ray
+from trainer.training import pass_driver
 
 WORKERS = (0, 1, 2)  # 0: one process alone
 UNIT_TOKENS = 64 * 128
@@ -173,7 +173,7 @@ def sweep(store: Path, runs: Path, workers: int, rows: str) -> Measured:
     if workers == 0:
         trainer.sweep(spec, runs)
     else:
-        plain = sweep_on_ray.PassDriver._note_ended
+        plain = pass_driver.PassDriver._note_ended
 
         def note_ended(driver: Any, seat: Any) -> None:
             last = driver._last[seat.number]
@@ -181,11 +181,11 @@ def sweep(store: Path, runs: Path, workers: int, rows: str) -> Measured:
             spans.append((now - last.seconds, now))
             plain(driver, seat)
 
-        sweep_on_ray.PassDriver._note_ended = note_ended  # type: ignore[method-assign,assignment]
+        pass_driver.PassDriver._note_ended = note_ended  # type: ignore[method-assign,assignment]
         try:
             trainer.sweep(spec, runs, engine="ray", workers=workers)
         finally:
-            sweep_on_ray.PassDriver._note_ended = plain  # type: ignore[method-assign]
+            pass_driver.PassDriver._note_ended = plain  # type: ignore[method-assign]
     took = time.perf_counter() - began
     steps = 0
     each = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ import actstore.cli
 import trainer.cli
 
 Cli = Callable[..., tuple[int, str, str]]
+# What Typer makes of an app at each call, for a twentieth of a second: here once.
+made_once = functools.cache(typer.main.get_command)
 
 
 def command_group(app: typer.Typer) -> typer.core.TyperGroup:
@@ -28,6 +31,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", list(words))
+        monkeypatch.setattr(typer.main, "get_command", made_once)
         main = {"actstore": actstore.cli.main, "trainer": trainer.cli.main}[words[0]]
         code = 0
         try:

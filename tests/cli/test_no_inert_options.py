@@ -137,6 +137,7 @@ CHANGES: dict[tuple[str, str], dict[str, str]] = {
         "--out": "--out p", "--site": "--site z", "--store": "--store s", "--scale": "--scale 2",
     },
 }  # fmt: skip
+CLIENT = "cli/test_client_commands.py::"
 # What a command line in this process cannot show: where it is tested.
 ELSEWHERE: dict[str, dict[str, str]] = {
     "actstore plan": {
@@ -205,6 +206,20 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--trackio": "trainer/training/test_sinks.py::test_each_run_of_a_sweep_is_one_of_trackio_and_of_mlflow",
         "--memory": "trainer/training/test_sweep.py::test_the_command_prints_its_plan_and_resumes_what_is_left",
     },
+    **{f"trainer {command}": {
+        "--service": f"{CLIENT}test_each_says_which_service_and_whose_token",
+        "--token-file": f"{CLIENT}test_each_says_which_service_and_whose_token",
+        "--json": f"{CLIENT}{shows}",
+        **{f"--{name}": f"{CLIENT}{test}" for name, test in more.items()},
+    } for command, shows, more in (
+        ("submit", "test_submit", {
+            "name": "test_submit", "priority": "test_submit", "dry-run": "test_a_dry_run_tells_what_it_would_take",
+            "follow": "test_submit_follows_and_tells_of_a_failure"}),
+        ("runs", "test_runs", dict.fromkeys(("state", "user", "sweep", "text", "most"), "test_runs")),
+        ("logs", "test_logs_cancel_and_resume", {"follow": "test_logs_cancel_and_resume"}),
+        ("cancel", "test_logs_cancel_and_resume", {}),
+        ("resume", "test_logs_cancel_and_resume", {}),
+    )},
 }  # fmt: skip
 # Options that many commands have through one table: what each changes, and that it is
 # refused where it would change nothing.
@@ -346,6 +361,34 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OUTCOMES: dict[tuple[str, str], Outcome] = {}
+STORE_OF = {"r": "s", "plain": "m", "sweep.yaml": "s"}
+
+
+def copy_of_what_is_named(made: Path, at: Path, words: str) -> Path:
+    """A folder with what the words name, and the stores that runs need: all of it would
+    be a thousand files for each command line.
+    """
+    named = {word.split("/")[0] for word in words.split()}
+    named |= {STORE_OF[name] for name in named & STORE_OF.keys()}
+    folder = at / str(len(list(at.iterdir()))) / "here"
+    folder.mkdir(parents=True)
+    for path in made.iterdir():
+        if path.name in named or "." in named:
+            copy = shutil.copytree if path.is_dir() else shutil.copy2
+            copy(path, folder / path.name)
+    return folder
+
+
+def is_as_it_was(path: Path, before: Path) -> bool:
+    """Whether a copy is what was copied: by the time of writing, which copies keep, or
+    by every byte.
+    """
+    if not before.is_file():
+        return False
+    one, other = path.stat(), before.stat()
+    if (one.st_mtime_ns, one.st_size) == (other.st_mtime_ns, other.st_size):
+        return True
+    return path.read_bytes() == before.read_bytes()
 
 
 def outcome(
@@ -354,7 +397,7 @@ def outcome(
     """Exit code, output, and the files that are new or changed, of a command in a copy
     of the folder.
     """
-    folder = shutil.copytree(made, at / str(len(list(at.iterdir()))) / "here")
+    folder = copy_of_what_is_named(made, at, words)
     patch.chdir(folder)
     code, out, _ = cli(*command.split(), *words.split())
     files = {}
@@ -365,15 +408,9 @@ def outcome(
             or "checkpoints" in path.parts
         ):
             continue
-        name, data = (
-            str(path.relative_to(folder)),
-            path.read_bytes().replace(str(folder).encode(), b"HERE"),
-        )
-        if (
-            not (made / name).is_file()
-            or (made / name).read_bytes() != path.read_bytes()
-        ):
-            files[name] = data
+        name = str(path.relative_to(folder))
+        if not is_as_it_was(path, made / name):
+            files[name] = path.read_bytes().replace(str(folder).encode(), b"HERE")
     return code, out.replace(str(folder), "HERE"), files
 
 

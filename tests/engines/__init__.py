@@ -1,0 +1,1 @@
+"""Ray and Slurm, which place work on many machines."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
+import actstore
 from tests.service.page_support import PlayedService, make_stores, record, served
 from tests.service.test_pages import HOSTILE
 from tests.support_browser import (
@@ -21,6 +22,9 @@ from tests.support_browser import (
     needs_browser,
     serious_violations,
 )
+from tests.trainer.explorer.explored import trained
+from trainer.evaluation.evaluate import evaluate
+from trainer.explorer.explore import explore
 
 pytestmark = needs_browser
 # Where screenshots are kept, to be looked at: CI sets it.
@@ -302,3 +306,29 @@ def test_a_thousand_runs_are_no_burden(
         page.click("text=Older")
         page.wait_for_url("**after=*")
         assert "51–100 of" in page.inner_text(".pages")
+
+
+def test_a_finished_run_has_its_figures_and_its_explorer(
+    browser: Browser, live: tuple[Live, str], stores: Path
+) -> None:
+    played, address = live
+    (run,) = played.add(["explored"])
+    url = played.service.run(run).url
+    store = actstore.open(str(stores / "tiny"))
+    sae = {"kind": "topk", "k": 4, "n_latents": 64}
+    trained(store, Path(url), sae)
+    evaluate(url)
+    explore(url, logits=False)
+    played.end(played.start([run], "cpu-1"))
+    with logged_in(browser, address, played.tokens["eve"]) as page:
+        page.goto(f"{address}/pages/runs/{run}")
+        assert "held-out rows" in page.inner_text("#more")
+        assert "Training began" in page.inner_text("#more")
+        assert page.locator("#more svg.figure").count() == 1
+        page.click(".actions >> text=Explorer")
+        page.wait_for_selector("body[data-ready]")
+        page.locator("#sizer .row").first.click()
+        page.wait_for_selector("#view h2")
+        page.goto(f"{address}/pages/compare?run={run}&run={played.training[0]}")
+        assert "(training rows)" in page.inner_text("#legend")
+        assert "held out" in page.inner_text("main")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
+from fnmatch import fnmatch
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
@@ -60,6 +63,15 @@ def test_every_static_file_is_served_and_none_is_forgotten() -> None:
     there = {one.name for one in STATIC.iterdir()}
     assert there == set(OWN)
     assert all(file.data for file in static_files().values())
+
+
+def test_the_wheel_has_them() -> None:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["trainer"]
+    for folder in (STATIC, TEMPLATES):
+        for one in folder.iterdir():
+            path = f"service/{folder.name}/{one.name}"
+            assert any(fnmatch(path, pattern) for pattern in patterns), path
 
 
 def test_templates_have_no_script_or_style_of_their_own() -> None:

@@ -235,6 +235,8 @@ def test_a_page_says_what_to_do_where_there_is_nothing(tmp_path: Path) -> None:
 
 def test_the_form_starts_a_run_once(ada: TestClient, played: PlayedService) -> None:
     page = ada.get(f"/pages/new?store={played.store}").text
+    assert "passes are told here" in page
+    assert "Macro" not in page
     key = re.search(r'name="key" value="([0-9a-f]+)"', page)
     assert key
     data = {
@@ -252,7 +254,11 @@ def test_the_form_starts_a_run_once(ada: TestClient, played: PlayedService) -> N
     sent = ada.post("/pages/new", data=data)
     again = ada.post("/pages/new", data=data)
     assert sent.headers["location"] == again.headers["location"]
-    (run,) = played.service.runs().runs
+    # A step back in the browser, and another name: another run.
+    other = ada.post("/pages/new", data={**data, "name": "by-form-2"})
+    assert other.headers["location"] != sent.headers["location"]
+    played.service.queue.cancel(other.headers["location"].rpartition("/")[2], "ada")
+    (run,) = played.service.runs(["queued"]).runs
     assert (run.name, run.user, run.spec.sae.k) == ("by-form", "ada", 4)
     assert run.spec.stream.sites == ("blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out")
     sweep = ada.post(

@@ -102,9 +102,18 @@ def rows(store: Store, spec: StreamSpec = SPEC) -> list[tuple[bytes, ...]]:
         ]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("codec", ["lz4", "raw"])
-@pytest.mark.parametrize("place", ["memory_url", "s3_url"])
+@pytest.mark.parametrize(
+    ("place", "codec", "dtype"),
+    [
+        ("memory_url", "lz4", "bfloat16"),
+        ("memory_url", "lz4", "int8"),
+        ("memory_url", "raw", "bfloat16"),
+        ("memory_url", "raw", "int8"),
+        # a server is asked in two ways: for what an index says, and without one
+        ("s3_url", "lz4", "int8"),
+        ("s3_url", "raw", "bfloat16"),
+    ],
+)
 def test_the_rows_are_those_of_a_local_store(
     request: pytest.FixtureRequest, tmp_path: Path, place: str, codec: str, dtype: str
 ) -> None:

@@ -37,6 +37,13 @@ SPEC = StreamSpec(batch=40, window_chunks=4, lanes=2, epochs=None)
 SITE = "blocks.1.hook_mlp_out"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collections_see_these_tests_only() -> None:
+    """What other tests left in this process takes seconds to look through, each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def watchdog() -> Iterator[None]:
     assert sys.__stderr__ is not None

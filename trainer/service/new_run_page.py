@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, get_args
 from urllib.parse import quote
 
@@ -60,7 +61,7 @@ def start_run(request: Request, sent: CheckedForm) -> Response:
         submission = submission_of(form)
         if action == "estimate":
             return _shown(request, form, estimate=_estimated(request, submission))
-        runs = service.submit(submission, user, f"page {form.key}")
+        runs = service.submit(submission, user, _sent_once(form, submission))
     except ActstoreError as error:
         return _shown(request, with_error(form, error), status=422)
     if len(runs) == 1:
@@ -90,6 +91,15 @@ def with_error(form: NewRunForm, error: ActstoreError) -> NewRunForm:
         message=message,
         errors=errors_by_field(message, form),
     )
+
+
+def _sent_once(form: NewRunForm, submission: Submission) -> str:
+    """Return a key that is the same where the same form is sent twice.
+
+    One that was changed meanwhile, after a step back in the browser, has another.
+    """
+    digest = hashlib.sha256(submission.to_json().encode()).hexdigest()
+    return f"{form.key}-{digest}"
 
 
 def _estimated(request: Request, submission: Submission) -> Any:

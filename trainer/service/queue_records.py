@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from typing import Literal, NamedTuple
 
@@ -142,12 +143,18 @@ def queued_run(row: sqlite3.Row, pass_ids: tuple[str, ...]) -> QueuedRun:
         alone=bool(row["alone"]),
         error=row["error"],
         published=row["published"],
-        spec=TrainSpec.model_validate_json(row["spec"]),
+        spec=_spec(row["spec"]),
         store_url=row["store_url"],
         memory_bytes=row["memory_bytes"],
         rows=row["rows"],
         progress=RunProgress.model_validate_json(progress) if progress else None,
     )
+
+
+@functools.lru_cache(4096)
+def _spec(text: str) -> TrainSpec:
+    """Return a spec; lists ask for the same ones again and again."""
+    return TrainSpec.model_validate_json(text)
 
 
 def run_event(row: sqlite3.Row) -> RunEvent:

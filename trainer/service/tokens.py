@@ -2,7 +2,7 @@
 
 A token is `actstore_<id>_<secret>`. Its record, a file of its own, has the digest of
 the secret and never the secret, which is 256 random bits: no slow hash is needed, since
-nobody can try them all. The file is read at each request, so that a revoked token
+nobody can try them all. The file is looked at for each request, so that a revoked token
 counts no longer from then on, whichever process revoked it.
 """
 
@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from actstore.errors import CorruptError, ObjectError, SpecError
+from actstore.errors import ObjectError, SpecError
 from actstore.format.json_records import parsed_record
 from actstore.format.storage import Storage
 from schemas.service import Role, TokenInfo, TokenRecord
@@ -25,6 +25,9 @@ from schemas.service import Role, TokenInfo, TokenRecord
 FOLDER = "tokens"
 MOST_DAYS = 3660
 MOST_RECORD_BYTES = 4096
+MOST_READ = 10_000  # records that are remembered
+FileState = tuple[int, int, int]
+"""Inode, time of change and size of a file."""
 _ID_BYTES, _SECRET_BYTES = 6, 32
 _TOKEN = re.compile(r"actstore_([0-9a-f]{12})_([0-9a-f]{64})")
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -65,6 +68,7 @@ class Tokens:
         self.folder = Path(state) / FOLDER
         self._storage = Storage(self.folder)
         self._of_process: dict[str, TokenRecord] = {}
+        self._read: dict[str, tuple[FileState | None, TokenRecord | None]] = {}
 
     def make(self, user: str, role: Role, days: float | None = None) -> str:
         """Make a token; it is told once, and cannot be read again.
@@ -144,13 +148,30 @@ class Tokens:
         """Return the record of an id, which has the form of one."""
         if token_id in self._of_process:
             return self._of_process[token_id]
-        where = f"{self.folder}/{_key(token_id)}"
+        path = self.folder / _key(token_id)
         try:
-            data = self._storage.read(_key(token_id), MOST_RECORD_BYTES)
-            record = parsed_record(TokenRecord, data, where)
-        except CorruptError:
-            return None  # what cannot be read lets nobody in
-        except ObjectError:
+            status = path.lstat()
+        except OSError:
+            self._read.pop(token_id, None)
+            return None
+        # A record is replaced as a whole, by another file: what is the same file has
+        # not changed.
+        state = (status.st_ino, status.st_mtime_ns, status.st_size)
+        state_then, record = self._read.get(token_id, (None, None))
+        if state_then != state:
+            record = self._read_record(token_id)
+            if len(self._read) > MOST_READ:
+                self._read.clear()
+            self._read[token_id] = (state, record)
+        return record
+
+    def _read_record(self, token_id: str) -> TokenRecord | None:
+        """Return a record; None where it cannot be read, which lets nobody in."""
+        key = _key(token_id)
+        try:
+            data = self._storage.read(key, MOST_RECORD_BYTES)
+            record = parsed_record(TokenRecord, data, f"{self.folder}/{key}")
+        except ObjectError:  # CorruptError is one
             return None
         return record if record.id == token_id else None
 

@@ -14,7 +14,7 @@ from trainer.errors import BusyError
 N_QUICK = 4
 N_SLOW = 4
 MOST_SLOW_WAITING = 64
-FRESH_S = 0.25
+FRESH_S = 0.5
 MOST_ANSWERS = 512
 
 P = ParamSpec("P")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from actstore.console.counts import parse_size
@@ -13,14 +13,12 @@ from schemas.train import TrainSpec
 from trainer.distributed.world_of_one import OneWorld
 from trainer.runs.run_store import check_same
 from trainer.training.memory_estimate import Group, fitting, usable_memory
+from trainer.training.spread_passes import spread
 from trainer.training.sweep import groups
 from trainer.training.train_group import prepare
 
 if TYPE_CHECKING:
     from trainer.distributed.processes import World
-
-# The width of rows that costs are compared with, where sizes are expansions of it.
-WIDTH = 1 << 10
 
 
 def memory_limit(memory: str | int | None, device: str, world: World | OneWorld) -> int:
@@ -81,11 +79,15 @@ def plan_passes(
         has_ended = storages[url].exists("sae.json")
         if not has_ended:
             left[url] = spec
-    passes = []
-    for sharing in groups(left):
+
+    def fitted(sharing: dict[str, TrainSpec]) -> list[Group]:
         first = next(iter(sharing.values()))
-        passes += fitting(stores[_store_key(first)], sharing, limit, device)
-    passes = spread(passes, at_least, stores, limit, device)
+        return fitting(stores[_store_key(first)], sharing, limit, device)
+
+    passes = [one for sharing in groups(left) for one in fitted(sharing)]
+    if len(passes) < at_least:
+        divided = spread([one.specs for one in passes], at_least)
+        passes = [one for sharing in divided for one in fitted(sharing)]
 
     number = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
     n_ended = len(specs) - len(left)
@@ -99,55 +101,6 @@ def plan_passes(
         more = "; more than may be taken" if too_much else ""
         tell(f"pass {i}: {len(group.specs)} SAEs, about {group.memory}{more}")
     return [group.specs for group in passes]
-
-
-def spread(
-    passes: list[Group],
-    at_least: int,
-    stores: Mapping[tuple[str, bool], StreamedStore],
-    limit: int,
-    device: str,
-) -> list[Group]:
-    """Divide passes until there are enough of them, or each has one run.
-
-    The one that costs most is halved, so that what is left to the slowest is little.
-
-    Args:
-        passes: Runs that share a pass.
-        at_least: How many passes there are to be.
-        stores: The stores, by `_store_key`.
-        limit: Bytes of the device that one pass may take.
-        device: The device.
-    """
-    passes = list(passes)
-    while len(passes) < at_least:
-        passes.sort(key=lambda one: _cost(one.specs.values()), reverse=True)
-        largest = next((one for one in passes if len(one.specs) > 1), None)
-        if largest is None:
-            break
-        passes.remove(largest)
-        for half in _halves(largest.specs):
-            store = stores[_store_key(next(iter(half.values())))]
-            passes += fitting(store, half, limit, device)
-    return passes
-
-
-def _halves(specs: dict[str, TrainSpec]) -> list[dict[str, TrainSpec]]:
-    """Divide runs into two parts that cost about the same."""
-    halves: list[dict[str, TrainSpec]] = [{}, {}]
-    costly_first = sorted(specs, key=lambda url: _cost([specs[url]]), reverse=True)
-    for url in costly_first:
-        lighter = min(halves, key=lambda half: _cost(half.values()))
-        lighter[url] = specs[url]
-    return halves
-
-
-def _cost(specs: Iterable[TrainSpec]) -> int:
-    """Return what training costs, to compare passes of the same store.
-
-    A step costs about as much as its dictionary is large.
-    """
-    return sum(spec.sae.size(WIDTH) * (spec.rows or 1) for spec in specs)
 
 
 def _store_key(spec: TrainSpec) -> tuple[str, bool]:

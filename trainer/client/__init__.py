@@ -1,0 +1,1 @@
+"""The client of the training service, and the commands that use it."""
