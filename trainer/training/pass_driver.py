@@ -26,8 +26,9 @@ from trainer.training.step_loop import Progress, Report
 
 WORK = "trainer.training.pass_worker:PassWorker"
 WAIT_S = 0.5
-# Once one worker is there, the others are waited for so long before passes are planned.
-MEET_S = 60.0
+# Once one worker is there, the others are waited for so long before passes are planned:
+# one that comes later is given passes all the same, but its memory is not known then.
+MEET_S = 10.0
 # A pass that is stopped saves within this time, or is ended.
 SAVE_S = 120.0
 MOST_TRIES = 3
