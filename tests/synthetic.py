@@ -4,7 +4,11 @@ file under another name.
 
 from __future__ import annotations
 
+import builtins
 import os
+import re
+import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,10 +21,11 @@ from actstore.format.object_records import put
 from actstore.format.object_sizes import column_bytes
 from actstore.format.shard import encode_plain
 from actstore.format.statistics import UnitStats
-from actstore.format.storage import Part, Storage
+from actstore.format.storage import Buffers, Part, Storage
+from actstore.harvesting.store_writer import StoreWriter
 from actstore.store.store import Store
 from schemas.stream import StreamSpec
-from tests.support import make_store
+from tests.support import low_rank, make_plan, make_store, unit_rows
 
 SITE = "site.{}"
 
@@ -156,3 +161,82 @@ def _claim(base: Store, n_units: int, n_sites: int) -> None:
         }
     )
     base.storage.put(object_keys.MANIFEST, made.to_json().encode())
+
+
+class CommittedUnits(Storage):
+    """An unfinished store of any number of units, of which one is real: each record is
+    made when it is read, as if every unit held the first one's bytes.
+
+    What is written is kept in `written`. `wait_s` stands for a network.
+    """
+
+    def __init__(self, folder: Path, n_units: int, sites: dict[str, int]) -> None:
+        super().__init__(str(folder))
+        self.plan = make_plan(sites, n_units=n_units, unit_sequences=1, context=16)
+        one = self.plan.model_copy(
+            update={"layout": self.plan.layout.model_copy(update={"n_units": 1})}
+        )
+        writer = StoreWriter(Storage(str(folder)), one)
+        tokens = np.ones((1, 16), np.int32)
+        block = writer.commit_block(0, tokens, {"document": 1}, last=False)
+        writer.commit_unit(unit_rows(one, 0, tokens, low_rank(one)), block)
+        writer.close()
+        plain = Storage(str(folder))
+        self._unit = plain.read(object_keys.unit_key(0)).decode()
+        self._block = plain.read(object_keys.block_key(0)).decode()
+        self._stats = plain.read(object_keys.unit_stats_key(0))
+        self.local = None  # so that all bytes come through the methods below
+        self.n_units = n_units
+        self.wait_s = 0.0
+        self.requests: Counter[str] = Counter()
+        self.written: dict[str, bytes] = {
+            object_keys.plan_key(): self.plan.to_json().encode()
+        }
+
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        self._count(key)
+        if key in self.written:
+            return self.written[key]
+        folder, _, name = key.partition("/")
+        unit = int(name.partition(".")[0])
+        if name.endswith(".stats"):
+            return self._stats
+        if folder == "units":
+            text = re.sub(r"/c/0(?=[/\"])", f"/c/{unit}", self._unit)
+            text = text.replace("units/00000.stats", object_keys.unit_stats_key(unit))
+        else:
+            text = self._block
+            if unit == self.n_units - 1:
+                text = re.sub(r'"last": ?false', '"last": true', text)
+        return re.sub(r'"unit": ?0', f'"unit": {unit}', text, count=1).encode()
+
+    def exists(self, key: str) -> bool:
+        self._count(key)
+        if key.startswith(("units/", "blocks/")):
+            return int(key.partition("/")[2].partition(".")[0]) < self.n_units
+        return key in self.written
+
+    def list(self, prefix: str = "") -> builtins.list[str]:
+        key_of = {"units": object_keys.unit_key, "blocks": object_keys.block_key}
+        if prefix in key_of:
+            self.requests[f"LIST {prefix}"] += -(-self.n_units // 1000)
+            return [key_of[prefix](unit) for unit in range(self.n_units)]
+        return [key for key in self.written if key.startswith(prefix)]
+
+    def put(self, key: str, data: Buffers) -> None:
+        self._count(key)
+        self.written[key] = bytes(data) if isinstance(data, bytes) else b"".join(data)
+
+    def create(self, key: str, data: Buffers) -> bool:
+        if key in self.written:
+            return False
+        self.put(key, data)
+        return True
+
+    def delete(self, key: str) -> None:
+        self.written.pop(key, None)
+
+    def _count(self, key: str) -> None:
+        self.requests[key.partition("/")[0]] += 1
+        if self.wait_s:
+            time.sleep(self.wait_s)

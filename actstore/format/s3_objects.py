@@ -20,7 +20,17 @@ from actstore.format.storage_errors import of_s3, without_secrets
 Result = TypeVar("Result")
 
 PART_BYTES = 16 << 20  # of a multipart upload, or of a large object that is read
-_PARTS_AT_ONCE = 4
+PARTS_AT_ONCE = 4
+
+
+def part_bytes(n_bytes: int) -> int:
+    """Return the size of an upload's parts.
+
+    As few parts as are sent at a time, if they stay below 32 MiB: each is a request,
+    and requests are what S3 limits. 128 MiB are four parts of 32 MiB.
+    """
+    least_parts = -(-n_bytes // PARTS_AT_ONCE)
+    return min(max(least_parts, PART_BYTES), 2 * PART_BYTES)
 
 
 class _NoListing(Exception):  # noqa: N818 (it never leaves `Storage`)
@@ -247,8 +257,8 @@ class S3Objects(FsspecObjects):
                 key,
                 data,
                 use_multipart=True,
-                chunk_size=PART_BYTES,
-                max_concurrency=_PARTS_AT_ONCE,
+                chunk_size=part_bytes(len(data)),
+                max_concurrency=PARTS_AT_ONCE,
             )
         )
 

@@ -10,6 +10,8 @@ figures are those of one harvest of everything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from blake3 import blake3
@@ -30,13 +32,48 @@ from actstore.harvesting.unit_columns import (
     unit_columns,
     write_columns,
 )
-from actstore.store.committed_units import CommittedRecord, committed_records
+from actstore.machine.map_ahead import map_ahead
+from actstore.store.committed_units import (
+    CommittedRecord,
+    committed_record,
+    complete_units,
+    reads_at_once,
+)
 from actstore.store.stored_objects import StoredObjects
 from schemas.harvest import HarvestSpec, Plan
 from schemas.manifest import Generation, ObjectRecord, StoreManifest
 from schemas.source import Site
 
 CARD_MINOR = 2  # the first minor version of the format that has a card
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What a generation's units come to together.
+
+    Attributes:
+        n_units: Units that were counted.
+        n_sequences: Their sequences.
+        n_rows: Their rows.
+        halved: Those whose planned batch did not fit.
+        records: The digest of their records, one behind the other.
+    """
+
+    n_units: int = 0
+    n_sequences: int = 0
+    n_rows: int = 0
+    halved: list[int] = field(default_factory=list)
+    records: blake3 = field(default_factory=blake3)
+
+    def add(self, unit: CommittedRecord) -> None:
+        """Count one unit more."""
+        record = unit.record
+        self.n_units += 1
+        self.n_sequences += record.n_sequences
+        self.n_rows += record.n_rows
+        self.records.update(unit.data)
+        if record.batch is not None:
+            self.halved.append(record.unit)
 
 
 def finish_generation(
@@ -58,17 +95,20 @@ def finish_generation(
         UnfinishedError: A unit is missing.
         NoRowsError, NumericsError: See `check_finite`.
     """
-    committed = committed_records(storage, plan, parent)
+    units = complete_units(storage, plan, parent)
     sites = _sites_of_store(plan, parent)
-    n_units = plan.first_unit + len(committed)
+    n_units = plan.first_unit + len(units)
     if parent is not None:
         n_units = max(n_units, parent.n_units)
     # The generation's sites are the store's last ones, or all of them.
     first_site = len(sites) - len(plan.sites)
     columns = unit_columns(storage, parent, n_units, len(sites))
     merged = _starting_statistics(storage, plan, parent)
-    for unit in committed:
-        stats = _unit_statistics(storage, plan, unit.record.unit)
+    totals = _Totals()
+    # One after the other and none kept: there may be 100,000 units and more.
+    read = partial(_read_unit, storage, plan)
+    for unit, stats in map_ahead(read, units, reads_at_once(storage)):
+        totals.add(unit)
         fill_unit(columns, unit, stats, first_site)
         # Statistics are of the rows that SAEs are trained on.
         if not held_out(unit.record.unit):
@@ -79,12 +119,12 @@ def finish_generation(
         all_sites.sites.update(merged.sites)
         merged = all_sites
     files = _write_files(storage, plan, parent, columns, merged, tokenizer_keys)
-    manifest = _manifest(plan, parent, sites, committed, columns, merged, files)
+    manifest = _manifest(plan, parent, sites, totals, columns, merged, files)
     manifest = _with_card(storage, manifest)
     # A store that could not be opened must not be finished.
     check_manifest(manifest, storage.url)
-    halved = [unit.record.unit for unit in committed if unit.record.batch is not None]
-    for key in {*storage.list("claims"), *map(object_keys.claim_key, halved)}:
+    claimed = map(object_keys.claim_key, totals.halved)
+    for key in {*storage.list("claims"), *claimed}:
         storage.delete(key)
     for key, data in zarr_metadata.group_files(manifest).items():
         storage.put(key, data)
@@ -115,11 +155,14 @@ def _sites_of_store(plan: Plan, parent: StoreManifest | None) -> tuple[Site, ...
     return parent.sites
 
 
-def _unit_statistics(storage: Storage, plan: Plan, unit: int) -> UnitStats:
-    """Read what a generation committed of one unit's statistics."""
+def _read_unit(
+    storage: Storage, plan: Plan, unit: int
+) -> tuple[CommittedRecord, UnitStats]:
+    """Read what a generation committed of one unit: its record and statistics."""
+    record = committed_record(storage, plan, unit)
     key = object_keys.unit_stats_key(unit, plan.generation)
     data = storage.read(key, stats_bytes(plan.sites))
-    return UnitStats.from_bytes(plan.sites, data, key)
+    return record, UnitStats.from_bytes(plan.sites, data, key)
 
 
 def _starting_statistics(
@@ -172,23 +215,22 @@ def _manifest(
     plan: Plan,
     parent: StoreManifest | None,
     sites: tuple[Site, ...],
-    committed: list[CommittedRecord],
+    totals: _Totals,
     columns: UnitColumns,
     merged: UnitStats,
     files: dict[str, ObjectRecord],
 ) -> StoreManifest:
     plan_key = object_keys.plan_key(plan.generation)
-    records = b"".join(unit.data for unit in committed)
     generation = Generation(
         plan=plan_key,
         units=object_keys.units_prefix(plan.generation) + "/",
         sites=plan.sites,
         first_unit=plan.first_unit,
-        n_units=len(committed),
-        n_sequences=sum(unit.record.n_sequences for unit in committed),
-        n_rows=sum(unit.record.n_rows for unit in committed),
+        n_units=totals.n_units,
+        n_sequences=totals.n_sequences,
+        n_rows=totals.n_rows,
         plan_digest=files[plan_key].digest,
-        units_digest=blake3(records).hexdigest(),
+        units_digest=totals.records.hexdigest(),
     )
     generations: tuple[Generation, ...] = (generation,)
     n_sequences = generation.n_sequences

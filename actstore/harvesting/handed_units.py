@@ -52,9 +52,9 @@ class HandedUnits:
                 unit = self._waiting.popleft()
             yield unit
 
-    def of_plan(self, plan: Plan) -> range:
-        """Return the units that may be handed: all of the plan."""
-        return range(plan.first_unit, plan.layout.n_units)
+    def of_plan(self, _: Plan) -> range:
+        """Return the units that are this worker's from the beginning: none."""
+        return range(0)
 
     def passes_end(self, unit: int) -> bool:
         """Note a unit that the corpus does not reach; lower ones may still come."""

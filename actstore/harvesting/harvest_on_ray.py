@@ -89,9 +89,22 @@ def harvest_on_ray(
     ):
         driver = _Driver(storage, setup.to_json(), workers, report)
         driver.run()
-        report(Progress("finishing the store"))
-        plan = read_plan(storage, 0)
-        finish_generation(storage, plan, None, driver.tokenizer_keys)
+    report(Progress("finishing the store"))
+    return finished(storage, driver.tokenizer_keys, out, options)
+
+
+def finished(
+    storage: Storage,
+    tokenizer_keys: list[str],
+    out: str,
+    options: Mapping[str, Any] | None,
+) -> Store:
+    """Finish a store whose units are all committed; open it, and warn of what is odd.
+
+    tokenizer_keys: Files of the tokenizer that the workers wrote.
+    """
+    plan = read_plan(storage, 0)
+    finish_generation(storage, plan, None, tokenizer_keys)
     store = open_store(out, dict(options or {}))
     warn_of_corpus(plan, committed_units.committed_blocks(storage))
     warn_of_non_finite(store)

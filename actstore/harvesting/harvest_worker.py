@@ -57,8 +57,8 @@ class HarvestWorker:
         self._tokenizer_keys: list[str] = []
         self._error: WorkError | None = None
         self._caught: list[warnings.WarningMessage] = []
-        thread = threading.Thread(target=self._run, name="harvest", daemon=True)
-        thread.start()
+        self._thread = threading.Thread(target=self._run, name="harvest", daemon=True)
+        self._thread.start()
 
     def answer(self, question: str) -> str:
         """Take a HarvestQuestion, and return a HarvestAnswer, both as JSON."""

@@ -13,6 +13,7 @@ again.
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from actstore.format.storage import Storage
 from actstore.format.stored_dtypes import encode_int8, numpy_dtype, to_float32
 from actstore.harvesting.finish_store import finish_generation
 from actstore.harvesting.sealed_unit import SealedUnit
-from actstore.harvesting.uploads import Uploads
+from actstore.harvesting.uploads import UPLOADS_SHARE, Uploads
 from actstore.store import committed_units
 from schemas.base import differences
 from schemas.harvest import Plan
@@ -105,7 +106,7 @@ class StoreWriter:
         # Writing several sites at once keeps both the encoder and the disk busy. A few
         # sites alone leave cores idle, so their shards are split into chunks as well.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
-        self._uploads = Uploads(storage)
+        self._uploads = Uploads(storage, plan.spec.memory // UPLOADS_SHARE)
         self._chunk_pool = None
         if len(plan.sites) < threads:
             self._chunk_pool = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
@@ -166,9 +167,14 @@ class StoreWriter:
         """Return how the shards of a site of width d are encoded."""
         return object_sizes.codec(self.plan.spec, self.plan.layout, d)
 
-    def committed_blocks(self) -> dict[int, BlockRecord]:
-        """Return the records of the token blocks that are there, by unit."""
-        return committed_units.committed_blocks(self.storage)
+    def committed_blocks(
+        self, units: Container[int] | None = None
+    ) -> dict[int, BlockRecord]:
+        """Return the records of the token blocks that are there, by unit.
+
+        units: Only these, and only what a listing shows; None: all of them.
+        """
+        return committed_units.committed_blocks(self.storage, units)
 
     def committed_block(self, unit: int) -> BlockRecord | None:
         """Return the record of a unit's token block, if it is there by now."""

@@ -67,8 +67,11 @@ class TokenBlocks:
         self._share = share
         # The unit whose block the source gives next; None: not known.
         self._next_of_source: int | None = None
-        self.records = writer.committed_blocks()
-        self.committed_units = writer.committed_units() & set(share.of_plan(plan))
+        # Among others a worker asks for the rest by name, where it needs one.
+        own = set(share.of_plan(plan))
+        wanted = None if share.is_alone else {plan.first_unit, *own}
+        self.records = writer.committed_blocks(wanted)
+        self.committed_units = writer.committed_units() & own if own else set()
 
     def begin(self, first: TokenBlock) -> None:
         """Commit the first block, which was read before the store was made.
@@ -77,7 +80,7 @@ class TokenBlocks:
             ExistsError: An earlier call has committed another one.
         """
         unit = self._plan.first_unit
-        record = self.records.get(unit)
+        record = self.records[unit] if self._is_known(unit) else None
         if record is None:
             self._commit(unit, first)
             self._next_of_source = unit + 1
@@ -123,10 +126,7 @@ class TokenBlocks:
         if self._source is None and parent is not None and unit >= parent.n_units:
             return None
         # With blocks up to 4 known, unit 7 needs 5, 6 and 7 read.
-        last_known = unit
-        while last_known >= self._plan.first_unit and not self._is_known(last_known):
-            last_known -= 1
-        for missing in range(last_known + 1, unit + 1):
+        for missing in range(self._first_missing(unit), unit + 1):
             is_first = missing == self._plan.first_unit
             if not is_first and self.records[missing - 1].last:
                 return None
@@ -142,6 +142,30 @@ class TokenBlocks:
         if self._is_committed(unit):
             return CommittedBlock(record, None)
         return CommittedBlock(record, self._writer.block_tokens(record))
+
+    def _first_missing(self, unit: int) -> int:
+        """Return the first unit up to this one whose block is not committed.
+
+        `unit` + 1: it is there. Blocks are committed in order, so that with thousands
+        of workers ten questions find it.
+        """
+        if self._is_known(unit):
+            return unit + 1
+        # Back by 1, 2, 4, ... units to one that is there, and then in halves.
+        first = self._plan.first_unit
+        missing = unit
+        step = 1
+        while missing > first and not self._is_known(max(first, unit - step)):
+            missing = max(first, unit - step)
+            step *= 2
+        known = max(first, unit - step) if missing > first else first - 1
+        while missing - known > 1:
+            middle = (known + missing) // 2
+            if self._is_known(middle):
+                known = middle
+            else:
+                missing = middle
+        return missing
 
     def _is_known(self, unit: int) -> bool:
         """Return whether a unit's block is committed; any worker may have done that."""

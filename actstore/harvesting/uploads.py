@@ -16,16 +16,19 @@ from schemas.manifest import ObjectRecord
 
 # PUTs under way at a time.
 UPLOADS = 16
-# Bytes of objects that are made and not yet written.
-UPLOAD_BYTES = 128 << 20
+# Objects that are made and not yet written may take this part of the memory that a
+# harvest has for its units: 128 MiB of the default 4 GiB. One connection to an object
+# store moves some 85 MB/s, so that wide shards need several under way at a time.
+UPLOADS_SHARE = 32
 
 
 class Uploads:
     """The objects that are being written to a storage."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, room: int) -> None:
+        """Make it; `room` bytes may be on their way at a time, or one object."""
         self._storage = storage
-        self._room = ByteRoom(UPLOAD_BYTES)
+        self._room = ByteRoom(room)
         self._pool: ThreadPoolExecutor | None = None
         if storage.local is None:
             self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")

@@ -28,7 +28,7 @@ class Share:
         return self.of == 1
 
     def of_plan(self, plan: Plan) -> range:
-        """Return the units that are counted as this worker's."""
+        """Return the units that are this worker's from the beginning on."""
         return self.units(plan)
 
     def passes_end(self, unit: int) -> bool:  # noqa: ARG002

@@ -6,7 +6,8 @@ The store may be finished or not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from actstore.errors import CorruptError, UnfinishedError
@@ -15,9 +16,11 @@ from actstore.format.json_records import parsed_record, read_record
 from actstore.format.manifest_checks import check_record
 from actstore.format.object_sizes import RECORD_JSON, SMALL_JSON
 from actstore.format.storage import Storage
+from actstore.machine.map_ahead import map_ahead
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, StoreManifest, UnitRecord
 
+READS = 32  # requests for records under way at a time
 # Keys such as `units/00012.json`, `units-3/00012.json` or `blocks/00012.json`.
 _RECORD = re.compile(r"[a-z]+(?:-\d+)?/(\d{5,10})\.json", re.ASCII)
 
@@ -32,10 +35,8 @@ class CommittedRecord(NamedTuple):
     """The record's JSON, of which the digests are made."""
 
 
-def committed_records(
-    storage: Storage, plan: Plan, parent: StoreManifest | None
-) -> list[CommittedRecord]:
-    """Return the records of a generation's units, in order.
+def complete_units(storage: Storage, plan: Plan, parent: StoreManifest | None) -> range:
+    """Return the units of a generation whose units are all committed.
 
     Args:
         storage: Where the store lies.
@@ -44,7 +45,6 @@ def committed_records(
 
     Raises:
         UnfinishedError: Some are missing; the message names them.
-        CorruptError: One cannot be a record of its unit.
     """
     wanted = wanted_units(storage, plan, parent)
     if wanted is None:
@@ -53,22 +53,27 @@ def committed_records(
             " harvest again"
         )
     missing = missing_units(storage, plan.generation, wanted)
-    # Records are read only once all are there: this is asked while workers still work.
     if missing:
         raise UnfinishedError(
             f"{storage.url}: {len(missing)} units are missing"
             f" ({', '.join(map(str, missing[:8]))}, ...); run the same harvest again,"
             " it goes on from there"
         )
-    committed = []
-    for unit in wanted:
-        key = object_keys.unit_key(unit, plan.generation)
-        where = f"{storage.url}/{key}"
-        data = storage.read(key, RECORD_JSON)
-        record = parsed_record(UnitRecord, data, where)
-        check_record(plan, plan.generation, unit, record, where)
-        committed.append(CommittedRecord(record, data))
-    return committed
+    return wanted
+
+
+def committed_record(storage: Storage, plan: Plan, unit: int) -> CommittedRecord:
+    """Read the record of a generation's unit.
+
+    Raises:
+        CorruptError: It cannot be a record of that unit.
+    """
+    key = object_keys.unit_key(unit, plan.generation)
+    where = f"{storage.url}/{key}"
+    data = storage.read(key, RECORD_JSON)
+    record = parsed_record(UnitRecord, data, where)
+    check_record(plan, plan.generation, unit, record, where)
+    return CommittedRecord(record, data)
 
 
 def wanted_units(
@@ -81,11 +86,17 @@ def wanted_units(
     if plan.adds_sites and parent is not None:
         # New sites are harvested at the tokens that the store has already.
         return range(parent.n_units)
-    # A store that is extended has an earlier block that was the last one then.
-    for unit, block in committed_blocks(storage).items():
-        if block.last and unit >= plan.first_unit:
-            return range(plan.first_unit, unit + 1)
-    return None
+    # Blocks are committed in order, so only the newest may be the last one. A store
+    # that is extended has an earlier block that was the last one then.
+    unit = max(_listed_units(storage, "blocks"), default=-1)
+    unit = max(unit, plan.first_unit - 1)
+    # What a listing that lags does not show is asked for by name.
+    while storage.local is None and storage.exists(object_keys.block_key(unit + 1)):
+        unit += 1
+    if unit < plan.first_unit:
+        return None
+    newest = _block(storage, unit)
+    return range(plan.first_unit, unit + 1) if newest.last else None
 
 
 def committed_units(storage: Storage, generation: int) -> set[int]:
@@ -93,7 +104,7 @@ def committed_units(storage: Storage, generation: int) -> set[int]:
 
     It may lag: see `missing_units`.
     """
-    return set(_record_keys(storage, object_keys.units_prefix(generation)))
+    return set(_listed_units(storage, object_keys.units_prefix(generation)))
 
 
 def missing_units(
@@ -114,30 +125,44 @@ def missing_units(
     return []
 
 
-def committed_blocks(storage: Storage) -> dict[int, BlockRecord]:
+def committed_blocks(
+    storage: Storage, units: Container[int] | None = None
+) -> dict[int, BlockRecord]:
     """Return the records of the token blocks that are there, by unit.
 
     They are committed in order. So where a listing lags, those that it does not show
     are asked for by name, up to the first that is not there.
 
+    Args:
+        storage: Where the store lies.
+        units: Only blocks of these, and only what a listing shows; None: all of them.
+
     Raises:
         CorruptError: A record is of another unit than its key says.
     """
-    keys = _record_keys(storage, "blocks")
-    blocks = {unit: _block(storage, unit, key) for unit, key in keys.items()}
+    listed = _listed_units(storage, "blocks")
+    wanted = [unit for unit in listed if units is None or unit in units]
+    threads = reads_at_once(storage)
+    read = map_ahead(partial(_block, storage), wanted, threads)
+    blocks = dict(zip(wanted, read, strict=True))
     unit = 0
-    while storage.local is None:
-        key = object_keys.block_key(unit)
+    while units is None and storage.local is None:
         if unit not in blocks:
-            if not storage.exists(key):
+            if not storage.exists(object_keys.block_key(unit)):
                 break
-            blocks[unit] = _block(storage, unit, key)
+            blocks[unit] = _block(storage, unit)
         unit += 1
     return blocks
 
 
-def _block(storage: Storage, unit: int, key: str) -> BlockRecord:
+def reads_at_once(storage: Storage) -> int:
+    """Return how many records are read at a time: over a network each one waits."""
+    return 1 if storage.local is not None else READS
+
+
+def _block(storage: Storage, unit: int) -> BlockRecord:
     """Read the record of a unit's token block."""
+    key = object_keys.block_key(unit)
     block = read_record(storage, key, BlockRecord, SMALL_JSON)
     if block.unit != unit:
         raise CorruptError(
@@ -147,14 +172,10 @@ def _block(storage: Storage, unit: int, key: str) -> BlockRecord:
     return block
 
 
-def _record_keys(storage: Storage, folder: str) -> dict[int, str]:
-    """Return the keys of the records in a folder, by unit.
+def _listed_units(storage: Storage, folder: str) -> list[int]:
+    """Return the units whose records are in a folder, in order.
 
     Other files (such as `._00001.json`) are not looked at.
     """
-    by_unit = {}
-    for key in storage.list(folder):
-        match = _RECORD.fullmatch(key)
-        if match:
-            by_unit[int(match[1])] = key
-    return by_unit
+    matches = map(_RECORD.fullmatch, storage.list(folder))
+    return sorted({int(match[1]) for match in matches if match})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from actstore.errors import CorruptError
+from actstore.store.column_pieces import column_pieces
 from actstore.store.stored_objects import StoredObjects
 
 
@@ -16,8 +19,9 @@ def non_finite(store: StoredObjects) -> dict[str, int]:
         CorruptError: The column `sums` has counts that cannot be.
     """
     # Figure 1 of the column `sums` [unit, site, stratum, figure] is the count of them.
-    by_unit = store.column("sums")[..., 1]
-    counts = by_unit.sum(axis=(0, 2))
+    counts = np.zeros(len(store.sites))
+    for piece in column_pieces(store, "sums"):
+        counts += piece[..., 1].sum(axis=(0, 2))
     # NaN is neither at least 0 nor at most n, so it is refused too.
     possible = (counts >= 0) & (counts <= store.manifest.n_rows)
     if not possible.all():

@@ -13,12 +13,13 @@ from tests.benchmarks.__main__ import BENCHES, PEERS
 
 ROOT = Path(__file__).parents[2]
 
-
-# tables, not ratios; one that needs a GPU, and some that need a machine to themselves
+# tables, not ratios; a simulation; one that needs a GPU, and some that need a machine to
+# themselves
 BY_HAND = (
     "stream_table",
     "codecs",
     "learning_rates",
+    "cluster_simulation",
     "gpu",
     "service_load",
     "engines",

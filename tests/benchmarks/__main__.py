@@ -19,6 +19,7 @@ BENCHES = (
     "harvest",
     "writing",
     "opening",
+    "many_units",
     "stream",
     "cache",
     "training",

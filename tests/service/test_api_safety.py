@@ -12,6 +12,7 @@ import pytest
 
 from schemas.service import ServiceRun
 from tests.service.served import Served, served
+from trainer.service.run_reports import report_environment
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,12 @@ def test_an_error_of_the_service_tells_nothing(
         assert answer.status_code == 500
         assert "secret" not in answer.text
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_report_is_made_without_the_service_s_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("ACTSTORE_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "OTHER_SECRET"):
+        monkeypatch.setenv(name, "hush")
+    assert "hush" not in report_environment().values()
+    assert "PATH" in report_environment()

@@ -156,7 +156,7 @@ def test_a_run_lives_by_events_and_the_list_by_asking(
     played, address = live
     run = played.training[0]
     with logged_in(browser, address, played.tokens["ada"]) as page:
-        assert page.locator("#training canvas").count() == 3
+        until(page, "document.querySelectorAll('#training canvas').length === 3")
         box = page.locator(f"#run-{run} input")
         box.check()
         page.focus("input[name=text]")

@@ -17,16 +17,14 @@ from pathlib import Path
 
 from actstore.format.storage import Storage
 from trainer.errors import BusyError, RunError
+from trainer.service.executor import environment
+from trainer.service.slots import Slot
 
 AT_ONCE = 1
 MOST_WAITING = 8
 MOST_KEPT = 16
 MOST_BYTES = 64 << 20
 LONGEST_S = 900.0
-_NEEDED = (
-    *("ACTSTORE_", "AWS_", "AZURE_", "GOOGLE_", "HF_", "LANG", "LC_", "OMP_", "PATH"),
-    *("HOME", "PYTHON", "SSL_", "TMPDIR", "TRANSFORMERS_", "TZ", "VIRTUAL_ENV"),
-)
 _OF_A_REPORT = ("sae.json", "eval.json", "journal.jsonl", "evals.jsonl", "spec.json")
 
 
@@ -95,13 +93,8 @@ class Reports:
 
 
 def report_environment() -> dict[str, str]:
-    """Return the environment of a process that makes a report: what it needs of ours.
-
-    Tokens and keys of other programs are not for it.
-    """
-    return {
-        name: value for name, value in os.environ.items() if name.startswith(_NEEDED)
-    }
+    """Return the environment of a process that makes a report: as one that trains."""
+    return environment(os.environ, Slot("report", "cpu", 0, {}))
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> None:

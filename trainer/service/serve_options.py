@@ -66,4 +66,9 @@ def serving_from(
         from actstore.engines.engine_option import parse_engine
 
         parse_engine(engine)
+        # A pass' process does not know yet how to hand its work to an engine.
+        raise SpecError(
+            f"--executor {executor}: passes are trained on this machine only so far;"
+            " leave it out, or give a sweep to an engine (`trainer sweep --engine`)"
+        )
     return Serving(places, folder, door, machine_slots(device, n_slots), engine)
