@@ -181,7 +181,7 @@ def test_a_gpu_that_no_node_has(cluster: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_harvest_killed_at_any_instant(
     cluster: Nodes, alone: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -194,11 +194,11 @@ def test_a_harvest_killed_at_any_instant(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_sweep_killed_at_any_instant(cluster: Nodes, alone: Path, seed: int) -> None:
     cluster.have(3)
     runs = alone / f"killed {seed}"
-    instant = random.Random(seed).uniform(0.0, 3.0)
+    instant = random.Random(seed).uniform(0.0, 1.0)
 
     def kill_one() -> None:
         while not list(runs.glob("*/spec.json")):
