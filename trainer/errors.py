@@ -3,6 +3,7 @@
 ActstoreError
 └── TrainerError
     ├── RunError         a run's folder is missing, unfinished, or there already
+    │   └── RunLockedError  another process trains it
     ├── SaeError         an SAE spec does not suit this store, or weights their spec
     ├── ExchangeError    an SAE does not fit another project's format, or back
     ├── HubError         the hub cannot be reached, or refuses
@@ -29,6 +30,10 @@ class TrainerError(ActstoreError):
 
 class RunError(TrainerError):
     """A folder is no run, or holds one that is unfinished or that is there already."""
+
+
+class RunLockedError(RunError):
+    """Another process trains the run."""
 
 
 class SaeError(TrainerError):

@@ -17,18 +17,13 @@ from actstore.arguments import checked, optional
 from actstore.engines.engine_option import EngineOptions, engine_options
 from actstore.errors import SpecError
 from actstore.format.storage import Storage
-from actstore.harvesting.harvest_plan import make_plan
 from actstore.harvesting.harvest_spec import resolve_spec
-from actstore.harvesting.inert_fields import check_acts
-from actstore.harvesting.progress import Progress, Report, silent
-from actstore.harvesting.run_plan import checked_tap, run_plan
+from actstore.harvesting.progress import Report, silent
+from actstore.harvesting.run_plan import run_plan
 from actstore.harvesting.store_writer import StoreWriter, check_unfinished
-from actstore.harvesting.token_blocks import first_block
+from actstore.harvesting.tried_harvest import tried_harvest
 from actstore.harvesting.worker_share import check_shared, parse_worker
-from actstore.model.load_model import load_or_wrap
-from actstore.model.model_info import tokenizer_files
 from actstore.store.store import Store
-from actstore.text.sequences import separator_token, sequencer
 from schemas.harvest import HarvestSpec
 
 
@@ -140,36 +135,24 @@ def harvest(
             report=report,
         )
     check_shared(storage, share)
-    report(Progress("loading the model"))
-    loaded = load_or_wrap(harvest_spec.model, model, tokenizer, device)
-    loaded.check_context(harvest_spec.context)
-    check_acts(harvest_spec, loaded, model)
-    source, corpus = sequencer(
-        harvest_spec, loaded.tokenizer, tokens, loaded.info.vocabulary
-    )
-    with checked_tap(loaded, harvest_spec) as tap:
-        plan = make_plan(
-            harvest_spec, tap, loaded, corpus, tokens, device, separator_token(source)
+    with (
+        tried_harvest(harvest_spec, device, report, model, tokens, tokenizer) as tried,
+        closing(
+            StoreWriter.create(storage, tried.plan, tried.tokenizer_files)
+        ) as writer,
+    ):
+        return run_plan(
+            writer,
+            tried.loaded,
+            tried.tap,
+            tried.source,
+            tried.first,
+            device=device,
+            share=share,
+            report=report,
+            out=out,
+            options=options,
         )
-        report(Progress("reading the corpus"))
-        # Everything that may be wrong with corpus and model is tried before anything
-        # is written.
-        first = first_block(source, plan)
-        tap.check_padding(first.tokens)
-        files = tokenizer_files(loaded.tokenizer)
-        with closing(StoreWriter.create(storage, plan, files)) as writer:
-            return run_plan(
-                writer,
-                loaded,
-                tap,
-                source,
-                first,
-                device=device,
-                share=share,
-                report=report,
-                out=out,
-                options=options,
-            )
 
 
 def _check_placeable(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from actstore.engines.engine_option import EngineOptions
-from actstore.errors import SpecError
 from actstore.harvesting.progress import Report
 from actstore.store.store import Store
 from schemas.harvest import HarvestSpec
@@ -34,6 +33,7 @@ def harvest_on_engine(
     Raises:
         SpecError, SiteError, ModelError, CorpusError, NumericsError, StoreError: As
             `harvest` does.
+        EngineError: The engine is missing, or loses workers again and again.
     """
     if engine.engine.kind == "slurm":
         from actstore.harvesting.harvest_on_slurm import harvest_on_slurm
@@ -41,4 +41,8 @@ def harvest_on_engine(
         return harvest_on_slurm(
             spec, out, engine, device=device, options=options, report=report
         )
-    raise SpecError(f"--engine {engine.engine.kind}: harvests cannot run on it yet")
+    from actstore.harvesting.harvest_on_ray import harvest_on_ray
+
+    return harvest_on_ray(
+        spec, out, engine, device=device, options=options, report=report
+    )

@@ -11,9 +11,37 @@ from actstore.store.non_finite import non_finite
 
 if TYPE_CHECKING:
     from actstore.store.store import Store
+    from schemas.harvest import Plan
+    from schemas.manifest import BlockRecord
 
 # Sites named in one warning; a model may have hundreds.
 SITES_SHOWN = 8
+
+
+def warn_of_corpus(plan: Plan, records: Mapping[int, BlockRecord]) -> None:
+    """Warn where the corpus was shorter than asked, or documents were left out.
+
+    records: The records of all token blocks, by unit.
+    """
+    layout = plan.layout
+    first_unit = plan.first_unit
+    new = [record for unit, record in records.items() if unit >= first_unit]
+    n_tokens = sum(record.n_tokens for record in new)
+    n_sequences = sum(record.n_sequences for record in new)
+    wanted = layout.n_sequences - first_unit * layout.unit_sequences
+    if n_sequences < wanted:
+        warn(
+            f"the corpus ended early: {n_tokens:,} tokens in {n_sequences:,}"
+            f" sequences, wanted {plan.spec.tokens:,} tokens; the store is"
+            " finished with what there was",
+            HarvestWarning,
+        )
+    skipped = sum(record.skipped_documents for record in new)
+    if skipped:
+        warn(
+            f"{skipped:,} documents were left out: empty, or refused by the tokenizer",
+            HarvestWarning,
+        )
 
 
 def warn_of_non_finite(store: Store) -> None:

@@ -10,13 +10,14 @@ nobody has committed them yet, although their units are other workers'.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import CorpusError, ExistsError
+from actstore.harvesting.handed_units import HandedUnits
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.worker_share import Share
 from actstore.text.sequences import END, Sequencer, TokenBlock
@@ -46,7 +47,11 @@ class TokenBlocks:
     """
 
     def __init__(
-        self, plan: Plan, writer: StoreWriter, source: Sequencer | None, share: Share
+        self,
+        plan: Plan,
+        writer: StoreWriter,
+        source: Sequencer | None,
+        share: Share | HandedUnits,
     ) -> None:
         """Look what is committed.
 
@@ -63,9 +68,10 @@ class TokenBlocks:
         # The unit whose block the source gives next; None: not known.
         self._next_of_source: int | None = None
         # Among others a worker asks for the rest by name, where it needs one.
-        own = None if share.of == 1 else {plan.first_unit, *share.units(plan)}
-        self.records = writer.committed_blocks(own)
-        self.committed_units = writer.committed_units() & set(share.units(plan))
+        own = set(share.of_plan(plan))
+        wanted = None if share.is_alone else {plan.first_unit, *own}
+        self.records = writer.committed_blocks(wanted)
+        self.committed_units = writer.committed_units() & own if own else set()
 
     def begin(self, first: TokenBlock) -> None:
         """Commit the first block, which was read before the store was made.
@@ -91,18 +97,25 @@ class TokenBlocks:
 
         A thread reads each one while the one before it is being used.
         """
-        units = self._share.units(self._plan)
+        units = iter(self._share.units(self._plan))
         with ThreadPoolExecutor(1, thread_name_prefix="tokens") as pool:
-            following: Future[CommittedBlock | None] | None = None
-            for unit in units:
-                current = following or pool.submit(self._block, unit)
-                block = current.result()
-                if block is None:
-                    return
-                # Now, before this one is used: that is when there is time to read.
-                if unit + self._share.of in units:
-                    following = pool.submit(self._block, unit + self._share.of)
-                yield block
+            try:
+                following = pool.submit(self._next, units)
+                while (block := following.result()) is not None:
+                    # Now, before this one is used: that is when there is time to read.
+                    following = pool.submit(self._next, units)
+                    yield block
+            finally:
+                # The thread may be waiting for another unit.
+                self._share.end()
+
+    def _next(self, units: Iterator[int]) -> CommittedBlock | None:
+        """Return the next unit's block; None: there is none."""
+        for unit in units:
+            block = self._block(unit)
+            if block is not None or not self._share.passes_end(unit):
+                return block
+        return None
 
     def _block(self, unit: int) -> CommittedBlock | None:
         """Return a unit's block, after committing those before it that are missing.
@@ -160,7 +173,7 @@ class TokenBlocks:
             return True
         # Without other workers, what was not there at the beginning is not there now:
         # asking the storage would cost a request for every unit.
-        if self._share.of == 1:
+        if self._share.is_alone:
             return False
         record = self._writer.committed_block(unit)
         if record is None:
@@ -172,7 +185,7 @@ class TokenBlocks:
         """Return whether the unit itself is committed, by now."""
         if unit in self.committed_units:
             return True
-        return self._share.of > 1 and self._writer.is_committed(unit)
+        return not self._share.is_alone and self._writer.is_committed(unit)
 
     def _read_and_commit(self, unit: int) -> NDArray[np.int32] | None:
         """Read a block from the corpus and commit it; return its tokens.

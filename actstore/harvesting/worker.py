@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from actstore.console.user_warnings import warn
 from actstore.errors import CorpusError, HarvestWarning, ModelError
 from actstore.harvesting.fill_unit_buffer import RowCollector
+from actstore.harvesting.handed_units import HandedUnits
+from actstore.harvesting.harvest_warnings import warn_of_corpus
 from actstore.harvesting.model_inputs import autocast, model_inputs
 from actstore.harvesting.progress import Progress, Report
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.token_blocks import TokenBlocks, planned_tokens
 from actstore.harvesting.token_filter import TokenFilter
 from actstore.harvesting.worker_share import Share
-from actstore.harvesting.writer_thread import WriterThread
+from actstore.harvesting.writer_thread import ToldOfUnits, WriterThread
 from actstore.model.forward import out_of_memory
 from actstore.model.tap import Tap
 from actstore.text.sequences import Sequencer, TokenBlock
@@ -45,6 +47,7 @@ class Worker:
         report: Called after every batch.
         share: Which units are this worker's.
         pad: The token id that the model is given where there is padding.
+        told_of_units: See `ToldOfUnits`.
     """
 
     plan: Plan
@@ -53,8 +56,9 @@ class Worker:
     tap: Tap
     device: torch.device
     report: Report
-    share: Share = field(default_factory=Share)
+    share: Share | HandedUnits = field(default_factory=Share)
     pad: int = 0
+    told_of_units: ToldOfUnits | None = None
     # Counted for `report`, see Progress.
     _n_committed: int = 0
     _tokens: int = 0
@@ -74,7 +78,9 @@ class Worker:
         )
         if first is not None:
             blocks.begin(first)
-        writer_thread = WriterThread(self.plan, self.writer, self.device)
+        writer_thread = WriterThread(
+            self.plan, self.writer, self.device, self.told_of_units
+        )
         collector = RowCollector(
             sites=self.plan.sites,
             special_tokens=np.array(self.plan.model.special_tokens, np.int32),
@@ -88,6 +94,8 @@ class Worker:
                 # No tokens: the unit is committed already.
                 if block.tokens is None:
                     self._tokens += block.record.n_tokens
+                    if self.told_of_units is not None:
+                        self.told_of_units(block.record, None)
                 else:
                     self._harvest_unit(
                         block.record, block.tokens, collector, writer_thread
@@ -97,8 +105,8 @@ class Worker:
         finally:
             writer_thread.close()
         # A worker among others does not see the whole corpus.
-        if self.source is not None and self.share.of == 1:
-            self._warn_of_corpus(blocks.records)
+        if self.source is not None and self.share.is_alone:
+            warn_of_corpus(self.plan, blocks.records)
 
     def _harvest_unit(
         self,
@@ -185,7 +193,7 @@ class Worker:
     def _tell_progress(
         self, writer_thread: WriterThread, stage: str = "harvesting"
     ) -> None:
-        units = self.share.units(self.plan)
+        units = self.share.of_plan(self.plan)
         self.report(
             Progress(
                 stage=stage,
@@ -198,25 +206,3 @@ class Worker:
                 bytes=writer_thread.written_bytes,
             )
         )
-
-    def _warn_of_corpus(self, records: dict[int, BlockRecord]) -> None:
-        """Warn where the corpus was shorter than asked, or documents were left out."""
-        layout = self.plan.layout
-        first_unit = self.plan.first_unit
-        new = [record for unit, record in records.items() if unit >= first_unit]
-        n_sequences = sum(record.n_sequences for record in new)
-        wanted = layout.n_sequences - first_unit * layout.unit_sequences
-        if n_sequences < wanted:
-            warn(
-                f"the corpus ended early: {self._tokens:,} tokens in {n_sequences:,}"
-                f" sequences, wanted {self.plan.spec.tokens:,} tokens; the store is"
-                " finished with what there was",
-                HarvestWarning,
-            )
-        skipped = sum(record.skipped_documents for record in new)
-        if skipped:
-            warn(
-                f"{skipped:,} documents were left out: empty, or refused by the"
-                " tokenizer",
-                HarvestWarning,
-            )

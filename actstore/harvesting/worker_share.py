@@ -22,6 +22,22 @@ class Share:
     number: int = 0
     of: int = 1
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other worker writes the store."""
+        return self.of == 1
+
+    def of_plan(self, plan: Plan) -> range:
+        """Return the units that are this worker's from the beginning on."""
+        return self.units(plan)
+
+    def passes_end(self, unit: int) -> bool:  # noqa: ARG002
+        """Return whether to go on after a unit that the corpus does not reach."""
+        return False
+
+    def end(self) -> None:
+        """Wake who waits for a unit: nobody does."""
+
     def units(self, plan: Plan) -> range:
         """Return the units of a plan that are this worker's.
 

@@ -6,7 +6,9 @@ commits that. Unit buffers go back and forth between them and the model's thread
 
 from __future__ import annotations
 
+import functools
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,6 +21,13 @@ from actstore.harvesting.store_writer import BegunUnit, StoreWriter
 from actstore.harvesting.unit_buffer import UnitBuffer
 from schemas.harvest import Plan
 from schemas.manifest import BlockRecord, UnitRecord
+
+ToldOfUnits = Callable[[BlockRecord, Future[UnitRecord] | None], None]
+"""Is told of each unit that is committed, by its token block, from another thread.
+
+With it comes its record, or the error that it ended with; None where it had been
+committed before.
+"""
 
 
 class _UnitInFlight(NamedTuple):
@@ -38,8 +47,18 @@ class WriterThread:
         written_bytes: Bytes of their objects.
     """
 
-    def __init__(self, plan: Plan, writer: StoreWriter, device: torch.device) -> None:
-        """Start the threads for `writer`; `device` is where the model runs."""
+    def __init__(
+        self,
+        plan: Plan,
+        writer: StoreWriter,
+        device: torch.device,
+        told: ToldOfUnits | None = None,
+    ) -> None:
+        """Start the threads for `writer`.
+
+        device: Where the model runs. told: Is told of each unit.
+        """
+        self._told = told
         self._plan = plan
         self._writer = writer
         self._device = device
@@ -89,6 +108,8 @@ class WriterThread:
         """Seal and write a unit in the background; its buffer is free afterwards."""
         begun = self._pool.submit(self._begin, filled, block)
         record = self._commits.submit(self._commit, begun)
+        if self._told is not None:
+            record.add_done_callback(functools.partial(self._told, block))
         self._in_flight.append(_UnitInFlight(record, filled.buffer))
 
     def drain(self) -> None:

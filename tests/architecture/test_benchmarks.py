@@ -12,8 +12,9 @@ import pytest
 from tests.benchmarks.__main__ import BENCHES, PEERS
 
 ROOT = Path(__file__).parents[2]
-# tables, not ratios; a simulation; one that needs a GPU, and one that needs a machine to
-# itself
+
+# tables, not ratios; a simulation; one that needs a GPU, and some that need a machine to
+# themselves
 BY_HAND = (
     "stream_table",
     "codecs",
@@ -21,6 +22,7 @@ BY_HAND = (
     "cluster_simulation",
     "gpu",
     "service_load",
+    "engines",
 )
 
 

@@ -30,7 +30,7 @@ from schemas.train import TrainSpec
 from tests.cli.conftest import cli  # noqa: F401 - a fixture
 from tests.engines import fake_slurm
 from trainer.training.learner import Interval
-from trainer.training.spread_passes import spread
+from trainer.training.spread_passes import cost, spread
 from trainer.training.step_loop import Progress as Training
 from trainer.training.sweep_on_slurm import combined
 
@@ -251,14 +251,25 @@ def test_passes_are_spread_over_places(sizes: list[int], n_places: int) -> None:
     spec = TrainSpec.model_validate({"store": "s", "sae": {"kind": "topk", "k": 4}})
     passes = [{f"{i}/{j}": spec for j in range(size)} for i, size in enumerate(sizes)]
     found = spread(passes, n_places)
-    # Each run is in one pass, in the order that they came in.
+    # Each run is in one pass.
     urls = [url for one in passes for url in one]
-    assert [url for one in found for url in one] == urls
+    assert sorted(url for one in found for url in one) == sorted(urls)
     assert all(found)
     assert len(found) >= min(n_places, len(urls))
     assert len(found) == max(len(passes), min(n_places, len(urls)))
     # No pass has runs of two.
     assert all(len({url.split("/")[0] for url in one}) == 1 for one in found)
+
+
+@given(st.lists(st.integers(1, 64), min_size=2, max_size=12))
+def test_a_pass_is_divided_by_what_its_runs_cost(sizes: list[int]) -> None:
+    specs = {}
+    for i, size in enumerate(sizes):
+        sae = {"kind": "topk", "k": 1, "n_latents": size}
+        specs[str(i)] = TrainSpec.model_validate({"store": "s", "sae": sae})
+    a, b = (cost(half.values()) for half in spread([specs], 2))
+    # Whoever took the last run was the lighter one before.
+    assert abs(a - b) <= max(cost([spec]) for spec in specs.values())
 
 
 def objects(folder: Path) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ DOCUMENTS = (
     GUIDES / "train.md",
     GUIDES / "sweeps.md",
     GUIDES / "several-gpus.md",
+    GUIDES / "engines.md",
     GUIDES / "import-and-export.md",
     GUIDES / "sharing.md",
     GUIDES / "object-stores.md",

@@ -13,7 +13,7 @@ import errno
 import os
 
 from actstore.format.storage import Storage
-from trainer.errors import RunError
+from trainer.errors import RunLockedError
 
 # What a file system says that has no locks, or none on folders.
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES}
@@ -30,7 +30,7 @@ class RunLock:
         """Lock the folder, which must be there if it is local.
 
         Raises:
-            RunError: Another process writes the run.
+            RunLockedError: Another process writes the run.
         """
         folder = self._storage.local
         if folder is None or self._descriptor is not None:
@@ -45,7 +45,7 @@ class RunLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
+                raise RunLockedError(
                     f"{self._storage.url}: another process is training this run; wait"
                     " until it ends, or stop it, and then resume"
                 ) from None

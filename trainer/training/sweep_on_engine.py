@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.engines.engine_option import EngineOptions
-from actstore.errors import SpecError
 from schemas.train import TrainSpec
 
 if TYPE_CHECKING:
@@ -31,10 +30,15 @@ def sweep_on_engine(
 
     Raises:
         SpecError, SaeError, RunError, StoreError: As `sweep` does.
+        EngineError: The engine is missing, loses workers again and again, or a job
+            failed.
+        Stopped: There was a signal.
     """
     if engine.engine.kind == "slurm":
         from trainer.training.sweep_on_slurm import sweep_on_slurm
 
         sweep_on_slurm(runs, memory, engine, settings, sweep_folder)
         return
-    raise SpecError(f"--engine {engine.engine.kind}: sweeps cannot run on it yet")
+    from trainer.training.sweep_on_ray import sweep_on_ray
+
+    sweep_on_ray(runs, memory, engine, settings, sweep_folder)

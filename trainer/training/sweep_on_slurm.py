@@ -25,7 +25,6 @@ from trainer.training.final_summary import ended, show
 from trainer.training.learner import Interval
 from trainer.training.one_pass import train_pass
 from trainer.training.progress_display import shown
-from trainer.training.spread_passes import spread
 from trainer.training.step_loop import Progress
 from trainer.training.sweep_plan import memory_limit, plan_passes
 
@@ -66,8 +65,9 @@ def sweep_on_slurm(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     limit = _limit(memory, settings.device)
-    passes = plan_passes(runs, limit, settings.device, settings.resume, say)
-    passes = spread(passes, engine.workers or 1)
+    passes = plan_passes(
+        runs, limit, settings.device, settings.resume, say, engine.workers or 1
+    )
     places = {spec.store: store_url(spec.store) for spec in runs.values()}
     storage = Storage(sweep_folder)
     task = Task(

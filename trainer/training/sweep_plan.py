@@ -12,7 +12,8 @@ from actstore.store.streamed_store import StreamedStore
 from schemas.train import TrainSpec
 from trainer.distributed.world_of_one import OneWorld
 from trainer.runs.run_store import check_same
-from trainer.training.memory_estimate import fitting, usable_memory
+from trainer.training.memory_estimate import Group, fitting, usable_memory
+from trainer.training.spread_passes import spread
 from trainer.training.sweep import groups
 from trainer.training.train_group import prepare
 
@@ -47,6 +48,7 @@ def plan_passes(
     device: str,
     resume: bool,
     tell: Callable[[str], None],
+    at_least: int = 1,
 ) -> list[dict[str, TrainSpec]]:
     """Return the runs that are left in groups, each of which is one pass over the data.
 
@@ -59,6 +61,8 @@ def plan_passes(
         device: The device.
         resume: Whether runs that are there go on.
         tell: Is given what each pass takes, in lines.
+        at_least: How many passes are trained at once: there are to be as many, where
+            there are as many runs.
 
     Raises:
         RunError: A run folder holds something else.
@@ -75,10 +79,15 @@ def plan_passes(
         has_ended = storages[url].exists("sae.json")
         if not has_ended:
             left[url] = spec
-    passes = []
-    for sharing in groups(left):
+
+    def fitted(sharing: dict[str, TrainSpec]) -> list[Group]:
         first = next(iter(sharing.values()))
-        passes += fitting(stores[_store_key(first)], sharing, limit, device)
+        return fitting(stores[_store_key(first)], sharing, limit, device)
+
+    passes = [one for sharing in groups(left) for one in fitted(sharing)]
+    if len(passes) < at_least:
+        divided = spread([one.specs for one in passes], at_least)
+        passes = [one for sharing in divided for one in fitted(sharing)]
 
     number = "1 pass" if len(passes) == 1 else f"{len(passes)} passes"
     n_ended = len(specs) - len(left)
