@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from actstore.errors import SpecError
 from actstore.format.storage import Storage
 from schemas.train import TrainSpec
 from tests.service.runs import check_same, tiny_spec, train_alone
 from tests.service.support import new_run
 from tests.support import make_store
+from trainer.errors import ServiceError
 from trainer.service.database import NAME
 from trainer.service.executor import SubprocessExecutor, environment
 from trainer.service.heartbeats import ASK_AFTER_S
 from trainer.service.pass_log import FOLDER
 from trainer.service.queue import Queue
-from trainer.service.slots import Slot
+from trainer.service.slots import Slot, engine_slots
 from trainer.service.supervisor import Supervisor
 from trainer.training import checkpoint
 
@@ -166,6 +168,7 @@ def test_a_process_is_given_what_it_needs() -> None:
         "CUDA_VISIBLE_DEVICES": "0,1",
         "SSH_AUTH_SOCK": "/tmp/agent",
     }
+    there["RAY_AUTH_TOKEN"] = "secret"
     slot = Slot("cuda:1", "cuda", 1, {"CUDA_VISIBLE_DEVICES": "1"})
     assert environment(there, slot) == {
         "PATH": "/bin",
@@ -174,3 +177,46 @@ def test_a_process_is_given_what_it_needs() -> None:
         "ACTSTORE_STORAGE_OPTIONS": "{}",
         "CUDA_VISIBLE_DEVICES": "1",
     }
+    # it has to be let into the cluster
+    assert environment(there, slot, "ray:auto")["RAY_AUTH_TOKEN"] == "secret"
+
+
+def test_what_places_passes(tmp_path: Path) -> None:
+    SubprocessExecutor(tmp_path, "ray:10.0.0.1:6379")
+    with pytest.raises(SpecError, match="wanted ray"):
+        SubprocessExecutor(tmp_path, "kubernetes")
+    with pytest.raises(ServiceError, match="trainer sweep --engine slurm"):
+        SubprocessExecutor(tmp_path, "slurm")
+
+
+@pytest.mark.slow
+def test_a_pass_on_ray(queue: Queue, store: str, tmp_path: Path) -> None:
+    """The process that waits for it is killed; the run goes on in another worker, and
+    is what it is when it is trained alone. It may be cancelled, too.
+    """
+    state = tmp_path / "state"
+    spec = tiny_spec(store, rows=600 * 64)
+    a, b = submit(
+        queue,
+        tmp_path / "runs",
+        a=spec,
+        b=tiny_spec(store, rows=LONG * 64, log_every=1),
+    )
+    (slot,) = engine_slots("ray", "cpu", 1)
+    supervisor = Supervisor(queue, [slot], SubprocessExecutor(state, "ray"), state)
+    supervisor.start()
+    try:
+        wait_until(lambda: queue.run(a).progress is not None, queue)
+        (lease,) = queue.leases()
+        assert lease.pid is not None
+        os.kill(lease.pid, signal.SIGKILL)
+        wait_until(lambda: queue.run(a).state == "completed", queue)
+        assert queue.run(a).attempts == 2
+        wait_until(lambda: queue.run(b).progress is not None, queue)
+        queue.cancel(b, "ana")
+        wait_until(lambda: queue.run(b).state == "cancelled", queue)
+    finally:
+        supervisor.close()
+    assert checkpoint.steps(Storage(str(tmp_path / "runs" / "b")))
+    train_alone(tmp_path / "alone" / "a", spec)
+    check_same(tmp_path / "runs" / "a", tmp_path / "alone" / "a")

@@ -195,7 +195,7 @@ REFUSED = {
     "--host 192.0.2.1 --stores . --behind-proxy": "token make",
     "--device tpu": "--device tpu",
     "--executor nobody": "nobody",
-    "--executor ray": "this machine only",
+    "--executor slurm": "trainer sweep --engine slurm",
 }
 
 
@@ -229,7 +229,7 @@ def test_where_it_does_not_begin(folder: Path, words: str) -> None:
 
 CHANGES = (
     "--runs others", "--state here", "--stores store", "--host ::1", "--port 8000", "--tls-cert x", "--tls-key x",
-    "--stores . --behind-proxy", "--slots 2",
+    "--stores . --behind-proxy", "--slots 2", "--executor ray",
 )  # fmt: skip
 
 

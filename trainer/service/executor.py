@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from actstore.engines.engine_option import Engine, parse_engine
+from trainer.errors import ServiceError
 from trainer.service.pass_log import begin_log
 from trainer.service.queue_records import Lease
 from trainer.service.slots import Slot
@@ -29,6 +31,8 @@ NEEDED = frozenset(
     }
 )
 NEEDED_PREFIXES = ("AWS_", "LC_", "AZURE_STORAGE_", "CUDA_", "NVIDIA_")
+# By which a process is let into a Ray cluster.
+OF_RAY = "RAY_AUTH_"
 
 
 class PassProcess(Protocol):
@@ -59,9 +63,15 @@ class SubprocessExecutor:
 
         Args:
             state: The service's folder of state.
-            engine: What places the training on other machines, such as `ray`; None
-                where the process trains itself.
+            engine: What places the training on other machines: `ray`, `ray:ADDRESS`;
+                None where the process trains itself.
+
+        Raises:
+            SpecError: It is no engine.
+            ServiceError: It is one that passes are not placed on.
         """
+        if engine is not None:
+            checked_engine(engine)
         self._state = state
         self._engine = engine
 
@@ -77,11 +87,27 @@ class SubprocessExecutor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(os.environ, slot),
+                env=environment(os.environ, slot, self._engine),
                 # its own: a Ctrl-C in the service's terminal is not for it
                 start_new_session=True,
             )
         return _Subprocess(process)
+
+
+def checked_engine(text: str) -> Engine:
+    """Return the engine that is to place passes.
+
+    Raises:
+        SpecError: It is no engine.
+        ServiceError: It is one that passes are not placed on.
+    """
+    engine = parse_engine(text)
+    if engine.kind != "ray":
+        raise ServiceError(
+            f"--executor {text}: passes are placed by local or ray; on Slurm, use"
+            " `trainer sweep --engine slurm`"
+        )
+    return engine
 
 
 class _Subprocess:
@@ -100,16 +126,20 @@ class _Subprocess:
         return f"its process was ended by {signal.Signals(-code).name}"
 
 
-def environment(there: Mapping[str, str], slot: Slot) -> dict[str, str]:
+def environment(
+    there: Mapping[str, str], slot: Slot, engine: str | None = None
+) -> dict[str, str]:
     """Return the environment of a process that trains on a slot.
 
     Args:
         there: The service's.
         slot: The slot, whose variables are set.
+        engine: What places the training; None: the process itself trains.
     """
+    prefixes = NEEDED_PREFIXES if engine is None else (*NEEDED_PREFIXES, OF_RAY)
     kept = {
         name: value
         for name, value in there.items()
-        if name in NEEDED or name.startswith(NEEDED_PREFIXES)
+        if name in NEEDED or name.startswith(prefixes)
     }
     return {**kept, **slot.environment}

@@ -107,11 +107,14 @@ class Heartbeats:
         found = {}
         for url, interval in now.last.items():
             run = self._runs[url]
-            steps = min(now.steps, math.ceil(run.rows / run.spec.stream.batch))
+            batch = run.spec.stream.batch
+            steps = min(now.steps, math.ceil(run.rows / batch))
+            step = min(now.step, steps)
             found[run.id] = RunProgress(
-                step=min(now.step, steps),
+                step=step,
                 steps=steps,
-                rows=interval.rows,
+                # an engine does not tell them
+                rows=interval.rows or step * batch,
                 rows_per_s=now.rows_per_s,
                 stall=now.stall,
                 loss=interval.loss,

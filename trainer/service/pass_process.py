@@ -56,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("state", type=Path, help="the service's folder of state")
     parser.add_argument("lease", help="the lease that it was started for")
     parser.add_argument("--device", default="cpu", help="where it trains")
+    parser.add_argument("--engine", help="what places the training elsewhere")
     return parser.parse_args()
 
 
@@ -77,11 +78,8 @@ def _trained(
     )
     try:
         check_store_again(asked.state, spec.store)
-        wait_briefly()
-        from trainer.training.one_pass import train_pass
-
         with stop.released():
-            train_pass(spec, stop=stop, report=beats.report)
+            _train(spec, asked.engine, stop, beats)
     except Stopped:
         return Outcome("stopped")
     except StorageError as error:
@@ -94,6 +92,20 @@ def _trained(
         traceback.print_exc()
         return Outcome("failed", _first_line(error))
     return Outcome("lost", "it was trained, but its folder has no sae.json")
+
+
+def _train(spec: PassSpec, engine: str | None, stop: Stop, beats: Heartbeats) -> None:
+    """Train a pass, here or where an engine places it."""
+    wait_briefly()
+    if engine is None:
+        from trainer.training.one_pass import train_pass
+
+        train_pass(spec, stop=stop, report=beats.report)
+    else:
+        from actstore.engines.engine_option import parse_engine
+        from trainer.service.pass_on_ray import train_on_ray
+
+        train_on_ray(spec, parse_engine(engine), stop, beats.report)
 
 
 def _storage_lost(error: StorageError, stop: Stop) -> Outcome:

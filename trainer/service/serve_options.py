@@ -10,10 +10,11 @@ from actstore.format.storage import Storage
 from actstore.machine import command_values
 from trainer.service.allowed_stores import AllowedStores
 from trainer.service.doors import Door
+from trainer.service.executor import checked_engine
 from trainer.service.from_proxy import checked_proxies
 from trainer.service.service import Places
 from trainer.service.serving import Serving
-from trainer.service.slots import machine_slots
+from trainer.service.slots import engine_slots, machine_slots
 from trainer.service.state_folder import runs_url, state_folder
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -56,19 +57,13 @@ def serving_from(
     catalog = command_values.use(command_values.CATALOG)
     allowed = AllowedStores(prefixes or (str(Path.cwd()),), catalog)
     places = Places(runs_url(runs), allowed.prefixes, catalog)
+    engine = None if executor == "local" else checked_engine(executor)
     folder = state_folder(runs, state)
     local = Storage(places.runs).local
     if local is not None:
         local.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = None if executor == "local" else executor
-    if engine is not None:
-        from actstore.engines.engine_option import parse_engine
-
-        parse_engine(engine)
-        # A pass' process does not know yet how to hand its work to an engine.
-        raise SpecError(
-            f"--executor {executor}: passes are trained on this machine only so far;"
-            " leave it out, or give a sweep to an engine (`trainer sweep --engine`)"
-        )
-    return Serving(places, folder, door, machine_slots(device, n_slots), engine)
+    if engine is None:
+        return Serving(places, folder, door, machine_slots(device, n_slots))
+    slots = engine_slots(engine.kind, device, n_slots or 1)
+    return Serving(places, folder, door, slots, executor)

@@ -13,6 +13,7 @@ from trainer.errors import ServiceError
 
 # The share of a GPU that a pass may take; the rest is CUDA's own.
 SHARE = 0.9
+NO_LIMIT = 1 << 62
 # Asked of a process of its own: CUDA, once begun, would take memory of every GPU for as
 # long as the service runs.
 _ASK_GPUS = (
@@ -61,6 +62,27 @@ def machine_slots(device: str = "auto", n: int | None = None) -> list[Slot]:
             f"--slots {n}: {len(gpus)} GPUs are visible, and each is one slot"
         )
     return gpu_slots(gpus[:n], os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def engine_slots(kind: str, device: str, n: int) -> list[Slot]:
+    """Return slots on the machines of an engine, which finds the places itself.
+
+    They are taken to have the memory that this machine has; where it has no GPU, that
+    is not known, and sets no limit.
+
+    Args:
+        kind: The engine, such as `ray`.
+        device: "cpu" or "cuda"; "auto": as this machine has them.
+        n: How many passes at once.
+    """
+    gpus = [] if device == "cpu" else gpu_memory()
+    if gpus or device == "cuda":
+        device = "cuda"
+        memory = min((int(SHARE * one) for one in gpus), default=NO_LIMIT)
+    else:
+        device = "cpu"
+        memory = cpu_slots(1)[0].memory_bytes
+    return [Slot(f"{kind}-{i}", device, memory, {}) for i in range(n)]
 
 
 def cpu_slots(n: int) -> list[Slot]:
