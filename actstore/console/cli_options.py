@@ -8,6 +8,7 @@ it, when help is asked for. Importing this module loads typer only.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -73,10 +74,13 @@ class Command(TyperCommand):
         return _without_type(super().get_help_option(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        # Of copies: a default that help shows is not one that the command then takes.
+        shown = copy.copy(self)
+        shown.params = [copy.copy(param) for param in self.params]
         option_of_field = {
             path.rpartition(".")[2]: option(name) for name, path in self.fields.items()
         }
-        params: list[Any] = list(self.params)
+        params: list[Any] = list(shown.params)
         for param in params:
             path = self.fields.get(str(param.name), "")
             if param.name in self.of_some_kinds:
@@ -84,7 +88,7 @@ class Command(TyperCommand):
                 param.help = f"{', '.join(kinds)}: {param.help}"
             not_offered = self.not_offered.get(str(param.name), ())
             _describe(param, self.schema, path, option_of_field, not_offered)
-        super().format_help(ctx, formatter)
+        super(Command, shown).format_help(ctx, formatter)
 
 
 class Commands(TyperGroup):

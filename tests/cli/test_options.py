@@ -391,3 +391,13 @@ def test_yaml_reads_counts_and_sizes_as_options_do(tmp_path: Path) -> None:
         50_000_000,
     )
     assert TrainSpec.model_validate(again) == made
+
+
+def test_help_leaves_a_command_as_it_was(cli: Cli) -> None:
+    """Defaults that help shows are a spec's, and would override those of a file."""
+    command = command_group(trainer.cli.app).commands["train"]
+    before = [vars(param).copy() for param in command.params]
+    context = command.make_context("train", [], resilient_parsing=True)
+    command.get_help(context)
+    assert [vars(param) for param in command.params] == before
+    assert cli("trainer", "train", "--help")[0] == 0

@@ -47,8 +47,13 @@ def test_commands_that_take_a_place_have_the_option() -> None:
         for name, command in COMMANDS.items()
         if not any(param.name == "storage_options" for param in command.params)
     }
-    # neither reads nor writes a store or a run
-    assert without == {"actstore plan", "actstore sites"}
+    # These neither read nor write a store or a run,
+    of_no_place = {"actstore plan", "actstore sites"}
+    # and these ask a service, which does so with credentials of its own.
+    of_a_service = {
+        f"trainer {name}" for name in ("submit", "runs", "logs", "cancel", "resume")
+    }
+    assert without == of_no_place | of_a_service
     assert all(isinstance(command, Command) for command in COMMANDS.values())
 
 

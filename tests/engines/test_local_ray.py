@@ -92,6 +92,8 @@ def test_ctrl_c_leaves_nothing_and_the_harvest_goes_on_without_ray(
     while not list(out.glob("units/*.json")):
         assert process.poll() is None
         time.sleep(0.05)
+    # While it is looked at, it hands out nothing, or it might come to its end.
+    process.send_signal(signal.SIGSTOP)
     there = processes(mark)
     (folder,) = short_folder.glob("ray-*")
     assert folder.stat().st_mode & 0o77 == 0
@@ -103,6 +105,7 @@ def test_ctrl_c_leaves_nothing_and_the_harvest_goes_on_without_ray(
     assert token not in arguments
     # As a terminal does it: every process of the group is sent it.
     os.killpg(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "run the same command again" in told

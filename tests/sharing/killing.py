@@ -13,7 +13,7 @@ def copy_slowly(src: str, dst: str, part: dict[str, Any]) -> None:
     put = Storage.put
 
     def slow(self: Storage, key: str, data: Any) -> None:
-        time.sleep(0.004)
+        time.sleep(0.02)
         put(self, key, data)
 
     Storage.put = slow  # type: ignore[method-assign]
