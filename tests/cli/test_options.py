@@ -393,11 +393,16 @@ def test_yaml_reads_counts_and_sizes_as_options_do(tmp_path: Path) -> None:
     assert TrainSpec.model_validate(again) == made
 
 
-def test_help_leaves_a_command_as_it_was(cli: Cli) -> None:
+def test_help_leaves_a_command_as_it_was() -> None:
     """Defaults that help shows are a spec's, and would override those of a file."""
     command = command_group(trainer.cli.app).commands["train"]
-    before = [vars(param).copy() for param in command.params]
-    context = command.make_context("train", [], resilient_parsing=True)
-    command.get_help(context)
-    assert [vars(param) for param in command.params] == before
-    assert cli("trainer", "train", "--help")[0] == 0
+
+    def described() -> list[tuple[Any, ...]]:
+        return [
+            (param.name, param.default, param.metavar, param.help)
+            for param in command.params
+        ]
+
+    before = described()
+    command.get_help(command.make_context("train", [], resilient_parsing=True))
+    assert described() == before
