@@ -395,7 +395,7 @@ def test_yaml_reads_counts_and_sizes_as_options_do(tmp_path: Path) -> None:
 
 def test_help_leaves_a_command_as_it_was() -> None:
     """Defaults that help shows are a spec's, and would override those of a file."""
-    command = command_group(trainer.cli.app).commands["train"]
+    command: Any = command_group(trainer.cli.app).commands["train"]
 
     def described() -> list[tuple[Any, ...]]:
         return [
