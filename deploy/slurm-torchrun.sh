@@ -27,7 +27,8 @@ again() {
 trap again USR1
 
 # Processes meet at the first node; batches are divided by 8 (docs/guides/several-gpus.md), so 8 processes at most.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# (sed reads every name; head would leave early and, with pipefail, end this script.)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # --resume is right for the first time as well, and after a requeue.
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS:-4}" \
   --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:29500" \

@@ -98,7 +98,8 @@ def _fake_programs(programs: Path, told: Path) -> None:
     bodies = dict.fromkeys(CALLED, writes)
     bodies["python3"] = "#!/bin/sh\n"  # makes an environment that is there already
     bodies["srun"] = '#!/bin/sh\nexec "$@"\n'
-    bodies["scontrol"] = "#!/bin/sh\necho node-1\necho node-2\n"
+    # More names than a pipe holds: a reader that leaves after the first is noticed.
+    bodies["scontrol"] = "#!/bin/sh\nseq -f node-%g 20000\n"
     for name, body in bodies.items():
         (programs / name).write_text(body)
         (programs / name).chmod(0o755)
