@@ -54,6 +54,8 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
         at_end.enter_context(silent(ray))
         at_end.callback(ray.shutdown)
         ray.init(
+            # Not one that RAY_ADDRESS names.
+            address="local",
             num_cpus=n_cpus,
             include_dashboard=False,
             log_to_driver=False,

@@ -26,7 +26,13 @@ from actstore.engines.ray_engine import (
 )
 from actstore.engines.work_error import as_raised
 from actstore.engines.worker_place import node, place_like_here
-from actstore.errors import EngineError, HarvestWarning, SpecError, StorageError
+from actstore.errors import (
+    ClusterLostError,
+    EngineError,
+    HarvestWarning,
+    SpecError,
+    StorageError,
+)
 from actstore.format import object_keys
 from actstore.format.manifest import read_plan
 from actstore.format.storage import Storage
@@ -49,6 +55,7 @@ UNITS_AT_ONCE = 4
 MOST_LOST = 5
 MOST_TRIES = 3
 WAIT_S = 0.5
+KEPT = "What is committed is kept: the same command goes on from there"
 
 
 def harvest_on_ray(
@@ -190,9 +197,15 @@ class _Driver:
         for _ in range(self._workers.room.n_workers):
             self._begin_worker()
         while not self._has_ended():
-            for reply in self._workers.replies(WAIT_S):
+            for reply in self._replies():
                 self._take(reply)
             self._report(self._progress())
+
+    def _replies(self) -> list[Reply]:
+        try:
+            return self._workers.replies(WAIT_S)
+        except ClusterLostError as error:
+            raise ClusterLostError(f"{error}. {KEPT}") from None
 
     def _has_ended(self) -> bool:
         if self._plan is None or self._to_do:
@@ -274,8 +287,7 @@ class _Driver:
         if self._n_lost >= MOST_LOST or tried >= MOST_TRIES:
             raise EngineError(
                 f"{self._n_lost} workers were lost one after the other; the last one:"
-                f" {why}. What is committed is kept: the same command goes on from"
-                " there"
+                f" {why}. {KEPT}"
             )
         # The lowest first: whoever follows the store reads it from the front.
         self._to_do = deque(sorted([*seat.units, *self._to_do]))
