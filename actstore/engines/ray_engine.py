@@ -165,7 +165,8 @@ def connected(engine: EngineOptions, cpus: int) -> Iterator[Any]:
         cpus: The cores of each worker.
 
     Raises:
-        EngineError: Ray is not installed, or its cluster cannot be reached.
+        EngineError: Ray is not installed, or refuses this process.
+        ClusterLostError: Its cluster cannot be reached, or is lost.
     """
     if importlib.util.find_spec("ray") is None:
         raise EngineError("Ray is not installed; pip install 'actstore[ray]'")
@@ -182,7 +183,11 @@ def connected(engine: EngineOptions, cpus: int) -> Iterator[Any]:
                 _connect(ray, str(address))
                 at_end.callback(ray.shutdown)
         _handle(handlers)
-        yield ray
+        try:
+            yield ray
+        except ray.exceptions.RayError as error:
+            told = f"the Ray cluster is lost: {first_line(error)}"
+            raise ClusterLostError(told) from error
 
 
 def threads_each(engine: EngineOptions, threads: int) -> int:
