@@ -135,7 +135,7 @@ def test_three_workers_one_after_the_other(
     monkeypatch.setattr(token_blocks, "PATIENCE_S", 0.05)
     out = tmp_path / "store"
     for worker, left in (
-        ("2/3", "6 units of other workers"),
+        ("2/3", "7 units of other workers"),
         ("1/3", "3 units of other workers"),
     ):
         code, _, err = cli(*words(out, "--worker", worker))
