@@ -99,7 +99,7 @@ def read_slowly(path: str, out: str, worker: str) -> None:
         time.sleep(random.uniform(0, 0.1))
         return commit(*arguments)
 
-    BlockSource.commit = slowly  # type: ignore[method-assign]
+    BlockSource.commit = slowly  # type: ignore[method-assign, assignment]
     block_reader._commits_at_once = lambda *_: 8
     token_blocks.PATIENCE_S = 0.1
     work(path, out, worker, 0.0)
