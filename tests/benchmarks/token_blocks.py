@@ -91,7 +91,7 @@ def in_a_process(corpus: str, n_blocks: int, threads: int) -> float:
 
 
 def committed_rate(
-    url: str, corpus: str, n_blocks: int, folder: Path, *, ahead: bool
+    url: str, corpus: str, n_blocks: int, folder: Path, ahead: bool
 ) -> float:
     """Blocks per second that are read and committed."""
     plan = make_plan(n_units=n_blocks, unit_sequences=SEQUENCES, context=CONTEXT)
@@ -134,10 +134,9 @@ def tell(case: str, value: float, floor: float, unit: str) -> None:
 def measure_commits(place: str, url: str, n_blocks: int, folder: Path) -> None:
     """Print the lines of one place."""
     for corpus in ("text", "ids"):
-        few = min(n_blocks, 30)  # one after the other they take long
-        floor = committed_rate(f"{url}/{corpus}-one", corpus, few, folder, ahead=False)
-        rate = committed_rate(
-            f"{url}/{corpus}-many", corpus, n_blocks, folder, ahead=True
+        floor, rate = (
+            committed_rate(f"{url}/{corpus}-{ahead}", corpus, n_blocks, folder, ahead)
+            for ahead in (False, True)
         )
         tell(f"committed_{corpus}_{place}", rate, floor, "blocks/s")
 
@@ -168,7 +167,7 @@ def measure(n_blocks: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=200)
+    parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--read", choices=["text", "ids"], help="measure this alone")
     arguments = parser.parse_args()
     if arguments.read is None:
