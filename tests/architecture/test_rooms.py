@@ -92,10 +92,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer.explorer": BELOW_TRAINING | {"trainer.analysis", "trainer.exports"},
     "trainer.reports": BELOW_REPORTS,
     "trainer.recipes": BELOW_COMMANDS | {"trainer.cli", "actstore.cli"},
-    "trainer.service": BELOW_COMMANDS | {"actstore.publishing"},
+    "trainer.queue": BELOW_EXPORTS,
+    "trainer.passes": BELOW_COMMANDS | {"trainer.queue"},
+    "trainer.service": BELOW_COMMANDS
+    | {"actstore.publishing", "trainer.queue", "trainer.passes"},
     "trainer.cli": BELOW_COMMANDS | {"trainer.service"},
     "trainer.demo": BELOW_COMMANDS,
-    "trainer.service_demo": BELOW_COMMANDS | {"trainer.service"},
+    "trainer.service_demo": BELOW_COMMANDS | {"trainer.service", "trainer.passes"},
 }
 # `Store.stream` is for users: the one step from a lower folder to a higher one.
 EXCEPTIONS = {("actstore.store.store", "actstore.stream")}

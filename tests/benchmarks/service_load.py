@@ -34,9 +34,9 @@ from typing import NamedTuple
 from schemas.records import BenchRecord
 from schemas.service import RunProgress
 from tests.support import make_store
-from trainer.service.database import NAME
-from trainer.service.queue import Queue
-from trainer.service.queue_records import NewRun, Outcome
+from trainer.queue.database import NAME
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import NewRun, Outcome
 from trainer.service.tokens import Tokens
 from trainer.training.train_spec import load_spec
 

@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.service import pass_process, supervisor
-from trainer.service.database import NAME
-from trainer.service.pass_log import begin_log
-from trainer.service.process_identity import lives, process_start
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Lease
-from trainer.service.slots import Slot
-from trainer.service.supervisor import Supervisor
+from trainer.passes import pass_process, supervisor
+from trainer.passes.pass_log import begin_log
+from trainer.passes.process_identity import lives, process_start
+from trainer.passes.supervisor import Supervisor
+from trainer.queue.database import NAME
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Lease
+from trainer.queue.slots import Slot
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 1 << 40

@@ -17,9 +17,9 @@ from schemas.records import StepRecord
 from schemas.service import Role, RunProgress, ServiceRun, SlotState
 from schemas.train import TrainSpec
 from tests.support import make_store
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Lease, NewRun, Outcome
 from trainer.service.app import make_app
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Lease, NewRun, Outcome
 from trainer.service.service import Places, Service
 from trainer.service.tokens import Tokens
 

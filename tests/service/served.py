@@ -17,11 +17,11 @@ import uvicorn
 
 from schemas.service import ServiceRun, SlotState, Submission
 from tests.support import make_store
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Outcome
 from trainer.service.app import make_app
 from trainer.service.from_proxy import FromProxy
 from trainer.service.patient_protocol import PatientProtocol
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Outcome
 from trainer.service.service import Places, Service
 from trainer.service.tokens import Tokens, User
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.train import TrainSpec
-from trainer.service.clocks import Clock
-from trainer.service.queue_records import NewRun
+from trainer.queue.clocks import Clock
+from trainer.queue.queue_records import NewRun
 
 
 class SetClock(Clock):

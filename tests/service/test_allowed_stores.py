@@ -13,9 +13,8 @@ import actstore
 from actstore.errors import ActstoreError, CorruptError, SpecError
 from schemas.service import ServicePlaces
 from tests.support import make_store
-from trainer.service.allowed_stores import AllowedStores
-from trainer.service.places_file import check_store_again, write_places
-from trainer.service.service import Places
+from trainer.passes.allowed_stores import AllowedStores
+from trainer.passes.places_file import check_store_again, write_places
 
 S3 = "s3://ours/stores"
 
@@ -139,7 +138,7 @@ def test_a_store_that_became_a_link_is_refused_when_its_pass_begins(
     state = folder / "state"
     state.mkdir()
     prefixes = AllowedStores([str(folder / "stores")]).prefixes
-    write_places(state, Places(str(folder / "runs"), prefixes))
+    write_places(state, prefixes)
     store = allowed(folder).check(str(folder / "stores/a"))
     check_store_again(state, store)
     (folder / "stores/b").mkdir()

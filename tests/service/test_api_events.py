@@ -12,8 +12,8 @@ import pytest
 
 from schemas.service import RunEvent, RunProgress
 from tests.service.served import SLOT, Served, served
+from trainer.queue.queue_records import Outcome
 from trainer.service import event_feed
-from trainer.service.queue_records import Outcome
 
 PROGRESS = RunProgress(
     step=1, steps=9, rows=64, rows_per_s=1e3, stall=0.0, loss=1.0, l0=4.0, fvu=0.5

@@ -347,6 +347,7 @@ def test_stores(there: Served) -> None:
 
 
 def test_state_and_metrics(there: Served) -> None:
+    assert submitted(there, there.spec(), name="counted").status_code == 201
     with there.client("reader") as client:
         state = client.get("/state").json()
         assert state["slots"][0]["name"] == "cpu-0"

@@ -24,7 +24,7 @@ from trainer.errors import (
     TokenError,
     UnknownRunError,
 )
-from trainer.service.queue_records import Outcome
+from trainer.queue.queue_records import Outcome
 
 ROOT = Path(__file__).parents[2]
 PROGRESS = RunProgress(

@@ -19,9 +19,9 @@ from tests.service.forked import Forks, forks
 from tests.service.runs import BATCH, STEPS, check_same, tiny_spec, train_alone
 from tests.service.support import new_run
 from tests.support import make_store
-from trainer.service.database import NAME
-from trainer.service.process_identity import end_process, lives, process_start
-from trainer.service.queue import Queue
+from trainer.passes.process_identity import end_process, lives, process_start
+from trainer.queue.database import NAME
+from trainer.queue.queue import Queue
 
 SEEDS = 4
 

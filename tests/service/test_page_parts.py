@@ -18,8 +18,8 @@ from actstore.errors import SpecError
 from schemas.sae import fields_of_sparsity
 from schemas.train import TrainSpec
 from tests.service.page_support import record, service_run
-from trainer.service import page_text
-from trainer.service.new_run_form import (
+from trainer.service.pages import page_text
+from trainer.service.pages.new_run_form import (
     empty_form,
     errors_by_field,
     form_like,
@@ -27,18 +27,18 @@ from trainer.service.new_run_form import (
     submission_of,
     yaml_values,
 )
-from trainer.service.page_context import own_address
-from trainer.service.page_figures import (
+from trainer.service.pages.page_context import own_address
+from trainer.service.pages.page_figures import (
     by_layer,
     curves,
     drawn_run,
     scatter,
     told_apart,
 )
-from trainer.service.run_curves import MOST_POINTS, curves_of
-from trainer.service.run_fields import changed_fields, compared_fields
-from trainer.service.runs_page import chosen
-from trainer.service.static_files import OWN, static_files
+from trainer.service.pages.run_curves import MOST_POINTS, curves_of
+from trainer.service.pages.run_fields import changed_fields, compared_fields
+from trainer.service.pages.runs_page import chosen
+from trainer.service.pages.static_files import OWN, static_files
 
 # As npm has them: `npm pack htmx.org@4.0.1 uplot@1.6.32`, dist/ and LICENSE.
 OF_NPM = {
@@ -48,8 +48,8 @@ OF_NPM = {
     "uplot-1.6.32.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
     "uplot-LICENSE.txt": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
 }
-STATIC = files("trainer.service") / "static"
-TEMPLATES = files("trainer.service") / "templates"
+STATIC = files("trainer.service.pages") / "static"
+TEMPLATES = files("trainer.service.pages") / "templates"
 
 
 def test_files_of_others_are_as_npm_has_them() -> None:
@@ -70,7 +70,7 @@ def test_the_wheel_has_them() -> None:
     patterns = settings["tool"]["setuptools"]["package-data"]["trainer"]
     for folder in (STATIC, TEMPLATES):
         for one in folder.iterdir():
-            path = f"service/{folder.name}/{one.name}"
+            path = f"service/pages/{folder.name}/{one.name}"
             assert any(fnmatch(path, pattern) for pattern in patterns), path
 
 

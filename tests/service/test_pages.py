@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from actstore.format.storage import Storage
 from tests.service.page_support import PlayedService, make_stores
-from trainer.service.static_files import static_address, static_files
+from trainer.service.pages.static_files import static_address, static_files
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -17,13 +17,13 @@ from tests.service.runs import check_same, tiny_spec, train_alone
 from tests.service.support import new_run
 from tests.support import make_store
 from trainer.errors import ServiceError
-from trainer.service.database import NAME
-from trainer.service.executor import SubprocessExecutor, environment
-from trainer.service.heartbeats import ASK_AFTER_S
-from trainer.service.pass_log import FOLDER
-from trainer.service.queue import Queue
-from trainer.service.slots import Slot, engine_slots
-from trainer.service.supervisor import Supervisor
+from trainer.passes.executor import SubprocessExecutor, environment
+from trainer.passes.heartbeats import ASK_AFTER_S
+from trainer.passes.pass_log import FOLDER
+from trainer.passes.supervisor import Supervisor
+from trainer.queue.database import NAME
+from trainer.queue.queue import Queue
+from trainer.queue.slots import Slot, engine_slots
 from trainer.training import checkpoint
 
 SLOT = Slot("cpu-0", "cpu", 1 << 40, {"OMP_NUM_THREADS": "1"})

@@ -12,13 +12,14 @@ import pytest
 
 from tests.service.support import new_run
 from trainer.errors import ConflictError, ServiceError
-from trainer.service import pass_log, slots
-from trainer.service.executor import SubprocessExecutor
-from trainer.service.pass_log import begin_log, log_path, trim
-from trainer.service.process_identity import end_process, lives, process_start
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Outcome
-from trainer.service.supervisor import Supervisor
+from trainer.passes import pass_log
+from trainer.passes.executor import SubprocessExecutor
+from trainer.passes.pass_log import begin_log, log_path, trim
+from trainer.passes.process_identity import end_process, lives, process_start
+from trainer.passes.supervisor import Supervisor
+from trainer.queue import slots
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Outcome
 
 N_RUNS = 40
 

@@ -13,11 +13,11 @@ import pytest
 from schemas.service import RunProgress
 from tests.service.support import SetClock, new_run
 from trainer.errors import ConflictError, ServiceError, UnknownRunError
-from trainer.service import events
-from trainer.service.leases import LEASE_S
-from trainer.service.migrations import MIGRATIONS, migrate
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Outcome
+from trainer.queue import events
+from trainer.queue.leases import LEASE_S
+from trainer.queue.migrations import MIGRATIONS, migrate
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Outcome
 
 
 @pytest.fixture

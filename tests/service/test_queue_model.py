@@ -16,9 +16,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from schemas.service import RunProgress
 from tests.service.support import SetClock, new_run
 from trainer.errors import ConflictError
-from trainer.service.leases import LEASE_S
-from trainer.service.queue import MOST_LOSSES, Queue
-from trainer.service.queue_records import Outcome
+from trainer.queue.leases import LEASE_S
+from trainer.queue.queue import MOST_LOSSES, Queue
+from trainer.queue.queue_records import Outcome
 
 SLOTS = ("cpu-0", "cpu-1")
 OUTCOMES = st.builds(

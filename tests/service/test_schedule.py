@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.service import schedule
-from trainer.service.queue_records import WaitingRun
-from trainer.service.schedule import (
+from trainer.queue import schedule
+from trainer.queue.queue_records import WaitingRun
+from trainer.queue.schedule import (
     AHEAD_S,
     LOOK_AHEAD,
     MOST_BESIDE_OTHERS,
@@ -20,7 +20,7 @@ from trainer.service.schedule import (
     turns,
     waits_for,
 )
-from trainer.service.slots import Slot
+from trainer.queue.slots import Slot
 
 SLOT = Slot("cpu-0", "cpu", 1000, {})
 

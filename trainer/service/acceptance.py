@@ -19,8 +19,8 @@ from actstore.stream.stream import Stream, StreamWarning
 from schemas.service import SlotState, Submission
 from schemas.train import TrainSpec
 from trainer.errors import SaeError
-from trainer.service.allowed_stores import AllowedStores
-from trainer.service.queue_records import NewRun
+from trainer.passes.allowed_stores import AllowedStores
+from trainer.queue.queue_records import NewRun
 from trainer.service.spec_values import check_number_of_runs, check_values
 from trainer.training.inert_fields import check_acts
 from trainer.training.memory_estimate import (

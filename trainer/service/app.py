@@ -29,7 +29,7 @@ from trainer.service.context import Context
 from trainer.service.event_feed import EventFeed
 from trainer.service.limits import Limits
 from trainer.service.metrics import Metrics
-from trainer.service.pages import pages
+from trainer.service.pages.pages import pages
 from trainer.service.problems import problem
 from trainer.service.security_headers import SecurityHeaders
 from trainer.service.service import Service

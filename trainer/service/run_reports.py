@@ -17,8 +17,8 @@ from pathlib import Path
 
 from actstore.format.storage import Storage
 from trainer.errors import BusyError, RunError
-from trainer.service.executor import environment
-from trainer.service.slots import Slot
+from trainer.passes.executor import environment
+from trainer.queue.slots import Slot
 
 AT_ONCE = 1
 MOST_WAITING = 8

@@ -8,13 +8,13 @@ from pathlib import Path
 from actstore.errors import SpecError
 from actstore.format.storage import Storage
 from actstore.machine import command_values
-from trainer.service.allowed_stores import AllowedStores
+from trainer.passes.allowed_stores import AllowedStores
+from trainer.passes.executor import checked_engine
+from trainer.queue.slots import engine_slots, machine_slots
 from trainer.service.doors import Door
-from trainer.service.executor import checked_engine
 from trainer.service.from_proxy import checked_proxies
 from trainer.service.service import Places
 from trainer.service.serving import Serving
-from trainer.service.slots import engine_slots, machine_slots
 from trainer.service.state_folder import runs_url, state_folder
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -31,17 +31,17 @@ from schemas.service import (
     Submission,
 )
 from trainer.errors import BusyError, ConflictError, ForbiddenError, ServiceError
+from trainer.passes.allowed_stores import AllowedStores
+from trainer.queue.queue import Queue
+from trainer.queue.queue_lookups import is_taken, last_event, submitted
+from trainer.queue.queue_records import QueuedRun
+from trainer.queue.schedule import waits_for
 from trainer.runs.run_files import read_json
 from trainer.service import artifacts
 from trainer.service.acceptance import Acceptance, Accepted
-from trainer.service.allowed_stores import AllowedStores
 from trainer.service.artifacts import ArtifactParts
 from trainer.service.journals import Journals
-from trainer.service.queue import Queue
-from trainer.service.queue_lookups import is_taken, last_event, submitted
-from trainer.service.queue_records import QueuedRun
 from trainer.service.run_reports import Reports, report_environment
-from trainer.service.schedule import waits_for
 from trainer.service.shown_run import shown_run
 from trainer.service.store_list import StoreList
 from trainer.service.tokens import User

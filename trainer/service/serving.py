@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from actstore.errors import SpecError
 from schemas.service import SlotState
-from trainer.service.database import NAME
+from trainer.passes.executor import SubprocessExecutor
+from trainer.passes.places_file import write_places
+from trainer.passes.supervisor import Supervisor
+from trainer.queue.database import NAME
+from trainer.queue.queue import Queue
+from trainer.queue.slots import Slot
 from trainer.service.doors import Door
-from trainer.service.executor import SubprocessExecutor
-from trainer.service.places_file import write_places
-from trainer.service.queue import Queue
 from trainer.service.service import Places, Service
-from trainer.service.slots import Slot
-from trainer.service.supervisor import Supervisor
 from trainer.service.tokens import Tokens
 
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
@@ -77,7 +77,7 @@ def serve(
             serving.state,
         )
         try:
-            write_places(serving.state, serving.places)
+            write_places(serving.state, serving.places.stores)
             states = [_slot_state(slot) for slot in serving.slots]
             service = Service(
                 serving.places, queue, states, trouble=lambda: supervisor.trouble

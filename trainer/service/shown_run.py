@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.service import ServiceRun
-from trainer.service.queue_records import QueuedRun
+from trainer.queue.queue_records import QueuedRun
 
 
 def shown_run(run: QueuedRun, waits_for: str | None) -> ServiceRun:

@@ -19,7 +19,7 @@ from actstore.inspect.list_stores import stores as stores_at
 from actstore.store.norms_of_sites import compute_norms
 from actstore.store.open_store import open as open_store
 from schemas.service import ServiceStore, SiteNorms
-from trainer.service.allowed_stores import AllowedStores
+from trainer.passes.allowed_stores import AllowedStores
 
 FRESH_S = 30.0
 MOST_STORES = 1000

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from schemas.train import TrainSpec
-from trainer.service.queue_records import NewRun, QueuedRun
+from trainer.queue.queue_records import NewRun, QueuedRun
 
 # What is like a run: kind, dictionary, batch and precision, on rows of one store.
 Likeness = tuple[str, str, str, int, str]

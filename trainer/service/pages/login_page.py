@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse
 from starlette.responses import Response
 
 from trainer.service.access import RefusedError
-from trainer.service.page_context import (
+from trainer.service.pages.page_context import (
     CheckedForm,
     PageRoute,
     PlainForm,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from actstore.errors import StoreError
 from actstore.format.storage import Storage
-from trainer.service.queue_records import Outcome, QueuedRun
+from trainer.queue.queue_records import Outcome, QueuedRun
 
 
 def ended_runs(runs: Iterable[QueuedRun]) -> dict[str, Outcome]:

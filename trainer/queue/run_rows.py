@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from schemas.service import EventKind, RunState
 from trainer.errors import UnknownRunError
-from trainer.service import events
-from trainer.service.clocks import Clock
-from trainer.service.queue_records import QueuedRun, queued_run
+from trainer.queue import events
+from trainer.queue.clocks import Clock
+from trainer.queue.queue_records import QueuedRun, queued_run
 
 RUN = "SELECT runs.*, leases.slot FROM runs LEFT JOIN leases ON runs.lease = leases.id"
 COUNT = "SELECT count(*) FROM runs"

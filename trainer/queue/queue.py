@@ -14,10 +14,10 @@ from typing import Self
 
 from schemas.service import ENDED, EventKind, RunEvent, RunProgress, RunState
 from trainer.errors import ConflictError
-from trainer.service import events, leases, run_rows, slot_times, submissions
-from trainer.service.clocks import Clock
-from trainer.service.database import Database
-from trainer.service.queue_records import (
+from trainer.queue import events, leases, run_rows, slot_times, submissions
+from trainer.queue.clocks import Clock
+from trainer.queue.database import Database
+from trainer.queue.queue_records import (
     Beat,
     Lease,
     NewRun,

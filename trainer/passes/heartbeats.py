@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from actstore.machine.stop_signals import Stop
 from schemas.service import RunProgress
 from trainer.errors import ServiceError
-from trainer.service.leases import LEASE_S
-from trainer.service.pass_log import trim
-from trainer.service.queue import Queue
-from trainer.service.queue_records import QueuedRun
+from trainer.passes.pass_log import trim
+from trainer.queue.leases import LEASE_S
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import QueuedRun
 
 if TYPE_CHECKING:
     from trainer.training.step_loop import Progress

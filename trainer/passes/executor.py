@@ -12,11 +12,11 @@ from typing import Protocol
 
 from actstore.engines.engine_option import Engine, parse_engine
 from trainer.errors import ServiceError
-from trainer.service.pass_log import begin_log
-from trainer.service.queue_records import Lease
-from trainer.service.slots import Slot
+from trainer.passes.pass_log import begin_log
+from trainer.queue.queue_records import Lease
+from trainer.queue.slots import Slot
 
-MODULE = "trainer.service.pass_process"
+MODULE = "trainer.passes.pass_process"
 # What a process needs of the service's environment: where programs and files are, and
 # how the storage is reached. Everything else, tokens above all, stays behind.
 NEEDED = frozenset(

@@ -10,17 +10,17 @@ from starlette.responses import Response
 
 from actstore.figures.draw_svg import draw
 from trainer.errors import UnknownRunError
-from trainer.service import page_figures
 from trainer.service.api_files import REPORT_POLICY
-from trainer.service.page_context import (
+from trainer.service.pages import page_figures
+from trainer.service.pages.page_context import (
     PageRoute,
     answer,
     service_of,
     shared_of,
     visitor_of,
 )
-from trainer.service.page_figures import DrawnRun, drawn_run
-from trainer.service.run_fields import compared_fields
+from trainer.service.pages.page_figures import DrawnRun, drawn_run
+from trainer.service.pages.run_fields import compared_fields
 from trainer.service.service import Service
 
 MOST_COMPARED = 40

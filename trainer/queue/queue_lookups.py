@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.service import submissions
-from trainer.service.queue import Queue
+from trainer.queue import submissions
+from trainer.queue.queue import Queue
 
 
 def submitted(

@@ -9,7 +9,7 @@ import yaml
 
 from schemas.base import Schema
 from schemas.service import RunProgress, ServiceRun
-from trainer.service.run_fields import changed_fields
+from trainer.service.pages.run_fields import changed_fields
 
 NOTHING = "–"
 _LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))

@@ -13,15 +13,14 @@ from actstore.format.json_records import read_record
 from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from schemas.service import ServicePlaces
-from trainer.service.allowed_stores import AllowedStores
-from trainer.service.service import Places
+from trainer.passes.allowed_stores import AllowedStores
 
 NAME = "places.json"
 
 
-def write_places(state: Path, places: Places) -> None:
-    """Write where stores may lie into a service's folder of state."""
-    record = ServicePlaces(stores=places.stores)
+def write_places(state: Path, stores: tuple[str, ...]) -> None:
+    """Write the prefixes of stores into a service's folder of state."""
+    record = ServicePlaces(stores=stores)
     Storage(state).put(NAME, record.to_json().encode())
 
 

@@ -17,8 +17,8 @@ from actstore.validation import validated
 from schemas.sae import fields_of_sparsity
 from schemas.service import ServiceRun, Submission
 from schemas.stream import StreamSpec
-from trainer.service.page_context import Form
-from trainer.service.run_fields import changed_fields
+from trainer.service.pages.page_context import Form
+from trainer.service.pages.run_fields import changed_fields
 from trainer.training.train_spec import USUAL_KIND
 
 # Where in a spec the value of each field goes. That of `l0` is another for each kind.

@@ -15,7 +15,7 @@ from schemas.catalog import LONGEST_NAME
 from schemas.records import MachineRecord
 from schemas.service import RunEvent, ServiceRun
 from trainer.errors import UnknownRunError
-from trainer.service.page_context import (
+from trainer.service.pages.page_context import (
     CheckedForm,
     PageRoute,
     Visitor,
@@ -25,8 +25,8 @@ from trainer.service.page_context import (
     submitter_of,
     visitor_of,
 )
-from trainer.service.page_figures import by_layer, drawn_run
-from trainer.service.run_explorer import explorer_folder
+from trainer.service.pages.page_figures import by_layer, drawn_run
+from trainer.service.pages.run_explorer import explorer_folder
 from trainer.service.service import Service
 
 MOST_EVENTS = 200  # of the newest

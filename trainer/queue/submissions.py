@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from trainer.errors import ConflictError
-from trainer.service import events
-from trainer.service.clocks import Clock
-from trainer.service.queue_records import NewRun
+from trainer.queue import events
+from trainer.queue.clocks import Clock
+from trainer.queue.queue_records import NewRun
 
 # How long a key is remembered.
 KEY_S = 30 * 86_400.0

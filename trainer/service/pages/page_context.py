@@ -16,7 +16,7 @@ from schemas.service import Role, ServiceRun
 from trainer.errors import BusyError, ConflictError, ForbiddenError, UnknownRunError
 from trainer.service.access import Access, RefusedError
 from trainer.service.context import Context
-from trainer.service.page_templates import rendered
+from trainer.service.pages.page_templates import rendered
 from trainer.service.service import Service
 from trainer.service.sessions import is_csrf_token
 from trainer.service.tokens import User

@@ -15,7 +15,7 @@ from trainer.explorer.explorer_tables import META
 from trainer.explorer.latent_json import chunk_json, index_json
 from trainer.explorer.page_file import page_start, served_policy
 from trainer.explorer.read_explorer import Explorer
-from trainer.service.page_context import (
+from trainer.service.pages.page_context import (
     PageRoute,
     service_of,
     visitor_of,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.errors import ServiceError
-from trainer.service.migrations import migrate
+from trainer.queue.migrations import migrate
 
 NAME = "service.sqlite"
 BUSY_S = 30.0  # how long a transaction waits for others

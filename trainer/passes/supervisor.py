@@ -18,13 +18,13 @@ from pathlib import Path
 
 from actstore.errors import ActstoreError
 from trainer.errors import ConflictError, ServiceError
-from trainer.service import schedule
-from trainer.service.ended_runs import ended_runs
-from trainer.service.executor import Executor, PassProcess
-from trainer.service.process_identity import end_process, lives
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Lease, Outcome, WaitingRun
-from trainer.service.slots import Slot
+from trainer.passes.executor import Executor, PassProcess
+from trainer.passes.process_identity import end_process, lives
+from trainer.queue import schedule
+from trainer.queue.ended_runs import ended_runs
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Lease, Outcome, WaitingRun
+from trainer.queue.slots import Slot
 
 EVERY_S = 0.5
 LOCK = "supervisor.lock"

@@ -15,7 +15,7 @@ from schemas.sae import DEFAULT_L0, FlatKind, TopK, fields_of_sparsity
 from schemas.service import ServiceStore, Submission
 from schemas.stream import Rescale, StreamSpec
 from schemas.train import TrainSpec
-from trainer.service.new_run_form import (
+from trainer.service.pages.new_run_form import (
     NewRunForm,
     empty_form,
     errors_by_field,
@@ -23,7 +23,7 @@ from trainer.service.new_run_form import (
     sent_form,
     submission_of,
 )
-from trainer.service.page_context import (
+from trainer.service.pages.page_context import (
     CheckedForm,
     PageRoute,
     answer,

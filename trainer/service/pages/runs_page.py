@@ -11,15 +11,15 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
 from schemas.service import RunCurves, RunState, ServiceState
-from trainer.service.compare_page import MOST_COMPARED
-from trainer.service.page_context import (
+from trainer.service.pages.compare_page import MOST_COMPARED
+from trainer.service.pages.page_context import (
     PageRoute,
     answer,
     is_part,
     service_of,
     visitor_of,
 )
-from trainer.service.run_curves import curves_of
+from trainer.service.pages.run_curves import curves_of
 from trainer.service.service import Service
 
 PAGE_RUNS = 50

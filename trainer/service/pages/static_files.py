@@ -52,7 +52,7 @@ class StaticFile(NamedTuple):
 @cache
 def static_files() -> dict[str, StaticFile]:
     """Return all files by name."""
-    folder = files("trainer.service") / "static"
+    folder = files("trainer.service.pages") / "static"
     figures = files("actstore.figures")
     sheet = style() + figures.joinpath("page.css").read_text("utf-8")
     data = {name: folder.joinpath(name).read_bytes() for name in OWN}

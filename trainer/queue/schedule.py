@@ -27,8 +27,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from schemas.service import SlotState
-from trainer.service.queue_records import WaitingRun
-from trainer.service.slots import Slot
+from trainer.queue.queue_records import WaitingRun
+from trainer.queue.slots import Slot
 
 # What a pass is taken to last for its users, beyond what it has lasted: seconds.
 AHEAD_S = 600.0

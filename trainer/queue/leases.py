@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 from schemas.service import RunProgress
 from trainer.errors import ConflictError
-from trainer.service import events, run_rows, slot_times
-from trainer.service.clocks import Clock
-from trainer.service.queue_records import Beat, Lease, Outcome
+from trainer.queue import events, run_rows, slot_times
+from trainer.queue.clocks import Clock
+from trainer.queue.queue_records import Beat, Lease, Outcome
 
 LEASE_S = 15.0
 

@@ -1,4 +1,4 @@
-"""The process that trains one pass: `python -m trainer.service.pass_process`.
+"""The process that trains one pass: `python -m trainer.passes.pass_process`.
 
 It takes the lease that it was started for, trains the runs from where they are, says
 how each fared, and ends. It needs the queue and the runs' folders, and no service: that
@@ -19,14 +19,14 @@ from actstore.machine.stop_signals import Stop, Stopped, signals
 from actstore.machine.torch_threads import wait_briefly
 from schemas.service import PassSpec
 from trainer.errors import ServiceError
-from trainer.service.database import NAME
-from trainer.service.ended_runs import ended_runs
-from trainer.service.heartbeats import LOST, Heartbeats
-from trainer.service.pass_log import log_path
-from trainer.service.places_file import check_store_again
-from trainer.service.process_identity import process_start
-from trainer.service.queue import Queue
-from trainer.service.queue_records import Outcome, QueuedRun
+from trainer.passes.heartbeats import LOST, Heartbeats
+from trainer.passes.pass_log import log_path
+from trainer.passes.places_file import check_store_again
+from trainer.passes.process_identity import process_start
+from trainer.queue.database import NAME
+from trainer.queue.ended_runs import ended_runs
+from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Outcome, QueuedRun
 
 # A storage that cannot be reached would fail the next run too: what waits longest is
 # tried again soonest.
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainer.service.pass_process")
+    parser = argparse.ArgumentParser(prog="python -m trainer.passes.pass_process")
     parser.add_argument("state", type=Path, help="the service's folder of state")
     parser.add_argument("lease", help="the lease that it was started for")
     parser.add_argument("--device", default="cpu", help="where it trains")
@@ -103,7 +103,7 @@ def _train(spec: PassSpec, engine: str | None, stop: Stop, beats: Heartbeats) ->
         train_pass(spec, stop=stop, report=beats.report)
     else:
         from actstore.engines.engine_option import parse_engine
-        from trainer.service.pass_on_ray import train_on_ray
+        from trainer.passes.pass_on_ray import train_on_ray
 
         train_on_ray(spec, parse_engine(engine), stop, beats.report)
 

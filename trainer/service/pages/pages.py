@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastapi import APIRouter, HTTPException
 from starlette.responses import Response
 
-from trainer.service import (
+from trainer.service.pages import (
     compare_page,
     login_page,
     new_run_page,
@@ -18,7 +18,7 @@ from trainer.service import (
     runs_page,
     stores_page,
 )
-from trainer.service.static_files import static_files
+from trainer.service.pages.static_files import static_files
 
 FOR_EVER = "public, max-age=31536000, immutable"
 pages = APIRouter(include_in_schema=False)

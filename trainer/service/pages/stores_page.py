@@ -14,7 +14,7 @@ from actstore.figures.surroundings import style
 from actstore.figures.table import Column, Table
 from actstore.store.norms_of_sites import plot_norms
 from schemas.service import SiteNorms
-from trainer.service.page_context import (
+from trainer.service.pages.page_context import (
     PageRoute,
     answer,
     service_of,

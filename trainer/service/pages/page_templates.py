@@ -8,9 +8,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from schemas.service import ServiceRun
-from trainer.service import page_text
-from trainer.service.page_figures import sites_text, sparsity_text
-from trainer.service.static_files import static_address
+from trainer.service.pages import page_text
+from trainer.service.pages.page_figures import sites_text, sparsity_text
+from trainer.service.pages.static_files import static_address
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,7 +24,7 @@ def environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
-        loader=PackageLoader("trainer.service", "templates"),
+        loader=PackageLoader("trainer.service.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""The durable queue of the training service: runs, leases, and whose turn it is."""

@@ -1,0 +1,1 @@
+"""The pages of the training service, made by the server."""
