@@ -82,7 +82,7 @@ class Cluster(NamedTuple):
     repair: float = 600
     start: float = 120
     tokenise: float = 450_000
-    commit: float = 60
+    commit: float = 110
     merge: float = 0.006
     gpu_price: float = 2.0
 
