@@ -193,6 +193,12 @@ def test_hostile_names_are_text(
     assert unescape(ada.get(f"/pages/runs/{run}").text).count(name) >= 3
 
 
+def address_of_older(text: str) -> str:
+    older = re.search(r'href="([^"]+)" rel="next"', text)
+    assert older is not None
+    return unescape(older[1])
+
+
 def test_a_thousand_runs_come_in_pages(ada: TestClient, played: PlayedService) -> None:
     played.add([f"run-{n:04}" for n in range(1000)])
     found: list[str] = []
@@ -209,7 +215,23 @@ def test_a_thousand_runs_come_in_pages(ada: TestClient, played: PlayedService) -
         assert f"{page * 50 + 1:,}–{page * 50 + 50:,} of 1,000" in answer.text
         older = re.search(r'href="([^"]+)" rel="next"', answer.text)
         address = unescape(older[1]) if older else ""
+        here = answer
     assert address == ""
+    # and back again
+    for page in reversed(range(19)):
+        newer = re.search(r'href="([^"]+)" rel="prev"', here.text)
+        assert newer is not None
+        here = ada.get(unescape(newer[1]))
+        assert f"{page * 50 + 1:,}–{page * 50 + 50:,} of 1,000" in here.text
+        assert f">{found[page * 50]}</a>" in here.text
+    assert 'rel="prev"' not in here.text
+    # newer ones came meanwhile: the list begins with the newest of them
+    second = ada.get(address_of_older(here.text))
+    played.add(["late"])
+    newer = re.search(r'href="([^"]+)" rel="prev"', second.text)
+    assert newer is not None
+    assert f">{found[0]}</a>" in ada.get(unescape(newer[1])).text
+    assert ">late</a>" in ada.get("/").text
     assert found == [f"run-{n:04}" for n in reversed(range(1000))]
     assert "1–1 of 1" in ada.get("/?text=run-0777").text
     assert "No run fits" in ada.get("/?text=nothing").text
