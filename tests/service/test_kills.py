@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tests.service.runs import BATCH, STEPS, check_same, tiny_spec, train_alone
 from tests.service.support import new_run
 from tests.support import make_store
 from trainer.client.service_client import ServiceClient
+from trainer.errors import UnreachableError
 from trainer.passes.process_identity import end_process, lives, process_start
 from trainer.queue.database import NAME
 from trainer.queue.queue import Queue
@@ -206,13 +208,17 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def submit_by_http(url: str, token: str, specs: list[TrainSpec], user: int) -> set[str]:
+def submit_by_http(
+    url: str, token: str, specs: list[TrainSpec], user: int, begun: threading.Barrier
+) -> set[str]:
     """Submit runs one after the other, whether the service is there or not; return the
     ids that it has answered with.
     """
     found = set()
     draw = random.Random(user)
     with ServiceClient(url, token=token, patience_s=120) as client:
+        wait_for(client)
+        begun.wait(60)
         for number in range(N_SUBMITTED):
             spec = specs[number % len(specs)]
             name = f"{user}-{number}-{number % len(specs)}"
@@ -220,6 +226,17 @@ def submit_by_http(url: str, token: str, specs: list[TrainSpec], user: int) -> s
             found.add(run.id)
             time.sleep(draw.random())
     return found
+
+
+def wait_for(client: ServiceClient) -> None:
+    """Wait for a service that has only just begun: a client gives up on that soon."""
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        with contextlib.suppress(UnreachableError):
+            client.state()
+            return
+        time.sleep(0.1)
+    pytest.fail("the service does not answer")
 
 
 @pytest.mark.slow
@@ -240,10 +257,12 @@ def test_no_submission_is_lost_or_doubled(
             for user in range(N_USERS)
         ]
         url = f"http://127.0.0.1:{port}"
+        begun = threading.Barrier(N_USERS + 1)
         asked = [
-            users.submit(submit_by_http, url, token, specs, user)
+            users.submit(submit_by_http, url, token, specs, user, begun)
             for user, token in enumerate(tokens)
         ]
+        begun.wait(60)
         n_kills = 0
         while n_kills < 100 or not all(one.done() for one in asked):
             time.sleep(0.1 + draw.random() * 0.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from actstore.format.storage import Storage
-from tests.service.page_support import PlayedService, make_stores
+from tests.service.page_support import SITES, PlayedService, make_stores
+from tests.support import make_store
+from trainer.service.pages.new_run_form import sent_form, submission_of
 from trainer.service.pages.static_files import static_address, static_files
 
 HOSTILE = [
@@ -289,6 +292,50 @@ def test_the_form_starts_a_run_once(ada: TestClient, played: PlayedService) -> N
     )
     assert sweep.headers["location"] == "/?sweep=grid"
     assert played.service.runs(sweep="grid").total == 2
+
+
+def test_what_the_form_offers_is_accepted(
+    ada: TestClient, played: PlayedService
+) -> None:
+    """Every choice, and every field with a value that its hint speaks of."""
+    page = ada.get(f"/pages/new?store={played.store}").text
+    choices = {
+        name: re.findall(r'<option value="([^"]*)"', options)
+        for name, options in re.findall(r'<select id="(\w+)"[^>]*>(.*?)</select>', page)
+    }
+    texts = {"rows": "5k", "batch": "256", "expansion": "2", "l0": "4", "seed": "3"}
+    texts |= {"name": "any-name", "priority": "2"}
+    given = set(re.findall(r'<input id="(\w+)" name="\1"', page))
+    assert given == set(texts)
+    data = {"store": str(played.store), "kind": "topk"}
+    tried = [data | {name: text} for name, text in texts.items()]
+    tried += [data | texts | {"sites": site} for site in SITES]
+    for kind in choices["kind"]:
+        for rescale in choices["rescale"]:
+            tried.append(data | {"kind": kind, "rescale": rescale})
+            tried.append(data | texts | {"kind": kind, "rescale": rescale})
+    for fields in tried:
+        form = sent_form({name: [text] for name, text in fields.items()})
+        assert played.service.estimate(submission_of(form)).fits
+
+
+def test_ticks_of_another_store_go_with_it(
+    ada: TestClient, played: PlayedService
+) -> None:
+    other = played.store.parent / "other"
+    make_store(other, {"blocks.7.hook_mlp_out": 16, "blocks.1.hook_mlp_out": 16})
+    try:
+        ticked = ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out", "blocks.*"]
+        data = {"csrf": csrf(ada), "store": str(other), "sites": ticked}
+        played.service._stores._looked = float("-inf")
+        page = ada.post("/pages/new", data={**data, "action": "store"}).text
+        found = re.findall(r'name="sites" value="([^"]*)" checked', page)
+        assert found == ["blocks.1.hook_mlp_out", "blocks.*"]
+        assert "blocks.7.hook_mlp_out" in page
+        assert "blocks.2.hook_mlp_out" not in page
+    finally:
+        shutil.rmtree(other)
+        played.service._stores._looked = float("-inf")
 
 
 def test_what_is_wrong_stands_at_its_field_and_what_was_typed_stays(
