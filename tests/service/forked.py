@@ -154,8 +154,14 @@ def _become(role: str, arguments: list[Any], address: str) -> None:
 
 
 def main() -> None:
-    """Import what a pass needs, and fork at each request."""
+    """Import what a pass and a submission need, and fork at each request."""
+    import torch
+
     from trainer.training import one_pass, train_group  # noqa: F401
+
+    # by it torch imports some 800 modules more, when memory is first estimated
+    with torch.device("meta"):
+        torch.empty(1)
 
     address = sys.argv[1]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children
