@@ -140,7 +140,7 @@ SOURCES = {
     "repair": Assumption("assumed", "10 minutes"),
     "start": Assumption("assumed", "2 minutes"),
     "tokenise": Assumption(
-        "measured", "one core of the tests' machine, 27 November 2026: 0.38 to 0.44 M"
+        "measured", "one core of the tests' machine, 27 November 2026: 0.38 to 0.60 M"
     ),
     "commit": Assumption(
         "measured",
