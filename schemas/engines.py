@@ -52,6 +52,11 @@ class HarvestQuestion(Schema):
         default="",
         description="whether it may begin the store, or join it where it was begun",
     )
+    number: int = Field(
+        default=0,
+        ge=0,
+        description="which worker it is; the first reads the corpus for all",
+    )
     units: list[int] = Field(default=[], description="more units to harvest")
 
 

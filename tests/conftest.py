@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import functools
 import gc
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,10 @@ FIRST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Tests write many small files, and wait for the disk: they have them in memory
     where there is enough of it. What is slow or has a real server keeps to the disk.
+
+    A shell's background job ignores SIGINT, and so would the commands that tests stop.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "not real_s3" in config.option.markexpr and _has_room(IN_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 

@@ -87,10 +87,11 @@ def _serve(demo: Demo) -> None:
     from trainer.service.serve_command import serve_command
 
     spec = _prepare(demo)
+    port = demo.port or "PORT"
     Console(stderr=True).print(
         "\nOpen the link behind `service:` in a browser here: it logs you in."
         "\nOr from another shell, with the part behind `token=` as the token:"
-        f"\n\n  export ACTSTORE_SERVICE=http://127.0.0.1:{demo.port} ACTSTORE_TOKEN=..."
+        f"\n\n  export ACTSTORE_SERVICE=http://127.0.0.1:{port} ACTSTORE_TOKEN=..."
         f"\n  trainer submit {spec} --follow\n",
         highlight=False,
         soft_wrap=True,

@@ -18,11 +18,11 @@ from actstore.format.manifest import read_manifest, read_plan
 from actstore.format.object_sizes import COLUMNS, SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.format.token_ids import token_array
+from actstore.harvesting.block_source import first_block
 from actstore.harvesting.harvest_plan import extension_plan, make_plan
 from actstore.harvesting.progress import Progress, Report, silent
 from actstore.harvesting.run_plan import checked_tap, run_plan
 from actstore.harvesting.store_writer import StoreWriter
-from actstore.harvesting.token_blocks import first_block
 from actstore.harvesting.worker_share import check_shared, parse_worker
 from actstore.model.checkpoint_files import confirm_code
 from actstore.model.load_model import LoadedModel, load_or_wrap

@@ -16,6 +16,8 @@ class HandedUnits:
     """Units that come while the worker runs; safe to use from several threads.
 
     Attributes:
+        number: Which worker it is, as the driver counts them; the first reads the
+            corpus for the others as well.
         beyond: Units that the corpus does not reach.
     """
 
@@ -27,7 +29,18 @@ class HandedUnits:
         self._changed = threading.Condition()
         self._waiting: deque[int] = deque()
         self._has_ended = False
+        self.number = 0
         self.beyond: deque[int] = deque()
+
+    @property
+    def is_reader(self) -> bool:
+        """Whether this worker reads the corpus for the others as well."""
+        return self.number == 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker is to end."""
+        return self._has_ended
 
     def hand(self, units: Sequence[int]) -> None:
         """Add units to those that wait."""

@@ -36,10 +36,10 @@ from actstore.errors import (
 from actstore.format import object_keys
 from actstore.format.manifest import read_plan
 from actstore.format.storage import Storage
+from actstore.harvesting.block_source import planned_tokens
 from actstore.harvesting.finish_store import finish_generation
 from actstore.harvesting.harvest_warnings import warn_of_corpus, warn_of_non_finite
 from actstore.harvesting.progress import Progress, Report
-from actstore.harvesting.token_blocks import planned_tokens
 from actstore.store import committed_units
 from actstore.store.open_store import open as open_store
 from actstore.store.store import Store
@@ -148,11 +148,13 @@ class _Seat:
     """A worker, as the driver knows it.
 
     Attributes:
+        number: Its place among those that there are; the first reads the corpus.
         units: Units that it was handed and has not committed.
         answer: What it said last.
         is_seen: Whether the driver sees what it writes.
     """
 
+    number: int
     units: set[int] = field(default_factory=set)
     answer: HarvestAnswer | None = None
     is_seen: bool = False
@@ -216,7 +218,10 @@ class _Driver:
 
     def _begin_worker(self) -> None:
         number = self._workers.begin(self._setup, HarvestQuestion().to_json())
-        self._seats[number] = _Seat()
+        taken = {seat.number for seat in self._seats.values()}
+        # One that was lost leaves its number to the worker in its place.
+        free = next(k for k in range(len(taken) + 1) if k not in taken)
+        self._seats[number] = _Seat(free)
 
     def _take_plan(self) -> None:
         """Read the plan, and which of its units are committed."""
@@ -298,7 +303,8 @@ class _Driver:
         assert seat.answer is not None
         stage = seat.answer.stage
         if stage == "loaded":
-            return HarvestQuestion(may_write=self._permission(worker))
+            may_write = self._permission(worker)
+            return HarvestQuestion(may_write=may_write, number=seat.number)
         if stage == "writing":
             if self._plan is None:
                 self._take_plan()

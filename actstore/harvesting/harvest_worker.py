@@ -65,6 +65,7 @@ class HarvestWorker:
         asked = HarvestQuestion.model_validate_json(question)
         with self._changed:
             if asked.may_write:
+                self._units.number = asked.number
                 self._may_write = asked.may_write
                 self._changed.notify_all()
             self._units.hand(asked.units)

@@ -176,6 +176,10 @@ class StoreWriter:
         """
         return committed_units.committed_blocks(self.storage, units)
 
+    def listed_blocks(self) -> set[int]:
+        """Return the units whose token block a listing shows; it may lag."""
+        return committed_units.listed_blocks(self.storage)
+
     def committed_block(self, unit: int) -> BlockRecord | None:
         """Return the record of a unit's token block, if it is there by now."""
         key = object_keys.block_key(unit)
@@ -241,11 +245,24 @@ class StoreWriter:
             last: Whether the corpus, or the harvest, ends with this block.
             skipped_documents: How many documents were left out while it was read.
         """
+        record = self.put_block(unit, tokens, cursor, last, skipped_documents)
+        self.create_block_record(record)
+        return record
+
+    def put_block(
+        self,
+        unit: int,
+        tokens: NDArray[np.int32],
+        cursor: dict[str, Any],
+        last: bool,
+        skipped_documents: int,
+    ) -> BlockRecord:
+        """Write a unit's tokens; return the record that commits them."""
         layout = self.plan.layout
         shape = (layout.unit_sequences, layout.context)
         key = object_keys.chunk_key("tokens", unit, 0)
         data = encode_plain(tokens.astype(np.int32), shape, -1)
-        record = BlockRecord(
+        return BlockRecord(
             unit=unit,
             n_sequences=len(tokens),
             n_tokens=int(np.count_nonzero(tokens >= 0)),
@@ -254,8 +271,11 @@ class StoreWriter:
             last=last,
             skipped_documents=skipped_documents,
         )
-        self.storage.create(object_keys.block_key(unit), record.to_json().encode())
-        return record
+
+    def create_block_record(self, record: BlockRecord) -> bool:
+        """Write the record of a token block; return whether there was none."""
+        key = object_keys.block_key(record.unit)
+        return self.storage.create(key, record.to_json().encode())
 
     def block_tokens(self, record: BlockRecord) -> NDArray[np.int32]:
         """Read the tokens of a committed block, int32 [n_sequences, context].

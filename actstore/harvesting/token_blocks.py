@@ -1,14 +1,17 @@
 """The token blocks of a worker's units, in order.
 
-They are read from the corpus and committed, or read back from the store.
-
 A block must be committed before its unit, because its record tells where in the corpus
-the next one starts. So a worker that needs block 7 also reads blocks 5 and 6 where
-nobody has committed them yet, although their units are other workers'.
+the next one starts. A worker alone reads each block from the corpus, and commits it.
+Among others one worker is the *reader*: next to its units it commits all blocks
+(`block_reader.py`), and the others wait for theirs. Where nothing comes for a while,
+because the reader is dead or was never started, one of them begins to read.
 """
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,13 +19,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import CorpusError, ExistsError
+from actstore.errors import ExistsError
+from actstore.harvesting.block_reader import BlockReader
+from actstore.harvesting.block_records import BlockRecords
+from actstore.harvesting.block_source import BlockSource, missing_block
 from actstore.harvesting.handed_units import HandedUnits
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.worker_share import Share
-from actstore.text.sequences import END, Sequencer, TokenBlock
-from schemas.harvest import Layout, Plan
+from actstore.text.sequences import Sequencer, TokenBlock
+from schemas.harvest import Plan
 from schemas.manifest import BlockRecord
+
+# Between two looks for a block; each longer than the one before, so that a thousand
+# workers that wait do not keep the storage busy.
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+# Without a new block a worker waits so long, times the bits of its number, before it
+# reads: the second worker 5 s, the third and fourth 10 s, the last of a thousand 50 s.
+PATIENCE_S = 5.0
 
 
 class CommittedBlock(NamedTuple):
@@ -63,15 +77,26 @@ class TokenBlocks:
         """
         self._plan = plan
         self._writer = writer
-        self._source = source
         self._share = share
-        # The unit whose block the source gives next; None: not known.
-        self._next_of_source: int | None = None
         # Among others a worker asks for the rest by name, where it needs one.
         own = set(share.of_plan(plan))
         wanted = None if share.is_alone else {plan.first_unit, *own}
         self.records = writer.committed_blocks(wanted)
         self.committed_units = writer.committed_units() & own if own else set()
+        self._known = BlockRecords(writer, self.records, is_alone=share.is_alone)
+        self._source: BlockSource | None = None
+        self._reader: BlockReader | None = None
+        if source is not None:
+            self._source = BlockSource(plan, writer, source, self._known)
+            if not share.is_alone:
+                self._reader = BlockReader(
+                    plan,
+                    writer,
+                    self._source,
+                    self._known,
+                    steps_back=not share.is_reader,
+                )
+        self._closing = threading.Event()
 
     def begin(self, first: TokenBlock) -> None:
         """Commit the first block, which was read before the store was made.
@@ -79,24 +104,36 @@ class TokenBlocks:
         Raises:
             ExistsError: An earlier call has committed another one.
         """
+        assert self._source is not None
         unit = self._plan.first_unit
-        record = self.records[unit] if self._is_known(unit) else None
+        record = self._known.get(unit)
         if record is None:
-            self._commit(unit, first)
-            self._next_of_source = unit + 1
-            return
-        if not np.array_equal(self._writer.block_tokens(record), first.tokens):
+            self.records[unit] = self._source.commit(unit, first).record
+        elif not np.array_equal(self._writer.block_tokens(record), first.tokens):
             raise ExistsError(
                 f"{self._writer.storage.url}: the harvest there began on another"
                 " corpus: its first tokens differ; give the same corpus to resume it,"
                 " or choose another place"
             )
+        self._source.has_read(unit)
 
     def read_ahead(self) -> Iterator[CommittedBlock]:
         """Give the blocks of this worker's units in order, to the corpus' end.
 
-        A thread reads each one while the one before it is being used.
+        A worker that reads for others goes on until it has read all.
         """
+        if self._reader is not None and self._share.is_reader:
+            self._reader.start(self._plan.first_unit + 1)
+        try:
+            yield from self._each_read_before()
+            if self._reader is not None and not self._share.has_ended:
+                self._reader.finish()
+        finally:
+            if self._reader is not None:
+                self._reader.stop()
+
+    def _each_read_before(self) -> Iterator[CommittedBlock]:
+        """Give the blocks; a thread gets each one while the one before is used."""
         units = iter(self._share.units(self._plan))
         with ThreadPoolExecutor(1, thread_name_prefix="tokens") as pool:
             try:
@@ -106,8 +143,9 @@ class TokenBlocks:
                     following = pool.submit(self._next, units)
                     yield block
             finally:
-                # The thread may be waiting for another unit.
+                # The thread may be waiting for another unit, or its block.
                 self._share.end()
+                self._closing.set()
 
     def _next(self, units: Iterator[int]) -> CommittedBlock | None:
         """Return the next unit's block; None: there is none."""
@@ -118,68 +156,25 @@ class TokenBlocks:
         return None
 
     def _block(self, unit: int) -> CommittedBlock | None:
-        """Return a unit's block, after committing those before it that are missing.
+        """Return a unit's block, once it is committed.
 
-        None: the corpus ends before it.
+        None: the corpus ends before it, or nobody wants it any more.
         """
         parent = self._writer.parent
         if self._source is None and parent is not None and unit >= parent.n_units:
             return None
-        # With blocks up to 4 known, unit 7 needs 5, 6 and 7 read.
-        for missing in range(self._first_missing(unit), unit + 1):
-            is_first = missing == self._plan.first_unit
-            if not is_first and self.records[missing - 1].last:
-                return None
-            # Another worker may have committed it meanwhile.
-            if self._is_known(missing):
-                continue
-            tokens = self._read_and_commit(missing)
-            if tokens is None:
-                return None
-            if missing == unit:
-                return CommittedBlock(self.records[unit], tokens)
-        record = self.records[unit]
+        if self._reader is not None:
+            self._reader.check()
+        record = self._known.get(unit)
+        if record is None and self._share.is_alone:
+            return self._read(unit)
+        if record is None:
+            record = self._awaited(unit)
+        if record is None:
+            return None
         if self._is_committed(unit):
             return CommittedBlock(record, None)
         return CommittedBlock(record, self._writer.block_tokens(record))
-
-    def _first_missing(self, unit: int) -> int:
-        """Return the first unit up to this one whose block is not committed.
-
-        `unit` + 1: it is there. Blocks are committed in order, so that with thousands
-        of workers ten questions find it.
-        """
-        if self._is_known(unit):
-            return unit + 1
-        # Back by 1, 2, 4, ... units to one that is there, and then in halves.
-        first = self._plan.first_unit
-        missing = unit
-        step = 1
-        while missing > first and not self._is_known(max(first, unit - step)):
-            missing = max(first, unit - step)
-            step *= 2
-        known = max(first, unit - step) if missing > first else first - 1
-        while missing - known > 1:
-            middle = (known + missing) // 2
-            if self._is_known(middle):
-                known = middle
-            else:
-                missing = middle
-        return missing
-
-    def _is_known(self, unit: int) -> bool:
-        """Return whether a unit's block is committed; any worker may have done that."""
-        if unit in self.records:
-            return True
-        # Without other workers, what was not there at the beginning is not there now:
-        # asking the storage would cost a request for every unit.
-        if self._share.is_alone:
-            return False
-        record = self._writer.committed_block(unit)
-        if record is None:
-            return False
-        self.records[unit] = record
-        return True
 
     def _is_committed(self, unit: int) -> bool:
         """Return whether the unit itself is committed, by now."""
@@ -187,90 +182,65 @@ class TokenBlocks:
             return True
         return not self._share.is_alone and self._writer.is_committed(unit)
 
-    def _read_and_commit(self, unit: int) -> NDArray[np.int32] | None:
-        """Read a block from the corpus and commit it; return its tokens.
+    def _read(self, unit: int) -> CommittedBlock | None:
+        """Read a block from the corpus and commit it; those before it are there.
 
         None: the corpus has nothing left.
         """
         if self._source is None:
-            raise CorpusError(
-                f"the token block of unit {unit} is missing; `actstore verify` lists"
-                " what is"
-            )
-        # Reading on is cheap, going to a cursor may read part of the corpus again.
-        if self._next_of_source != unit:
-            cursor = self.records[unit - 1].cursor if unit > 0 else None
-            self._source.seek(cursor)
-        block = self._source.take(planned_sequences(self._plan.layout, unit))
-        self._next_of_source = unit + 1
-        if len(block.tokens) == 0:
+            raise missing_block(unit)
+        block = self._source.read(unit)
+        if block is None:
             return None
-        self._commit(unit, block)
-        return block.tokens
+        self.records[unit] = self._source.commit(unit, block).record
+        return CommittedBlock(self.records[unit], block.tokens)
 
-    def _commit(self, unit: int, block: TokenBlock) -> None:
-        _check_vocabulary(block.tokens, self._plan.model.vocabulary, unit)
-        # The corpus ends with it, or the harvest does.
-        last = block.ended or unit == self._plan.layout.n_units - 1
-        self.records[unit] = self._writer.commit_block(
-            unit, block.tokens, block.cursor, last, block.skipped
-        )
+    def _awaited(self, unit: int) -> BlockRecord | None:
+        """Wait until a unit's block is committed, and return its record.
 
+        Where no block comes for a while, this worker begins to read.
 
-def first_block(
-    source: Sequencer, plan: Plan, cursor: dict[str, object] | None = None
-) -> TokenBlock:
-    """Read the first block of a plan, from a cursor on (None: the corpus' beginning).
+        None: the corpus ends before it, or the worker is to end.
+        """
+        if self._reader is None:
+            raise missing_block(unit)
+        front = self._plan.first_unit
+        pause = FIRST_PAUSE_S
+        patience = self._patience()
+        moved_at = time.monotonic()
+        while not (self._closing.is_set() or self._share.has_ended):
+            self._reader.check()
+            record = self._known.get(unit)
+            if record is not None:
+                return record
+            missing = self._known.first_missing(front, unit)
+            if self._ends_before(unit, missing):
+                return None
+            if missing != front:
+                front, moved_at = missing, time.monotonic()
+            if self._reader.commits(front):
+                moved_at = time.monotonic()
+            elif time.monotonic() - moved_at >= patience:
+                self._reader.start(front)
+            self._closing.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+        return None
 
-    It is read before anything is written, so that an empty corpus leaves no store.
+    def _ends_before(self, unit: int, missing: int) -> bool:
+        """Return whether the corpus is known to end before a unit's block.
 
-    Raises:
-        CorpusError: Nothing is there to read.
-    """
-    name = plan.spec.corpus.name
-    if cursor == END:
-        raise CorpusError(
-            f"corpus {name!r} has been harvested to its end; there is nothing to add"
-        )
-    source.seek(cursor)
-    block = source.take(planned_sequences(plan.layout, plan.first_unit))
-    if len(block.tokens) == 0:
-        what = (
-            f"not even one context of {plan.spec.context} tokens"
-            if plan.spec.pack
-            else "no document with a token"
-        )
-        left = " after the part that the store has" if cursor else ""
-        raise CorpusError(
-            f"corpus {name!r} holds {what}{left}; give more text or a shorter --context"
-        )
-    return block
+        missing: a block up to there that is missing while the one before it is there.
+        """
+        before = self.records.get(missing - 1)
+        if missing > self._plan.first_unit and before is not None and before.last:
+            return True
+        end = None if self._reader is None else self._reader.end
+        return end is not None and unit >= end
 
+    def _patience(self) -> float:
+        """Return the seconds without a new block after which this worker reads.
 
-def planned_sequences(layout: Layout, unit: int) -> int:
-    """Return how many sequences a unit has, where the corpus does not end early."""
-    left = layout.n_sequences - unit * layout.unit_sequences
-    return min(layout.unit_sequences, left)
-
-
-def planned_tokens(layout: Layout, units: range) -> int:
-    """Return how many tokens some units have, where the corpus does not end early."""
-    if len(units) == 0:
-        return 0
-    # Only the last unit of a store may be smaller than the others.
-    n_sequences = (len(units) - 1) * layout.unit_sequences
-    n_sequences += planned_sequences(layout, units[-1])
-    return n_sequences * layout.context
-
-
-def _check_vocabulary(tokens: NDArray[np.int32], vocabulary: int, unit: int) -> None:
-    """Raise CorpusError for a token id that the model does not have.
-
-    tokens: int32 [n_sequences, context]; vocabulary: 0 where it is not known.
-    """
-    largest = int(tokens.max(initial=-1))
-    if vocabulary and largest >= vocabulary:
-        raise CorpusError(
-            f"token id {largest} in unit {unit}: the model's vocabulary has"
-            f" {vocabulary} tokens; the corpus was tokenised for another model"
-        )
+        They differ, so that not all begin at once.
+        """
+        bits = max(1, self._share.number.bit_length())
+        return PATIENCE_S * bits * random.uniform(1, 1.2)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from actstore.harvesting.block_source import first_block
 from actstore.harvesting.harvest_plan import make_plan
 from actstore.harvesting.inert_fields import check_acts
 from actstore.harvesting.progress import Progress, Report
 from actstore.harvesting.run_plan import checked_tap
-from actstore.harvesting.token_blocks import first_block
 from actstore.model.load_model import LoadedModel, load_or_wrap
 from actstore.model.model_info import tokenizer_files
 from actstore.model.tap import Tap

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from actstore.console.user_warnings import warn
 from actstore.errors import CorpusError, HarvestWarning, ModelError
+from actstore.harvesting.block_source import planned_tokens
 from actstore.harvesting.fill_unit_buffer import RowCollector
 from actstore.harvesting.handed_units import HandedUnits
 from actstore.harvesting.harvest_warnings import warn_of_corpus
 from actstore.harvesting.model_inputs import autocast, model_inputs
 from actstore.harvesting.progress import Progress, Report
 from actstore.harvesting.store_writer import StoreWriter
-from actstore.harvesting.token_blocks import TokenBlocks, planned_tokens
+from actstore.harvesting.token_blocks import TokenBlocks
 from actstore.harvesting.token_filter import TokenFilter
 from actstore.harvesting.worker_share import Share
 from actstore.harvesting.writer_thread import ToldOfUnits, WriterThread

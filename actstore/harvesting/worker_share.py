@@ -27,6 +27,16 @@ class Share:
         """Whether no other worker writes the store."""
         return self.of == 1
 
+    @property
+    def is_reader(self) -> bool:
+        """Whether this worker reads the corpus for the others as well."""
+        return self.number == 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker is to end before its units do: never."""
+        return False
+
     def of_plan(self, plan: Plan) -> range:
         """Return the units that are this worker's from the beginning on."""
         return self.units(plan)

@@ -86,8 +86,9 @@ def wanted_units(
     if plan.adds_sites and parent is not None:
         # New sites are harvested at the tokens that the store has already.
         return range(parent.n_units)
-    # Blocks are committed in order, so only the newest may be the last one. A store
-    # that is extended has an earlier block that was the last one then.
+    # Only the newest may be the last one; blocks before it may be missing still, and
+    # with them their units. A store that is extended has an earlier block that was the
+    # last one then.
     unit = max(_listed_units(storage, "blocks"), default=-1)
     unit = max(unit, plan.first_unit - 1)
     # What a listing that lags does not show is asked for by name.
@@ -125,13 +126,19 @@ def missing_units(
     return []
 
 
+def listed_blocks(storage: Storage) -> set[int]:
+    """Return the units whose token block a listing shows; it may lag."""
+    return set(_listed_units(storage, "blocks"))
+
+
 def committed_blocks(
     storage: Storage, units: Container[int] | None = None
 ) -> dict[int, BlockRecord]:
     """Return the records of the token blocks that are there, by unit.
 
-    They are committed in order. So where a listing lags, those that it does not show
-    are asked for by name, up to the first that is not there.
+    Where a listing lags, those that it does not show are asked for by name, up to the
+    first that is not there. Behind that one there may be more, which a harvest may
+    commit once more.
 
     Args:
         storage: Where the store lies.

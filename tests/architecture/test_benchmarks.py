@@ -23,6 +23,7 @@ BY_HAND = (
     "gpu",
     "service_load",
     "engines",
+    "token_blocks",
 )
 
 

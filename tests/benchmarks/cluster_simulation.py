@@ -16,6 +16,7 @@ import argparse
 import datetime as dt
 import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product, repeat
 from pathlib import Path
@@ -28,9 +29,11 @@ from tests.benchmarks.cluster.validation import validate
 RESULTS = Path(__file__).parent / "results" / "cluster_simulation_202611.jsonl"
 
 
-def simulated(cluster: Cluster, processes: int, seed: int) -> list[Row]:
-    """Every case on every cluster."""
-    pairs = list(product(CASES, GPUS))
+def simulated(
+    cluster: Cluster, cases: Sequence[str], processes: int, seed: int
+) -> list[Row]:
+    """Some cases on every cluster."""
+    pairs = list(product(cases, GPUS))
     rows = []
     with ProcessPoolExecutor(processes) as pool:
         done = pool.map(
@@ -49,7 +52,8 @@ def simulated(cluster: Cluster, processes: int, seed: int) -> list[Row]:
 def kept() -> list[Row]:
     """The rows of the results' file."""
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    return [Row(**line) for line in lines if "case" in line]
+    rows = [Row(**line) for line in lines if "case" in line]
+    return [row for row in rows if row.case in CASES]
 
 
 def changed(cluster: Cluster, settings: list[str]) -> Cluster:
@@ -68,6 +72,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--case", choices=CASES, action="append", help="this one; keep the others"
+    )
     parser.add_argument("--draw", action="store_true", help="from what is kept")
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--rounds", type=int, default=4, help="of the validation")
@@ -77,7 +84,9 @@ def main() -> None:
         return
     cluster = changed(Cluster(), arguments.set)
     if not arguments.draw:
-        rows = simulated(cluster, arguments.processes, arguments.seed)
+        cases = arguments.case or list(CASES)
+        others = [row for row in kept() if row.case not in cases]
+        rows = others + simulated(cluster, cases, arguments.processes, arguments.seed)
         if arguments.set:
             return
         head = {"date": f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}"}

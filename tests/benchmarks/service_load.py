@@ -4,11 +4,12 @@
 
 The service is `trainer serve` in a process of its own, with so many runs in its queue.
 Each client asks again about a second after it was answered, as a page does: for the
-list, a run, its journal, the state. First all ask so (*paced*); then a few ask without
+list, a run, its journal, the state. Every tenth follows the events of the run that is
+trained instead, as the run's page does. First all ask so (*paced*); then a few ask without
 a pause (*closed loop*), which is what the service can answer at most. The clients are a
 process of their own on the same cores.
 
-Lines of JSON: errors, the median and the 99th percentile of each route in ms, beside
+Lines of JSON: errors, the events that came to each follower, the median and the 99th percentile of each route in ms, beside
 the wanted 250 ms; answers per second of the closed loop beside those of a bare uvicorn.
 """
 
@@ -42,6 +43,7 @@ from trainer.training.train_spec import load_spec
 
 WANTED_MS = 250.0
 N_CLOSED = 8
+ONE_FOLLOWS_OF = 10
 JOURNAL_LINES = 200
 BARE = """
 import sys, uvicorn
@@ -62,6 +64,8 @@ class Load(NamedTuple):
     ms: dict[str, list[float]]
     """How long each answer took, by route."""
     seconds: float
+    events: list[int]
+    """How many events came to each follower."""
 
     @property
     def n(self) -> int:
@@ -93,6 +97,30 @@ class Connection:
         await reader.readexactly(int(length))
         return int(head.split()[1])
 
+    async def follow(self, path: str, end: float) -> int:
+        """Return how many events came until the time was over.
+
+        Raises:
+            ValueError: The stream was refused, or ended before.
+        """
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self._port, local_addr=(self._address, 0)
+        )
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\n{next(self._heads)}".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b" 200 " not in head.partition(b"\r\n")[0]:
+                raise ValueError(head)
+            events = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(end - time.monotonic()):
+                    while line := await reader.readline():
+                        events += line.startswith(b"data: ")
+                    raise ValueError("the stream has ended")
+            return events
+        finally:
+            writer.close()
+
     async def close(self) -> None:
         """Close it; the next `get` opens it again."""
         if self._streams is not None:
@@ -122,6 +150,7 @@ async def load(
     runs: Sequence[str],
     seconds: float,
     pause_s: float,
+    followed: str | None = None,
 ) -> Load:
     """Let clients ask until the time is over.
 
@@ -132,10 +161,20 @@ async def load(
         runs: Ids of the runs that are asked for.
         seconds: How long.
         pause_s: From an answer to the next request, on average.
+        followed: The run whose events every tenth client follows; None: nobody does.
     """
     end = time.monotonic() + seconds
     ms: dict[str, list[float]] = defaultdict(list)
     errors = 0
+    came: list[int] = []
+
+    async def follower(number: int) -> None:
+        nonlocal errors
+        connection = Connection(port, tokens[number], f"127.0.1.{number + 1}")
+        try:
+            came.append(await connection.follow(f"/runs/{followed}/events", end))
+        except (OSError, EOFError, ValueError):
+            errors += 1
 
     async def client(number: int) -> None:
         nonlocal errors
@@ -157,8 +196,13 @@ async def load(
         await connection.close()
 
     began = time.monotonic()
-    await asyncio.gather(*(client(number) for number in range(len(tokens))))
-    return Load(errors, dict(ms), time.monotonic() - began)
+    follows = [
+        followed is not None and i % ONE_FOLLOWS_OF == 0 for i in range(len(tokens))
+    ]
+    await asyncio.gather(
+        *(follower(i) if one else client(i) for i, one in enumerate(follows))
+    )
+    return Load(errors, dict(ms), time.monotonic() - began, came)
 
 
 def fill(folder: Path, n_runs: int) -> tuple[list[str], list[str]]:
@@ -244,9 +288,10 @@ def measured(seconds: float, n_clients: int, n_runs: int) -> Iterator[BenchRecor
         folder = Path(name)
         runs, tokens = fill(folder, n_runs)
         with service(folder) as port:
-            runs = [*runs[:: max(1, n_runs // 50)], train_long(folder)]
+            trained = train_long(folder)
+            runs = [*runs[:: max(1, n_runs // 50)], trained]
             each = [[token] for token in tokens[:n_clients]]
-            paced = asyncio.run(load(port, each, runs, seconds, 1.0))
+            paced = asyncio.run(load(port, each, runs, seconds, 1.0, trained))
             yield from _records(paced)
             few = [tokens[i::N_CLOSED] for i in range(N_CLOSED)]
             closed = asyncio.run(load(port, few, runs, seconds / 4, 0.0))
@@ -273,6 +318,14 @@ def _records(paced: Load) -> Iterator[BenchRecord]:
         unit="answers",
         floor=0,
         ratio=paced.errors,
+    )
+    yield BenchRecord(
+        bench="service_load",
+        case=f"fewest events that came to one of {len(paced.events)} followers",
+        value=min(paced.events, default=0),
+        unit="events",
+        floor=paced.seconds / 2,
+        ratio=2 * min(paced.events, default=0) / paced.seconds,
     )
     for route, ms in sorted(paced.ms.items()):
         p99 = statistics.quantiles(ms, n=100)[98]

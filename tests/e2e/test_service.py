@@ -52,6 +52,8 @@ def serving(folder: Path) -> Iterator[tuple[str, str]]:
         "runs",
         "--port",
         "0",
+        "--catalog",
+        "catalog",
     ]
     with (
         (folder / "log").open("w") as log,
@@ -131,6 +133,10 @@ def test_a_run_is_started_watched_cancelled_resumed_and_reported(
         assert "1 SAE trained on" in page.inner_text("body")
         page.goto(run)
         assert "Evaluation" in page.inner_text("#more")
+        page.click("summary >> text=Publish")
+        page.fill(".publish input[name=name]", "ours")
+        page.click(".publish button")
+        until(page, "document.body.innerText.includes('catalog:ours:latest')")
         assert [text for text in told.errors if "sandbox" not in text] == []
         assert all(url.startswith(address) for url in told.fetched)
     assert "Traceback" not in (folder / "log").read_text()

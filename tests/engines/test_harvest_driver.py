@@ -31,6 +31,7 @@ class Actor:
         self.stage: Any = "loading"
         self.units: list[int] = []
         self.may_write = ""
+        self.number: int | None = None
 
 
 class Workers:
@@ -61,6 +62,12 @@ class Workers:
         actor.units += asked.units
         assert len(actor.units) <= UNITS_AT_ONCE
         actor.may_write = asked.may_write or actor.may_write
+        if asked.may_write:
+            # One of those that live reads the corpus, and none has another's number.
+            others = [one for one in self.actors.values() if one is not actor]
+            assert asked.number not in [one.number for one in others]
+            assert asked.number < self.room.n_workers
+            actor.number = asked.number
         self.asked.append(worker)
 
     def replies(self, _: float) -> Iterator[Reply]:
@@ -203,5 +210,6 @@ def test_what_the_driver_does_not_see_is_said(made: Path, tmp_path: Path) -> Non
         _Driver(Storage(tmp_path / "here"), "", workers, lambda _: None).run()  # type: ignore[arg-type]
     # A plan of an earlier harvest lies in both.
     shutil.copy(made / object_keys.plan_key(0), tmp_path / "here")
+    workers = Workers(made, tmp_path / "elsewhere", 1, [])
     with pytest.raises(EngineError, match="does not see what n has written"):
         _Driver(Storage(tmp_path / "here"), "", workers, lambda _: None).run()  # type: ignore[arg-type]

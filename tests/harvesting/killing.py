@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +20,9 @@ from torch import nn
 import actstore
 import actstore.model.hugging_face_tap
 from actstore.errors import HarvestWarning, OthersUnfinishedError
+from actstore.format.storage import Storage
+from actstore.harvesting import block_reader, token_blocks
+from actstore.harvesting.block_source import BlockSource, Commit
 
 # by the fork server, not by every worker
 LOADED = (transformers.PreTrainedModel, actstore.model.hugging_face_tap)
@@ -83,3 +87,25 @@ def work(path: str, out: str, worker: str | None, seconds: float) -> None:
     with contextlib.suppress(OthersUnfinishedError), warnings.catch_warnings():
         warnings.simplefilter("ignore", HarvestWarning)
         actstore.harvest(spec(Path(path)), out, model=model, worker=worker)
+
+
+def read_slowly(path: str, out: str, worker: str) -> None:
+    """One worker's life, in which eight token blocks are committed at a time, as over a
+    network, each in a time of its own.
+    """
+    commit = BlockSource.commit
+
+    def slowly(*arguments: Any) -> Commit:
+        time.sleep(random.uniform(0, 0.1))
+        return commit(*arguments)
+
+    BlockSource.commit = slowly  # type: ignore[method-assign, assignment]
+    block_reader._commits_at_once = lambda *_: 8
+    token_blocks.PATIENCE_S = 0.1
+    work(path, out, worker, 0.0)
+
+
+def objects(store: Path) -> dict[str, bytes]:
+    """Every object of a store."""
+    storage = Storage(str(store))
+    return {key: storage.read(key) for key in storage.list()}

@@ -18,6 +18,7 @@ import actstore
 from actstore.errors import ExistsError, OthersUnfinishedError, SpecError
 from actstore.format import object_keys
 from actstore.format.storage import Storage
+from actstore.harvesting import token_blocks
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.worker_share import Share, parse_worker
 from tests.harvesting import killing
@@ -126,8 +127,13 @@ def test_shares_cover_every_unit_once() -> None:
 
 @pytest.mark.filterwarnings("ignore::actstore.errors.HarvestWarning")
 def test_a_worker_says_what_is_left_and_the_last_one_finishes(
-    undisturbed: actstore.Store, corpus: tuple[Path, list[list[int]]], tmp_path: Path
+    undisturbed: actstore.Store,
+    corpus: tuple[Path, list[list[int]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The first worker, which reads for all, comes last.
+    monkeypatch.setattr(token_blocks, "PATIENCE_S", 0.05)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the plan's numerics name it
     try:

@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
+from schemas.service import SlotState
 from trainer.passes import pass_process, supervisor
 from trainer.passes.pass_log import begin_log
 from trainer.passes.process_identity import lives, process_start
@@ -28,6 +31,9 @@ from trainer.queue.database import NAME
 from trainer.queue.queue import Queue
 from trainer.queue.queue_records import Lease
 from trainer.queue.slots import Slot
+from trainer.service.app import make_app
+from trainer.service.service import Places, Service
+from trainer.service.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 1 << 40
@@ -88,15 +94,25 @@ def forks(folder: Path) -> Iterator[Forks]:
             server.kill()
 
 
-def serve(address: str, state: str, n_slots: str) -> None:
-    """A service without an API, until it is killed."""
+def serve(address: str, state: str, n_slots: str, *api: str) -> None:
+    """A service until it is killed, with an API where its port, runs and stores are
+    given.
+    """
     supervisor.EVERY_S = 0.02
     folder = Path(state)
     slots = [Slot(f"cpu-{i}", "cpu", MEMORY, {}) for i in range(int(n_slots))]
     queue = Queue(folder / NAME, most_losses=10**6)
     executor = ForkedExecutor(folder, Forks(Path(address)))
     Supervisor(queue, slots, executor, folder).start()
-    signal.pause()
+    if not api:
+        signal.pause()
+    port, runs, stores = api
+    states = [SlotState(name="cpu-0", device="cpu", memory_bytes=MEMORY, runs=[])]
+    service = Service(Places(runs, (stores,)), queue, states)
+    app = make_app(service, Tokens(folder))
+    # the port of one that was killed is free at once
+    with socket.create_server(("127.0.0.1", int(port))) as listening:
+        uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listening])
 
 
 def _answer(connection: socket.socket, address: str) -> None:
@@ -138,8 +154,14 @@ def _become(role: str, arguments: list[Any], address: str) -> None:
 
 
 def main() -> None:
-    """Import what a pass needs, and fork at each request."""
+    """Import what a pass and a submission need, and fork at each request."""
+    import torch
+
     from trainer.training import one_pass, train_group  # noqa: F401
+
+    # by it torch imports some 800 modules more, when memory is first estimated
+    with torch.device("meta"):
+        torch.empty(1)
 
     address = sys.argv[1]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children

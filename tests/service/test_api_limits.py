@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +17,8 @@ from starlette.requests import Request
 
 from tests.service.served import Served, served
 from trainer.service import limits
-from trainer.service.from_proxy import FromProxy
+from trainer.service.from_proxy import FromProxy, checked_proxies
+from trainer.service.limits import Scope, address_of
 from trainer.service.patient_protocol import PatientProtocol
 from trainer.service.rates import Rate, RateLimit
 from trainer.service.tokens import User
@@ -261,6 +264,39 @@ def test_only_the_proxy_is_believed(tmp_path: Path) -> None:
             assert (refused.status_code, "proxy" in refused.text) == (403, True)
         assert client.get("/health").status_code == 200
     assert FromProxy(there.app, ["10.0.0.0/8"])._is_proxy("10.9.9.9")
+
+
+FORWARDED = {
+    # in private networks users are, too: what one wrote itself counts for nothing
+    ("", "10.9.9.9, 10.1.2.3"): "10.1.2.3",
+    ("", "10.9.9.9,192.0.2.7, 10.1.2.3"): "10.1.2.3",
+    ("", "192.0.2.7"): "192.0.2.7",
+    ("", "192.0.2.7:4711"): "192.0.2.7",
+    ("", "[2001:db8::7]:4711"): "2001:db8::7",
+    ("", "2001:db8::7"): "2001:db8::7",
+    ("", "10.9.9.9, nobody"): "127.0.0.1",
+    ("", ""): "127.0.0.1",
+    # proxies that were named: whoever asked the first of them
+    ("127.0.0.1 10.1.2.3", "10.9.9.9, 192.0.2.7, 10.1.2.3"): "192.0.2.7",
+    ("127.0.0.1 10.1.2.3", "10.9.9.9, 10.1.2.3"): "10.9.9.9",
+    ("127.0.0.1 10.1.2.3", "10.1.2.3"): "10.1.2.3",
+}
+
+
+@pytest.mark.parametrize(("named", "header"), FORWARDED)
+def test_whoever_asks_the_proxy_is_who_asks(named: str, header: str) -> None:
+    """Nobody takes another's address, whose share of requests would then be used up."""
+    seen: list[Any] = []
+
+    async def app(scope: Scope, _receive: Any, _send: Any) -> None:
+        seen.append((address_of(scope), scope["scheme"]))
+
+    layer = FromProxy(app, checked_proxies(named.split()))
+    headers = [(b"x-forwarded-for", header.encode()), (b"x-forwarded-proto", b"https")]
+    scope = {"type": "http", "client": ("127.0.0.1", 1), "scheme": "http"}
+    asyncio.run(layer({**scope, "headers": headers}, None, None))  # type: ignore[arg-type]
+    wanted = address_of({"client": (FORWARDED[named, header], 0)})
+    assert seen == [(wanted, "https")]
 
 
 def test_without_a_proxy_nothing_is_believed(

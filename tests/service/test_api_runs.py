@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from schemas.service import Estimate, RunPage, ServiceRun
 from schemas.train import TrainSpec
 from tests.service.served import SAE, Served, served
 from tests.support import make_store
+from trainer.service.work_pools import FRESH_S
 from trainer.training.train import Settings, train_one
 from trainer.training.train_spec import load_spec
 
@@ -365,5 +367,6 @@ def test_ready_says_no_where_nothing_can_be_trained(
     with there.client("reader") as client:
         assert client.get("/ready").status_code == 200
         monkeypatch.setattr(there.service, "_trouble", lambda: "the disk is full")
+        time.sleep(FRESH_S)  # it is looked at now and then only
         told = client.get("/ready")
         assert (told.status_code, told.json()["status"]) == (503, "not ready")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +16,7 @@ import pytest
 from schemas.service import ServiceRun
 from tests.service.served import Served, served
 from trainer.service.run_reports import report_environment
+from trainer.service.work_pools import FRESH_S, N_SLOW
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,52 @@ def test_an_error_of_the_service_tells_nothing(
         assert answer.status_code == 500
         assert "secret" not in answer.text
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_who_asks_for_reports_keeps_nobody_from_anything_else(
+    there: Served, run: ServiceRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report may take minutes; a reader can ask for as many as there are threads."""
+    made = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def report(_run: str) -> bytes:
+        begun.release()
+        made.wait(60)
+        return b"<html>"
+
+    monkeypatch.setattr(there.service, "report", report)
+    dry = {"spec": there.spec(), "dry_run": True}
+    with (
+        there.client("reader") as reader,
+        there.client("submitter") as submitter,
+        ThreadPoolExecutor(N_SLOW) as clients,
+    ):
+        url = f"/runs/{run.id}/report"
+        try:
+            asked = [clients.submit(reader.get, url) for _ in range(N_SLOW)]
+            assert all(begun.acquire(timeout=30) for _ in asked)
+            assert submitter.post("/runs", json=dry).status_code == 200
+            assert reader.get("/stores").status_code == 200
+            assert reader.get("/ready").status_code == 200
+        finally:
+            made.set()
+        assert {one.result().status_code for one in asked} == {200}
+
+
+def test_whoever_asks_whether_it_is_ready_costs_little(
+    there: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a token, too, it can be asked for again and again."""
+    looked = []
+    monkeypatch.setattr(there.service, "check", lambda: looked.append(1))
+    with there.client("reader") as client:
+        client.headers.pop("Authorization")
+        began = time.monotonic()
+        answers = {client.get("/ready").status_code for _ in range(40)}
+        most = 2 + (time.monotonic() - began) / FRESH_S
+    assert answers == {200}
+    assert len(looked) <= most
 
 
 def test_a_report_is_made_without_the_service_s_secrets(

@@ -8,8 +8,12 @@ import contextlib
 import os
 import random
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,11 +23,16 @@ from tests.service.forked import Forks, forks
 from tests.service.runs import BATCH, STEPS, check_same, tiny_spec, train_alone
 from tests.service.support import new_run
 from tests.support import make_store
+from trainer.client import connection
+from trainer.client.service_client import ServiceClient
+from trainer.errors import UnreachableError
 from trainer.passes.process_identity import end_process, lives, process_start
 from trainer.queue.database import NAME
 from trainer.queue.queue import Queue
+from trainer.service.tokens import Tokens
 
 SEEDS = 4
+N_USERS, N_SUBMITTED = 3, 8
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +67,11 @@ def undisturbed(folder: Path, specs: list[TrainSpec]) -> list[Path]:
 class Service:
     """A service that is killed and started again."""
 
-    def __init__(self, state: Path, forked: Forks) -> None:
+    def __init__(self, state: Path, forked: Forks, *api: str) -> None:
         state.mkdir()
         self.state = state
         self._forked = forked
+        self._api = api
         (state / "service.log").touch()
         self.start()
 
@@ -70,6 +80,7 @@ class Service:
             "service",
             str(self.state),
             "2",
+            *self._api,
             log=self.state / "service.log",
         )
         self.began = process_start(self.pid)
@@ -142,7 +153,8 @@ def disturbed(
     draw = random.Random(15)
     kills = dict.fromkeys(("service", "pass", "both"), 0)
     n_sets = 0
-    while sum(kills.values()) < n_kills:
+    # so many of each: of the service, and of a process that trains
+    while kills["both"] + min(kills["service"], kills["pass"]) < n_kills:
         if queue.counts()["queued"] == 0:
             submit(queue, runs, specs, n_sets)
             n_sets += 1
@@ -164,9 +176,12 @@ def disturbed(
 
 
 @contextlib.contextmanager
-def started(state: Path, forked: Forks) -> Iterator[Service]:
-    """A service; it and its passes are gone after the `with`."""
-    service = Service(state, forked)
+def started(state: Path, forked: Forks, *api: str) -> Iterator[Service]:
+    """A service; it and its passes are gone after the `with`.
+
+    api: its port, runs and stores, where it has an API.
+    """
+    service = Service(state, forked, *api)
     try:
         yield service
     finally:
@@ -180,11 +195,116 @@ def started(state: Path, forked: Forks) -> Iterator[Service]:
 def test_kills(
     tmp_path: Path, forked: Forks, specs: list[TrainSpec], undisturbed: list[Path]
 ) -> None:
-    killed_service(tmp_path, forked, specs, undisturbed, n_kills=12)
+    killed_service(tmp_path, forked, specs, undisturbed, n_kills=8)
 
 
 @pytest.mark.slow
 def test_many_kills(
     tmp_path: Path, forked: Forks, specs: list[TrainSpec], undisturbed: list[Path]
 ) -> None:
-    killed_service(tmp_path, forked, specs, undisturbed, n_kills=120)
+    killed_service(tmp_path, forked, specs, undisturbed, n_kills=100)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def submit_by_http(
+    url: str, token: str, specs: list[TrainSpec], user: int, begun: threading.Barrier
+) -> set[str]:
+    """Submit runs one after the other, whether the service is there or not; return the
+    ids that it has answered with.
+    """
+    found = set()
+    draw = random.Random(user)
+    with ServiceClient(url, token=token, patience_s=200) as client:
+        wait_for(client)
+        begun.wait(60)
+        for number in range(N_SUBMITTED):
+            spec = specs[number % len(specs)]
+            name = f"{user}-{number}-{number % len(specs)}"
+            [run] = client.submit(spec, name=name)
+            found.add(run.id)
+            time.sleep(draw.random())
+    return found
+
+
+def wait_until_open(port: int) -> None:
+    """Wait until a service listens."""
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        with contextlib.suppress(OSError), closing(socket.socket()) as one:
+            one.connect(("127.0.0.1", port))
+            return
+        time.sleep(0.02)
+    pytest.fail("the service does not listen")
+
+
+def wait_for(client: ServiceClient) -> None:
+    """Wait for a service that has only just begun: a client gives up on that soon."""
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        with contextlib.suppress(UnreachableError):
+            client.state()
+            return
+        time.sleep(0.1)
+    pytest.fail("the service does not answer")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_submission_is_lost_or_doubled(
+    tmp_path: Path,
+    forked: Forks,
+    specs: list[TrainSpec],
+    undisturbed: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The service with its API is killed at 40 random instants, while users submit."""
+    # it is back within a second: a client that waits for ten would rarely meet it
+    monkeypatch.setattr(connection, "LONGEST_WAIT_S", 0.5)
+    draw = random.Random(16)
+    port = free_port()
+    places = (str(tmp_path / "runs"), str(Path(specs[0].store).parent))
+    with (
+        started(tmp_path / "state", forked, str(port), *places) as service,
+        ThreadPoolExecutor(N_USERS) as users,
+    ):
+        tokens = [
+            Tokens(service.state).make(f"user{user}", "submitter")
+            for user in range(N_USERS)
+        ]
+        url = f"http://127.0.0.1:{port}"
+        begun = threading.Barrier(N_USERS + 1)
+        asked = [
+            users.submit(submit_by_http, url, token, specs, user, begun)
+            for user, token in enumerate(tokens)
+        ]
+        begun.wait(60)
+        n_kills = 0
+        while n_kills < 40 or not all(one.done() for one in asked):
+            # now and then before it answers at all
+            if draw.random() < 0.8:
+                wait_until_open(port)
+            time.sleep(draw.random() * 0.8)
+            service.kill()
+            service.start()
+            n_kills += 1
+            if n_kills >= 40:
+                wait_until_open(port)
+                time.sleep(3)  # what is left of the submissions
+        answered = [one.result() for one in asked]
+        with Queue(service.state / NAME) as queue:
+            n_runs = N_USERS * N_SUBMITTED
+            give_up = time.monotonic() + 120
+            while queue.counts()["completed"] < n_runs:
+                assert time.monotonic() < give_up, (queue.counts(), service.log())
+                time.sleep(0.05)
+            runs = queue.runs(limit=1000).runs
+        assert {run.id for run in runs} == set.union(*answered)
+        assert len(runs) == n_runs
+        assert all(len(one) == N_SUBMITTED for one in answered)
+        for run in runs:
+            check_same(Path(run.url), undisturbed[int(run.name[-1])])
+        assert "Traceback" not in service.log()

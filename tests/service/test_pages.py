@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from actstore.format.storage import Storage
-from tests.service.page_support import PlayedService, make_stores
+from tests.service.page_support import SITES, PlayedService, make_stores
+from tests.support import make_store
+from trainer.service.pages.new_run_form import sent_form, submission_of
 from trainer.service.pages.static_files import static_address, static_files
 
 HOSTILE = [
@@ -193,6 +196,12 @@ def test_hostile_names_are_text(
     assert unescape(ada.get(f"/pages/runs/{run}").text).count(name) >= 3
 
 
+def address_of_older(text: str) -> str:
+    older = re.search(r'href="([^"]+)" rel="next"', text)
+    assert older is not None
+    return unescape(older[1])
+
+
 def test_a_thousand_runs_come_in_pages(ada: TestClient, played: PlayedService) -> None:
     played.add([f"run-{n:04}" for n in range(1000)])
     found: list[str] = []
@@ -209,7 +218,23 @@ def test_a_thousand_runs_come_in_pages(ada: TestClient, played: PlayedService) -
         assert f"{page * 50 + 1:,}–{page * 50 + 50:,} of 1,000" in answer.text
         older = re.search(r'href="([^"]+)" rel="next"', answer.text)
         address = unescape(older[1]) if older else ""
+        here = answer
     assert address == ""
+    # and back again
+    for page in reversed(range(19)):
+        newer = re.search(r'href="([^"]+)" rel="prev"', here.text)
+        assert newer is not None
+        here = ada.get(unescape(newer[1]))
+        assert f"{page * 50 + 1:,}–{page * 50 + 50:,} of 1,000" in here.text
+        assert f">{found[page * 50]}</a>" in here.text
+    assert 'rel="prev"' not in here.text
+    # newer ones came meanwhile: the list begins with the newest of them
+    second = ada.get(address_of_older(here.text))
+    played.add(["late"])
+    newer = re.search(r'href="([^"]+)" rel="prev"', second.text)
+    assert newer is not None
+    assert f">{found[0]}</a>" in ada.get(unescape(newer[1])).text
+    assert ">late</a>" in ada.get("/").text
     assert found == [f"run-{n:04}" for n in reversed(range(1000))]
     assert "1–1 of 1" in ada.get("/?text=run-0777").text
     assert "No run fits" in ada.get("/?text=nothing").text
@@ -267,6 +292,50 @@ def test_the_form_starts_a_run_once(ada: TestClient, played: PlayedService) -> N
     )
     assert sweep.headers["location"] == "/?sweep=grid"
     assert played.service.runs(sweep="grid").total == 2
+
+
+def test_what_the_form_offers_is_accepted(
+    ada: TestClient, played: PlayedService
+) -> None:
+    """Every choice, and every field with a value that its hint speaks of."""
+    page = ada.get(f"/pages/new?store={played.store}").text
+    choices = {
+        name: re.findall(r'<option value="([^"]*)"', options)
+        for name, options in re.findall(r'<select id="(\w+)"[^>]*>(.*?)</select>', page)
+    }
+    texts = {"rows": "5k", "batch": "256", "expansion": "2", "l0": "4", "seed": "3"}
+    texts |= {"name": "any-name", "priority": "2"}
+    given = set(re.findall(r'<input id="(\w+)" name="\1"', page))
+    assert given == set(texts)
+    data = {"store": str(played.store), "kind": "topk"}
+    tried = [data | {name: text} for name, text in texts.items()]
+    tried += [data | texts | {"sites": site} for site in SITES]
+    for kind in choices["kind"]:
+        for rescale in choices["rescale"]:
+            tried.append(data | {"kind": kind, "rescale": rescale})
+            tried.append(data | texts | {"kind": kind, "rescale": rescale})
+    for fields in tried:
+        form = sent_form({name: [text] for name, text in fields.items()})
+        assert played.service.estimate(submission_of(form)).fits
+
+
+def test_ticks_of_another_store_go_with_it(
+    ada: TestClient, played: PlayedService
+) -> None:
+    other = played.store.parent / "other"
+    make_store(other, {"blocks.7.hook_mlp_out": 16, "blocks.1.hook_mlp_out": 16})
+    try:
+        ticked = ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out", "blocks.*"]
+        data = {"csrf": csrf(ada), "store": str(other), "sites": ticked}
+        played.service._stores._looked = float("-inf")
+        page = ada.post("/pages/new", data={**data, "action": "store"}).text
+        found = re.findall(r'name="sites" value="([^"]*)" checked', page)
+        assert found == ["blocks.1.hook_mlp_out", "blocks.*"]
+        assert "blocks.7.hook_mlp_out" in page
+        assert "blocks.2.hook_mlp_out" not in page
+    finally:
+        shutil.rmtree(other)
+        played.service._stores._looked = float("-inf")
 
 
 def test_what_is_wrong_stands_at_its_field_and_what_was_typed_stays(

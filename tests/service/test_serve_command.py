@@ -54,11 +54,11 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *words: str) -> Iterator[Running]:
+def running(folder: Path, *words: str, runs: str = "runs") -> Iterator[Running]:
     """Start it, and end it with a SIGTERM unless the test has ended it."""
     with (folder / "log").open("a") as log:
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--runs", "runs", "--port", "0", "--device", "cpu", *words],
+            [*COMMAND, "serve", "--runs", runs, "--port", "0", "--device", "cpu", *words],
             cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     try:

@@ -15,6 +15,7 @@ from actstore.errors import CorruptError, UnfinishedError
 from actstore.format import object_keys
 from actstore.format.manifest import read_plan
 from actstore.format.storage import Storage
+from actstore.harvesting.block_records import BlockRecords
 from actstore.harvesting.finish_store import finish_generation
 from actstore.harvesting.store_writer import StoreWriter
 from actstore.harvesting.token_blocks import TokenBlocks
@@ -142,21 +143,21 @@ class Chain(CommittedUnits):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 3000), st.integers(0, 2999))
+@given(st.integers(0, 3000), st.integers(0, 2999), st.integers(0, 2999))
 def test_the_first_missing_block_is_found_with_few_questions(
-    tmp_path_factory: pytest.TempPathFactory, there: int, unit: int
+    tmp_path_factory: pytest.TempPathFactory, there: int, start: int, unit: int
 ) -> None:
     storage = Chain(tmp_path_factory.mktemp("chain"), 3000, SITES)
     storage.there = there
     writer = writer_of(storage)
-    blocks = TokenBlocks(storage.plan, writer, None, Share(1, 1000))
-    storage.requests.clear()
-    found = blocks._first_missing(unit)
+    records = BlockRecords(writer, {}, is_alone=False)
+    start = min(start, unit)
+    found = records.first_missing(start, unit)
     writer.close()
-    assert found == min(there, unit + 1)
-    assert storage.requests["asked"] <= 2 + 2 * max(1, (unit - there)).bit_length()
+    assert found == min(max(there, start), unit)
+    assert storage.requests["asked"] <= 2 + 2 * (found - start + 1).bit_length()
     # What comes before it is known, so that the corpus is read on from there.
-    assert found in {0, unit + 1} or found - 1 in blocks.records
+    assert found == start or found - 1 in records.known
 
 
 def test_only_blocks_that_are_asked_for_are_read(tmp_path: Path) -> None:

@@ -42,9 +42,10 @@ def show_event(event: RunEvent, name: str | None, as_json: bool) -> None:
         typer.echo(event.model_dump_json())
         return
     words = [event.time, *([] if name is None else [name]), event.kind]
-    words += [event.text] if event.text else []
     if event.progress is not None:
         words.append(_progress(event.progress))
+    elif event.text:
+        words.append(event.text)
     say("  ".join(words))
 
 

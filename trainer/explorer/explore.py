@@ -10,8 +10,11 @@ from typing import Any
 
 from actstore import arguments
 from actstore.arguments import checked, optional
+from actstore.format.json_records import read_record
+from actstore.format.object_sizes import SMALL_JSON
 from actstore.format.storage import Storage
 from actstore.store.store import Store
+from schemas.explorer import ExplorerRecord
 from trainer.errors import RunError
 from trainer.explorer.explorer_tables import FOLDER, META
 from trainer.explorer.gather_contexts import CONTEXTS, MEMORY, gather
@@ -19,6 +22,7 @@ from trainer.explorer.latent_columns import Sources
 from trainer.explorer.nearest import check_widths, directions
 from trainer.explorer.page_file import page_file
 from trainer.explorer.read_explorer import Explorer
+from trainer.explorer.remote_files import put_files
 from trainer.explorer.token_effects import Unembedding, unembedding_of
 from trainer.explorer.write_explorer import record_of, weights_of, write_explorer
 from trainer.runs.notes import Tell, as_warning
@@ -102,9 +106,10 @@ def explore(
         'runs/topk/explorer'
     """
     run = os.fspath(run)
-    folder = explorer_folder(run, arguments.path_or_none(out))
-    is_there = (folder / META).is_file()
-    if is_there and not again and not _is_of(folder, run):
+    files = explorer_files(run, arguments.path_or_none(out))
+    folder = files.local or files.url
+    is_there = files.exists(META)
+    if is_there and not again and not _is_of(files, run):
         tell(f"{folder}: its files are of other weights than the run's; made again")
         again = True
     if again or not is_there:
@@ -130,7 +135,7 @@ def explore(
             opened.store,
             others,
             through,
-            folder,
+            files,
             split=split,
             max_rows=None if rows is None else arguments.count(rows),
             n_contexts=contexts,
@@ -156,24 +161,24 @@ def explore(
     return str(folder)
 
 
-def _is_of(folder: Path, run: str) -> bool:
+def _is_of(files: Storage, run: str) -> bool:
     """Return whether the files in a folder are of a run's present weights."""
-    return Explorer(folder).record.weights in {"", weights_of(run)}
+    record = read_record(files, META, ExplorerRecord, SMALL_JSON)
+    return record.weights in {"", weights_of(run)}
 
 
-def explorer_folder(run: str, out: str | None) -> Path:
-    """Return the local folder of a run's explorer.
+def explorer_files(run: str, out: str | None = None) -> Storage:
+    """Return the folder of a run's explorer: `explorer` in its own, or the given one.
 
     Raises:
-        RunError: The run is not on a local disk, and no folder is given.
+        RunError: The folder that is given is not on a local disk.
     """
-    local = Storage(out if out is not None else run).local
-    if local is None:
-        raise RunError(
-            f"{out or run}: wanted a local folder for the explorer's files, which are"
-            " read at random; give one with --out"
-        )
-    return local if out is not None else local / FOLDER
+    if out is None:
+        return Storage(run).child(FOLDER)
+    files = Storage(out)
+    if files.local is None:
+        raise RunError(f"--out {out}: wanted a local folder")
+    return files
 
 
 def _make(
@@ -181,7 +186,7 @@ def _make(
     store: Store,
     others: Sequence[TrainedSae],
     through: Unembedding | str,
-    folder: Path,
+    files: Storage,
     *,
     split: str,
     max_rows: int | None,
@@ -191,9 +196,11 @@ def _make(
     tokenizer: Any,
 ) -> None:
     """Gather what there is, and write the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if files.local is not None:
+        files.local.mkdir(parents=True, exist_ok=True)
     # Beside the files, where there is room for them; not in /tmp, which may be memory.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".gathering-") as scratch:
+    with tempfile.TemporaryDirectory(dir=files.local, prefix=".gathering-") as scratch:
+        folder = files.local or Path(scratch) / FOLDER
         found = gather(
             sae,
             store,
@@ -216,7 +223,10 @@ def _make(
             tokenizer=tokenizer,
             memory=memory // 8,
         )
+        folder.mkdir(exist_ok=True)
         write_explorer(sources, folder, _tick("latents", progress))
+        if files.local is None:
+            put_files(folder, files)
 
 
 def _tick(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import CorruptError
 from actstore.format.object_sizes import SMALL_JSON
+from actstore.format.storage import Storage
 from actstore.validation import validated_json
 from schemas.explorer import ExplorerRecord
 from trainer.errors import RunError
@@ -28,6 +28,7 @@ from trainer.explorer.explorer_tables import (
     contexts_schema,
     latents_schema,
 )
+from trainer.explorer.remote_files import copied
 
 MOST_GROUP_BYTES = 1 << 28  # of one row group, unpacked
 MOST_TEXT_BYTES = 1 << 28  # of all tokens' texts
@@ -37,19 +38,24 @@ class Explorer:
     """The explorer's files of one run, open for reading.
 
     Attributes:
-        folder: Where they are.
+        folder: Where they are, or a copy of them where they are in an object store.
         record: What they hold.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Open the files, and check that they are what the record says.
 
+        Args:
+            folder: Where they are: a path or any fsspec URL.
+
         Raises:
             RunError: There are none.
             SpecError: The record is none of ours.
             CorruptError: A file is not what it must be.
         """
-        self.folder = Path(folder)
+        storage = Storage(os.fspath(folder))
+        local = storage.local
+        self.folder = copied(storage, self) if local is None else local
         path = self.folder / META
         if not path.is_file():
             raise RunError(

@@ -128,6 +128,7 @@ class Queue:
         text: str | None = None,
         after: str | None = None,
         limit: int = 50,
+        before: str | None = None,
     ) -> Page:
         """Return some of the runs, newest first.
 
@@ -138,25 +139,16 @@ class Queue:
             text: Only those that have it in their name, sweep or user.
             after: Go on after this run: `next` of the page before.
             limit: At most so many.
+            before: Go back to those ahead of this run: the first of the page after.
 
         Raises:
-            UnknownRunError: There is no run `after`.
+            UnknownRunError: There is no run `after` or `before`.
         """
         where, values = run_rows.conditions(states, user, sweep, text)
         with self.database.reading() as connection:
-            total = connection.execute(
-                f"{run_rows.COUNT} WHERE {where}", values
-            ).fetchone()[0]
-            if after is not None:
-                where += " AND number < ?"
-                values = [*values, run_rows.row(connection, after)["number"]]
-            rows = connection.execute(
-                f"{run_rows.RUN} WHERE {where} ORDER BY number DESC LIMIT ?",
-                [*values, limit + 1],
-            ).fetchall()
-            found = run_rows.with_passes(connection, rows[:limit])
-        more = len(rows) > limit and found
-        return Page(found, total, found[-1].id if more else None)
+            return run_rows.page(
+                connection, where, values, after=after, before=before, limit=limit
+            )
 
     def events(
         self, after: int = 0, run: str | None = None, limit: int = 1000

@@ -10,7 +10,7 @@ from schemas.service import EventKind, RunState
 from trainer.errors import UnknownRunError
 from trainer.queue import events
 from trainer.queue.clocks import Clock
-from trainer.queue.queue_records import QueuedRun, queued_run
+from trainer.queue.queue_records import Page, QueuedRun, queued_run
 
 RUN = "SELECT runs.*, leases.slot FROM runs LEFT JOIN leases ON runs.lease = leases.id"
 COUNT = "SELECT count(*) FROM runs"
@@ -40,6 +40,34 @@ def with_passes(
         if lease not in passes:
             passes[lease] = ids_of(connection, lease)
     return [queued_run(one, passes[one["lease"]]) for one in rows]
+
+
+def page(
+    connection: sqlite3.Connection,
+    where: str,
+    values: Sequence[Any],
+    *,
+    after: str | None,
+    before: str | None,
+    limit: int,
+) -> Page:
+    """Return a page of runs, newest first; see `Queue.runs`."""
+    total = connection.execute(f"{COUNT} WHERE {where}", values).fetchone()[0]
+    values = list(values)
+    order = "DESC" if before is None else "ASC"
+    for beyond, sign in ((after, "<"), (before, ">")):
+        if beyond is not None:
+            where += f" AND number {sign} ?"
+            values.append(row(connection, beyond)["number"])
+    rows = connection.execute(
+        f"{RUN} WHERE {where} ORDER BY number {order} LIMIT ?", [*values, limit + 1]
+    ).fetchall()
+    found = with_passes(connection, rows[:limit])
+    if before is not None:
+        found.reverse()
+    # ahead of a run there is always more behind: at least that run
+    more = found and (before is not None or len(rows) > limit)
+    return Page(found, total, found[-1].id if more else None)
 
 
 def ids_of(connection: sqlite3.Connection, lease: str) -> tuple[str, ...]:

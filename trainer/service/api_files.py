@@ -38,7 +38,7 @@ file_api = APIRouter(tags=["runs"], dependencies=[Security(bearer)])
 )
 async def report(run_id: str, shared: Shared, user: Reader) -> Response:  # noqa: ARG001
     """Give the report of a run that has completed; the first time it takes long."""
-    page = await shared.pools.slow(shared.service.report, run_id)
+    page = await shared.pools.report(shared.service.report, run_id)
     headers = {"Content-Security-Policy": REPORT_POLICY}
     return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response, Security
@@ -27,6 +28,7 @@ _STORES: TypeAdapter[list[ServiceStore]] = TypeAdapter(list[ServiceStore])
 _NORMS: TypeAdapter[list[SiteNorms]] = TypeAdapter(list[SiteNorms])
 service_api = APIRouter(tags=["service"], dependencies=[Security(bearer)])
 open_api = APIRouter(tags=["service"])
+log = logging.getLogger("trainer.service")
 
 
 @service_api.get("/stores", response_model=list[ServiceStore], responses=problems())
@@ -86,13 +88,24 @@ async def health() -> Health:
 )
 async def ready(shared: Shared) -> Response:
     """Tell whether the queue and the runs' folder can be reached."""
-    try:
-        await shared.pools.slow(shared.service.check)
-    except ActstoreError:
+
+    def looked() -> bytes:
+        try:
+            shared.service.check()
+        except ActstoreError as error:
+            why = ascii(str(error))
+        else:
+            return Health(status="ok").model_dump_json().encode()
         # Who asks is not known: the log has what is wrong.
+        log.error("not ready: %s", why)
+        return b""
+
+    # Anybody may ask, as often as they like: it is looked at twice a second at most.
+    data = await shared.answers.get("ready", lambda: shared.pools.ready(looked))
+    if not data:
         told = Health(status="not ready", detail="the queue or the runs' folder")
         return Response(told.model_dump_json(), 503, media_type=JSON)
-    return Response(Health(status="ok").model_dump_json(), media_type=JSON)
+    return Response(data, media_type=JSON)
 
 
 @service_api.get("/session", response_model=SessionInfo, responses=problems())

@@ -11,15 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from actstore.errors import ActstoreError, StorageError
-from trainer.errors import (
-    BusyError,
-    ConflictError,
-    ForbiddenError,
-    RunError,
-    ServiceError,
-    UnknownRunError,
-)
+from actstore.errors import ActstoreError
 from trainer.service.access import Access, RefusedError
 from trainer.service.api import api
 from trainer.service.api_events import event_api
@@ -30,24 +22,13 @@ from trainer.service.event_feed import EventFeed
 from trainer.service.limits import Limits
 from trainer.service.metrics import Metrics
 from trainer.service.pages.pages import pages
-from trainer.service.problems import problem
+from trainer.service.problems import problem, status_of
 from trainer.service.security_headers import SecurityHeaders
 from trainer.service.service import Service
 from trainer.service.tokens import Tokens
 from trainer.service.work_pools import Answers, WorkPools
 
 BUSY_RETRY_S = 5.0
-# The first that an error is one of counts.
-_STATUS: tuple[tuple[type[ActstoreError], int], ...] = (
-    (UnknownRunError, 404),
-    (ForbiddenError, 403),
-    (ConflictError, 409),
-    (RunError, 409),
-    (BusyError, 429),
-    (ServiceError, 503),
-    (StorageError, 503),
-    (ActstoreError, 422),
-)
 log = logging.getLogger("trainer.service")
 
 
@@ -102,7 +83,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ActstoreError)
     async def _ours(_request: Request, error: ActstoreError) -> Response:
-        status = next(status for kind, status in _STATUS if isinstance(error, kind))
+        status = status_of(error)
         if status == 503:
             log.error("%s", ascii(str(error)))
         return problem(status, str(error), BUSY_RETRY_S if status == 429 else None)

@@ -7,8 +7,34 @@ import math
 
 from starlette.responses import Response
 
+from actstore.errors import ActstoreError, StorageError
+from trainer.errors import (
+    BusyError,
+    ConflictError,
+    ForbiddenError,
+    RunError,
+    ServiceError,
+    UnknownRunError,
+)
+
 JSON = "application/json"
 _LONGEST = 4000  # characters of a message; the rest is left out
+# The first that an error is one of counts.
+_STATUS: tuple[tuple[type[ActstoreError], int], ...] = (
+    (UnknownRunError, 404),
+    (ForbiddenError, 403),
+    (ConflictError, 409),
+    (RunError, 409),
+    (BusyError, 429),
+    (ServiceError, 503),
+    (StorageError, 503),
+    (ActstoreError, 422),
+)
+
+
+def status_of(error: ActstoreError) -> int:
+    """Return the status of the answer that tells of an error."""
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
 
 
 def problem(status: int, detail: str, retry_after_s: float | None = None) -> Response:

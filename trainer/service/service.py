@@ -166,13 +166,14 @@ class Service:
         text: str | None = None,
         after: str | None = None,
         limit: int = 50,
+        before: str | None = None,
     ) -> RunPage:
-        """Return some of the runs, newest first; the arguments are filters.
+        """Return some of the runs, newest first; the arguments are those of the queue.
 
         Raises:
-            UnknownRunError: There is no run `after`.
+            UnknownRunError: There is no run `after` or `before`.
         """
-        page = self.queue.runs(states, user, sweep, text, after, limit)
+        page = self.queue.runs(states, user, sweep, text, after, limit, before)
         runs = [self._shown(run) for run in page.runs]
         return RunPage(runs=runs, total=page.total, next=page.next)
 

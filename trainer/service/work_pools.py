@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from trainer.errors import BusyError
+from trainer.service.run_reports import AT_ONCE, MOST_WAITING
 
 N_QUICK = 4
 N_SLOW = 4
+# One is made while the others of these wait; more are refused by `Reports`.
+N_REPORTS = AT_ONCE + MOST_WAITING
 MOST_SLOW_WAITING = 64
 FRESH_S = 0.5
 MOST_ANSWERS = 512
@@ -22,11 +25,17 @@ T = TypeVar("T")
 
 
 class WorkPools:
-    """Threads: some for what is quick, others for what may take seconds."""
+    """Threads: for what is quick, for what may take seconds, and for reports.
+
+    A report may take a quarter of an hour: who asks for some keeps nobody from
+    submitting runs. And a service that has much to do is ready still.
+    """
 
     def __init__(self) -> None:
         self._quick = ThreadPoolExecutor(N_QUICK, "service-quick")
         self._slow = ThreadPoolExecutor(N_SLOW, "service-slow")
+        self._ready = ThreadPoolExecutor(1, "service-ready")
+        self._reports = ThreadPoolExecutor(N_REPORTS, "service-reports")
         self._n_slow = 0
 
     async def quick(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -34,7 +43,7 @@ class WorkPools:
         return await _in(self._quick, lambda: work(*args, **kwargs))
 
     async def slow(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what a function returns that opens stores or makes reports.
+        """Return what a function returns that opens stores or looks into folders.
 
         Raises:
             BusyError: Too much of that waits already.
@@ -47,10 +56,20 @@ class WorkPools:
         finally:
             self._n_slow -= 1
 
+    async def ready(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what a function returns that looks whether the service can work."""
+        return await _in(self._ready, lambda: work(*args, **kwargs))
+
+    async def report(
+        self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what a function returns that makes a report."""
+        return await _in(self._reports, lambda: work(*args, **kwargs))
+
     def close(self) -> None:
         """End the threads, once they have done what they have begun."""
-        self._quick.shutdown(cancel_futures=True)
-        self._slow.shutdown(cancel_futures=True)
+        for pool in (self._quick, self._slow, self._ready, self._reports):
+            pool.shutdown(cancel_futures=True)
 
 
 async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:

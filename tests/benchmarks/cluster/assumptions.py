@@ -51,7 +51,8 @@ class Cluster(NamedTuple):
         mtbf: Mean time between failures of one GPU, with all that belongs to it.
         repair: Seconds until a failed node, or another in its place, begins again.
         start: Seconds from a worker's start to its first unit (libraries, the model).
-        tokenise: Tokens per second that one process tokenises.
+        tokenise: Tokens per second that one core tokenises.
+        commit: Token blocks per second that one process commits.
         merge: Seconds to merge one unit's statistics of such sites at the end.
         gpu_price: Dollars for a GPU and hour.
     """
@@ -81,6 +82,7 @@ class Cluster(NamedTuple):
     repair: float = 600
     start: float = 120
     tokenise: float = 450_000
+    commit: float = 110
     merge: float = 0.006
     gpu_price: float = 2.0
 
@@ -138,7 +140,12 @@ SOURCES = {
     "repair": Assumption("assumed", "10 minutes"),
     "start": Assumption("assumed", "2 minutes"),
     "tokenise": Assumption(
-        "measured", "one core of the tests' machine, 27 November 2026: 0.38 to 0.44 M"
+        "measured", "one core of the tests' machine, 27 November 2026: 0.38 to 0.60 M"
+    ),
+    "commit": Assumption(
+        "measured",
+        "token ids over a line of 100 ms, with the S3 server and other programs on the"
+        " same two cores (`tests/benchmarks/token_blocks.py`)",
     ),
     "merge": Assumption(
         "measured", "3.0 to 5.2 ms, quiet and busy, `tests/benchmarks/many_units.py`"

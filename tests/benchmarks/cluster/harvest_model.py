@@ -20,6 +20,7 @@ import simpy
 
 from actstore.format.retries import FIRST_WAIT, LONGEST, LONGEST_WAIT, TRIES
 from actstore.harvesting.harvest_plan import UNITS_IN_FLIGHT
+from actstore.harvesting.token_blocks import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from tests.benchmarks.cluster.bucket import Bucket, Ints
 from tests.benchmarks.cluster.key_load import UnitRequests
 
@@ -34,8 +35,8 @@ class Load(NamedTuple):
         unit_s: Draws the seconds in which a worker makes a unit's rows.
         upload_s: Seconds in which it writes them, where nothing is refused.
         requests: What a unit asks of the bucket.
-        block_s: Seconds between one token block and the next, where they are read
-            while the harvest runs; 0: they are there.
+        block_s: Seconds between one token block and the next, where one worker reads
+            them while the harvest runs; 0: they are there.
         start_s: Seconds from a worker's start to its first unit.
     """
 
@@ -89,6 +90,7 @@ class Outcome:
         failures: Nodes that failed.
         lost: Units that were begun and lost with a node, or given up.
         given_up: Units whose requests were refused for too long.
+        looks: Looks of workers for a token block that was not there.
         tries: Requests sent, with those that were refused.
         refused: Requests that were refused.
         served: By folder, requests that were served.
@@ -100,6 +102,7 @@ class Outcome:
     failures: int = 0
     lost: int = 0
     given_up: int = 0
+    looks: int = 0
     tries: int = 0
     refused: int = 0
     served: dict[str, int] = field(default_factory=dict)
@@ -219,10 +222,12 @@ class Harvest:
                     yield self._changed
                 unit = self._queue.popleft()
                 held.add(unit)
-                # Its tokens are there once all blocks before it are.
+                # Its tokens are there once the reader has come to them.
                 there_at = (unit + 1) * self._load.block_s
                 if there_at > self._env.now:
-                    yield self._env.timeout(there_at - self._env.now)
+                    n_looks, waited = looks(there_at - self._env.now)
+                    self.outcome.looks += n_looks
+                    yield self._env.timeout(waited)
                 yield self._env.timeout(factor * self._load.unit_s(self._rng))
                 yield filled.put(unit)
         except simpy.Interrupt:
@@ -267,6 +272,23 @@ class Harvest:
         self._left -= 1
         if self._left == 0:
             self._all_done.succeed()
+
+
+def looks(seconds: float) -> tuple[int, float]:
+    """Return how often a worker looks for a block that comes after some seconds, and
+    after how many it sees it.
+    """
+    n_looks = 1
+    waited = 0.0
+    pause = FIRST_PAUSE_S
+    while waited < seconds:
+        waited += pause
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+        n_looks += 1
+        if pause == LONGEST_PAUSE_S:
+            more = max(0, math.ceil((seconds - waited) / pause))
+            return n_looks + more, waited + more * pause
+    return n_looks, waited
 
 
 def _by_folder(names: Sequence[str], wanted: Counter[str]) -> Ints:

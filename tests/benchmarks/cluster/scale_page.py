@@ -37,14 +37,14 @@ def table(rows: Sequence[Row]) -> str:
             (
                 "| GPUs | hours | efficiency | PUT/s | of them in the busiest folder |"
                 " answered 503 | nodes failed | units lost | requests given up |"
-                " dollars: GPUs | requests |"
+                " questions/s of who waits | dollars: GPUs | requests |"
             ),
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [
             f"| {r.gpus:,} | {r.hours:.2f} | {r.efficiency:.0%} | {r.puts_per_s:,.0f}"
             f" | {r.busiest:,.0f} | {r.refused:.1%} | {r.failures} | {r.lost:,}"
-            f" | {r.given_up:,} | {r.gpu_cost:,.0f} | {r.request_cost:,.0f} |"
+            f" | {r.given_up:,} | {r.asked_per_s:,.0f} | {r.gpu_cost:,.0f} | {r.request_cost:,.0f} |"
             for r in rows
             if r.case == case
         ]
@@ -62,8 +62,9 @@ def assumptions(cluster: Cluster) -> str:
     lines.append(
         f"\nFrom these: {unit.layout.n_units:,} units of {unit.tokens:,} tokens;"
         f" a GPU's worker makes one in {unit.make_s:.2f} s and writes it in"
-        f" {unit.upload_s:.2f} s with {sum(unit.requests.puts.values())} PUTs; reading"
-        f" and committing a token block takes {unit.block_s:.2f} s. The store has"
+        f" {unit.upload_s:.2f} s with {sum(unit.requests.puts.values())} PUTs; one"
+        f" worker reads and commits {1 / unit.text_s:.0f} token blocks in a second from"
+        f" text, {1 / unit.ids_s:.0f} from token ids. The store has"
         f" {stored / 1e12:,.0f} TB, {stored / 1e9 * PRICES.storage:,.0f} dollars a month"
         f" at {PRICES.storage} for a GB (the price of the first 50 TB).\n"
     )

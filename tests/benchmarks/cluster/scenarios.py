@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from actstore.format import s3_objects
 from actstore.format.layout import plan_layout
+from actstore.harvesting.block_reader import COMMITS
 from actstore.harvesting.uploads import UPLOADS, UPLOADS_SHARE
 from schemas.harvest import Layout
 from tests.benchmarks.cluster.assumptions import PRICES, Cluster
@@ -23,6 +24,7 @@ from tests.benchmarks.cluster.key_load import UnitRequests, unit_requests
 
 GPUS = (64, 128, 256, 512, 1024)
 VALUE_BYTES = 2  # bfloat16
+QUESTIONS = 2  # of a look: is the block there, and which is the first that is not
 RECORD_READS = 32  # under way at a time when a store is finished
 
 
@@ -35,8 +37,8 @@ class Unit(NamedTuple):
         shard_bytes: Bytes of a site's shard, as stored.
         make_s: Seconds in which one GPU's worker makes its rows.
         upload_s: Seconds in which the worker writes them.
-        block_s: Seconds in which its token block is read and committed, where the
-            workers do that while they harvest.
+        text_s: Seconds in which the reader reads and commits its token block from text.
+        ids_s: The same from token ids.
         requests: What it asks of the bucket.
     """
 
@@ -45,7 +47,8 @@ class Unit(NamedTuple):
     shard_bytes: float
     make_s: float
     upload_s: float
-    block_s: float
+    text_s: float
+    ids_s: float
     requests: UnitRequests
 
 
@@ -64,6 +67,7 @@ class Row(NamedTuple):
         failures: Nodes that failed.
         lost: Units that were begun and done again.
         given_up: Writers that gave a request up after 12 tries or 2 minutes.
+        asked_per_s: Questions of workers that wait for a token block, per second.
         gpu_cost: Dollars for the GPUs.
         request_cost: Dollars for the requests.
     """
@@ -81,12 +85,14 @@ class Row(NamedTuple):
     given_up: int
     gpu_cost: float
     request_cost: float
+    asked_per_s: float = 0.0
 
 
 CASES = {
     "ready": "token blocks there, a bucket whose folders have partitions",
     "new": "token blocks there, a new bucket",
-    "chain": "token blocks read by the workers",
+    "ids": "token blocks read by one worker, from token ids",
+    "text": "token blocks read by one worker, from text, with one core",
 }
 
 
@@ -108,15 +114,16 @@ def unit_of(cluster: Cluster) -> Unit:
     tokens = layout.unit_sequences * cluster.context
     shard = tokens * width * cluster.stored
     made = tokens * cluster.layers * width / cluster.gpu_bytes
-    # A question whether the block is there by now, its tokens, its record.
-    block_s = tokens / cluster.tokenise + 3 * cluster.latency
+    # Two requests one after the other, for as many blocks at a time.
+    commit_s = max(1 / cluster.commit, 2 * cluster.latency / COMMITS)
     return Unit(
         layout,
         tokens,
         shard,
         max(made, tokens / cluster.forward),
         upload_seconds(cluster, shard),
-        block_s,
+        max(commit_s, tokens / cluster.tokenise),
+        commit_s,
         unit_requests(site_names(cluster), shard),
     )
 
@@ -150,7 +157,7 @@ def simulate(cluster: Cluster, case: str, gpus: int, seed: int) -> Row:
         lambda rng: drawn_unit(cluster, unit.make_s, rng),
         unit.upload_s,
         unit.requests,
-        unit.block_s if case == "chain" else 0.0,
+        {"text": unit.text_s, "ids": unit.ids_s}.get(case, 0.0),
         cluster.start,
     )
     failures = Failures(
@@ -166,6 +173,7 @@ def _row(cluster: Cluster, unit: Unit, case: str, gpus: int, outcome: Outcome) -
     n_units = unit.layout.n_units
     puts = sum(outcome.served.values())
     gets = outcome.tries - outcome.refused - puts
+    asked = outcome.looks * QUESTIONS
     return Row(
         case=case,
         gpus=gpus,
@@ -179,7 +187,8 @@ def _row(cluster: Cluster, unit: Unit, case: str, gpus: int, outcome: Outcome) -
         lost=outcome.lost,
         given_up=outcome.given_up,
         gpu_cost=outcome.makespan / 3600 * gpus * cluster.gpu_price,
-        request_cost=puts / 1000 * PRICES.put + gets / 1000 * PRICES.get,
+        request_cost=puts / 1000 * PRICES.put + (gets + asked) / 1000 * PRICES.get,
+        asked_per_s=asked / outcome.makespan,
     )
 
 

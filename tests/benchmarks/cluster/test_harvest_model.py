@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actstore.harvesting.token_blocks import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from tests.benchmarks.cluster.bucket import Bucket
 from tests.benchmarks.cluster.harvest_model import (
     Failures,
@@ -18,6 +19,7 @@ from tests.benchmarks.cluster.harvest_model import (
     Limits,
     Load,
     Outcome,
+    looks,
 )
 from tests.benchmarks.cluster.key_load import UnitRequests, unit_requests
 
@@ -88,9 +90,21 @@ def test_where_writing_is_slower_it_is_what_counts() -> None:
     assert outcome.makespan == pytest.approx(10 + 1.0 + 10 * 3.0)
 
 
-def test_token_blocks_that_come_one_after_the_other_hold_any_cluster_up() -> None:
+def test_token_blocks_that_come_slowly_hold_any_cluster_up() -> None:
     outcome = run(100, 50, block_s=5.0)
-    assert outcome.makespan == pytest.approx(100 * 5.0 + 2.0 + 0.5)
+    # The last one is seen up to a longest pause later.
+    least = 100 * 5.0 + 2.0 + 0.5
+    assert least <= outcome.makespan <= least + LONGEST_PAUSE_S
+    assert outcome.looks <= 50 * (outcome.makespan / LONGEST_PAUSE_S) + 100 * 8
+    assert run(100, 50).looks == 0
+
+
+@given(st.floats(0.001, 100))
+def test_a_worker_that_waits_looks_again_after_longer_pauses(seconds: float) -> None:
+    n_looks, waited = looks(seconds)
+    pauses = [min(FIRST_PAUSE_S * 2**k, LONGEST_PAUSE_S) for k in range(n_looks - 1)]
+    assert waited == pytest.approx(sum(pauses))
+    assert waited >= seconds > waited - pauses[-1] - 1e-9
 
 
 @settings(deadline=None, max_examples=30)

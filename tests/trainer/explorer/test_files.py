@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import http.client
 import json
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 import actstore
 from actstore.errors import CorruptError, SpecError
+from actstore.format.storage import Storage
 from tests.trainer.explorer.explored import dense, small_store, trained
 from trainer.analysis.cosines import nearest
 from trainer.cli import app
@@ -303,7 +305,30 @@ def test_what_is_there_is_used_and_what_does_not_fit_is_refused(
     with pytest.raises(RunError, match="explorer"):
         Explorer(tmp_path / "nothing")
     with pytest.raises(RunError, match="local folder"):
-        explore("memory://nowhere")
+        explore(run, out="memory://nowhere", again=True)
+
+
+def test_files_in_an_object_store(run: Path, s3_url: str) -> None:
+    """They are put there as a whole, and read from a copy that goes with its reader."""
+    for path in run.rglob("*"):
+        if path.is_file() and "explorer" not in path.parts:
+            key = str(path.relative_to(run))
+            Storage(f"{s3_url}/run").put(key, path.read_bytes())
+    store = str(run.parent / "store")
+    url = explore(f"{s3_url}/run", store=store, logits=False, rows=64)
+    assert url == f"{s3_url}/run/explorer"
+    assert explore(f"{s3_url}/run") == url
+    here = explore(run, out=run.parent / "same", logits=False, rows=64)
+    there, same = Explorer(url), Explorer(here)
+    assert chunk_json(there, 1) == chunk_json(same, 1)
+    copy = there.folder
+    assert copy.exists()
+    del there
+    gc.collect()
+    assert not copy.exists()
+    Storage(url).delete("tokens.parquet")
+    with pytest.raises(RunError, match="not all there"):
+        Explorer(url)
 
 
 def test_files_of_other_weights_are_made_again(run: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def report_page(request: Request) -> Response:
     visitor_of(request)
     shared = shared_of(request)
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
-    page = await shared.pools.slow(shared.service.report, ids)
+    page = await shared.pools.report(shared.service.report, ids)
     headers = {"Content-Security-Policy": REPORT_POLICY}
     return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any, get_args
 from urllib.parse import quote
 
@@ -55,7 +56,7 @@ def start_run(request: Request, sent: CheckedForm) -> Response:
     form = sent_form(sent)
     action = sent.get("action", ["start"])[0]
     if action == "store":
-        return _shown(request, form)
+        return _shown(request, _of_store(form, service_of(request).stores()))
     service = service_of(request)
     try:
         submission = submission_of(form)
@@ -126,6 +127,14 @@ def _shown(
         estimate=estimate,
         problem="",
     )
+
+
+def _of_store(form: NewRunForm, stores: list[ServiceStore]) -> NewRunForm:
+    """Return a form without the ticks at sites that only other stores have."""
+    wanted = form.values["store"]
+    here = {site for store in stores if store.url == wanted for site in store.sites}
+    others = {site for store in stores for site in store.sites} - here
+    return replace(form, sites=tuple(site for site in form.sites if site not in others))
 
 
 def _sites(stores: list[ServiceStore], form: NewRunForm) -> list[str]:

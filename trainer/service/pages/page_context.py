@@ -13,22 +13,17 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from actstore.errors import ActstoreError
 from schemas.service import Role, ServiceRun
-from trainer.errors import BusyError, ConflictError, ForbiddenError, UnknownRunError
+from trainer.errors import ForbiddenError
 from trainer.service.access import Access, RefusedError
 from trainer.service.context import Context
 from trainer.service.pages.page_templates import rendered
+from trainer.service.problems import status_of
 from trainer.service.service import Service
 from trainer.service.sessions import is_csrf_token
 from trainer.service.tokens import User
 
 MOST_FIELDS = 2000  # of a form
 Form = dict[str, list[str]]
-_STATUSES: tuple[tuple[type[Exception], int], ...] = (
-    (UnknownRunError, 404),
-    (ForbiddenError, 403),
-    (ConflictError, 409),
-    (BusyError, 429),
-)
 
 
 class Visitor(NamedTuple):
@@ -231,10 +226,9 @@ def status_and_text(error: Exception) -> tuple[int, str]:
         return error.status_code, str(error.detail)
     if isinstance(error, RefusedError):
         return error.status, error.detail
-    for kind, status in _STATUSES:
-        if isinstance(error, kind):
-            return status, str(error)
-    return 422, str(error)
+    if isinstance(error, ActstoreError):
+        return status_of(error), str(error)
+    return 500, str(error)
 
 
 def _to_login(request: Request) -> Response:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import HTMLResponse, Response
 
-from actstore.format.storage import Storage
 from schemas.service import ServiceRun
+from trainer.explorer.explore import explorer_files
 from trainer.explorer.explorer_tables import META
 from trainer.explorer.latent_json import chunk_json, index_json
 from trainer.explorer.page_file import page_start, served_policy
@@ -21,23 +20,15 @@ from trainer.service.pages.page_context import (
     visitor_of,
 )
 
-FOLDER = "explorer"
 MOST_OPEN = 8
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 # Parquet's readers are not for several threads at once.
 _lock = threading.Lock()
 
 
-def explorer_folder(run: ServiceRun) -> Path | None:
-    """Return where the explorer's files of a run are; None where there are none.
-
-    Only of runs on this machine: Parquet is read in pieces.
-    """
-    if run.state != "completed":
-        return None
-    local = Storage(run.url).local
-    folder = None if local is None else Path(local) / FOLDER
-    return folder if folder is not None and (folder / META).is_file() else None
+def has_explorer(run: ServiceRun) -> bool:
+    """Return whether the explorer's files of a run are there."""
+    return run.state == "completed" and explorer_files(run.url).exists(META)
 
 
 @router.get("/pages/runs/{run_id}/explorer/")
@@ -69,20 +60,22 @@ def explorer_chunk(request: Request, run_id: str, number: int) -> Response:
 def _explorer(request: Request, run_id: str) -> Explorer:
     visitor_of(request)
     run = service_of(request).run(run_id)
-    folder = explorer_folder(run)
-    if folder is None:
+    if not has_explorer(run):
         raise HTTPException(
             404,
             f"{run.name} has no explorer here; `trainer explore {run.url} --no-open`"
             " makes its files",
         )
-    return _opened(folder, (folder / META).stat().st_mtime_ns)
+    files = explorer_files(run.url)
+    changed = [one.modified for one in files.objects() if one.key == META]
+    with _lock:
+        return _opened(files.url, str(changed))
 
 
 @lru_cache(maxsize=MOST_OPEN)
-def _opened(folder: Path, _changed: int) -> Explorer:
+def _opened(url: str, _changed: str) -> Explorer:
     """Return an explorer, opened again once its files were made again."""
-    return Explorer(folder)
+    return Explorer(url)
 
 
 def _data(data: bytes) -> Response:

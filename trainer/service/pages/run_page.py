@@ -26,7 +26,7 @@ from trainer.service.pages.page_context import (
     visitor_of,
 )
 from trainer.service.pages.page_figures import by_layer, drawn_run
-from trainer.service.pages.run_explorer import explorer_folder
+from trainer.service.pages.run_explorer import has_explorer
 from trainer.service.service import Service
 
 MOST_EVENTS = 200  # of the newest
@@ -97,7 +97,7 @@ def _now(service: Service, visitor: Visitor, run: ServiceRun) -> dict[str, Any]:
             ("resume", "Resume", may and run.state in {"cancelled", "failed"}),
         ],
         "finished": finished,
-        "has_explorer": explorer_folder(run) is not None,
+        "has_explorer": has_explorer(run),
         "may_publish": may and finished and has_catalog and not run.published,
         "names": {other: service.run(other).name for other in sharing},
         "longest_name": LONGEST_NAME,
@@ -115,7 +115,7 @@ def _more(service: Service, run: ServiceRun) -> dict[str, Any]:
     keys = {artifact.key for artifact in artifacts}
     return {
         "finished": run.state == "completed",
-        "has_explorer": explorer_folder(run) is not None,
+        "has_explorer": has_explorer(run),
         "layers": None if figure is None else draw(figure, standalone=False),
         "layers_text": f"FVU at each site, on {rows}.",
         "evaluation": evaluation,

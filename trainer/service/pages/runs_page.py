@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
-from schemas.service import RunCurves, RunState, ServiceState
+from schemas.service import RunCurves, RunPage, RunState, ServiceState
 from trainer.service.pages.compare_page import MOST_COMPARED
 from trainer.service.pages.page_context import (
     PageRoute,
@@ -39,6 +39,7 @@ class Chosen(NamedTuple):
         user: Only this user's.
         sweep: Only this sweep's.
         after: The run that the page begins after; empty: at the newest.
+        before: The run that the page ends before; empty: it begins after the other.
         first: The number of its first run, as it was when the page was asked for.
     """
 
@@ -47,6 +48,7 @@ class Chosen(NamedTuple):
     user: str
     sweep: str
     after: str
+    before: str
     first: int
 
     def address(self, **changes: Any) -> str:
@@ -62,7 +64,7 @@ def chosen(query: Mapping[str, str]) -> Chosen:
     """Return what a page's address asks for; what makes no sense asks for nothing."""
     texts = {
         name: query.get(name, "").strip()[:LONGEST_TEXT]
-        for name in ("text", "user", "sweep", "after")
+        for name in ("text", "user", "sweep", "after", "before")
     }
     states = [state for state in STATES if state == query.get("state")]
     first = query.get("first", "1")
@@ -105,20 +107,24 @@ def runs_curves(request: Request) -> list[RunCurves]:
 def _live(service: Service, choice: Chosen) -> dict[str, Any]:
     """Return what the living part of the page shows."""
     state = service.state()
-    page = service.runs(
-        states=(choice.state,) if choice.state else None,
-        user=choice.user or None,
-        sweep=choice.sweep or None,
-        text=choice.text or None,
-        after=choice.after or None,
-        limit=PAGE_RUNS,
-    )
+    page = _page(service, choice)
+    if choice.before and len(page.runs) < PAGE_RUNS:
+        # so few are newer: the first page has them all
+        choice = choice._replace(before="", after="", first=1)
+        page = _page(service, choice)
     on_slot = {
         slot.name: [service.run(run_id) for run_id in slot.runs[:MOST_CHARTED]]
         for slot in state.slots
     }
     training = [run for runs in on_slot.values() for run in runs]
-    older = choice.address(after=page.next, first=choice.first + len(page.runs))
+    older = choice.address(
+        after=page.next, before="", first=choice.first + len(page.runs)
+    )
+    newer = choice.address(
+        before=page.runs[0].id if page.runs else "",
+        after="",
+        first=max(1, choice.first - PAGE_RUNS),
+    )
     return {
         "state": state,
         "page": page,
@@ -128,12 +134,25 @@ def _live(service: Service, choice: Chosen) -> dict[str, Any]:
         "address": choice.address(),
         "tab": _tab(choice),
         "first": choice.first,
-        "newest": choice.address(after="", first=1),
+        "newest": choice.address(after="", before="", first=1),
+        "newer": newer,
         "older": older if page.next else None,
         "everything": sum(state.counts.values()),
         "summary": summary(state),
         "most_compared": MOST_COMPARED,
     }
+
+
+def _page(service: Service, choice: Chosen) -> RunPage:
+    return service.runs(
+        states=(choice.state,) if choice.state else None,
+        user=choice.user or None,
+        sweep=choice.sweep or None,
+        text=choice.text or None,
+        after=choice.after or None,
+        limit=PAGE_RUNS,
+        before=choice.before or None,
+    )
 
 
 def summary(state: ServiceState) -> str:
@@ -145,7 +164,12 @@ def summary(state: ServiceState) -> str:
 def _tab(choice: Chosen) -> Any:
     def tab(state: str, *, bare: bool = False) -> str:
         """Return the address of the list of a state, with or without the filter."""
-        changes: dict[str, Any] = {"state": state, "after": "", "first": 1}
+        changes: dict[str, Any] = {
+            "state": state,
+            "after": "",
+            "before": "",
+            "first": 1,
+        }
         if bare:
             changes |= {"text": "", "user": "", "sweep": ""}
         return choice.address(**changes)
