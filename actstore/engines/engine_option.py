@@ -64,7 +64,7 @@ def parse_engine(text: str) -> Engine:
     if kind == "ray" and (address or not colon):
         if address not in {"", "auto"} and not _is_address(address):
             raise SpecError(
-                f"--engine {text}: wanted the address of a cluster that this machine"
+                f"--engine {text!r}: wanted the address of a cluster that this machine"
                 " is part of, HOST:PORT (port 6379 as a rule) or auto; start the"
                 " command on one of its nodes"
             )

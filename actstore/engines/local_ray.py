@@ -130,7 +130,7 @@ def _folder() -> Iterator[Path]:
     """
     place = tempfile.gettempdir()
     if len(f"{place}/{PREFIX}12345678") > LONGEST_FOLDER:
-        place = "/tmp"
+        place = "/tmp"  # noqa: S108 (the folder there is ours alone)
     _remove_left(Path(place))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
     # It has its name once it is locked: nobody sees it otherwise.
