@@ -395,9 +395,11 @@ def test_the_reader_is_killed_at_random_instants(tmp_path: Path, kills: int) -> 
         other.join(HANG_S)
         assert other.exitcode == 0
         assert len(list(out.glob("blocks/0*.json"))) == 40
-        last = start(killing.read_slowly, str(out), "1/2")
-        last.join(HANG_S)
-        assert last.exitcode == 0
+        # The first worker may have been killed when its last unit was there.
+        if not (out / object_keys.MANIFEST).exists():
+            last = start(killing.read_slowly, str(out), "1/2")
+            last.join(HANG_S)
+            assert last.exitcode == 0
         whole.join()
         assert killing.objects(out) == killing.objects(tmp_path / "whole")
     assert holes > 0
