@@ -11,6 +11,7 @@ Each says what was wanted, what came, where, and what to do.
     ├── SourceError          activations cannot be imported
     ├── NumericsError        the storage dtype cannot hold values, or none is finite
     ├── EngineError          what places work on machines is not there, or a job failed
+    │   └── ClusterLostError the cluster cannot be reached, or is lost
     └── StoreError           something is wrong with a store
         ├── NotAStoreError       there is no store at the URL
         ├── FormatVersionError   the store has a newer format
@@ -64,6 +65,10 @@ class NumericsError(ActstoreError):
 
 class EngineError(ActstoreError):
     """What places work on machines is not there, or work that it placed failed."""
+
+
+class ClusterLostError(EngineError):
+    """A cluster cannot be reached, or is lost: the work itself may be fine."""
 
 
 class StoreError(ActstoreError):

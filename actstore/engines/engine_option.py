@@ -19,6 +19,10 @@ SLURM_KEYS = ("partition", "time", "account")
 # 90, 90:00, 8:00:00, 1-12, 1-12:30, 1-12:30:00: as sbatch takes them.
 _TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]*")
+# HOST:PORT, or an IPv6 address in brackets.
+_ADDRESS = re.compile(
+    r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})"
+)
 
 
 class Engine(NamedTuple):
@@ -58,15 +62,21 @@ def parse_engine(text: str) -> Engine:
     """
     kind, colon, address = text.partition(":")
     if kind == "ray" and (address or not colon):
-        if "://" in address:
+        if address not in {"", "auto"} and not _is_address(address):
             raise SpecError(
-                f"--engine {text}: wanted the address of a cluster that this machine"
-                " is part of, HOST:PORT or auto; start the command on one of its nodes"
+                f"--engine {text!r}: wanted the address of a cluster that this machine"
+                " is part of, HOST:PORT (port 6379 as a rule) or auto; start the"
+                " command on one of its nodes"
             )
         return Engine("ray", address or None)
     if kind == "slurm" and (address in SLURM_STAND_INS or not colon):
         return Engine("slurm", address or None)
     raise SpecError(f"--engine {text!r}: {WANTED}")
+
+
+def _is_address(text: str) -> bool:
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and 0 < int(found["port"]) < 1 << 16
 
 
 def engine_options(

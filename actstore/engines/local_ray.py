@@ -7,16 +7,19 @@ folder that only this user can read, which goes with it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actstore.errors import EngineError
+from actstore.errors import ClusterLostError, EngineError, first_line
 from actstore.machine import command_values
 
 ADDRESS = "127.0.0.1"
@@ -24,6 +27,10 @@ ADDRESS = "127.0.0.1"
 OBJECT_STORE_BYTES = 80 << 20
 # A path of a socket takes at most 107 characters, of which Ray adds some 60.
 LONGEST_FOLDER = 38
+PREFIX = "ray-"
+# A file in the folder, locked as long as the process lives that made it.
+LOCK = "actstore.lock"
+REMOVE_S = 5.0
 # Ray reads its settings once, when it is first imported: all that this process starts
 # one after the other have the same token.
 _settings: dict[str, str] = {}
@@ -38,6 +45,7 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
 
     Raises:
         EngineError: Ray was imported before, and not with a token.
+        ClusterLostError: It does not start.
     """
     if "ray" in sys.modules and not _settings:
         raise EngineError(
@@ -46,14 +54,25 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
         )
     if not _settings:
         _settings.update(_new_settings())
-    folder = _folder()
-    with command_values.during(_settings), contextlib.ExitStack() as at_end:
-        at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+    with (
+        command_values.during(_settings),
+        _folder() as folder,
+        contextlib.ExitStack() as at_end,
+    ):
         import ray
 
         at_end.enter_context(silent(ray))
         at_end.callback(ray.shutdown)
+        _start(ray, n_cpus, f"{folder}/r")
+        yield ray
+
+
+def _start(ray: Any, n_cpus: int, folder: str) -> None:
+    """Start Ray; its files go to a folder."""
+    try:
         ray.init(
+            # Not one that RAY_ADDRESS names.
+            address="local",
             num_cpus=n_cpus,
             include_dashboard=False,
             log_to_driver=False,
@@ -62,9 +81,13 @@ def local_ray(n_cpus: int) -> Iterator[Any]:
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address=ADDRESS,
             # Ray lets everybody into it; the folder above lets nobody through.
-            _temp_dir=f"{folder}/r",
+            _temp_dir=folder,
         )
-        yield ray
+    # Ray raises what it likes, down to a bare Exception.
+    except Exception as error:
+        raise ClusterLostError(
+            f"Ray could not be started on this machine: {first_line(error)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -99,10 +122,52 @@ def _new_settings() -> dict[str, str]:
     }
 
 
-def _folder() -> str:
-    """Return a new folder that only this user can read."""
-    folder = tempfile.mkdtemp(prefix="ray-")
-    if len(folder) <= LONGEST_FOLDER:
-        return folder
-    Path(folder).rmdir()
-    return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Give a new folder that only this user can read, and remove it afterwards.
+
+    Those of processes that were killed are removed as well.
+    """
+    place = tempfile.gettempdir()
+    if len(f"{place}/{PREFIX}12345678") > LONGEST_FOLDER:
+        place = "/tmp"  # noqa: S108 (the folder there is ours alone)
+    _remove_left(Path(place))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    # It has its name once it is locked: nobody sees it otherwise.
+    descriptor = os.open(folder / "new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        (folder / "new").rename(folder / LOCK)
+        yield folder
+    finally:
+        _remove(folder)
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, into which processes that are about to end may still write."""
+    until = time.monotonic() + REMOVE_S
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > until:
+            return  # the next command removes it
+        time.sleep(0.1)
+
+
+def _remove_left(place: Path) -> None:
+    """Remove folders whose makers were killed."""
+    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError):
+            if lock.parent.lstat().st_uid == os.getuid() and not _is_locked(lock):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _is_locked(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

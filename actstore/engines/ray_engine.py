@@ -13,14 +13,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from actstore.engines.cluster_watch import ClusterWatch, answers, watch_of
 from actstore.engines.engine_option import EngineOptions
 from actstore.engines.local_ray import local_ray, silent
 from actstore.engines.ray_worker import RayWorker
-from actstore.errors import EngineError, first_line
-from actstore.machine.stop_signals import NUMBERS
+from actstore.errors import ClusterLostError, EngineError, first_line
+from actstore.machine.stop_signals import NUMBERS, Stopped
+
+# A head that has just been started may take a moment to listen.
+REACH_S = 10.0
 
 
 class Reply(NamedTuple):
@@ -71,6 +76,7 @@ class RayWorkers:
         """
         self.room = room
         self._ray = ray
+        self._watch: ClusterWatch = watch_of(ray)
         self._work = work
         self._actors: dict[int, Any] = {}
         self._asked: dict[Any, int] = {}
@@ -105,11 +111,25 @@ class RayWorkers:
         """Return whether a worker has a question that it has not answered."""
         return worker in self._asked.values()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the cluster is lost: workers may still answer, for a while."""
+        return self._watch.is_lost
+
     def replies(self, seconds: float) -> list[Reply]:
-        """Return what has come from workers, after some seconds at most."""
+        """Return what has come from workers, after some seconds at most.
+
+        Raises:
+            ClusterLostError: The cluster is lost, which is said once.
+        """
+        self._watch.check()
         asked = list(self._asked)
-        self._ray.wait(asked, num_returns=1, timeout=seconds)
-        come, _ = self._ray.wait(asked, num_returns=len(asked), timeout=0)
+        try:
+            self._ray.wait(asked, num_returns=1, timeout=seconds)
+            come, _ = self._ray.wait(asked, num_returns=len(asked), timeout=0)
+        except SystemError as error:
+            _raise_stopped(error)
+            raise
         return [self._reply(answer) for answer in come]
 
     def end(self, worker: int) -> None:
@@ -145,7 +165,8 @@ def connected(engine: EngineOptions, cpus: int) -> Iterator[Any]:
         cpus: The cores of each worker.
 
     Raises:
-        EngineError: Ray is not installed, or its cluster cannot be reached.
+        EngineError: Ray is not installed, or refuses this process.
+        ClusterLostError: Its cluster cannot be reached, or is lost.
     """
     if importlib.util.find_spec("ray") is None:
         raise EngineError("Ray is not installed; pip install 'actstore[ray]'")
@@ -162,7 +183,11 @@ def connected(engine: EngineOptions, cpus: int) -> Iterator[Any]:
                 _connect(ray, str(address))
                 at_end.callback(ray.shutdown)
         _handle(handlers)
-        yield ray
+        try:
+            yield ray
+        except ray.exceptions.RayError as error:
+            told = f"the Ray cluster is lost: {first_line(error)}"
+            raise ClusterLostError(told) from error
 
 
 def threads_each(engine: EngineOptions, threads: int) -> int:
@@ -211,6 +236,15 @@ def room_for(ray: Any, engine: EngineOptions, cpus: int, gpus: int) -> Room:
     return Room(n_workers, cpus, gpus)
 
 
+def _raise_stopped(error: BaseException) -> None:
+    """Raise the Stopped that a signal has raised inside Ray, which may hide it."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, Stopped):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _is_connected() -> bool:
     """Return whether this process has called `ray.init` itself."""
     ray = sys.modules.get("ray")
@@ -218,8 +252,14 @@ def _is_connected() -> bool:
 
 
 def _connect(ray: Any, address: str) -> None:
-    """Connect to a cluster that runs."""
+    """Connect to a cluster that runs.
+
+    Raises:
+        ClusterLostError: It cannot be reached.
+        EngineError: It refuses.
+    """
     try:
+        _check_answers(address)
         ray.init(
             address=address,
             log_to_driver=False,
@@ -233,10 +273,23 @@ def _connect(ray: Any, address: str) -> None:
             " cluster has it"
         ) from error
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise EngineError(
-            f"Ray at {address} cannot be reached: {first_line(error)}; give HOST:PORT"
-            " of its head (port 6379 as a rule), or auto on one of its machines"
+        raise ClusterLostError(
+            f"Ray at {address} cannot be reached: {first_line(error).rstrip('.')};"
+            " give HOST:PORT of its head (port 6379 as a rule), or auto on one of its"
+            " machines"
         ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError where nobody listens; Ray would try for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
+    until = time.monotonic() + REACH_S
+    while not answers(host.strip("[]"), int(port)):
+        if time.monotonic() > until:
+            raise ConnectionError(f"nobody listens at {host}:{port}")
+        time.sleep(0.5)
 
 
 def _why(error: Exception) -> str:

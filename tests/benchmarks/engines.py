@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import actstore
 import trainer
 from actstore.format.storage import Storage
-from actstore.harvesting import harvest_on_ray
+from actstore.harvesting.harvest_driver import HarvestDriver
 from actstore.harvesting.progress import Progress
 from schemas.records import BenchRecord
 from trainer.runs import journal
@@ -135,17 +135,17 @@ def harvest(out: Path, workers: int, n_units: int) -> Measured:
 
         actstore.harvest(spec, out, progress=note)
     else:
-        plain = harvest_on_ray._Driver._note_done
+        plain = HarvestDriver._note_done
 
         def note_done(driver: Any, seat: Any, done: Any) -> None:
             ends.setdefault(id(seat), []).append(time.perf_counter())
             plain(driver, seat, done)
 
-        harvest_on_ray._Driver._note_done = note_done  # type: ignore[method-assign,assignment]
+        HarvestDriver._note_done = note_done  # type: ignore[method-assign,assignment]
         try:
             actstore.harvest(spec, out, engine="ray", workers=workers)
         finally:
-            harvest_on_ray._Driver._note_done = plain  # type: ignore[method-assign]
+            HarvestDriver._note_done = plain  # type: ignore[method-assign]
     every = sorted(end for of_worker in ends.values() for end in of_worker)
     each = [
         later - earlier

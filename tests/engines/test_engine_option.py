@@ -37,6 +37,8 @@ WORDS = [
         ("ray", Engine("ray")),
         ("ray:auto", Engine("ray", "auto")),
         ("ray:10.0.0.1:6379", Engine("ray", "10.0.0.1:6379")),
+        ("ray:ray-head.svc:6379", Engine("ray", "ray-head.svc:6379")),
+        ("ray:[fd00::2]:6379", Engine("ray", "[fd00::2]:6379")),
         ("slurm", Engine("slurm")),
         ("slurm:local", Engine("slurm", "local")),
     ],
@@ -47,7 +49,12 @@ def test_engines(text: str, engine: Engine) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Ray", "ray:", "rays", "slurm:", "slurm:x", "ray:ray://h:1", ":", "dask"],
+    [
+        *("", "Ray", "ray:", "rays", "slurm:", "slurm:x", ":", "dask"),
+        # Places of Ray's own, which would not be this machine's alone, or nowhere.
+        *("ray:ray://h:1", "ray:local", "ray:h", "ray:h:", "ray:h:0", "ray:h:65536"),
+        *("ray:-h:1", "ray:h:1:2", "ray: h:1", "ray:[h]:1", "ray:h:1\n"),
+    ],
 )
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(SpecError, match=r"--engine .*: wanted"):

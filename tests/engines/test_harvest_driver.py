@@ -17,7 +17,7 @@ from actstore.engines.ray_engine import Reply, Room
 from actstore.errors import EngineError, SiteError
 from actstore.format import object_keys
 from actstore.format.storage import Storage
-from actstore.harvesting.harvest_on_ray import UNITS_AT_ONCE, _Driver
+from actstore.harvesting.harvest_driver import UNITS_AT_ONCE, HarvestDriver
 from actstore.harvesting.progress import Progress
 from schemas.engines import DoneUnit, HarvestAnswer, HarvestQuestion, WorkError
 
@@ -152,7 +152,7 @@ def test_whoever_dies_every_unit_is_committed_or_it_is_said(
         out = Path(folder) / "out"
         out.mkdir()
         workers = Workers(made, out, n, script)
-        driver = _Driver(Storage(out), "", workers, reports.append)  # type: ignore[arg-type]
+        driver = HarvestDriver(Storage(out), "", workers, reports.append)  # type: ignore[arg-type]
         try:
             driver.run()
         except EngineError:
@@ -177,7 +177,7 @@ def test_what_is_committed_is_not_handed_again(made: Path, tmp_path: Path) -> No
         plain(worker, question)
 
     workers.ask = ask  # type: ignore[method-assign]
-    _Driver(Storage(tmp_path), "", workers, lambda _: None).run()  # type: ignore[arg-type]
+    HarvestDriver(Storage(tmp_path), "", workers, lambda _: None).run()  # type: ignore[arg-type]
     assert handed == [unit for unit in range(UNITS) if unit != 4]
 
 
@@ -187,7 +187,7 @@ def test_a_users_mistake_is_raised_at_once(made: Path, tmp_path: Path) -> None:
         kind="SiteError", module="actstore.errors", text="no such site", is_users=True
     )
     with pytest.raises(SiteError, match="no such site"):
-        _Driver(Storage(tmp_path), "", workers, lambda _: None).run()  # type: ignore[arg-type]
+        HarvestDriver(Storage(tmp_path), "", workers, lambda _: None).run()  # type: ignore[arg-type]
     assert workers.n_begun == 2
 
 
@@ -199,7 +199,7 @@ def test_a_fault_of_a_worker_is_tried_again_a_few_times(
         kind="EngineError", module="actstore.errors", text="boom", is_users=False
     )
     with pytest.raises(EngineError, match=r"5 workers were lost .*: n: boom"):
-        _Driver(Storage(tmp_path), "", workers, lambda _: None).run()  # type: ignore[arg-type]
+        HarvestDriver(Storage(tmp_path), "", workers, lambda _: None).run()  # type: ignore[arg-type]
 
 
 def test_what_the_driver_does_not_see_is_said(made: Path, tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_what_the_driver_does_not_see_is_said(made: Path, tmp_path: Path) -> Non
     (tmp_path / "here").mkdir()
     workers = Workers(made, tmp_path / "elsewhere", 1, [])
     with pytest.raises(EngineError, match="choose a place that all machines share"):
-        _Driver(Storage(tmp_path / "here"), "", workers, lambda _: None).run()  # type: ignore[arg-type]
+        HarvestDriver(Storage(tmp_path / "here"), "", workers, lambda _: None).run()  # type: ignore[arg-type]
     # A plan of an earlier harvest lies in both.
     shutil.copy(made / object_keys.plan_key(0), tmp_path / "here")
     workers = Workers(made, tmp_path / "elsewhere", 1, [])
     with pytest.raises(EngineError, match="does not see what n has written"):
-        _Driver(Storage(tmp_path / "here"), "", workers, lambda _: None).run()  # type: ignore[arg-type]
+        HarvestDriver(Storage(tmp_path / "here"), "", workers, lambda _: None).run()  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from actstore.engines.worker_place import place_like_here
 from actstore.errors import HarvestWarning
 from actstore.format.storage import Storage
 from actstore.harvesting import harvest_on_ray
-from actstore.harvesting.harvest_on_ray import _Driver
+from actstore.harvesting.harvest_driver import HarvestDriver
 from actstore.harvesting.harvest_spec import resolve_spec
 from actstore.harvesting.harvest_worker import HarvestWorker
 from schemas.engines import HarvestAnswer, HarvestQuestion, HarvestSetup
@@ -80,7 +80,7 @@ def test_a_corpus_that_ends_early(spec: dict[str, Any], tmp_path: Path) -> None:
         actstore.harvest(spec, "alone")
     threads = Threads(1)
     storage = Storage("out")
-    driver = _Driver(storage, setup_of(spec, "out"), threads, lambda _: None)  # type: ignore[arg-type]
+    driver = HarvestDriver(storage, setup_of(spec, "out"), threads, lambda _: None)  # type: ignore[arg-type]
     driver.run()
     threads.close()
     with pytest.warns(HarvestWarning, match="the corpus ended early") as placed:

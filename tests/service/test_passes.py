@@ -7,22 +7,26 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from actstore.errors import SpecError
+from actstore.errors import ClusterLostError, SpecError
 from actstore.format.storage import Storage
+from actstore.machine.stop_signals import signals
 from schemas.train import TrainSpec
 from tests.service.runs import check_same, tiny_spec, train_alone
 from tests.service.support import new_run
 from tests.support import make_store
 from trainer.errors import ServiceError
+from trainer.passes import executor, pass_process
 from trainer.passes.executor import SubprocessExecutor, environment
 from trainer.passes.heartbeats import ASK_AFTER_S
 from trainer.passes.pass_log import FOLDER
 from trainer.passes.supervisor import Supervisor
 from trainer.queue.database import NAME
 from trainer.queue.queue import Queue
+from trainer.queue.queue_records import Outcome
 from trainer.queue.slots import Slot, engine_slots
 from trainer.training import checkpoint
 
@@ -220,3 +224,59 @@ def test_a_pass_on_ray(queue: Queue, store: str, tmp_path: Path) -> None:
     assert checkpoint.steps(Storage(str(tmp_path / "runs" / "b")))
     train_alone(tmp_path / "alone" / "a", spec)
     check_same(tmp_path / "runs" / "a", tmp_path / "alone" / "a")
+
+
+def test_a_cluster_that_is_lost_is_no_runs_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lost(*_: object) -> None:
+        raise ClusterLostError("Ray's head has given no answer")
+
+    monkeypatch.setattr(pass_process, "_train", lost)
+    monkeypatch.setattr(pass_process, "REACH_WAIT_S", 0.0)
+    run = SimpleNamespace(url="runs/a", spec=tiny_spec("s"), store_url="s")
+    asked = SimpleNamespace(state=tmp_path, device="cpu", engine="ray")
+    with signals() as stop, stop.held():
+        outcome = pass_process._trained([run], asked, stop, None)  # type: ignore[list-item, arg-type]
+    assert outcome == Outcome("lost", "Ray's head has given no answer")
+
+
+@pytest.mark.slow
+def test_the_head_of_a_pass_is_killed(
+    queue: Queue, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "MODULE", "tests.service.hasty_pass_process")
+    state = tmp_path / "state"
+    spec = tiny_spec(store, rows=5000 * 64)
+    (a,) = submit(queue, tmp_path / "runs", a=spec)
+    (slot,) = engine_slots("ray", "cpu", 1)
+    supervisor = Supervisor(queue, [slot], SubprocessExecutor(state, "ray"), state)
+    supervisor.start()
+    try:
+        wait_until(lambda: queue.run(a).progress is not None, queue)
+        (lease,) = queue.leases()
+        os.kill(head_of(lease.pid), signal.SIGKILL)
+        wait_until(lambda: queue.run(a).state == "completed", queue)
+    finally:
+        supervisor.close()
+    assert queue.run(a).attempts == 2
+    (lost,) = [one for one in queue.events() if one.kind == "lost"]
+    assert "Ray's head" in lost.text
+    train_alone(tmp_path / "alone" / "a", spec)
+    # it was saved at other steps as well
+    for name in ("sae.safetensors", "sae.json"):
+        one, other = (tmp_path / folder / "a" / name for folder in ("runs", "alone"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def head_of(pid: int | None) -> int:
+    """The process that is the head of a pass' Ray; pid: of the pass."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            is_head = "gcs_server" in (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if is_head and parent == pid:
+            return int(folder.name)
+    raise AssertionError("no head")

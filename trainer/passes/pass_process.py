@@ -14,7 +14,12 @@ import time
 import traceback
 from pathlib import Path
 
-from actstore.errors import ActstoreError, FullError, StorageError
+from actstore.errors import (
+    ActstoreError,
+    ClusterLostError,
+    FullError,
+    StorageError,
+)
 from actstore.machine.stop_signals import Stop, Stopped, signals
 from actstore.machine.torch_threads import wait_briefly
 from schemas.service import PassSpec
@@ -28,9 +33,9 @@ from trainer.queue.ended_runs import ended_runs
 from trainer.queue.queue import Queue
 from trainer.queue.queue_records import Outcome, QueuedRun
 
-# A storage that cannot be reached would fail the next run too: what waits longest is
-# tried again soonest.
-STORAGE_WAIT_S = 30.0
+# A storage or cluster that cannot be reached would fail the next run too: what waits
+# longest is tried again soonest.
+REACH_WAIT_S = 30.0
 END_TRIES = 10
 
 
@@ -82,10 +87,10 @@ def _trained(
             _train(spec, asked.engine, stop, beats)
     except Stopped:
         return Outcome("stopped")
-    except StorageError as error:
-        if isinstance(error, FullError):
-            return Outcome("failed", str(error))
-        return _storage_lost(error, stop)
+    except FullError as error:
+        return Outcome("failed", str(error))
+    except (StorageError, ClusterLostError) as error:
+        return _lost(error, stop)
     except ActstoreError as error:
         return Outcome("failed", str(error))
     except Exception as error:  # noqa: BLE001 (told to the user; the log has all of it)
@@ -108,10 +113,10 @@ def _train(spec: PassSpec, engine: str | None, stop: Stop, beats: Heartbeats) ->
         train_on_ray(spec, parse_engine(engine), stop, beats.report)
 
 
-def _storage_lost(error: StorageError, stop: Stop) -> Outcome:
+def _lost(error: StorageError | ClusterLostError, stop: Stop) -> Outcome:
     try:
         with stop.released():
-            time.sleep(STORAGE_WAIT_S)
+            time.sleep(REACH_WAIT_S)
     except Stopped:
         return Outcome("stopped")
     return Outcome("lost", str(error))

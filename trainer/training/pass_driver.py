@@ -16,7 +16,7 @@ from typing import NamedTuple
 from actstore.engines.ray_engine import RayWorkers, Reply
 from actstore.engines.work_error import as_raised
 from actstore.engines.worker_place import node
-from actstore.errors import EngineError
+from actstore.errors import ClusterLostError, EngineError
 from actstore.format.storage import Storage
 from actstore.machine.stop_signals import Stop, Stopped
 from schemas.engines import PassAnswer, PassProgress, PassQuestion
@@ -31,6 +31,9 @@ WAIT_S = 0.5
 MEET_S = 10.0
 # A pass that is stopped saves within this time, or is ended.
 SAVE_S = 120.0
+# Without its head, a cluster's workers end within 60 s, of which some have passed.
+SAVE_LOST_S = 20.0
+KEPT = "What was saved is kept: --resume goes on from there"
 MOST_TRIES = 3
 MOST_LOST = 5
 
@@ -126,16 +129,21 @@ class PassDriver:
                 self._listen()
                 if self._last:
                     self.report(self._progress())
+        except ClusterLostError as error:
+            self._save_all(signal.SIGTERM)
+            raise ClusterLostError(f"{error}. {KEPT}") from None
         except BaseException:
             # A pass that failed, say, ends the sweep; the others save what they have.
             self._save_all(signal.SIGTERM)
             raise
         if self.stop.number is not None and len(self._ended) < len(passes):
-            self._save_all(self.stop.number)
+            others = "the others are saved"
+            if not self._save_all(self.stop.number):
+                others = "not all others could be saved: these have their checkpoints"
             raise Stopped(
                 self.stop.number,
                 f"stopped; {len(self._ended)} of {len(passes)} passes have ended, and"
-                " the others are saved",
+                f" {others}",
             )
         return [self._ended[number] for number in numbers]
 
@@ -212,7 +220,7 @@ class PassDriver:
         if self._n_lost >= MOST_LOST or tries >= MOST_TRIES:
             raise EngineError(
                 f"{self._n_lost} workers were lost one after the other; the last one:"
-                f" {why}. What was saved is kept: --resume goes on from there"
+                f" {why}. {KEPT}"
             )
         self._begin_worker()
 
@@ -225,11 +233,16 @@ class PassDriver:
         self._began.setdefault(number, time.monotonic())
         return PassQuestion(begin=self._passes[number])
 
-    def _save_all(self, number: int) -> None:
-        """Have every pass that is being trained stop and save."""
+    def _save_all(self, number: int) -> bool:
+        """Have every pass that is being trained stop and save; return whether all did.
+
+        number: The signal's that ends them.
+        """
         self._to_do.clear()
-        until = time.monotonic() + SAVE_S
+        save_s = SAVE_LOST_S if self.workers.is_lost else SAVE_S
+        until = time.monotonic() + save_s
         told: set[int] = set()
+        all_saved = True
         while time.monotonic() < until:
             busy = {
                 worker
@@ -237,7 +250,7 @@ class PassDriver:
                 if seat.number is not None
             }
             if not busy:
-                return
+                return all_saved
             for worker in busy - told:
                 if not self.workers.is_asked(worker):
                     self.workers.ask(worker, PassQuestion(stop=number).to_json())
@@ -245,13 +258,16 @@ class PassDriver:
             for reply in self.workers.replies(WAIT_S):
                 seat = self._seats[reply.worker]
                 if reply.answer is None:
+                    all_saved = all_saved and seat.number is None
                     del self._seats[reply.worker]
                     continue
                 answer = PassAnswer.model_validate_json(reply.answer)
                 if answer.stage != "training":
+                    all_saved = all_saved and answer.error is None
                     seat.number = None
                 elif reply.worker in told:
                     self.workers.ask(reply.worker, PassQuestion().to_json())
+        return False
 
     def _progress(self) -> Progress:
         """Return the progress of all passes, as if they were one.
