@@ -28,6 +28,7 @@ from trainer.queue.database import NAME
 from trainer.queue.queue import Queue
 from trainer.queue.queue_records import Outcome
 from trainer.queue.slots import Slot, engine_slots
+from trainer.runs.run_lock import RunLock
 from trainer.training import checkpoint
 
 SLOT = Slot("cpu-0", "cpu", 1 << 40, {"OMP_NUM_THREADS": "1"})
@@ -267,6 +268,27 @@ def test_the_head_of_a_pass_is_killed(
     for name in ("sae.safetensors", "sae.json"):
         one, other = (tmp_path / folder / "a" / name for folder in ("runs", "alone"))
         assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_a_run_that_another_process_trains_is_tried_again(
+    supervisor: Supervisor,
+    queue: Queue,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor, "MODULE", "tests.service.hasty_pass_process")
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    lock = RunLock(Storage(folder))
+    lock.take()
+    (a,) = submit(queue, tmp_path / "runs", a=tiny_spec(store))
+    supervisor.wake()
+    wait_until(lambda: any(one.kind == "lost" for one in queue.events()), queue)
+    lock.free()
+    wait_until(lambda: queue.run(a).state == "completed", queue)
+    told = [one.text for one in queue.events() if one.kind == "lost"]
+    assert all("another process is training this run" in text for text in told)
 
 
 def head_of(pid: int | None) -> int:

@@ -23,7 +23,7 @@ from actstore.errors import (
 from actstore.machine.stop_signals import Stop, Stopped, signals
 from actstore.machine.torch_threads import wait_briefly
 from schemas.service import PassSpec
-from trainer.errors import ServiceError
+from trainer.errors import RunLockedError, ServiceError
 from trainer.passes.heartbeats import LOST, Heartbeats
 from trainer.passes.pass_log import log_path
 from trainer.passes.places_file import check_store_again
@@ -89,7 +89,7 @@ def _trained(
         return Outcome("stopped")
     except FullError as error:
         return Outcome("failed", str(error))
-    except (StorageError, ClusterLostError) as error:
+    except (StorageError, ClusterLostError, RunLockedError) as error:
         return _lost(error, stop)
     except ActstoreError as error:
         return Outcome("failed", str(error))
@@ -113,7 +113,8 @@ def _train(spec: PassSpec, engine: str | None, stop: Stop, beats: Heartbeats) ->
         train_on_ray(spec, parse_engine(engine), stop, beats.report)
 
 
-def _lost(error: StorageError | ClusterLostError, stop: Stop) -> Outcome:
+def _lost(error: ActstoreError, stop: Stop) -> Outcome:
+    """Wait a while, after what may pass by itself; return that it is tried again."""
     try:
         with stop.released():
             time.sleep(REACH_WAIT_S)
