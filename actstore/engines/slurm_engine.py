@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 from actstore.engines.engine_option import EngineOptions
 from actstore.engines.slurm_folder import JobFolder
-from actstore.engines.slurm_queue import main_ids, queued
+from actstore.engines.slurm_queue import cancel, main_ids, queued
 from actstore.engines.slurm_submit import (
     LocalJobs,
     imported_submitit,
     submit,
     submit_locally,
 )
-from actstore.errors import EngineError, SpecError
+from actstore.errors import ClusterLostError, EngineError, SpecError
 from actstore.machine.stop_signals import Stopped
 from schemas.slurm import JobOutcome, JobWork, SubmittedJobs
 
@@ -36,6 +36,7 @@ ASK_QUEUE_S = 20.0  # between two questions to Slurm, which many users ask
 # Looks at the queue in which a job that has not said how it ended has to be missing:
 # what it wrote may be seen late on a network's disk.
 LOOKS_WITHOUT = 3
+END_JOBS_S = 120.0  # how long jobs may take to save and end
 
 Look = Callable[[list[str | None]], None]
 """Is given what each job has told of its progress, as JSON."""
@@ -65,10 +66,17 @@ class Task:
 
 
 class Failed(NamedTuple):
-    """A job that did not do its work."""
+    """A job that did not do its work.
+
+    Attributes:
+        work: What it was to do.
+        outcome: How it ended.
+        is_lost: Whether it ended without saying how.
+    """
 
     work: JobWork
     outcome: JobOutcome
+    is_lost: bool
 
 
 def run_jobs(
@@ -90,6 +98,7 @@ def run_jobs(
 
     Raises:
         EngineError: submitit or Slurm is not there, Slurm refuses, or a job failed.
+        ClusterLostError: Jobs were lost, and none failed.
         SpecError: Jobs of another call are still in the queue.
         Stopped: A signal came; Slurm's jobs go on.
     """
@@ -112,7 +121,9 @@ def run_jobs(
         folder.remove()
         return
     folder.keep_logs()
-    raise EngineError(_told(failed, submitted, folder, task.kept))
+    failed.sort(key=lambda one: one.is_lost)
+    kind = ClusterLostError if failed[0].is_lost else EngineError
+    raise kind(_told(failed, submitted, folder, task.kept))
 
 
 def clear_left(folder: JobFolder) -> None:
@@ -123,6 +134,31 @@ def clear_left(folder: JobFolder) -> None:
     earlier = folder.submitted() if folder.path.is_dir() else None
     if earlier is not None and queued(earlier.job_name) == {}:
         folder.remove()
+
+
+def end_jobs(folder: JobFolder) -> None:
+    """End the jobs of a folder, wait until none is in the queue, and remove it.
+
+    Raises:
+        ClusterLostError: Slurm gives no answer, or keeps them.
+    """
+    submitted = folder.submitted()
+    until = time.monotonic() + END_JOBS_S
+    is_asked = False  # once: at a second signal a job ends without saving
+    while submitted is not None:
+        left = queued(submitted.job_name)
+        if left == {}:
+            break
+        if time.monotonic() > until:
+            what = "squeue gives no answer" if left is None else main_ids(left)
+            raise ClusterLostError(
+                f"{folder.path}: its jobs could not be ended in Slurm's queue: {what}"
+            )
+        if left and not is_asked:
+            cancel(left)
+            is_asked = True
+        time.sleep(LOOK_S)
+    folder.remove()
 
 
 def _as_submitted(task: Task, folder: JobFolder) -> SubmittedJobs:
@@ -253,12 +289,13 @@ class _Waiting:
             "it ended without saying why: it was cancelled or killed, or took more"
             " memory or time than it was given"
         )
-        self._end(number, JobOutcome(job=job, error=why))
+        self._end(number, JobOutcome(job=job, error=why), is_lost=True)
 
-    def _end(self, number: int, outcome: JobOutcome) -> None:
+    def _end(self, number: int, outcome: JobOutcome, *, is_lost: bool = False) -> None:
         self.left.discard(number)
         if outcome.error is not None:
-            self.failed.append(Failed(self._submitted.works[number], outcome))
+            work = self._submitted.works[number]
+            self.failed.append(Failed(work, outcome, is_lost))
 
 
 def _told(

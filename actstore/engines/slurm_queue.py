@@ -1,7 +1,11 @@
-"""Which of a command's jobs are in Slurm's queue: waiting, running, or in between."""
+"""Which of a command's jobs are in Slurm's queue: waiting, running, or in between.
+
+And their end, where somebody wants it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 
@@ -32,6 +36,15 @@ def queued(job_name: str) -> dict[int, str] | None:
         if match is not None:
             found[int(match["number"] or 0)] = line
     return found
+
+
+def cancel(jobs: dict[int, str]) -> None:
+    """Ask Slurm to end jobs: each is sent a SIGTERM, and has half a minute to save."""
+    ids = main_ids(jobs).split()
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            ["scancel", *ids], capture_output=True, check=False, timeout=ASK_S
+        )
 
 
 def main_ids(jobs: dict[int, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from types import ModuleType
@@ -167,6 +168,20 @@ def submit_locally(
         stderr_to_stdout=True,
     )
     return LocalJobs(executor, folder, n_jobs, at_once or n_jobs)
+
+
+def check_slurm_here() -> None:
+    """Check that jobs can be submitted from here.
+
+    Raises:
+        EngineError: submitit, or a command of Slurm's, is missing.
+    """
+    imported_submitit()
+    for command in ("sbatch", "srun", "squeue", "scancel"):
+        if shutil.which(command) is None:
+            raise EngineError(
+                f"Slurm's command {command} is not here; run this where you submit jobs"
+            )
 
 
 def imported_submitit() -> ModuleType:

@@ -184,14 +184,19 @@ def test_a_process_is_given_what_it_needs() -> None:
     }
     # it has to be let into the cluster
     assert environment(there, slot, "ray:auto")["RAY_AUTH_TOKEN"] == "secret"
+    there |= {"SBATCH_PARTITION": "gpu", "SLURM_CONF": "/etc/slurm.conf"}
+    by_slurm = environment(there, slot, "slurm")
+    assert by_slurm["SBATCH_PARTITION"] == "gpu"
+    assert "RAY_AUTH_TOKEN" not in by_slurm
 
 
 def test_what_places_passes(tmp_path: Path) -> None:
     SubprocessExecutor(tmp_path, "ray:10.0.0.1:6379")
     with pytest.raises(SpecError, match="wanted ray"):
         SubprocessExecutor(tmp_path, "kubernetes")
-    with pytest.raises(ServiceError, match="trainer sweep --engine slurm"):
-        SubprocessExecutor(tmp_path, "slurm")
+    SubprocessExecutor(tmp_path, "slurm")
+    with pytest.raises(ServiceError, match="it is for trying commands"):
+        SubprocessExecutor(tmp_path, "slurm:local")
 
 
 @pytest.mark.slow
@@ -238,7 +243,7 @@ def test_a_cluster_that_is_lost_is_no_runs_fault(
     run = SimpleNamespace(url="runs/a", spec=tiny_spec("s"), store_url="s")
     asked = SimpleNamespace(state=tmp_path, device="cpu", engine="ray")
     with signals() as stop, stop.held():
-        outcome = pass_process._trained([run], asked, stop, None)  # type: ignore[list-item, arg-type]
+        outcome = pass_process._trained([run], asked, (), stop, None)  # type: ignore[list-item, arg-type]
     assert outcome == Outcome("lost", "Ray's head has given no answer")
 
 

@@ -195,7 +195,8 @@ REFUSED = {
     "--host 192.0.2.1 --stores . --behind-proxy": "token make",
     "--device tpu": "--device tpu",
     "--executor nobody": "nobody",
-    "--executor slurm": "trainer sweep --engine slurm",
+    "--executor slurm": "Slurm's command sbatch is not here",
+    "--executor slurm:local": "wanted local, ray, ray:ADDRESS or slurm",
 }
 
 

@@ -31,8 +31,8 @@ NEEDED = frozenset(
     }
 )
 NEEDED_PREFIXES = ("AWS_", "LC_", "AZURE_STORAGE_", "CUDA_", "NVIDIA_")
-# By which a process is let into a Ray cluster.
-OF_RAY = "RAY_AUTH_"
+# By which a process is let into a Ray cluster, or finds Slurm and its options.
+OF_ENGINES = {"ray": ("RAY_AUTH_",), "slurm": ("SBATCH_", "SLURM_CONF")}
 
 
 class PassProcess(Protocol):
@@ -63,8 +63,8 @@ class SubprocessExecutor:
 
         Args:
             state: The service's folder of state.
-            engine: What places the training on other machines: `ray`, `ray:ADDRESS`;
-                None where the process trains itself.
+            engine: What places the training on other machines: `ray`, `ray:ADDRESS`,
+                `slurm`; None where the process trains itself.
 
         Raises:
             SpecError: It is no engine.
@@ -102,10 +102,10 @@ def checked_engine(text: str) -> Engine:
         ServiceError: It is one that passes are not placed on.
     """
     engine = parse_engine(text)
-    if engine.kind != "ray":
+    if engine.kind == "slurm" and engine.address is not None:
         raise ServiceError(
-            f"--executor {text}: passes are placed by local or ray; on Slurm, use"
-            " `trainer sweep --engine slurm`"
+            f"--executor {text}: it is for trying commands; wanted local, ray,"
+            " ray:ADDRESS or slurm"
         )
     return engine
 
@@ -136,7 +136,9 @@ def environment(
         slot: The slot, whose variables are set.
         engine: What places the training; None: the process itself trains.
     """
-    prefixes = NEEDED_PREFIXES if engine is None else (*NEEDED_PREFIXES, OF_RAY)
+    prefixes: tuple[str, ...] = NEEDED_PREFIXES
+    if engine is not None:
+        prefixes += OF_ENGINES[parse_engine(engine).kind]
     kept = {
         name: value
         for name, value in there.items()

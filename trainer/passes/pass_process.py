@@ -12,8 +12,10 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 
+from actstore.engines.engine_option import parse_engine
 from actstore.errors import (
     ActstoreError,
     ClusterLostError,
@@ -49,7 +51,8 @@ def main() -> int:
         runs = _runs(queue, asked.lease)
         log = log_path(asked.state, asked.lease)
         beats = Heartbeats(queue, asked.lease, runs, log, stop)
-        outcome = _trained(runs, asked, stop, beats)
+        held = {lease.id for lease in queue.leases()}
+        outcome = _trained(runs, asked, held, stop, beats)
         outcomes = _outcomes(runs, outcome)
         beats.close()
         _end(queue, asked.lease, outcomes)
@@ -73,9 +76,16 @@ def _runs(queue: Queue, lease_id: str) -> list[QueuedRun]:
 
 
 def _trained(
-    runs: list[QueuedRun], asked: argparse.Namespace, stop: Stop, beats: Heartbeats
+    runs: list[QueuedRun],
+    asked: argparse.Namespace,
+    held: Collection[str],
+    stop: Stop,
+    beats: Heartbeats,
 ) -> Outcome:
-    """Train; return what is to be said of the runs that have not finished."""
+    """Train; return what is to be said of the runs that have not finished.
+
+    held: all leases that are held now.
+    """
     spec = PassSpec(
         runs={run.url: run.spec for run in runs},
         store=runs[0].store_url,
@@ -84,7 +94,7 @@ def _trained(
     try:
         check_store_again(asked.state, spec.store)
         with stop.released():
-            _train(spec, asked.engine, stop, beats)
+            _train(spec, asked, held, stop, beats)
     except Stopped:
         return Outcome("stopped")
     except FullError as error:
@@ -99,18 +109,29 @@ def _trained(
     return Outcome("lost", "it was trained, but its folder has no sae.json")
 
 
-def _train(spec: PassSpec, engine: str | None, stop: Stop, beats: Heartbeats) -> None:
+def _train(
+    spec: PassSpec,
+    asked: argparse.Namespace,
+    held: Collection[str],
+    stop: Stop,
+    beats: Heartbeats,
+) -> None:
     """Train a pass, here or where an engine places it."""
     wait_briefly()
-    if engine is None:
+    if asked.engine is None:
         from trainer.training.one_pass import train_pass
 
         train_pass(spec, stop=stop, report=beats.report)
-    else:
-        from actstore.engines.engine_option import parse_engine
-        from trainer.passes.pass_on_ray import train_on_ray
+        return
+    engine = parse_engine(asked.engine)
+    if engine.kind == "slurm":
+        from trainer.passes.pass_on_slurm import train_on_slurm
 
-        train_on_ray(spec, parse_engine(engine), stop, beats.report)
+        train_on_slurm(spec, asked.state, asked.lease, held, beats.report)
+        return
+    from trainer.passes.pass_on_ray import train_on_ray
+
+    train_on_ray(spec, engine, stop, beats.report)
 
 
 def _lost(error: ActstoreError, stop: Stop) -> Outcome:

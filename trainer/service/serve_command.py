@@ -85,8 +85,8 @@ def serve_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="What places passes on machines: local, or ray[:ADDRESS].",
-            autocompletion=one_of("local", "ray"),
+            help="What places passes on machines: local, ray[:ADDRESS] or slurm.",
+            autocompletion=one_of("local", "ray", "slurm"),
         ),
     ] = "local",
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from actstore.engines.slurm_submit import check_slurm_here
 from actstore.errors import SpecError
 from actstore.format.storage import Storage
 from actstore.machine import command_values
@@ -40,6 +41,7 @@ def serving_from(
     Raises:
         SpecError: An option cannot be used, or does nothing.
         ServiceError: There are not so many slots.
+        EngineError: Slurm is to place passes, and is not here.
     """
     if device not in DEVICES:
         raise SpecError(f"--device {device}: wanted one of {', '.join(DEVICES)}")
@@ -58,6 +60,8 @@ def serving_from(
     allowed = AllowedStores(prefixes or (str(Path.cwd()),), catalog)
     places = Places(runs_url(runs), allowed.prefixes, catalog)
     engine = None if executor == "local" else checked_engine(executor)
+    if engine is not None and engine.kind == "slurm":
+        check_slurm_here()
     folder = state_folder(runs, state)
     local = Storage(places.runs).local
     if local is not None:

@@ -88,7 +88,9 @@ def sweep_on_slurm(
         with signals(), shown(console) as display:
 
             def look(texts: Sequence[str | None]) -> None:
-                told[:] = [None if text is None else _progress(text) for text in texts]
+                told[:] = [
+                    None if text is None else progress_told(text) for text in texts
+                ]
                 if any(told):
                     display(combined(told))
 
@@ -176,7 +178,7 @@ def _told(now: Progress) -> dict[str, Any]:
     return {**figures, "last": last}
 
 
-def _progress(text: str) -> Progress:
+def progress_told(text: str) -> Progress:
     """Return the progress that a job has told."""
     told = json.loads(text)
     last = {url: _interval(*one) for url, one in told["last"].items()}
