@@ -147,6 +147,6 @@ def test_jobs_are_not_left_to_train_when_slurm_gives_no_answer(
         folder.make()
         folder.write_submitted(jobs)
     with pytest.raises(ClusterLostError, match="left: its jobs could not be ended"):
-        _end_left(tmp_path, {"held"})
+        _end_left(tmp_path, lambda: {"held"})
     assert left.path.is_dir()
-    _end_left(tmp_path, {"held", "left"})
+    _end_left(tmp_path, lambda: {"held", "left"})

@@ -19,13 +19,14 @@ from schemas.slurm import JobWork
 from trainer.training.step_loop import Report
 from trainer.training.sweep_on_slurm import progress_told
 
+Held = Callable[[], Collection[str]]
 FOLDER = "slurm"  # in the service's folder of state, one for each lease
 KEPT = "what was saved is kept"
 LOGS_DAYS = 30  # logs of jobs that failed are kept so long
 
 
 def train_on_slurm(
-    spec: PassSpec, state: Path, lease_id: str, held: Collection[str], report: Report
+    spec: PassSpec, state: Path, lease_id: str, held: Held, report: Report
 ) -> None:
     """Train a pass by one job, and wait for it.
 
@@ -33,7 +34,7 @@ def train_on_slurm(
         spec: The pass, whose runs and store all nodes have to see.
         state: The service's folder of state, which all nodes have to see as well.
         lease_id: The pass' lease.
-        held: All leases that are held now.
+        held: Tells the leases that are held.
         report: Is given the progress.
 
     Raises:
@@ -73,13 +74,17 @@ def _look(report: Report) -> Callable[[Sequence[str | None]], None]:
     return look
 
 
-def _end_left(jobs: Path, held: Collection[str]) -> None:
+def _end_left(jobs: Path, held: Held) -> None:
     """End jobs of passes that nobody waits for any more; remove old logs."""
     if not jobs.is_dir():
         return
-    for path in jobs.iterdir():
+    folders = list(jobs.iterdir())
+    # Asked for after that: a folder is made by who holds its lease, so that one which
+    # another pass makes meanwhile is not taken for one that is left.
+    leases = held()
+    for path in folders:
         folder = JobFolder(path)
-        if path.name in held:
+        if path.name in leases:
             continue
         age_s = time.time() - path.stat().st_mtime
         if folder.submitted() is not None or age_s > LOGS_DAYS * 24 * 3600:

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Collection
 from pathlib import Path
 
 from actstore.engines.engine_option import parse_engine
@@ -51,8 +50,7 @@ def main() -> int:
         runs = _runs(queue, asked.lease)
         log = log_path(asked.state, asked.lease)
         beats = Heartbeats(queue, asked.lease, runs, log, stop)
-        held = {lease.id for lease in queue.leases()}
-        outcome = _trained(runs, asked, held, stop, beats)
+        outcome = _trained(runs, asked, queue, stop, beats)
         outcomes = _outcomes(runs, outcome)
         beats.close()
         _end(queue, asked.lease, outcomes)
@@ -78,14 +76,11 @@ def _runs(queue: Queue, lease_id: str) -> list[QueuedRun]:
 def _trained(
     runs: list[QueuedRun],
     asked: argparse.Namespace,
-    held: Collection[str],
+    queue: Queue,
     stop: Stop,
     beats: Heartbeats,
 ) -> Outcome:
-    """Train; return what is to be said of the runs that have not finished.
-
-    held: all leases that are held now.
-    """
+    """Train; return what is to be said of the runs that have not finished."""
     spec = PassSpec(
         runs={run.url: run.spec for run in runs},
         store=runs[0].store_url,
@@ -94,7 +89,7 @@ def _trained(
     try:
         check_store_again(asked.state, spec.store)
         with stop.released():
-            _train(spec, asked, held, stop, beats)
+            _train(spec, asked, queue, stop, beats)
     except Stopped:
         return Outcome("stopped")
     except FullError as error:
@@ -112,7 +107,7 @@ def _trained(
 def _train(
     spec: PassSpec,
     asked: argparse.Namespace,
-    held: Collection[str],
+    queue: Queue,
     stop: Stop,
     beats: Heartbeats,
 ) -> None:
@@ -126,6 +121,9 @@ def _train(
     engine = parse_engine(asked.engine)
     if engine.kind == "slurm":
         from trainer.passes.pass_on_slurm import train_on_slurm
+
+        def held() -> set[str]:
+            return {lease.id for lease in queue.leases()}
 
         train_on_slurm(spec, asked.state, asked.lease, held, beats.report)
         return
