@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from actstore.errors import OthersUnfinishedError
+from actstore.errors import ExistsError, OthersUnfinishedError
 from actstore.format import object_keys
 from actstore.format.storage import Storage
 from actstore.harvesting.harvest import harvest
@@ -22,8 +22,9 @@ def harvest_share(text: str, _stop: Stop, tell: Callable[[str], None]) -> None:
         tell: Is given the progress, as JSON.
     """
     job = HarvestJob.model_validate_json(text)
+    storage = Storage(job.out)
     # A job that was ended after the store was finished, and queued again.
-    if Storage(job.out).exists(object_keys.MANIFEST):
+    if storage.exists(object_keys.MANIFEST):
         return
 
     def report(progress: Progress) -> None:
@@ -35,3 +36,7 @@ def harvest_share(text: str, _stop: Stop, tell: Callable[[str], None]) -> None:
         )
     except OthersUnfinishedError:
         return
+    except ExistsError:
+        # Another job has finished it while this one loaded its model.
+        if not storage.exists(object_keys.MANIFEST):
+            raise

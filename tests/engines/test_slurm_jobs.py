@@ -20,10 +20,12 @@ from actstore.engines.engine_option import Engine, EngineOptions
 from actstore.engines.slurm_folder import JobFolder, folder_beside
 from actstore.engines.slurm_queue import main_ids, queued
 from actstore.engines.slurm_submit import submit
-from actstore.errors import EngineError, SpecError
-from actstore.harvesting import harvest_on_slurm
+from actstore.errors import EngineError, ExistsError, SpecError
+from actstore.format.storage import Storage
+from actstore.harvesting import harvest_job, harvest_on_slurm
 from actstore.harvesting.harvest_spec import resolve_spec
 from actstore.harvesting.progress import Progress
+from actstore.machine.stop_signals import Stop
 from schemas.harvest import HarvestSpec
 from schemas.slurm import JobOutcome, JobWork, SubmittedJobs
 from schemas.train import TrainSpec
@@ -332,3 +334,19 @@ def test_a_sweep_in_this_process_is_the_same(store: Path, tmp_path: Path) -> Non
         ]
         assert weights[0] == weights[1]
     assert not [path for path in tmp_path.iterdir() if "slurm" in path.name]
+
+
+def test_a_store_that_another_job_finishes_meanwhile(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one had found it unfinished, and then loaded its model."""
+    looks = iter([False, True])
+    monkeypatch.setattr(Storage, "exists", lambda *_: next(looks))
+    work = harvest_on_slurm._works(resolve_spec(HARVEST), str(store), 2, "cpu")[0]
+
+    def finished(*_: object, **__: object) -> None:
+        raise ExistsError("a finished store is already there")
+
+    monkeypatch.setattr(harvest_job, "harvest", finished)
+    harvest_job.harvest_share(work.text, Stop(), print)
+    assert next(looks, None) is None
