@@ -5,6 +5,7 @@ Everything that cannot be used is refused here, before an engine is touched.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from actstore.errors import SpecError
 WANTED = "wanted ray, ray:ADDRESS, slurm, slurm:local or slurm:debug"
 # Slurm itself takes these as places: submitit's stand-ins on this machine.
 SLURM_STAND_INS = ("local", "debug")
+# Processes that one machine is asked to run, for each of its cores.
+MOST_EACH_CORE = 8
 SLURM_KEYS = ("partition", "time", "account")
 # 90, 90:00, 8:00:00, 1-12, 1-12:30, 1-12:30:00: as sbatch takes them.
 _TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")
@@ -105,8 +108,8 @@ def engine_options(
             raise SpecError(f"{given[0]}: there is no engine; give one with --engine")
         return None
     parsed = parse_engine(engine)
-    if workers is not None and workers < 1:
-        raise SpecError(f"--workers {workers}: wanted 1 or more")
+    if workers is not None:
+        _check_workers(parsed, workers)
     if asked and (parsed.kind != "slurm" or parsed.address is not None):
         raise SpecError(
             f"--{next(iter(asked))} is an option of Slurm, and --engine is {engine};"
@@ -118,6 +121,18 @@ def engine_options(
             " given a GPU of its own"
         )
     return EngineOptions(parsed, workers, _slurm_options(asked))
+
+
+def _check_workers(engine: Engine, workers: int) -> None:
+    if workers < 1:
+        raise SpecError(f"--workers {workers}: wanted 1 or more")
+    is_here = (engine.kind, engine.address) in {("ray", None), ("slurm", "local")}
+    n_cores = os.cpu_count() or 1
+    if is_here and workers > MOST_EACH_CORE * n_cores:
+        raise SpecError(
+            f"--workers {workers}: each is a process of this machine, which has"
+            f" {n_cores} cores; wanted at most {MOST_EACH_CORE * n_cores}"
+        )
 
 
 def _slurm_options(asked: Mapping[str, Any]) -> dict[str, str]:

@@ -69,6 +69,8 @@ def test_other_texts_are_refused(text: str) -> None:
         ("--engine ray --time 90", "--time is an option of Slurm"),
         ("--engine slurm --time soon", "--time 'soon': wanted minutes"),
         ("--engine slurm --partition p;rm", "--partition 'p;rm': wanted a name"),
+        ("--engine ray --workers 100000", "each is a process of this machine"),
+        ("--engine slurm:local --workers 100000", "each is a process of this machine"),
         ("--engine ray --worker 1/2", "--worker: an engine shares the work by itself"),
         ("--engine ray --device cuda:1", "wanted cpu or cuda"),
         ("--engine ray --device auto", "wanted cpu or cuda"),
