@@ -64,7 +64,7 @@ class NumericsError(ActstoreError):
 
 
 class EngineError(ActstoreError):
-    """What places work on machines is not there, or work that it placed failed."""
+    """An engine is not there, or work that it placed on machines failed."""
 
 
 class ClusterLostError(EngineError):

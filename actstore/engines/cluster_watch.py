@@ -20,7 +20,7 @@ CONNECT_S = 2.0
 
 
 class Place(NamedTuple):
-    """What has to be there.
+    """A part of a cluster that has to be there.
 
     Attributes:
         name: What it is, for messages.

@@ -1,4 +1,4 @@
-"""What was asked for of an engine: `ray`, `ray:ADDRESS`, `slurm`, and its options.
+"""The engine that was asked for: `ray`, `ray:ADDRESS`, `slurm`, and its options.
 
 Everything that cannot be used is refused here, before an engine is touched.
 """

@@ -33,6 +33,15 @@ def install(folder: Path) -> Path:
     return programs
 
 
+def end_all(folder: Path) -> None:
+    """End the jobs that are left."""
+    for path in folder.glob("*.pid"):
+        try:
+            os.kill(int(path.read_text()), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
 def main(name: str, folder: str, words: list[str]) -> None:
     globals()[name](Path(folder), words)
 

@@ -54,11 +54,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(slurm_engine, "LOOK_S", 0.1)
     monkeypatch.setattr(slurm_engine, "ASK_QUEUE_S", 0.5)
     yield folder
-    for path in folder.glob("*.pid"):
-        try:
-            os.kill(int(path.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    fake_slurm.end_all(folder)
 
 
 def when_working(slurm: Path, job: str, out: Path, number: int) -> threading.Thread:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import actstore
 from actstore.format.local_writes import is_temporary
 from schemas.train import TrainSpec
-from tests.service.support import spec
+from tests.service.support import new_run, spec
+from trainer.queue.queue import Queue
 from trainer.training.train_group import train_group
 
 STEPS, BATCH = 60, 64
@@ -29,6 +32,23 @@ def tiny_spec(store: str, **more: Any) -> TrainSpec:
 def train_alone(run: Path, one: TrainSpec) -> None:
     """Train a run undisturbed."""
     train_group(actstore.open(one.store), {str(run): one})
+
+
+def submit(queue: Queue, folder: Path, **specs: TrainSpec) -> list[str]:
+    """Submit runs by name, to be written into a folder; return their ids."""
+    runs = [
+        new_run(name, folder, spec=one, store_url=one.store, rows=one.rows)
+        for name, one in specs.items()
+    ]
+    return queue.submit(runs, "ana")
+
+
+def wait_until(condition: Callable[[], bool], queue: Queue) -> None:
+    """Wait for something of a queue, for two minutes at most."""
+    give_up = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < give_up, queue.events()
+        time.sleep(0.05)
 
 
 def check_same(run: Path, undisturbed: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,8 @@ from actstore.engines.slurm_folder import JobFolder
 from actstore.errors import ClusterLostError
 from actstore.format.storage import Storage
 from schemas.slurm import JobWork, SubmittedJobs
-from schemas.train import TrainSpec
 from tests.engines import fake_slurm
-from tests.service.runs import check_same, tiny_spec, train_alone
-from tests.service.support import new_run
+from tests.service.runs import check_same, submit, tiny_spec, train_alone, wait_until
 from tests.support import make_store
 from trainer.passes.executor import SubprocessExecutor
 from trainer.passes.pass_on_slurm import FOLDER, _end_left
@@ -51,11 +48,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     programs = fake_slurm.install(folder)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     yield folder
-    for path in folder.glob("*.pid"):
-        try:
-            os.kill(int(path.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    fake_slurm.end_all(folder)
 
 
 @pytest.fixture
@@ -67,21 +60,6 @@ def supervisor(queue: Queue, slurm: Path, tmp_path: Path) -> Iterator[Supervisor
     one.close()
     assert one.trouble is None
     assert queue.leases() == []
-
-
-def wait_until(condition: Callable[[], bool], queue: Queue) -> None:
-    give_up = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < give_up, queue.events()
-        time.sleep(0.05)
-
-
-def submit(queue: Queue, folder: Path, **specs: TrainSpec) -> list[str]:
-    runs = [
-        new_run(name, folder, spec=one, store_url=one.store, rows=one.rows)
-        for name, one in specs.items()
-    ]
-    return queue.submit(runs, "ana")
 
 
 def in_queue(slurm: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +14,7 @@ import pytest
 from actstore.errors import ClusterLostError, SpecError
 from actstore.format.storage import Storage
 from actstore.machine.stop_signals import signals
-from schemas.train import TrainSpec
-from tests.service.runs import check_same, tiny_spec, train_alone
-from tests.service.support import new_run
+from tests.service.runs import check_same, submit, tiny_spec, train_alone, wait_until
 from tests.support import make_store
 from trainer.errors import ServiceError
 from trainer.passes import executor, pass_process
@@ -55,23 +53,6 @@ def supervisor(queue: Queue, tmp_path: Path) -> Iterator[Supervisor]:
     one.close()
     assert one.trouble is None
     assert queue.leases() == []
-
-
-def wait_until(condition: Callable[[], bool], queue: Queue) -> None:
-    give_up = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < give_up, queue.events()
-        time.sleep(0.05)
-
-
-def submit(queue: Queue, folder: Path, **specs: TrainSpec) -> list[str]:
-    return queue.submit(
-        [
-            new_run(name, folder, spec=one, store_url=one.store, rows=one.rows)
-            for name, one in specs.items()
-        ],
-        "ana",
-    )
 
 
 def test_runs_of_a_pass_fare_each_by_itself(
